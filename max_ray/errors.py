@@ -1,0 +1,122 @@
+"""Every error a user of max_ray can meet, in one tree; each class knows the HTTP status it becomes.
+
+    MaxRayError (500)
+    |- InputError (400)                a request that cannot be served as it stands; also a ValueError
+    |  |- PromptTooLongError
+    |  `- ModelNotServedError (404)
+    |- ConfigError                     a setting, path or model that cannot work; also a ValueError
+    |  |- ModelPathError               no such path, no config.json, nothing to load
+    |  |- ArchitectureNotFoundError    no registered family has this name
+    |  |- EncodingNotSupportedError
+    |  `- ParallelismError             tensor_parallel_size does not fit the heads or the cluster
+    |- WeightsError                    a checkpoint that does not match its network
+    |- DeviceError                     no such device on this machine
+    |- InsufficientBlocksError (503)   the KV cache has no room for this request
+    |- QueueFullError (429)            the bounded queue is full; carries `retry_after` seconds
+    |- WorkerGroupError (503)          a worker of the tensor-parallel group died or hangs
+    `- StaleLeaseError                 a call from a replica whose lease has passed to another
+
+A message says what is wrong and what to do about it. Bugs of ours are plain assertions, not these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class MaxRayError(Exception):
+    """Base of all errors that max_ray raises on purpose."""
+
+    http_status: int = 500
+    error_type: str = "internal_error"
+
+
+class InputError(MaxRayError, ValueError):
+    """The request is at fault. `param` names the offending field where there is one."""
+
+    http_status = 400
+    error_type = "invalid_request_error"
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class PromptTooLongError(InputError):
+    def __init__(self, num_tokens: int, max_length: int) -> None:
+        super().__init__(
+            f"The prompt has {num_tokens} tokens, but this model is served with max_length={max_length} and at "
+            f"least one token must be left to generate. Shorten the prompt or serve with a larger --max-length.",
+            param="prompt",
+        )
+        self.num_tokens = num_tokens
+        self.max_length = max_length
+
+
+class ModelNotServedError(InputError):
+    http_status = 404
+
+
+class ConfigError(MaxRayError, ValueError):
+    """A setting cannot work. Raised before anything is loaded."""
+
+
+class ModelPathError(ConfigError):
+    pass
+
+
+class ArchitectureNotFoundError(ConfigError):
+    pass
+
+
+class EncodingNotSupportedError(ConfigError):
+    pass
+
+
+class ParallelismError(ConfigError):
+    pass
+
+
+class WeightsError(MaxRayError):
+    """The checkpoint and the network do not match: the message names the tensors."""
+
+
+class DeviceError(MaxRayError, RuntimeError):
+    pass
+
+
+class InsufficientBlocksError(MaxRayError, RuntimeError):
+    http_status = 503
+    error_type = "insufficient_kv_cache"
+
+
+class QueueFullError(MaxRayError):
+    http_status = 429
+    error_type = "queue_full"
+
+    def __init__(self, message: str, *, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+    def __reduce__(self) -> tuple[object, ...]:  # keyword-only arguments do not survive the default pickle
+        return (_queue_full, (str(self), self.retry_after))
+
+
+def _queue_full(message: str, retry_after: float) -> QueueFullError:
+    return QueueFullError(message, retry_after=retry_after)
+
+
+class WorkerGroupError(MaxRayError, RuntimeError):
+    http_status = 503
+    error_type = "workers_unavailable"
+
+
+class StaleLeaseError(MaxRayError, RuntimeError):
+    pass
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """` Did you mean 'x'?` for the known name closest to `name`, or an empty string."""
+    close = get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,64 @@
+"""The contracts that every layer shares: words and shapes, no behaviour. Imports neither torch nor Ray."""
+
+from max_ray.interfaces.context import LogProbabilities, TextContext, TokenBuffer
+from max_ray.interfaces.encoding import KVCacheStrategy, RopeType, SupportedEncoding, WeightsFormat
+from max_ray.interfaces.executor import Executor, RunRequest, RunRow, StepOutput
+from max_ray.interfaces.kv_cache import (
+    KVCacheParams,
+    KVLedger,
+    LeaseGrant,
+    LeaseReply,
+    LeaseRequest,
+    LeaseWant,
+)
+from max_ray.interfaces.model import KVCacheInputs, ModelInputs, ModelOutputs, PipelineModel
+from max_ray.interfaces.pipeline import (
+    Pipeline,
+    PipelineInputs,
+    PipelineOutput,
+    PipelineOutputsDict,
+    PipelinesFactory,
+    TextGenerationInputs,
+    TextGenerationOutput,
+)
+from max_ray.interfaces.request import Request, RequestID, SamplingParams, TextGenerationRequest
+from max_ray.interfaces.task import GenerationStatus, PipelineTask
+from max_ray.interfaces.tokenizer import PipelineTokenizer
+
+__all__ = [
+    "Executor",
+    "GenerationStatus",
+    "KVCacheInputs",
+    "KVCacheParams",
+    "KVCacheStrategy",
+    "KVLedger",
+    "LeaseGrant",
+    "LeaseReply",
+    "LeaseRequest",
+    "LeaseWant",
+    "LogProbabilities",
+    "ModelInputs",
+    "ModelOutputs",
+    "Pipeline",
+    "PipelineInputs",
+    "PipelineModel",
+    "PipelineOutput",
+    "PipelineOutputsDict",
+    "PipelineTask",
+    "PipelineTokenizer",
+    "PipelinesFactory",
+    "Request",
+    "RequestID",
+    "RopeType",
+    "RunRequest",
+    "RunRow",
+    "SamplingParams",
+    "StepOutput",
+    "SupportedEncoding",
+    "TextContext",
+    "TextGenerationInputs",
+    "TextGenerationOutput",
+    "TextGenerationRequest",
+    "TokenBuffer",
+    "WeightsFormat",
+]

@@ -1,0 +1,45 @@
+"""Names of weight encodings, checkpoint formats, rope layouts and cache strategies (the strings are MAX's)."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class SupportedEncoding(str, Enum):
+    """How the weights of a model are stored and executed."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    q4_k = "q4_k"
+    q4_0 = "q4_0"
+    q6_k = "q6_k"
+    q8_0 = "q8_0"
+    float8_e4m3fn = "float8_e4m3fn"
+    gptq = "gptq"
+    awq = "awq"
+
+    @property
+    def cache_dtype(self) -> str:
+        """dtype of keys and values, and of the activations, under this encoding."""
+        return self.value if self.value in ("float32", "float16") else "bfloat16"
+
+
+class WeightsFormat(str, Enum):
+    safetensors = "safetensors"
+    gguf = "gguf"
+
+
+class RopeType(str, Enum):
+    """Order of the rotated pairs: `normal` interleaves them (GGUF), `neox` splits the head in halves (Hugging Face)."""
+
+    none = "none"
+    normal = "normal"
+    neox = "neox"
+    longrope = "longrope"
+    yarn = "yarn"
+
+
+class KVCacheStrategy(str, Enum):
+    MODEL_DEFAULT = "model_default"
+    PAGED = "paged"

@@ -1,0 +1,122 @@
+"""The run: one message to the workers, many steps, one answer a step.
+
+A pipeline turns contexts into a RunRequest and hands it to its executor (in this process, or a worker group). The
+first step of a run is ragged: whole prompts, chunks of prompts and single decode tokens side by side. Rows that
+sampled go on, one token a step, until the run's `num_steps` are done, the row is done, or the run is interrupted at a
+step boundary. Everything a worker needs is in the message: workers keep nothing that a context cannot rebuild.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from max_ray.interfaces.context import LogProbabilities, TextContext
+from max_ray.interfaces.request import SamplingParams
+
+
+@dataclass(slots=True)
+class RunRow:
+    """One request's part of a run.
+
+    active_tokens: int64 [n >= 1], what the first step runs; their positions start at `processed_length`.
+    block_table: int32, covers processed_length + n + (steps this row may take - 1) tokens.
+    max_new_tokens: tokens the row may sample in this run; 0 for a prompt chunk that is not the last.
+    generated_length: tokens generated before this run; numbers the random draws (0 for the first one).
+    history: int64 prompt + generated tokens before this run, only when penalties need it; `prompt_length` splits it.
+    log_probabilities: alternatives to report per sampled token; None for nothing.
+    echo: report log probabilities of the active prompt tokens too; `echo_next`: the token that follows the last
+    active one in the prompt (-1 when that is the end), so that chunks join up.
+    extra: tensors or values of a custom ModelInputs.
+    """
+
+    request_id: str
+    active_tokens: npt.NDArray[np.int64]
+    processed_length: int
+    block_table: npt.NDArray[np.int32]
+    max_new_tokens: int
+    sampling_params: SamplingParams
+    stop_ids: frozenset[int]
+    generated_length: int
+    prompt_length: int
+    history: npt.NDArray[np.int64] | None = None
+    log_probabilities: int | None = None
+    echo: bool = False
+    echo_next: int = -1
+    extra: dict[str, Any] | None = None
+
+    @property
+    def samples(self) -> bool:
+        return self.max_new_tokens > 0
+
+    @property
+    def num_logits(self) -> int:
+        """Of how many trailing active tokens logits are wanted in the first step."""
+        return len(self.active_tokens) if self.echo else int(self.samples)
+
+    @classmethod
+    def from_context(cls, context: TextContext, num_steps: int) -> RunRow:
+        """The row that runs `context`'s active tokens and then up to `num_steps - 1` more."""
+        params = context.sampling_params
+        samples = not context.prompt_in_chunks
+        echo = context.log_probabilities_echo and context.processed_length < context.tokens.prompt_length
+        return cls(
+            request_id=context.request_id.value,
+            active_tokens=context.active_tokens.copy(),
+            processed_length=context.processed_length,
+            block_table=context.block_table,
+            max_new_tokens=min(num_steps, context.remaining_new_tokens) if samples else 0,
+            sampling_params=params,
+            stop_ids=context.stop_ids,
+            generated_length=context.tokens.generated_length,
+            prompt_length=context.tokens.prompt_length,
+            history=context.tokens.all.copy() if params.needs_penalties else None,
+            log_probabilities=context.log_probabilities,
+            echo=echo,
+            echo_next=int(context.tokens.all[context.active_end]) if echo and not samples else -1,
+            extra=context.extra or None,
+        )
+
+
+@dataclass(slots=True)
+class RunRequest:
+    """One run. `released`: requests that ended since the last run; workers drop their block tables."""
+
+    run_id: int
+    rows: list[RunRow]
+    num_steps: int
+    released: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class StepOutput:
+    """What one step gave. Row i is RunRequest.rows[i]; tokens[i] = -1 where the row did not sample in this step
+    (a prompt chunk, or a row that ended earlier).
+
+    log_probabilities: row -> entry for its token. prompt_log_probabilities: row -> one entry an active prompt token
+    (None for the first token of a prompt), first step only.
+    `last`: no further step of this run follows (done or interrupted).
+    """
+
+    step: int
+    tokens: npt.NDArray[np.int64]
+    last: bool
+    log_probabilities: dict[int, LogProbabilities] | None = None
+    prompt_log_probabilities: dict[int, list[LogProbabilities | None]] | None = None
+
+
+class Executor(Protocol):
+    """Where runs are run. At most one run at a time is in progress; a second one waits for it."""
+
+    def execute(self, request: RunRequest) -> Iterator[StepOutput]:
+        """Runs and yields, blocking. Raises WorkerGroupError when a worker dies."""
+
+    def stream(self, request: RunRequest) -> AsyncIterator[StepOutput]:
+        """The same without blocking the event loop."""
+
+    def interrupt(self, run_id: int) -> None:
+        """Ends the run at the next step boundary. Returns at once; a run that is over or unknown is fine."""

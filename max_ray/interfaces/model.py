@@ -1,0 +1,132 @@
+"""PipelineModel: what a model family must provide, and the tensors that go in and out of it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from max_ray.interfaces.executor import RunRow
+from max_ray.interfaces.kv_cache import KVCacheParams
+
+if TYPE_CHECKING:
+    import torch
+
+    from max_ray.config import PipelineConfig
+    from max_ray.distributed.group import TPGroup
+    from max_ray.weights.source import WeightSource
+
+
+@dataclass(slots=True)
+class KVCacheInputs:
+    """The paged cache as one step sees it. B rows, T new tokens in all; tensors on the model's device.
+
+    keys, values: per layer [num_blocks, page_size, num_kv_heads, head_dim]; updated in place.
+    block_tables: int32 [B, max_blocks], padded with 0 past a row's own blocks.
+    cache_lengths: int32 [B], tokens of each row in the cache before this step.
+    slot_mapping: int64 [T], where each new token goes: block_id * page_size + offset.
+    max_kv_length: longest row after this step (host integer).
+    """
+
+    keys: list[torch.Tensor]
+    values: list[torch.Tensor]
+    block_tables: torch.Tensor
+    cache_lengths: torch.Tensor
+    slot_mapping: torch.Tensor
+    max_kv_length: int
+    page_size: int
+
+
+@dataclass
+class ModelInputs:
+    """Inputs of one forward pass over a ragged batch; subclass it only for further tensors (images, routing).
+
+    tokens: int64 [T]. positions: int64 [T]. qo_indptr: int32 [B + 1], row b is [qo_indptr[b], qo_indptr[b + 1]).
+    logit_indices: int64 [N], the token indices whose logits are wanted, in row order.
+    """
+
+    tokens: torch.Tensor
+    positions: torch.Tensor
+    qo_indptr: torch.Tensor
+    logit_indices: torch.Tensor
+    kv_cache_inputs: KVCacheInputs | None = None
+
+
+@dataclass(frozen=True)
+class ModelOutputs:
+    """logits: float32 or the model's dtype, [N, vocab_size] for ModelInputs.logit_indices, whole on every rank."""
+
+    logits: torch.Tensor
+    hidden_states: torch.Tensor | None = None
+
+
+class PipelineModel(ABC):
+    """One model family on one rank: loads the weights in `__init__`, then runs batches.
+
+    huggingface_config: config.json as an attribute-style mapping (`cfg.hidden_size`, `cfg.get("head_dim")`).
+    encoding: a SupportedEncoding that the architecture lists. weights: lazily read tensors of the checkpoint.
+    adapter: the record's weight adapter for this checkpoint format, or None.
+    """
+
+    def __init__(
+        self,
+        pipeline_config: PipelineConfig,
+        huggingface_config: Any,
+        encoding: Any,
+        device: torch.device,
+        tp: TPGroup,
+        weights: WeightSource,
+        adapter: Callable[..., Any] | None = None,
+    ) -> None:
+        self.pipeline_config = pipeline_config
+        self.huggingface_config = huggingface_config
+        self.encoding = encoding
+        self.device = device
+        self.tp = tp
+        self.weights = weights
+        self.adapter = adapter
+
+    @classmethod
+    @abstractmethod
+    def calculate_max_seq_len(cls, pipeline_config: PipelineConfig, huggingface_config: Any) -> int:
+        """The longest sequence (prompt + generated) this model supports under this configuration."""
+
+    @classmethod
+    def get_kv_params(
+        cls, pipeline_config: PipelineConfig, huggingface_config: Any, encoding: Any, tp_size: int = 1
+    ) -> KVCacheParams:
+        """Cache shape of one rank. Default: grouped-query attention by config.json's usual names; fewer KV heads
+        than ranks are replicated."""
+        cfg = huggingface_config
+        num_kv_heads = cfg.get("num_key_value_heads") or cfg.num_attention_heads
+        return KVCacheParams(
+            dtype=encoding.cache_dtype,
+            num_layers=cfg.num_hidden_layers,
+            num_kv_heads=max(1, num_kv_heads // tp_size),
+            head_dim=cfg.get("head_dim") or cfg.hidden_size // cfg.num_attention_heads,
+            page_size=pipeline_config.kv_cache_page_size,
+        )
+
+    @classmethod
+    def check_tensor_parallel(cls, huggingface_config: Any, tp_size: int) -> None:
+        """Raises ParallelismError where the network cannot be cut into `tp_size` ranks. Called before loading."""
+
+    @abstractmethod
+    def execute(self, model_inputs: ModelInputs) -> ModelOutputs:
+        """Runs one forward pass; writes the new keys and values into the cache."""
+
+    @abstractmethod
+    def prepare_initial_token_inputs(
+        self,
+        context_batch: Sequence[RunRow],
+        kv_cache_inputs: KVCacheInputs | None = None,
+        return_n_logits: int = 1,
+    ) -> ModelInputs:
+        """Inputs of the first step: ragged prompts, chunks and single tokens. Logits are wanted for each row's last
+        `row.num_logits` tokens (`return_n_logits` where a context does not say)."""
+
+    @abstractmethod
+    def prepare_next_token_inputs(self, next_tokens: torch.Tensor, prev_model_inputs: ModelInputs) -> ModelInputs:
+        """Inputs of a following step: one token a row (int64 [B], on the device), rows as in `prev_model_inputs`,
+        whose `kv_cache_inputs` the caller has already advanced to the new step."""

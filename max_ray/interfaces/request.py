@@ -1,0 +1,151 @@
+"""What a client asks for: ids, sampling parameters, the text-generation request."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+from uuid import uuid4
+
+from max_ray.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class RequestID:
+    """Identity of one request; unique unless given."""
+
+    value: str = field(default_factory=lambda: uuid4().hex)
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True)
+class Request:
+    """Base of all requests."""
+
+    request_id: RequestID
+
+
+def _random_seed() -> int:
+    return secrets.randbits(32)
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How the next token is picked.
+
+    Order of operations on the logits: penalties, min-tokens mask, then (greedy: argmax) or temperature, top-k,
+    top-p, min-p, one draw. `temperature=0` or `top_k=1` is greedy. `top_k=-1` and `top_p=1` and `min_p=0` are off.
+    Repetition penalty looks at prompt and output (Keskar et al. 2019, CTRL, sec. 4.1); frequency and presence
+    penalties at the output only (the OpenAI API reference). `seed`: 64 bits; drawn at random when not given.
+    Raises InputError for values out of range.
+    """
+
+    top_k: int = -1
+    top_p: float = 1.0
+    min_p: float = 0.0
+    temperature: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    max_new_tokens: int | None = None
+    min_new_tokens: int = 0
+    ignore_eos: bool = False
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    seed: int = field(default_factory=_random_seed)
+
+    def __post_init__(self) -> None:
+        def check(ok: bool, name: str, rule: str) -> None:
+            if not ok:
+                raise InputError(f"{name} must be {rule}, not {getattr(self, name)!r}.", param=name)
+
+        for name in (
+            "top_p",
+            "min_p",
+            "temperature",
+            "frequency_penalty",
+            "presence_penalty",
+            "repetition_penalty",
+        ):
+            check(math.isfinite(getattr(self, name)), name, "a finite number")
+        check(self.top_k == -1 or self.top_k >= 0, "top_k", "-1 or 0 (off) or a positive integer")
+        check(0 < self.top_p <= 1, "top_p", "in (0, 1]")
+        check(0 <= self.min_p <= 1, "min_p", "in [0, 1]")
+        check(self.temperature >= 0, "temperature", "at least 0")
+        check(-2 <= self.frequency_penalty <= 2, "frequency_penalty", "in [-2, 2]")
+        check(-2 <= self.presence_penalty <= 2, "presence_penalty", "in [-2, 2]")
+        check(self.repetition_penalty > 0, "repetition_penalty", "greater than 0")
+        check(self.max_new_tokens is None or self.max_new_tokens >= 1, "max_new_tokens", "at least 1")
+        check(self.min_new_tokens >= 0, "min_new_tokens", "at least 0")
+        check(-(2**63) <= self.seed < 2**64, "seed", "a 64-bit integer")
+        object.__setattr__(self, "stop", tuple(self.stop or ()))
+        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids or ()))
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature == 0 or self.top_k == 1
+
+    @property
+    def needs_penalties(self) -> bool:
+        return bool(self.frequency_penalty or self.presence_penalty or self.repetition_penalty != 1.0)
+
+    @classmethod
+    def from_input_and_generation_config(
+        cls, given: Mapping[str, Any], generation_config: Mapping[str, Any]
+    ) -> SamplingParams:
+        """Priority: what the user gave (None = not given) > generation_config.json > class default.
+
+        `generation_config` uses Hugging Face's names. `do_sample: false` means greedy there, unless the user gave
+        a temperature.
+        """
+        defaults: dict[str, Any] = {}
+        for ours, theirs in _GENERATION_CONFIG_NAMES.items():
+            if generation_config.get(theirs) is not None:
+                defaults[ours] = generation_config[theirs]
+        if generation_config.get("do_sample") is False:
+            defaults["temperature"] = 0.0
+        if defaults.get("top_k") == 0:
+            defaults["top_k"] = -1
+        known = {f.name for f in fields(cls)}
+        values = {**defaults, **{k: v for k, v in given.items() if v is not None}}
+        unknown = sorted(set(values) - known)
+        assert not unknown, f"not sampling parameters: {unknown}"
+        return cls(**values)
+
+
+_GENERATION_CONFIG_NAMES = {
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "min_p": "min_p",
+    "repetition_penalty": "repetition_penalty",
+    "max_new_tokens": "max_new_tokens",
+    "min_new_tokens": "min_new_tokens",
+}
+
+
+@dataclass(frozen=True)
+class TextGenerationRequest(Request):
+    """One text to continue: exactly one of `prompt` (text or token ids) and `messages` (chat) is given.
+
+    `sampling_params=None` means the model's generation_config.json defaults; a mapping holds only what the user
+    gave, and the tokenizer merges it with those defaults; a SamplingParams is taken as it is.
+    `logprobs`: how many alternatives to report per token besides the chosen one; None reports nothing at all.
+    `echo`: with `logprobs`, report the prompt's log probabilities too.
+    """
+
+    model_name: str = ""
+    prompt: str | Sequence[int] | None = None
+    messages: Sequence[Mapping[str, Any]] = ()
+    sampling_params: SamplingParams | Mapping[str, Any] | None = None
+    logprobs: int | None = None
+    echo: bool = False
+    chat_template_options: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.prompt is None) == (not self.messages):
+            raise InputError("Give either a prompt or messages, and not both.", param="prompt")
