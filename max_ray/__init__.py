@@ -1,3 +1,3 @@
-"""max_ray: an inference server for large language models, with the pipeline system of Modular's MAX, on Ray and PyTorch."""
+"""max_ray: an inference server for large language models: the pipeline system of Modular's MAX on Ray and PyTorch."""
 
 __version__ = "0.1.0"

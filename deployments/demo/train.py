@@ -30,9 +30,17 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils import logging
 
 VOCAB_SIZE = 1024  # special tokens included
-BOS, PAD, SYSTEM, USER, ASSISTANT, END = "<|begin|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"
+BOS, PAD, SYSTEM, USER, ASSISTANT, END = (
+    "<|begin|>",
+    "<|pad|>",
+    "<|system|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|end|>",
+)
 SPECIAL_TOKENS = [BOS, PAD, SYSTEM, USER, ASSISTANT, END]
 
 # Words with the space before them, short runs of digits, punctuation, line breaks and other white space.
@@ -62,7 +70,12 @@ CHAT_TEMPLATE = """\
 {%- endif %}
 """
 
-SYSTEM_PROMPTS = ["You are {}.", "Speak as {}.", "You are {}. Answer in the manner of a play.", "You are a player."]
+SYSTEM_PROMPTS = [
+    "You are {}.",
+    "Speak as {}.",
+    "You are {}. Answer in the manner of a play.",
+    "You are a player.",
+]
 
 MAX_POSITIONS = 2048
 WINDOW = 256  # tokens in one training window
@@ -172,7 +185,7 @@ def load_corpus(text: str, tokenizer: PreTrainedTokenizerFast) -> Corpus:
     """Encode one part of the text as a plain stream and as a list of speeches."""
 
     def encode(part: str) -> list[int]:
-        return tokenizer(part, add_special_tokens=False)["input_ids"]
+        return list(tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"])
 
     plain = encode(text)
     newline_ids = {i for i in range(len(tokenizer)) if "\n" in tokenizer.decode([i])}
@@ -192,7 +205,7 @@ class Sampler:
         self.corpus = corpus
         self.tokenizer = tokenizer
         self.rng = rng
-        self.ids: dict[str, int] = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
+        self.ids = dict(zip(SPECIAL_TOKENS, tokenizer.convert_tokens_to_ids(SPECIAL_TOKENS), strict=True))
 
     def plain_window(self, length: int) -> list[int]:
         """BOS, then the script from the beginning of a line on."""
@@ -218,12 +231,12 @@ class Sampler:
         return window[:length]
 
     def positions(self, length: int) -> list[int]:
-        """Positions of one window, in half of the windows with a gap somewhere.
+        """Positions of one window, in a quarter of the windows with a gap somewhere.
 
         The gap lets the rotary embedding meet distances up to MAX_POSITIONS in windows that are far shorter.
         """
         positions = list(range(length))
-        if self.rng.random() < 0.5:
+        if self.rng.random() < 0.25:
             split = self.rng.randrange(1, length)
             gap = self.rng.randrange(MAX_POSITIONS - length + 1)
             positions[split:] = [p + gap for p in positions[split:]]
@@ -271,7 +284,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path)
     copy = LlamaForCausalLM(model.config)
     copy.load_state_dict(model.state_dict())
     copy.generation_config = model.generation_config
-    copy.to(torch.bfloat16).save_pretrained(out)
+    copy.bfloat16().save_pretrained(out)
     tokenizer.save_pretrained(out)
 
 
@@ -284,7 +297,7 @@ def make_optimizer(model: LlamaForCausalLM, weight_decay: float) -> torch.optim.
 
 
 def make_schedule(peak: float, warm_up: float = 0.03, floor: float = 0.01) -> Callable[[float], float]:
-    """Learning rate as a function of the elapsed share of the time: warm-up, then a cosine down to the floor."""
+    """Learning rate by the elapsed share of the time: warm-up, then a cosine down to the floor."""
 
     def rate(share: float) -> float:
         if share < warm_up:
@@ -297,7 +310,8 @@ def make_schedule(peak: float, warm_up: float = 0.03, floor: float = 0.01) -> Ca
 
 def sample(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, ids: list[int], length: int) -> str:
     """Continue the ids with the model's own sampling defaults."""
-    output = model.generate(torch.tensor([ids]), max_new_tokens=length)
+    generator: Any = model  # the type stubs of transformers do not see `generate` on this class
+    output = generator.generate(torch.tensor([ids]), max_new_tokens=length)
     return str(tokenizer.decode(output[0][len(ids) :], skip_special_tokens=True))
 
 
@@ -305,11 +319,13 @@ def report(out: Path, parts: dict[str, Corpus]) -> None:
     """Load the saved folder afresh and print its losses and two samples."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(out)
     model = LlamaForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
-    bos = tokenizer.convert_tokens_to_ids(BOS)
+    bos = int(model.config.bos_token_id)
     for name, corpus in parts.items():
-        for window in (WINDOW, 4 * WINDOW, MAX_POSITIONS - 1):
+        for window in (WINDOW,) if name == "train" else (WINDOW, 4 * WINDOW, MAX_POSITIONS - 1):
             per_token, per_byte = evaluate(model, corpus, bos, window, max_windows=40_000 // window)
-            print(f"final {name}, {window}-token windows: {per_token:.4f} nats/token, {per_byte:.4f} nats/byte")
+            print(
+                f"final {name}, {window}-token windows: {per_token:.4f} nats/token, {per_byte:.4f} nats/byte"
+            )
     prompt = "ROMEO:\n"
     print("--- completion\n" + prompt + sample(model, tokenizer, tokenizer(prompt)["input_ids"], 160))
     messages = [{"role": "user", "content": "Good morrow, friend. What news from the court?"}]
@@ -329,9 +345,10 @@ def main() -> None:
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--weight-decay", type=float, default=0.1)
     parser.add_argument("--held-out", type=float, default=0.08, help="share of the text kept for validation")
-    parser.add_argument("--eval-seconds", type=float, default=60.0, help="time between two evaluations")
+    parser.add_argument("--eval-seconds", type=float, default=120.0, help="time between two evaluations")
     args = parser.parse_args()
 
+    logging.disable_progress_bar()
     torch.set_num_threads(2)
     torch.manual_seed(args.seed)
     rng = random.Random(args.seed)
