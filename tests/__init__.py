@@ -1,0 +1,1 @@
+"""Tests mirror the tree; CPU and offline by default."""
