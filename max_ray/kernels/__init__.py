@@ -1,0 +1,101 @@
+"""The operations that networks are built of: one public function each, named as FlashInfer names them.
+
+Axes: T tokens of a ragged batch, B rows (requests), D head_dim or hidden size, H query heads, KVH key/value heads,
+F feed-forward width. A *twin* implements every function with the same signature; the torch twins (`kernels/cpu`)
+define the result and run on any device. Which twin runs is chosen once, where `_twin` is bound below.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from max_ray.kernels import cpu as _twin
+
+if TYPE_CHECKING:
+    from max_ray.interfaces.model import KVCacheInputs
+
+__all__ = [
+    "append_paged_kv_cache",
+    "apply_rope",
+    "fused_add_rmsnorm",
+    "paged_attention",
+    "rmsnorm",
+    "silu_and_mul",
+]
+
+
+def rmsnorm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """x [..., D] / rms(x) * weight [D] -> [..., D].
+
+    Zhang and Sennrich 2019, eq. 4. Normalised in float32, rounded to x's dtype, then multiplied by `weight`.
+    """
+    return _twin.rmsnorm(x, weight, eps)
+
+
+def fused_add_rmsnorm(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(rmsnorm(x + residual), x + residual), each [T, D]. The sum is rounded to x's dtype first."""
+    return _twin.fused_add_rmsnorm(x, residual, weight, eps)
+
+
+def silu_and_mul(x: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * up for x = [gate | up], [..., 2F] -> [..., F]."""
+    return _twin.silu_and_mul(x)
+
+
+def apply_rope(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    cos_sin_cache: torch.Tensor,
+    positions: torch.Tensor | None,
+    *,
+    interleaved: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rotates q [T, H, D] and k [T, KVH, D] by their positions; new tensors, the inputs stay.
+
+    cos_sin_cache: [max_len, R], best in float32 (it is rounded to q's dtype): R/2 cosines, then R/2 sines, of the
+        angles of the R/2 pairs; R <= D, and the last D - R values of a head pass through.
+    positions: int [T], the rows of the cache; None: the cache has one row a token, in order ([T, R]), for callers
+        that gather once a step rather than once a layer.
+    interleaved: pair i is (2i, 2i + 1) (RopeType.normal, GGUF); otherwise (i, i + R/2) (neox, Hugging Face).
+    """
+    return _twin.apply_rope(q, k, cos_sin_cache, positions, interleaved=interleaved)
+
+
+def append_paged_kv_cache(
+    k: torch.Tensor,
+    v: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    slot_mapping: torch.Tensor,
+) -> None:
+    """Writes k, v [T, KVH, D] into caches [num_blocks, page_size, KVH, D], in place.
+
+    slot_mapping: int64 [T], block_id * page_size + offset; no slot twice.
+    """
+    _twin.append_paged_kv_cache(k, v, k_cache, v_cache, slot_mapping)
+
+
+def paged_attention(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    kv: KVCacheInputs,
+    qo_indptr: torch.Tensor,
+    *,
+    scale: float,
+    sliding_window: int | None = None,
+) -> torch.Tensor:
+    """Causal attention of a ragged batch over the paged cache; q [T, H, D] -> [T, H, D].
+
+    Row b has n_b = qo_indptr[b + 1] - qo_indptr[b] new tokens behind kv.cache_lengths[b] earlier ones; the keys and
+    values of both are in the cache already. Its i-th query sees the keys 0 .. cache_lengths[b] + i. Prefill, chunk and
+    decode rows mix freely; a row may be empty. H is a multiple of KVH: query head h reads key head h * KVH // H.
+
+    k_cache, v_cache: one layer's [num_blocks, page_size, KVH, D] (of `kv`: block_tables, cache_lengths, page_size).
+    scale: multiplies q k^T. sliding_window: a query sees its own and the `sliding_window - 1` keys before it.
+    """
+    return _twin.paged_attention(q, k_cache, v_cache, kv, qo_indptr, scale=scale, sliding_window=sliding_window)

@@ -1,0 +1,16 @@
+"""The torch twins: each defines its operation and runs on any torch device, tuned for CPUs."""
+
+from max_ray.kernels.cpu.activation import silu_and_mul
+from max_ray.kernels.cpu.attention import paged_attention
+from max_ray.kernels.cpu.norm import fused_add_rmsnorm, rmsnorm
+from max_ray.kernels.cpu.paged_cache import append_paged_kv_cache
+from max_ray.kernels.cpu.rope import apply_rope
+
+__all__ = [
+    "append_paged_kv_cache",
+    "apply_rope",
+    "fused_add_rmsnorm",
+    "paged_attention",
+    "rmsnorm",
+    "silu_and_mul",
+]
