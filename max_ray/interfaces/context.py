@@ -79,6 +79,7 @@ class TextContext:
     max_length: prompt + generated tokens may not exceed it.
     eos_token_ids: end the sequence unless `sampling_params.ignore_eos`; `stop_token_ids` always end it.
     block_table: ids of the KV blocks leased for this request, in order; a copy of the KV manager's truth.
+    echoed_length: prompt tokens whose log probabilities were reported already (for `echo`).
     cached_prefix_length: prompt tokens whose keys and values came from the prefix cache (for `usage`).
     """
 
@@ -95,6 +96,7 @@ class TextContext:
     active_end: int = 0
     block_table: npt.NDArray[np.int32] = field(default_factory=lambda: np.empty(0, dtype=np.int32))
     cached_prefix_length: int = 0
+    echoed_length: int = 0
     block_hashes: list[bytes] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
     stop_ids: frozenset[int] = field(init=False)
@@ -121,6 +123,15 @@ class TextContext:
     def prompt_in_chunks(self) -> bool:
         """True while the next step ends before the last known token: it must not sample."""
         return self.active_end < len(self.tokens)
+
+    @property
+    def wants_prompt_log_probabilities(self) -> bool:
+        """True while prompt tokens must run to be scored: their keys and values may not come from the prefix cache."""
+        return (
+            self.log_probabilities_echo
+            and self.log_probabilities is not None
+            and self.echoed_length < self.tokens.prompt_length
+        )
 
     @property
     def remaining_new_tokens(self) -> int:

@@ -63,7 +63,7 @@ class RunRow:
         """The row that runs `context`'s active tokens and then up to `num_steps - 1` more."""
         params = context.sampling_params
         samples = not context.prompt_in_chunks
-        echo = context.log_probabilities_echo and context.processed_length < context.tokens.prompt_length
+        echo = context.wants_prompt_log_probabilities
         return cls(
             request_id=context.request_id.value,
             active_tokens=context.active_tokens.copy(),

@@ -1,0 +1,37 @@
+# Developer and operator commands. `make serve` and `make test` need nothing but Python 3.11, make and gcc.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: serve setup test test-slow check format clean
+
+serve: setup  ## a model behind an OpenAI-compatible URL; ARGS="--model-path DIR ..." for your own
+	@exec $(BIN)/max-ray serve $(ARGS)
+
+setup: $(STAMP)  ## the virtual environment with pinned versions; does nothing when nothing changed
+
+$(STAMP): requirements.txt pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing pinned versions into $(VENV) (a few minutes the first time) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $(STAMP)
+
+test: setup  ## the whole offline suite but the slow ones
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: setup  ## the slow ones: autoscaling, shutdown, long soaks
+	$(BIN)/python -m pytest -m slow --timeout 600
+
+check: setup  ## formatting, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info

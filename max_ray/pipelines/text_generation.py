@@ -1,0 +1,151 @@
+"""TextGenerationPipeline: contexts in, one run, contexts updated. It remembers nothing about a request.
+
+The pipeline of a library user and of a serving replica is the same object; they differ in the executor it holds (in
+this process, or a group of worker actors) and in who owns the blocks: with a `kv_manager` the pipeline claims and
+allocates by itself where the caller did not; without one (serving) the scheduling loop leases blocks from a ledger.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator, Sequence
+from typing import Protocol
+
+from max_ray.interfaces import (
+    Executor,
+    LogProbabilities,
+    Pipeline,
+    RequestID,
+    RunRequest,
+    RunRow,
+    StepOutput,
+    TextContext,
+    TextGenerationInputs,
+    TextGenerationOutput,
+)
+from max_ray.kv_cache import PagedKVCacheManager
+
+_TextInputs = TextGenerationInputs[TextContext]
+Outputs = dict[RequestID, TextGenerationOutput]
+
+
+class FlushingExecutor(Executor, Protocol):
+    """An executor that can also be told of ended requests when no run follows."""
+
+    async def flush(self, released: list[str]) -> None: ...
+
+
+class TextGenerationPipeline(Pipeline[_TextInputs, TextGenerationOutput]):
+    """Runs text-generation batches through an executor."""
+
+    def __init__(self, executor: FlushingExecutor, kv_manager: PagedKVCacheManager | None = None) -> None:
+        self.executor = executor
+        self.kv_managers = [] if kv_manager is None else [kv_manager]
+        self._run_ids = itertools.count(1)
+        self._current_run = 0
+        self._released: list[str] = []
+
+    @property
+    def kv_manager(self) -> PagedKVCacheManager:
+        """The block manager of this process. Serving replicas have none: blocks are leased from a ledger there."""
+        if not self.kv_managers:
+            raise AttributeError("this pipeline leases its KV blocks from a KV manager actor and has none of its own")
+        return self.kv_managers[0]
+
+    def execute(self, inputs: _TextInputs) -> Outputs:
+        """Runs one batch for up to `inputs.num_steps` tokens a request; blocking.
+
+        Every request of the batch has an entry, with no tokens where its prompt is still being chunked. Raises
+        InsufficientBlocksError when blocks are missing and cannot be allocated, WorkerGroupError when a worker dies.
+        """
+        contexts = _active(inputs)
+        outputs = {c.request_id: TextGenerationOutput(request_id=c.request_id) for c in inputs.flat_batch}
+        if contexts:
+            self._allocate(contexts, inputs.num_steps)
+            request = self._request(contexts, inputs.num_steps, self._take_released())
+            for step in self.executor.execute(request):
+                for request_id, output in _apply(contexts, request, step).items():
+                    outputs[request_id].merge(output)
+            for manager in self.kv_managers:
+                manager.step(contexts)
+        for context in inputs.flat_batch:
+            outputs[context.request_id].final_status = context.status
+            outputs[context.request_id].num_cached_tokens = context.cached_prefix_length
+        return outputs
+
+    async def stream(self, inputs: _TextInputs, released: Sequence[str] = ()) -> AsyncIterator[Outputs]:
+        """The same, giving each step's outputs as it comes; blocks must have been leased. `released`: requests that
+        ended since the last run. Requests that gained nothing in a step have no entry in it."""
+        contexts = _active(inputs)
+        request = self._request(contexts, inputs.num_steps, list(released))
+        self._current_run = request.run_id
+        async for step in self.executor.stream(request):
+            yield _apply(contexts, request, step)
+
+    def interrupt(self) -> None:
+        """Ends the run in progress at its next step boundary."""
+        self.executor.interrupt(self._current_run)
+
+    async def flush(self, released: list[str]) -> None:
+        """Tells the workers of ended requests when no run follows."""
+        await self.executor.flush(released)
+
+    def release(self, request_id: RequestID) -> None:
+        for manager in self.kv_managers:
+            manager.release(request_id)
+        self._released.append(request_id.value)
+
+    def _take_released(self) -> list[str]:
+        released, self._released = self._released, []
+        return released
+
+    def _allocate(self, contexts: list[TextContext], num_steps: int) -> None:
+        for manager in self.kv_managers:
+            for context in contexts:
+                if not manager.contains(context.request_id):
+                    manager.claim(context.request_id)
+                manager.alloc(context, num_steps=num_steps)
+
+    def _request(self, contexts: list[TextContext], num_steps: int, released: list[str]) -> RunRequest:
+        rows = [RunRow.from_context(context, num_steps) for context in contexts]
+        return RunRequest(next(self._run_ids), rows, num_steps, released)
+
+
+def _active(inputs: _TextInputs) -> list[TextContext]:
+    return [context for context in inputs.flat_batch if not context.is_done]
+
+
+def _apply(contexts: list[TextContext], request: RunRequest, step: StepOutput) -> Outputs:
+    """Updates the contexts with one step's tokens. A context that was cancelled meanwhile is left alone."""
+    outputs: Outputs = {}
+    for index, (context, token) in enumerate(zip(contexts, step.tokens.tolist(), strict=True)):
+        if context.is_done:
+            continue
+        echo = _echoed(context, request.rows[index], index, step)
+        if token >= 0:
+            context.update(token)
+        elif step.step == 0:
+            context.advance()
+        if token < 0 and echo is None:
+            continue
+        entry = (step.log_probabilities or {}).get(index)
+        outputs[context.request_id] = TextGenerationOutput(
+            request_id=context.request_id,
+            tokens=[token] if token >= 0 else [],
+            final_status=context.status,
+            log_probabilities=None if entry is None else [entry],
+            prompt_log_probabilities=echo,
+            num_cached_tokens=context.cached_prefix_length,
+        )
+    return outputs
+
+
+def _echoed(context: TextContext, row: RunRow, index: int, step: StepOutput) -> list[LogProbabilities | None] | None:
+    """Prompt log probabilities that are new: a request that was preempted computes some of them again."""
+    if not row.echo or step.prompt_log_probabilities is None:
+        return None
+    first = 0 if row.processed_length == 0 else row.processed_length + 1
+    entries = step.prompt_log_probabilities[index][: max(0, context.tokens.prompt_length - first)]
+    new = entries[max(0, context.echoed_length - first) :]
+    context.echoed_length = max(context.echoed_length, first + len(entries))
+    return new
