@@ -34,6 +34,7 @@ class ModelRunner:
         self._storage = storage
         self._tp = tp
         self._vocab_size = vocab_size
+        self.num_blocks = storage.keys[0].shape[0]
         self._block_tables: dict[str, npt.NDArray[np.int32]] = {}
         self.forward_calls = 0
 

@@ -1,0 +1,120 @@
+"""From a plan to something that runs: the only place that builds models.
+
+`build_factory` is what the registry calls; `build_runner` is what a worker calls, with its rank.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from max_ray.config import PipelineConfig
+from max_ray.custom_code import install_packed
+from max_ray.errors import ConfigError, ParallelismError
+from max_ray.interfaces import PipelineTask
+from max_ray.kv_cache import PagedKVCacheManager
+from max_ray.pipelines.plan import PipelinePlan, resolve_plan
+from max_ray.pipelines.text_generation import TextGenerationPipeline
+from max_ray.registry import PIPELINE_REGISTRY
+from max_ray.tokenizer import TextTokenizer
+
+if TYPE_CHECKING:
+    import torch
+
+    from max_ray.distributed.group import TPGroup
+    from max_ray.pipelines.runner import ModelRunner
+
+
+@dataclass(frozen=True)
+class PipelineFactory:
+    """Builds the planned pipeline in the process that calls it. Picklable: it holds the plan, not the model."""
+
+    plan: PipelinePlan
+
+    def __call__(self) -> TextGenerationPipeline:
+        """Loads the weights and gives a pipeline whose executor runs in this process, on one device."""
+        from max_ray.distributed.group import TPGroup
+        from max_ray.pipelines.local_executor import LocalExecutor
+
+        if self.plan.tensor_parallel_size > 1:
+            raise ParallelismError(
+                f"tensor_parallel_size={self.plan.tensor_parallel_size} needs a worker process a rank: serve the "
+                f"model on Ray (max-ray serve), or set tensor_parallel_size=1 to run it in this process."
+            )
+        runner = build_runner(self.plan, TPGroup.single(plan_device(self.plan)))
+        manager = PagedKVCacheManager(
+            self.plan.kv_params, runner.num_blocks, enable_prefix_caching=self.plan.config.enable_prefix_caching
+        )
+        return TextGenerationPipeline(LocalExecutor(runner), manager)
+
+
+def build_factory(
+    config: PipelineConfig,
+    task: PipelineTask = PipelineTask.TEXT_GENERATION,
+    override_architecture: str | None = None,
+) -> tuple[TextTokenizer, PipelineFactory]:
+    """The tokenizer, and the factory of the pipeline, for a configuration. Raises ConfigError; loads no weights."""
+    plan = resolve_plan(config, task=task, override_architecture=override_architecture)
+    return build_tokenizer(plan), PipelineFactory(plan)
+
+
+def build_tokenizer(plan: PipelinePlan) -> TextTokenizer:
+    """The architecture's tokenizer over the plan's model folder."""
+    architecture = PIPELINE_REGISTRY.retrieve_architecture(plan.architecture, task=plan.task)
+    tokenizer: TextTokenizer = architecture.tokenizer(
+        plan.model_dir,
+        max_length=plan.max_length,
+        context_validators=architecture.context_validators,
+    )
+    return tokenizer
+
+
+def plan_device(plan: PipelinePlan) -> torch.device:
+    """The torch device of a rank: the only visible GPU of a worker process, or the CPU."""
+    import torch
+
+    return torch.device("cuda", torch.cuda.current_device()) if plan.device == "cuda" else torch.device("cpu")
+
+
+def build_runner(plan: PipelinePlan, tp: TPGroup) -> ModelRunner:
+    """Loads one rank's shard and allocates its cache. Raises WeightsError and ConfigError."""
+    from max_ray.pipelines.kv_storage import KVStorage
+    from max_ray.pipelines.runner import ModelRunner
+    from max_ray.weights.source import open_weights
+
+    install_packed(plan.custom_code)
+    architecture = PIPELINE_REGISTRY.retrieve_architecture(plan.architecture, task=plan.task)
+    model = architecture.pipeline_model(
+        plan.config,
+        plan.huggingface_config,
+        plan.encoding,
+        tp.device,
+        tp,
+        open_weights(Path(plan.model_dir)),
+        architecture.weight_adapters.get(plan.weights_format),
+    )
+    num_blocks = plan.num_blocks if plan.num_blocks is not None else _blocks_that_fit(plan, tp)
+    storage = KVStorage.allocate(plan.kv_params, num_blocks, tp.device)
+    return ModelRunner(model, storage, tp, plan.huggingface_config.vocab_size)
+
+
+def _blocks_that_fit(plan: PipelinePlan, tp: TPGroup) -> int:
+    """Blocks for the device memory that is free now, keeping back what `device_memory_utilization` says; the
+    smallest answer of all ranks."""
+    import torch
+
+    from max_ray.distributed.collectives import all_reduce_min
+
+    free, total = torch.cuda.mem_get_info(tp.device)
+    usable = free - int(total * (1 - plan.config.device_memory_utilization))
+    fits = torch.tensor([max(0, usable) // plan.kv_params.bytes_per_block], dtype=torch.int64, device=tp.device)
+    num_blocks = int(all_reduce_min(fits, tp).item())
+    needed = -(-plan.max_length // plan.kv_params.page_size)
+    if num_blocks < needed:
+        raise ConfigError(
+            f"After loading, the device has room for {num_blocks * plan.kv_params.page_size} tokens of KV cache, and "
+            f"one request of max_length={plan.max_length} needs {needed * plan.kv_params.page_size}. Set --max-length "
+            f"{num_blocks * plan.kv_params.page_size}, or raise --tensor-parallel-size."
+        )
+    return min(num_blocks, needed * plan.max_batch_size)

@@ -1,0 +1,235 @@
+"""PipelinePlan: everything decided before a weight is read. Made once, frozen, shipped to every worker.
+
+The flow: settings -> config.json -> the architecture's record -> checks -> encoding, lengths, cache size. Each value
+remembers where it came from, for `--print-config` and for the table that a refused start shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from max_ray.config import PipelineConfig
+from max_ray.custom_code import PackedCode, pack_architectures
+from max_ray.errors import ConfigError, EncodingNotSupportedError, ParallelismError
+from max_ray.huggingface import (
+    HuggingFaceConfig,
+    load_generation_config,
+    load_huggingface_config,
+    resolve_model_path,
+)
+from max_ray.interfaces import KVCacheParams, PipelineTask, SupportedEncoding, WeightsFormat
+from max_ray.pipelines.hardware import GIB, Hardware
+from max_ray.registry import PIPELINE_REGISTRY, SupportedArchitecture
+
+CPU_BATCH_SIZE = 64
+GPU_BATCH_SIZE = 256
+CPU_CACHE_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class PipelinePlan:
+    """A resolved configuration. Picklable; imports no torch to be unpickled.
+
+    `num_blocks` is None on GPUs: each worker measures what its device has left once the weights are in, and the
+    group takes the smallest. `kv_params` are one rank's. `origins` says where each resolved value came from.
+    """
+
+    config: PipelineConfig
+    model_dir: str
+    architecture: str
+    task: PipelineTask
+    huggingface_config: HuggingFaceConfig
+    generation_config: Mapping[str, Any]
+    encoding: SupportedEncoding
+    weights_format: WeightsFormat
+    device: str
+    tensor_parallel_size: int
+    num_threads: int
+    max_length: int
+    max_batch_size: int
+    kv_params: KVCacheParams
+    num_blocks: int | None
+    custom_code: tuple[PackedCode, ...] = ()
+    origins: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The resolved values by name, as `--print-config` shows them."""
+        return {
+            "architecture": self.architecture,
+            "quantization_encoding": self.encoding.value,
+            "device": self.device,
+            "tensor_parallel_size": self.tensor_parallel_size,
+            "num_threads": self.num_threads,
+            "max_length": self.max_length,
+            "max_batch_size": self.max_batch_size,
+            "kv_cache_blocks": "measured after loading" if self.num_blocks is None else self.num_blocks,
+            "kv_cache_bytes_per_token": self.kv_params.bytes_per_token * self.tensor_parallel_size,
+        }
+
+
+def resolve_plan(
+    config: PipelineConfig,
+    *,
+    task: PipelineTask = PipelineTask.TEXT_GENERATION,
+    override_architecture: str | None = None,
+    hardware: Hardware | None = None,
+) -> PipelinePlan:
+    """Decides everything, or raises a ConfigError that says what to change. Reads config.json, no weights."""
+    hardware = hardware or Hardware.local()
+    model_dir = resolve_model_path(config.model_path, config.revision)
+    hf_config = load_huggingface_config(model_dir)
+    architecture = PIPELINE_REGISTRY.retrieve_architecture(
+        override_architecture or hf_config, task=task, custom_architectures=config.custom_architectures
+    )
+    origins: dict[str, str] = {"architecture": "model: config.json"}
+    device = _device(config, hardware, origins)
+    encoding = _encoding(config, architecture, hf_config, origins)
+    _check_parallelism(config, architecture, hf_config, device, hardware)
+    _check_required_arguments(config, architecture)
+    kv_params = architecture.pipeline_model.get_kv_params(config, hf_config, encoding, config.tensor_parallel_size)
+    max_batch_size = _max_batch_size(config, device, origins)
+    max_length = architecture.pipeline_model.calculate_max_seq_len(config, hf_config)
+    origins["max_length"] = "given" if config.max_length is not None else "model: config.json"
+    max_length, num_blocks = _cache(config, kv_params, device, hardware, max_length, max_batch_size, origins)
+    origins["tensor_parallel_size"] = "given" if config.tensor_parallel_size != 1 else "default"
+    return PipelinePlan(
+        config=config,
+        model_dir=str(model_dir),
+        architecture=architecture.name,
+        task=task,
+        huggingface_config=hf_config,
+        generation_config=load_generation_config(model_dir),
+        encoding=encoding,
+        weights_format=_weights_format(model_dir, architecture),
+        device=device,
+        tensor_parallel_size=config.tensor_parallel_size,
+        num_threads=_num_threads(config, hardware, origins),
+        max_length=max_length,
+        max_batch_size=max_batch_size,
+        kv_params=kv_params,
+        num_blocks=num_blocks,
+        custom_code=pack_architectures(config.custom_architectures),
+        origins=origins,
+    )
+
+
+def _device(config: PipelineConfig, hardware: Hardware, origins: dict[str, str]) -> str:
+    if config.devices == "auto":
+        origins["device"] = f"hardware: {hardware.num_gpus} GPUs"
+        return "cuda" if hardware.num_gpus else "cpu"
+    origins["device"] = "given"
+    if config.devices == "cpu":
+        return "cpu"
+    if not hardware.num_gpus:
+        raise ConfigError(f"devices={config.devices!r} asks for GPUs and there are none here. Use --devices cpu.")
+    return "cuda"
+
+
+def _encoding(
+    config: PipelineConfig, architecture: SupportedArchitecture, hf_config: HuggingFaceConfig, origins: dict[str, str]
+) -> SupportedEncoding:
+    supported = architecture.supported_encodings
+    if config.quantization_encoding is not None:
+        if config.quantization_encoding not in supported:
+            names = ", ".join(sorted(e.value for e in supported))
+            raise EncodingNotSupportedError(
+                f"{architecture.name} does not support quantization_encoding={config.quantization_encoding.value}. "
+                f"It supports: {names}."
+            )
+        origins["quantization_encoding"] = "given"
+        return config.quantization_encoding
+    stored = str(hf_config.get("dtype") or hf_config.get("torch_dtype") or "")
+    if stored in SupportedEncoding.__members__ and SupportedEncoding(stored) in supported:
+        origins["quantization_encoding"] = "model: dtype in config.json"
+        return SupportedEncoding(stored)
+    origins["quantization_encoding"] = "default of the architecture"
+    return architecture.default_encoding
+
+
+def _check_parallelism(
+    config: PipelineConfig,
+    architecture: SupportedArchitecture,
+    hf_config: HuggingFaceConfig,
+    device: str,
+    hardware: Hardware,
+) -> None:
+    size = config.tensor_parallel_size
+    if size == 1:
+        return
+    if not architecture.multi_gpu_supported:
+        raise ParallelismError(f"{architecture.name} runs on one device only: set tensor_parallel_size=1.")
+    architecture.pipeline_model.check_tensor_parallel(hf_config, size)
+    if device == "cuda" and hardware.num_gpus < size:
+        raise ParallelismError(
+            f"tensor_parallel_size={size} needs {size} GPUs and there are {hardware.num_gpus}. "
+            f"Set tensor_parallel_size={hardware.num_gpus} or less, or add GPUs."
+        )
+
+
+def _check_required_arguments(config: PipelineConfig, architecture: SupportedArchitecture) -> None:
+    for name, value in architecture.required_arguments.items():
+        if getattr(config, name) != value:
+            raise ConfigError(f"{architecture.name} needs {name}={value!r}, not {getattr(config, name)!r}.")
+
+
+def _max_batch_size(config: PipelineConfig, device: str, origins: dict[str, str]) -> int:
+    if config.max_batch_size is not None:
+        origins["max_batch_size"] = "given"
+        return config.max_batch_size
+    origins["max_batch_size"] = f"default for {device}"
+    return GPU_BATCH_SIZE if device == "cuda" else CPU_BATCH_SIZE
+
+
+def _cache(
+    config: PipelineConfig,
+    params: KVCacheParams,
+    device: str,
+    hardware: Hardware,
+    max_length: int,
+    max_batch_size: int,
+    origins: dict[str, str],
+) -> tuple[int, int | None]:
+    """(max_length, blocks a rank): a length that was not asked for shrinks to what the cache can hold."""
+    if config.kv_cache_memory is None and device == "cuda":
+        origins["kv_cache_blocks"] = "hardware: device memory left after loading"
+        return max_length, None
+    given = config.kv_cache_memory
+    if given is None:
+        budget = int(hardware.memory_bytes * CPU_CACHE_SHARE)
+        origins["kv_cache_blocks"] = f"hardware: {CPU_CACHE_SHARE:.0%} of {hardware.memory_bytes / GIB:.1f} GiB at most"
+    else:
+        budget = int(given * GIB)
+        origins["kv_cache_blocks"] = f"kv_cache_memory={given} GiB"
+    fits = budget // (params.bytes_per_block * config.tensor_parallel_size)
+    full_length = -(-max_length // params.page_size)
+    if fits < full_length:
+        longest = int(fits) * params.page_size
+        if config.max_length is not None or longest < 2:
+            raise ConfigError(
+                f"The KV cache budget of {budget / GIB:.2f} GiB holds {longest} tokens, and one request of "
+                f"max_length={max_length} needs {full_length * params.page_size}. Set --max-length {max(longest, 1)} "
+                f"or --kv-cache-memory {full_length * params.bytes_per_block * config.tensor_parallel_size / GIB:.2f}."
+            )
+        max_length = longest
+        origins["max_length"] = f"hardware: the KV cache holds {longest} tokens"
+        full_length = int(fits)
+    wanted = full_length * max_batch_size
+    return max_length, int(min(fits, wanted))
+
+
+def _num_threads(config: PipelineConfig, hardware: Hardware, origins: dict[str, str]) -> int:
+    if config.num_threads is not None:
+        origins["num_threads"] = "given"
+        return config.num_threads
+    origins["num_threads"] = f"hardware: {hardware.num_cpus} cores over {config.tensor_parallel_size} workers"
+    return max(1, hardware.num_cpus // config.tensor_parallel_size)
+
+
+def _weights_format(model_dir: Path, architecture: SupportedArchitecture) -> WeightsFormat:
+    if model_dir.suffix == ".gguf":
+        return WeightsFormat.gguf
+    return architecture.default_weights_format
