@@ -1,0 +1,157 @@
+"""open_weights: finds the files of a checkpoint folder and presents them as one WeightSource.
+
+What is read, in this order of preference: a file given by name; `model.safetensors`; the shards named by
+`model.safetensors.index.json`; every `*.safetensors` of the folder.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from max_ray.errors import ModelPathError, WeightsError
+from max_ray.interfaces.encoding import WeightsFormat
+from max_ray.weights.safetensors_file import TensorEntry, read_header, read_slice
+from max_ray.weights.source import WeightSource, no_such_tensor
+
+_SINGLE_FILE = "model.safetensors"
+_INDEX_FILE = "model.safetensors.index.json"
+_SHARD_NAME = re.compile(r"(?P<stem>.+)-\d+-of-(?P<total>\d+)\.safetensors")
+_PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt"}
+
+
+def open_weights(path: str | Path, format: WeightsFormat | None = None) -> WeightSource:
+    """Opens the checkpoint in a folder, or one weights file; reads headers only.
+
+    format: the wanted format; None takes what is there.
+    Raises ModelPathError when there is nothing to load, WeightsError when the files cannot be used.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ModelPathError(f"{path} does not exist. Give the folder of a checkpoint or a .safetensors file.")
+    if format is WeightsFormat.gguf or path.suffix == ".gguf":
+        raise WeightsError(f"{path}: GGUF checkpoints cannot be read; give one in the safetensors format.")
+    if path.is_file():
+        return _open_file(path)
+    if (path / _SINGLE_FILE).is_file():
+        return SafetensorsSource([path / _SINGLE_FILE])
+    if (path / _INDEX_FILE).is_file():
+        return SafetensorsSource.from_index(path / _INDEX_FILE)
+    files = sorted(path.glob("*.safetensors"))
+    if not files:
+        raise _nothing_to_load(path)
+    _check_all_shards_present(path, files)
+    return SafetensorsSource(files)
+
+
+class SafetensorsSource(WeightSource):
+    """The tensors of one or several safetensors files. Holds no open file, so it may be pickled and shared."""
+
+    def __init__(self, files: Iterable[Path]) -> None:
+        """Raises WeightsError for a damaged file, or a tensor that two files have."""
+        self._entries: dict[str, TensorEntry] = {}
+        for file in files:
+            for name, entry in read_header(file).items():
+                if name in self._entries:
+                    raise WeightsError(
+                        f"Tensor {name!r} is in two files, {self._entries[name].path} and {file}. "
+                        f"Remove the file that is not part of this checkpoint."
+                    )
+                self._entries[name] = entry
+
+    @classmethod
+    def from_index(cls, index: Path) -> SafetensorsSource:
+        """The shards that an index names, with the tensors it lists and no others.
+
+        Raises WeightsError when a shard is missing or lacks a tensor that the index places in it.
+        """
+        weight_map = _read_weight_map(index)
+        shards = {shard: read_header(index.parent / shard) for shard in dict.fromkeys(weight_map.values())}
+        for name, shard in weight_map.items():
+            if name not in shards[shard]:
+                raise WeightsError(f"{index} places tensor {name!r} in {shard}, which does not have it.")
+        source = cls([])
+        source._entries = {
+            name: entry
+            for shard, file in shards.items()
+            for name, entry in file.items()
+            if weight_map.get(name) == shard
+        }
+        return source
+
+    def names(self) -> list[str]:
+        return list(self._entries)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._entry(name).shape
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self._entry(name).dtype
+
+    def get_slice(self, name: str, axis: int, start: int, stop: int) -> torch.Tensor:
+        return read_slice(self._entry(name), axis, start, stop)
+
+    def _entry(self, name: str) -> TensorEntry:
+        if name not in self._entries:
+            raise no_such_tensor(name, self._entries)
+        return self._entries[name]
+
+
+def _open_file(path: Path) -> WeightSource:
+    if path.suffix == ".safetensors":
+        return SafetensorsSource([path])
+    if path.name == _INDEX_FILE:
+        return SafetensorsSource.from_index(path)
+    if path.suffix in _PICKLE_SUFFIXES:
+        raise _pickled(path)
+    raise WeightsError(f"{path} is not a weights file. Give a .safetensors file or the folder of a checkpoint.")
+
+
+def _read_weight_map(index: Path) -> dict[str, str]:
+    try:
+        weight_map = json.loads(index.read_bytes())["weight_map"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise WeightsError(f"{index} is not a checkpoint index: it must be JSON with a weight_map.") from error
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise WeightsError(f"{index}: weight_map is not a table of tensor names and files.")
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or Path(shard).name != shard:
+            raise WeightsError(f"{index} places tensor {name!r} in {shard!r}, which is not a file name.")
+        if not (index.parent / shard).is_file():
+            raise WeightsError(f"{index} names {shard} (for tensor {name!r}), but there is no such file beside it.")
+    return weight_map
+
+
+def _check_all_shards_present(folder: Path, files: list[Path]) -> None:
+    """Without an index, the names alone say how many shards there should be."""
+    found: dict[tuple[str, int], int] = {}
+    for file in files:
+        if match := _SHARD_NAME.fullmatch(file.name):
+            key = (match["stem"], int(match["total"]))
+            found[key] = found.get(key, 0) + 1
+    for (stem, total), count in found.items():
+        if count != total:
+            raise WeightsError(
+                f"{folder} has {count} of the {total} files {stem}-*-of-*.safetensors. Fetch the others."
+            )
+
+
+def _nothing_to_load(folder: Path) -> WeightsError | ModelPathError:
+    for file in sorted(folder.iterdir()):
+        if file.suffix in _PICKLE_SUFFIXES:
+            return _pickled(file)
+        if file.suffix == ".gguf":
+            return WeightsError(f"{file}: GGUF checkpoints cannot be read; give one in the safetensors format.")
+    return ModelPathError(f"{folder} has no weights: there is no *.safetensors file in it.")
+
+
+def _pickled(path: Path) -> WeightsError:
+    return WeightsError(
+        f"{path} is a pickle, which can run code when it is loaded, so it is not read. Convert the checkpoint with "
+        f"transformers: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder), which writes "
+        f"safetensors."
+    )

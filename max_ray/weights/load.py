@@ -1,0 +1,130 @@
+"""load_weights: fills a rank's shards from a checkpoint, and proves that nothing is missing and nothing left over.
+
+All checks come first and need only names, shapes and dtypes: a wrong checkpoint fails before gigabytes are read.
+Then one tensor (one rank's piece of it) is read at a time: beyond the shards, loading holds that piece and no more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from max_ray.errors import WeightsError
+from max_ray.weights.mapping import NameMap, OwnName, Renaming
+from max_ray.weights.parameter import PartSpec, ShardedParameter
+from max_ray.weights.source import WeightSource
+
+_MAX_NAMED = 10  # names listed in one error
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """num_parameters: own parameters filled; num_tensors: checkpoint tensors they came from; nbytes_read: of this rank;
+    dropped: checkpoint tensors that the table drops on purpose."""
+
+    num_parameters: int
+    num_tensors: int
+    nbytes_read: int
+    dropped: tuple[str, ...]
+
+
+def load_weights(
+    module_parameters: Iterable[tuple[str, ShardedParameter]], source: WeightSource, name_map: NameMap
+) -> LoadReport:
+    """Fills every parameter in place, converting dtypes on the way; what no part covers becomes zero.
+
+    Raises WeightsError, before any parameter is touched, when tensors are missing or left over, two tensors lead to
+    the same part, or a shape or kind of dtype is not what the network wants. (A file found damaged while it is read
+    raises too, with the parameters in any state.)
+    """
+    parameters = _by_name(module_parameters)
+    renaming = name_map.rename(source.names())
+    wanted = {OwnName(name, part): spec for name, p in parameters.items() for part, spec in p.parts.items()}
+    _check_names(wanted, renaming, name_map)
+    tensors = {own: renaming.sources[own][0] for own in wanted}
+    for own, spec in wanted.items():
+        _check_tensor(source, tensors[own], spec, parameters[own.parameter].data.dtype)
+    for name, parameter in parameters.items():
+        _zero_uncovered(name, parameter)
+    nbytes = sum(_fill_part(parameters[own.parameter], spec, source, tensors[own]) for own, spec in wanted.items())
+    return LoadReport(len(parameters), len(tensors), nbytes, tuple(renaming.dropped))
+
+
+def _by_name(module_parameters: Iterable[tuple[str, ShardedParameter]]) -> dict[str, ShardedParameter]:
+    parameters: dict[str, ShardedParameter] = {}
+    for name, parameter in module_parameters:
+        assert name not in parameters, f"two parameters of the network are called {name!r}"
+        parameters[name] = parameter
+    return parameters
+
+
+def _check_names(wanted: dict[OwnName, PartSpec], renaming: Renaming, name_map: NameMap) -> None:
+    missing = [name_map.checkpoint_name(own) or str(own) for own in wanted if own not in renaming.sources]
+    unwanted = [name for own, names in renaming.sources.items() if own not in wanted for name in names]
+    left_over = renaming.unknown + unwanted
+    problems = []
+    if missing:
+        problems.append(f"the checkpoint lacks {_listed(missing)}")
+    if left_over:
+        problems.append(f"the network has no place for {_listed(left_over)}")
+    problems += [
+        f"{' and '.join(names)} are the same weight ({own})"
+        for own, names in renaming.sources.items()
+        if own in wanted and len(names) > 1
+    ][:_MAX_NAMED]
+    if problems:
+        raise WeightsError(f"Checkpoint and network do not match: {'; '.join(problems)}. Is config.json its own?")
+
+
+def _check_tensor(source: WeightSource, tensor: str, spec: PartSpec, dtype: torch.dtype) -> None:
+    shape, wanted = list(source.shape(tensor)), list(spec.checkpoint_shape)
+    if shape != wanted:
+        raise WeightsError(f"The shape of {tensor} is {shape} in the checkpoint, the network wants {wanted}.")
+    if source.dtype(tensor).is_floating_point != dtype.is_floating_point:
+        raise WeightsError(
+            f"{tensor} is {source.dtype(tensor)} in the checkpoint, the network wants {dtype}. "
+            f"Is this a quantized checkpoint?"
+        )
+
+
+def _zero_uncovered(name: str, parameter: ShardedParameter) -> None:
+    """Zeroes what no part covers; asserts that parts neither overlap nor leave the parameter's memory."""
+    axes = {spec.axis or 0 for spec in parameter.parts.values()}
+    assert len(axes) == 1, f"{name}: the parts of a parameter are laid out along one axis, not {axes}"
+    if parameter.data.dim() == 0:
+        return
+    axis = axes.pop()
+    end = 0
+    for begin, stop in sorted(_landing(spec) for spec in parameter.parts.values()):
+        assert begin >= end, f"{name}: parts overlap"
+        parameter.data.narrow(axis, end, begin - end).zero_()
+        end = stop
+    assert end <= parameter.data.shape[axis], f"{name}: parts reach to {end}, the axis has {parameter.data.shape[axis]}"
+    parameter.data.narrow(axis, end, parameter.data.shape[axis] - end).zero_()
+
+
+def _landing(spec: PartSpec) -> tuple[int, int]:
+    """The range of the parameter's axis that a part fills."""
+    return spec.dest_start, spec.dest_start + spec.local_shape[spec.axis or 0]
+
+
+def _fill_part(parameter: ShardedParameter, spec: PartSpec, source: WeightSource, tensor: str) -> int:
+    """Reads one part into its place; returns the number of bytes read."""
+    if spec.axis is None:
+        piece = source.get(tensor)
+    else:
+        piece = source.get_slice(tensor, spec.axis, spec.start, spec.stop)
+    target = parameter.data
+    if target.dim():
+        begin, end = _landing(spec)
+        target = target.narrow(spec.axis or 0, begin, end - begin)
+    assert target.shape == piece.shape, f"{tensor}: {list(piece.shape)} does not fit {list(target.shape)}"
+    target.copy_(piece)
+    return piece.numel() * piece.element_size()
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+    return f"{len(names)} tensor{'s' if len(names) != 1 else ''} ({', '.join(names[:_MAX_NAMED])}{more})"

@@ -1,0 +1,69 @@
+"""WeightSource: the tensors of a checkpoint, read lazily and in slices. For load_weights and weight adapters."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+import torch
+
+from max_ray.errors import WeightsError, nearest
+
+
+class WeightSource(ABC):
+    """A checkpoint by tensor name. Opening one reads headers only; every `get` reads from the file anew."""
+
+    @abstractmethod
+    def names(self) -> list[str]:
+        """All tensor names, in file order."""
+
+    @abstractmethod
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Raises WeightsError where there is no such tensor; so do all methods below."""
+
+    @abstractmethod
+    def dtype(self, name: str) -> torch.dtype:
+        """The dtype stored in the checkpoint."""
+
+    @abstractmethod
+    def get_slice(self, name: str, axis: int, start: int, stop: int) -> torch.Tensor:
+        """Elements [start, stop) of one axis as a tensor on the CPU; no other bytes of the tensor are read."""
+
+    def get(self, name: str) -> torch.Tensor:
+        """The whole tensor, on the CPU. It may share memory with the source: do not write to it."""
+        shape = self.shape(name)
+        return self.get_slice(name, 0, 0, shape[0] if shape else 1)
+
+    def nbytes(self) -> int:
+        """Bytes of all tensors as stored."""
+        return sum(math.prod(self.shape(name)) * self.dtype(name).itemsize for name in self.names())
+
+
+class DictWeightSource(WeightSource):
+    """Tensors that are in memory already; for tests and for adapters that compute weights."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        self._tensors = dict(tensors)
+
+    def names(self) -> list[str]:
+        return list(self._tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._tensor(name).shape)
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self._tensor(name).dtype
+
+    def get_slice(self, name: str, axis: int, start: int, stop: int) -> torch.Tensor:
+        tensor = self._tensor(name)
+        return tensor.narrow(axis, start, stop - start) if tensor.dim() else tensor
+
+    def _tensor(self, name: str) -> torch.Tensor:
+        if name not in self._tensors:
+            raise no_such_tensor(name, self._tensors)
+        return self._tensors[name]
+
+
+def no_such_tensor(name: str, known: Mapping[str, object]) -> WeightsError:
+    return WeightsError(f"The checkpoint has no tensor {name!r}.{nearest(name, known)}")
