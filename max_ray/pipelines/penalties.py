@@ -1,0 +1,93 @@
+"""Edits of the logits before anything is drawn: the three penalties and the min-tokens mask.
+
+State lives for one run and is built from the rows' history: counts of the output tokens and a mark on every prompt
+token, for the rows that need it and no others (P rows; memory P * V * 5 bytes).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from max_ray.interfaces.executor import RunRow
+from max_ray.interfaces.request import SamplingParams
+
+
+class Penalties:
+    """Repetition, frequency and presence penalties of the rows that have some.
+
+    output_counts: int32 [P, V]. in_prompt: bool [P, V]. `slots` maps a row's number to its line in them.
+    """
+
+    def __init__(self, rows: Sequence[RunRow], vocab_size: int, device: torch.device) -> None:
+        numbers = [i for i, row in enumerate(rows) if row.samples and row.sampling_params.needs_penalties]
+        self.slots = {number: slot for slot, number in enumerate(numbers)}
+        self.output_counts = torch.zeros(len(numbers), vocab_size, dtype=torch.int32, device=device)
+        self.in_prompt = torch.zeros(len(numbers), vocab_size, dtype=torch.bool, device=device)
+        for number, slot in self.slots.items():
+            self._read_history(rows[number], slot)
+        params = [rows[number].sampling_params for number in numbers]
+
+        def column(value: Callable[[SamplingParams], float]) -> torch.Tensor:
+            return torch.tensor([value(p) for p in params], dtype=torch.float32, device=device)[:, None]
+
+        self._repetition = column(lambda p: p.repetition_penalty)
+        self._frequency = column(lambda p: p.frequency_penalty)
+        self._presence = column(lambda p: p.presence_penalty)
+
+    def _read_history(self, row: RunRow, slot: int) -> None:
+        assert row.history is not None, "a row with penalties came without its history"
+        prompt = torch.from_numpy(row.history[: row.prompt_length])
+        self.in_prompt[slot, prompt.to(self.in_prompt.device)] = True
+        ids, counts = np.unique(row.history[row.prompt_length :], return_counts=True)
+        lines = self.output_counts[slot]
+        lines[torch.from_numpy(ids).to(lines.device)] = torch.from_numpy(counts).to(lines.device, lines.dtype)
+
+    def apply(self, logits: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+        """Penalized copy of float32 `logits` [n, V], row i being line slots[i] (int64 [n]).
+
+        Repetition: logits of tokens in prompt or output are divided by the penalty when positive and multiplied by it
+        otherwise (Keskar et al. 2019, section 4.1, with the sign rule of Hugging Face). Then frequency * count and
+        presence are subtracted for tokens in the output (OpenAI API reference).
+        """
+        counts = self.output_counts[slots]
+        in_output = counts > 0
+        repetition = self._repetition[slots]
+        repeated = torch.where(logits > 0, logits / repetition, logits * repetition)
+        logits = torch.where(in_output | self.in_prompt[slots], repeated, logits)
+        return logits - self._frequency[slots] * counts - self._presence[slots] * in_output
+
+    def count(self, slots: torch.Tensor, tokens: torch.Tensor) -> None:
+        """Takes the sampled `tokens` (int64 [n], row i of line slots[i]) into the output."""
+        self.output_counts[slots, tokens] += 1
+
+
+class MinTokens:
+    """Forbids the tokens that would end a row while it has fewer than `min_new_tokens` tokens."""
+
+    def __init__(self, rows: Sequence[RunRow], vocab_size: int, device: torch.device) -> None:
+        self._device = device
+        self._stop_ids = [sorted(i for i in row.stop_ids if 0 <= i < vocab_size) for row in rows]
+        wanted = [
+            row.sampling_params.min_new_tokens if ids else 0 for row, ids in zip(rows, self._stop_ids, strict=True)
+        ]
+        self._min_new_tokens = np.array(wanted, dtype=np.int64)
+        self._key: tuple[int, ...] = ()
+        self._where: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def where(
+        self, numbers: npt.NDArray[np.int64], generated: npt.NDArray[np.int64]
+    ) -> tuple[torch.Tensor, ...] | None:
+        """Positions and token ids to forbid in a batch of the rows `numbers`, each with `generated` tokens so far."""
+        held = generated < self._min_new_tokens[numbers]
+        if not held.any():
+            return None
+        key = tuple(np.where(held, numbers, -1).tolist())
+        if key != self._key:
+            pairs = [(p, i) for p, number in enumerate(key) if number >= 0 for i in self._stop_ids[number]]
+            positions, ids = torch.tensor(pairs, dtype=torch.int64, device=self._device).unbind(1)
+            self._key, self._where = key, (positions, ids)
+        return self._where
