@@ -1,0 +1,309 @@
+"""TextTokenizer: text to token ids and back, and from a request to its context. The only user of `transformers`.
+
+A folder whose tokenizer_config.json names no special class is loaded straight from tokenizer.json: `AutoTokenizer`
+would give the same object but imports torch (several seconds), which the HTTP replica otherwise never needs.
+Text is encoded and decoded by the Rust tokenizer itself: its methods are thread-safe once truncation and padding are
+off, and the `transformers` wrapper costs ten times as much a call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from jinja2 import TemplateError
+
+from max_ray.errors import ConfigError, InputError, ModelPathError, PromptTooLongError
+from max_ray.interfaces import SamplingParams, TextContext, TextGenerationRequest, TokenBuffer
+
+ContextValidator = Callable[[TextContext], None]
+
+# Classes of tokenizer_config.json that are tokenizer.json and nothing else.
+_GENERIC_CLASSES = ("TokenizersBackend", "PreTrainedTokenizerFast")
+_TOKENIZER_FILES = ("*.json", "*.jinja", "tokenizer*", "*.tiktoken", "*.model", "*.txt")
+# Encoding runs at a few characters a microsecond; a hop to a thread and back costs about 100 us.
+_INLINE_CHARACTERS = 4096
+
+
+class TextTokenizer:
+    """Tokenizer of one model folder (or hub id, fetched at `revision`).
+
+    max_length: prompt + generated tokens of one request.
+    generation_config: defaults of the sampling parameters; None reads generation_config.json of the folder.
+    eos_token_ids: None takes generation_config.json's, else config.json's, else the tokenizer's own, as `generate`
+    of Hugging Face does.
+    vocab_size: rows of the embedding; None takes config.json's.
+    context_validators: called with each new context; each may raise InputError.
+    Raises ModelPathError without a folder or a tokenizer in it, ConfigError for defaults that cannot work.
+    """
+
+    def __init__(
+        self,
+        model_path: str | Path,
+        *,
+        max_length: int,
+        revision: str | None = None,
+        generation_config: Mapping[str, Any] | None = None,
+        eos_token_ids: Iterable[int] | None = None,
+        vocab_size: int | None = None,
+        context_validators: Sequence[ContextValidator] = (),
+    ) -> None:
+        folder = _local_folder(str(model_path), revision)
+        model_config = _read_json(folder / "config.json")
+        if generation_config is None:
+            generation_config = _read_json(folder / "generation_config.json")
+        self.max_length = max_length
+        self.context_validators = tuple(context_validators)
+        self._hf = _load(folder)
+        self._backend = getattr(self._hf, "backend_tokenizer", None)
+        if self._backend is not None:
+            self._backend.no_truncation()
+            self._backend.no_padding()
+        self.vocab_size = vocab_size or _text_config(model_config).get("vocab_size") or len(self._hf)
+        self._generation_config = dict(generation_config)
+        _check_defaults(self._generation_config, folder)
+        sources = (eos_token_ids, generation_config.get("eos_token_id"), _text_config(model_config).get("eos_token_id"))
+        self._eos = next((_ids(s) for s in sources if s is not None), _ids(self._hf.eos_token_id))
+        self.eos_token_ids = frozenset(self._eos)
+        self.special_ids = frozenset(self._hf.all_special_ids)
+        self._wraps_content: bool | None = None
+
+    @property
+    def eos(self) -> int:
+        """The end-of-sequence id, the first one where there are several. Raises ConfigError when there is none."""
+        if not self._eos:
+            raise ConfigError("This model names no end-of-sequence token; set eos_token_id in its config.json.")
+        return self._eos[0]
+
+    @property
+    def expects_content_wrapping(self) -> bool:
+        """True when the chat template shows message content only as a list of typed parts."""
+        if self._wraps_content is None:
+            probe = "content-probe"
+            as_text = self._probe(probe)
+            as_parts = self._probe([{"type": "text", "text": probe}])
+            self._wraps_content = as_text is False and as_parts
+        return self._wraps_content
+
+    async def new_context(self, request: TextGenerationRequest) -> TextContext:
+        """The context of a request. Long texts are encoded in a thread, short ones here.
+
+        Raises PromptTooLongError, and InputError for an empty prompt, an id outside the vocabulary, text that is not
+        Unicode, a chat template that refuses the messages, or sampling parameters out of range.
+        """
+        prompt = await self._prompt_ids(request)
+        context = TextContext(
+            request_id=request.request_id,
+            tokens=TokenBuffer(prompt),
+            max_length=self.max_length,
+            eos_token_ids=self.eos_token_ids,
+            sampling_params=self._sampling_params(request),
+            model_name=request.model_name,
+            log_probabilities=request.logprobs,
+            log_probabilities_echo=request.echo and request.logprobs is not None,
+        )
+        for validate in self.context_validators:
+            validate(context)
+        return context
+
+    async def encode(self, prompt: str, add_special_tokens: bool = True) -> npt.NDArray[np.int64]:
+        """Token ids of a text, int64 [n]."""
+        if len(prompt) <= _INLINE_CHARACTERS:
+            return self.encode_text(prompt, add_special_tokens)
+        return await asyncio.to_thread(self.encode_text, prompt, add_special_tokens)
+
+    async def decode(self, encoded: Any, *, skip_special_tokens: bool = False, **kwargs: Any) -> str:
+        """Text of one token id or of a sequence of them."""
+        if kwargs:
+            raise TypeError(f"decode() takes skip_special_tokens and nothing else, not {sorted(kwargs)}.")
+        ids = np.atleast_1d(np.asarray(encoded, dtype=np.int64)).tolist()
+        return self.decode_ids(ids, skip_special_tokens)
+
+    def encode_text(self, text: str, add_special_tokens: bool = True) -> npt.NDArray[np.int64]:
+        """`encode`, blocking. Raises InputError for text that is not Unicode (lone surrogates)."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"The text is not valid Unicode: a lone surrogate at character {error.start}.", param="prompt"
+            ) from None
+        if self._backend is not None:
+            ids = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        else:
+            ids = self._hf.encode(text, add_special_tokens=add_special_tokens)
+        return np.asarray(ids, dtype=np.int64)
+
+    def decode_ids(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
+        """`decode` of a sequence of ids, synchronously: microseconds for a short one. Ids without text give none."""
+        if self._backend is not None:
+            return str(self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens))
+        return str(
+            self._hf.decode(list(ids), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False)
+        )
+
+    def token_piece(self, token_id: int) -> str:
+        """The vocabulary's own spelling of an id (byte-level alphabet, `<0x0A>`, ...); empty for an id without one."""
+        return self._hf.convert_ids_to_tokens(token_id) or "" if token_id < len(self._hf) else ""
+
+    def render_chat(self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any] | None = None) -> str:
+        """The chat template's text for these messages, ready to be continued by the assistant.
+
+        `options` are variables for the template (`add_generation_prompt=False` among them). Raises InputError when
+        there is no template, or it refuses.
+        """
+        if not self._hf.chat_template:
+            raise InputError(
+                "This model has no chat template. Use /v1/completions with a plain prompt.", param="messages"
+            )
+        wrap = self.expects_content_wrapping
+        chat = [{**m, "content": _shape_content(m.get("content"), wrap)} for m in messages]
+        return self._apply_template(chat, {"add_generation_prompt": True, **(options or {}), "tokenize": False})
+
+    def _apply_template(self, chat: list[dict[str, Any]], options: Mapping[str, Any]) -> str:
+        try:
+            return str(self._hf.apply_chat_template(chat, **options))
+        except (TemplateError, TypeError, ValueError) as error:
+            raise InputError(f"The chat template refuses these messages: {error}", param="messages") from error
+
+    def _probe(self, content: Any) -> bool:
+        try:
+            text = self._apply_template([{"role": "user", "content": content}], {"tokenize": False})
+        except InputError:
+            return False
+        return "content-probe" in text and "'text'" not in text
+
+    async def _prompt_ids(self, request: TextGenerationRequest) -> npt.NDArray[np.int64]:
+        if request.messages:
+            if sum(len(str(m.get("content"))) for m in request.messages) <= _INLINE_CHARACTERS:
+                ids = self._chat_ids(request)
+            else:
+                ids = await asyncio.to_thread(self._chat_ids, request)
+        elif isinstance(request.prompt, str):
+            ids = await self.encode(request.prompt) if request.prompt else np.empty(0, dtype=np.int64)
+        else:
+            ids = _id_array(request.prompt or ())
+        param = "messages" if request.messages else "prompt"
+        if not len(ids):
+            raise InputError("The prompt is empty: it has no tokens. Give at least one.", param=param)
+        self._check_range(ids, param)
+        if len(ids) >= self.max_length:
+            raise PromptTooLongError(len(ids), self.max_length)
+        return ids
+
+    def _chat_ids(self, request: TextGenerationRequest) -> npt.NDArray[np.int64]:
+        text = self.render_chat(request.messages, request.chat_template_options)
+        return self.encode_text(text, add_special_tokens=False)
+
+    def _sampling_params(self, request: TextGenerationRequest) -> SamplingParams:
+        given = request.sampling_params
+        if isinstance(given, SamplingParams):
+            params = given
+        else:
+            params = SamplingParams.from_input_and_generation_config(given or {}, self._generation_config)
+        self._check_range(np.asarray(params.stop_token_ids, dtype=np.int64), "stop_token_ids")
+        if params.max_new_tokens is not None and params.min_new_tokens > params.max_new_tokens:
+            raise InputError(
+                f"At least {params.min_new_tokens} and at most {params.max_new_tokens} new tokens are asked for: "
+                f"lower the one or raise the other.",
+                param="min_new_tokens",
+            )
+        return params
+
+    def _check_range(self, ids: npt.NDArray[np.int64], param: str) -> None:
+        outside = ids[(ids < 0) | (ids >= self.vocab_size)]
+        if len(outside):
+            raise InputError(
+                f"Token id {outside[0]} is outside the model's vocabulary, 0 to {self.vocab_size - 1}.", param=param
+            )
+
+
+def _local_folder(model_path: str, revision: str | None) -> Path:
+    if Path(model_path).is_dir():
+        return Path(model_path)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(snapshot_download(model_path, revision=revision, allow_patterns=list(_TOKENIZER_FILES)))
+    except (OSError, HFValidationError) as error:
+        raise ModelPathError(
+            f"{model_path!r} is neither a folder nor a model that the hub gives: {error}. Check the path."
+        ) from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty when there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} must hold a JSON object, not a {type(content).__name__}.")
+    return content
+
+
+def _text_config(model_config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part of config.json that speaks of text: multimodal models nest it."""
+    nested = model_config.get("text_config")
+    return nested if isinstance(nested, dict) else model_config
+
+
+def _load(folder: Path) -> Any:
+    generic = _read_json(folder / "tokenizer_config.json").get("tokenizer_class") in _GENERIC_CLASSES
+    try:
+        if generic and (folder / "tokenizer.json").is_file():
+            from transformers import PreTrainedTokenizerFast
+
+            return PreTrainedTokenizerFast.from_pretrained(folder)
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ModelPathError(
+            f"{folder} holds no tokenizer that can be loaded: {error}. Put tokenizer.json beside config.json."
+        ) from error
+
+
+def _check_defaults(generation_config: Mapping[str, Any], folder: Path) -> None:
+    try:
+        SamplingParams.from_input_and_generation_config({}, generation_config)
+    except (InputError, TypeError) as error:
+        raise ConfigError(f"generation_config.json of {folder} gives unusable defaults: {error}") from error
+
+
+def _ids(value: Any) -> tuple[int, ...]:
+    """eos_token_id as it is found: nothing, one id, or several."""
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, int) else tuple(int(i) for i in value)
+
+
+def _id_array(prompt: Sequence[int]) -> npt.NDArray[np.int64]:
+    array = np.asarray(prompt)
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise InputError("A prompt of token ids must be a flat list of integers that fit 64 bits.", param="prompt")
+    return array.astype(np.int64)
+
+
+def _shape_content(content: Any, wrap: bool) -> Any:
+    """Message content as the template wants it: one string, or a list of typed parts."""
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}] if wrap else content
+    if wrap or content is None:
+        return content
+    return "\n".join(_part_text(part) for part in content)
+
+
+def _part_text(part: Any) -> str:
+    if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+        raise InputError(
+            'Message content must be a string or a list of {"type": "text", "text": ...}.', param="messages"
+        )
+    return str(part["text"])
