@@ -1,0 +1,304 @@
+"""PipelineConfig and ServeConfig: every setting, its default, its rule and its one-line description.
+
+The description is also the command line's help text, and the default is the only place where that default is written.
+A wrong value raises SettingsError: one sentence a problem. Values given as text ("8", "true", "none", "a,b") are
+understood, because builder arguments and environment variables are text.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import NoneType
+from typing import Annotated, Any, Self, get_args
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from max_ray import settings
+from max_ray.errors import ConfigError, nearest
+from max_ray.interfaces import SupportedEncoding
+
+ALIASES = {"model": "model_path"}
+"""Other spellings of a setting, accepted wherever settings are: the seed page prints `--model`."""
+
+_DEVICES = re.compile(r"auto|cpu|gpu|gpu:(\d+(?:,\d+)*)")
+_LOOPBACK_NAMES = ("localhost", "ip6-localhost")
+
+
+class SettingsError(ConfigError):
+    """Settings that cannot work. `problems`: (setting, sentence), one each."""
+
+    def __init__(self, problems: list[tuple[str, str]]) -> None:
+        super().__init__(" ".join(sentence for _, sentence in problems))
+        self.problems = problems
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (SettingsError, (self.problems,))
+
+
+@dataclass(frozen=True)
+class DeviceChoice:
+    """`devices` taken apart. kind: "auto", "cpu" or "gpu"; ids: the GPUs named, empty for any."""
+
+    kind: str
+    ids: tuple[int, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> DeviceChoice:
+        match = _DEVICES.fullmatch(text)
+        if match is None:
+            raise ValueError(f"'auto', 'cpu', 'gpu' or GPU numbers like 'gpu:0,1', not {text!r}")
+        ids = tuple(int(number) for number in match[1].split(",")) if match[1] else ()
+        if len(set(ids)) != len(ids):
+            raise ValueError(f"a list of different GPUs, not {text!r}")
+        return cls(text.partition(":")[0], ids)
+
+
+def _split(value: Any) -> Any:
+    """ "a,b" -> ["a", "b"]; other values pass."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return value
+
+
+TextList = Annotated[tuple[str, ...], BeforeValidator(_split)]
+SecretList = Annotated[tuple[SecretStr, ...], BeforeValidator(_split)]
+
+
+def _model_name(validated: dict[str, Any]) -> str:
+    """A folder's name, or the repository id; "" while no model is chosen."""
+    model_path: str = validated.get("model_path", "")
+    path = Path(model_path).expanduser()
+    return path.resolve().name if model_path and path.exists() else model_path
+
+
+class PipelineConfig(BaseModel):
+    """What to run and how: the settings of one model, its batches, its KV cache and its devices.
+
+    Frozen; unknown settings raise SettingsError with the nearest known one. Reads no file and no environment: see
+    `load_config` for that. None means that the value follows from the model and the hardware (`--print-config`).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
+
+    model_path: str = Field(min_length=1, description="Folder of a model, or its Hugging Face repository id.")
+    revision: str | None = Field(None, description="Branch, tag or commit of the repository.")
+    served_model_name: str = Field(
+        default_factory=_model_name,
+        description="Name of the model in the API. Default: the folder's name or the repository id.",
+    )
+    quantization_encoding: SupportedEncoding | None = Field(
+        None, description="How weights are stored and executed. Default: what the checkpoint is."
+    )
+    max_length: int | None = Field(
+        None, ge=1, description="Longest sequence, prompt and output. Default: the model's limit."
+    )
+    max_batch_size: int | None = Field(
+        None, ge=1, description="Most requests in one batch. Default: what the KV cache can hold."
+    )
+    max_batch_input_tokens: int = Field(2048, ge=1, description="Most tokens in one step, over all requests.")
+    enable_chunked_prefill: bool = Field(True, description="Spread long prompts over several steps.")
+    max_num_steps: int = Field(32, ge=1, description="Most steps of a run that no new request interrupts.")
+    kv_cache_page_size: int = Field(16, ge=1, description="Tokens in one block of the KV cache.")
+    kv_cache_memory: float | None = Field(
+        None, gt=0, description="Memory for the KV cache of one rank, in GiB. Default: what the device has left."
+    )
+    device_memory_utilization: float = Field(
+        0.9, gt=0, le=1, description="Share of a GPU's memory to use for weights and KV cache."
+    )
+    enable_prefix_caching: bool = Field(True, description="Reuse keys and values of prompts with equal beginnings.")
+    tensor_parallel_size: int = Field(1, ge=1, description="Over how many devices one copy of the model is cut.")
+    devices: str = Field("auto", description="'auto' (GPUs where there are any), 'cpu', 'gpu', or 'gpu:0,1'.")
+    custom_architectures: TextList = Field(
+        (), description="Folder of a custom architecture, or module.path:NAME; may be given several times."
+    )
+    num_threads: int | None = Field(None, ge=1, description="CPU threads of one rank. Default: its share of the cores.")
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**_canonical(values))
+        except ValidationError as error:
+            raise SettingsError(_problems(type(self), error)) from None
+
+    @classmethod
+    def model_validate(cls, obj: Any, **options: Any) -> Self:
+        """From a mapping, with the errors of the constructor (Ray Serve's typed builders call this)."""
+        if isinstance(obj, Mapping):
+            assert not options, f"options are not supported here: {sorted(options)}"
+            return cls(**obj)
+        return super().model_validate(obj, **options)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _text_none(cls, value: Any, info: Any) -> Any:
+        """The text "none" is None where a setting may be None."""
+        if isinstance(value, str) and value.lower() in ("none", "null"):
+            field = cls.model_fields[info.field_name]
+            return None if NoneType in get_args(field.annotation) else value
+        return value
+
+    @field_validator("devices")
+    @classmethod
+    def _check_devices(cls, value: str) -> str:
+        try:
+            DeviceChoice.parse(value)
+        except ValueError as error:
+            raise PydanticCustomError("devices", "Input should be {rule}", {"rule": str(error)}) from None
+        return value
+
+    @model_validator(mode="after")
+    def _check_device_count(self) -> Self:
+        ids = self.device_choice.ids
+        if ids and len(ids) != self.tensor_parallel_size:
+            raise PydanticCustomError(
+                "device_count",
+                "devices={devices} names {num} GPUs, but tensor_parallel_size is {size}: set them to the same number.",
+                {"devices": repr(self.devices), "num": len(ids), "size": self.tensor_parallel_size},
+            )
+        return self
+
+    @property
+    def device_choice(self) -> DeviceChoice:
+        return DeviceChoice.parse(self.devices)
+
+    @property
+    def model(self) -> Self:
+        """The model's settings: MAX's later pages write `config.model.model_path`."""
+        return self
+
+    def replace(self, **changes: Any) -> Self:
+        """A validated copy with other values; what follows from the changed ones follows again."""
+        given = {name: getattr(self, name) for name in self.model_fields_set}
+        return type(self)(**{**given, **_canonical(changes)})
+
+
+def _api_keys_of_environment() -> tuple[SecretStr, ...]:
+    return tuple(SecretStr(key) for key in _split(settings.variable(settings.API_KEYS) or ""))
+
+
+class ServeConfig(PipelineConfig):
+    """A PipelineConfig and how it is served over HTTP.
+
+    `model_path` may be left out here ("" = the bundled demo model; whoever serves puts it in). `api_keys` come from
+    MAX_RAY_API_KEYS, so that they are on no command line; they are never printed. Without a key only a loopback
+    `host` is allowed.
+    """
+
+    model_path: str = Field("", description="Folder of a model, or its Hugging Face repository id.")
+    host: str = Field("127.0.0.1", min_length=1, description="Address to listen on; all but loopback needs API keys.")
+    port: int = Field(8000, ge=1, le=65535, description="TCP port of the HTTP API.")
+    app_name: str = Field("max_ray", min_length=1, description="Name of the Ray Serve application.")
+    min_replicas: int = Field(1, ge=1, description="Fewest copies of the model.")
+    max_replicas: int = Field(1, ge=1, description="Most copies of the model; more than min_replicas scales with load.")
+    target_ongoing_requests: float = Field(
+        16.0, gt=0, description="Requests a copy should have under way; above it the application scales up."
+    )
+    max_queued_requests: int = Field(512, ge=0, description="Requests that may wait in a copy; beyond that, HTTP 429.")
+    lease_grace_s: float = Field(
+        10.0, gt=0, description="Seconds without a living owner after which a worker group ends itself."
+    )
+    worker_start_timeout_s: float = Field(
+        600.0, gt=0, description="Seconds a worker group may take to be placed and to load its weights."
+    )
+    collective_timeout_s: float = Field(
+        60.0, gt=0, description="Seconds after which ranks that wait for a silent one give up."
+    )
+    api_keys: SecretList = Field(
+        default_factory=_api_keys_of_environment, description="Keys that clients must send; from MAX_RAY_API_KEYS."
+    )
+
+    @model_validator(mode="after")
+    def _check_exposure(self) -> Self:
+        if not self.api_keys and not is_loopback(self.host):
+            raise PydanticCustomError(
+                "exposure",
+                "host={host} is reachable from other machines, which needs API keys: set MAX_RAY_API_KEYS, "
+                "or leave host at 127.0.0.1.",
+                {"host": repr(self.host)},
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_replicas(self) -> Self:
+        if self.max_replicas < self.min_replicas:
+            raise PydanticCustomError(
+                "replicas",
+                "max_replicas={high} is less than min_replicas={low}.",
+                {"high": self.max_replicas, "low": self.min_replicas},
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_device_ids(self) -> Self:
+        if self.device_choice.ids:
+            raise PydanticCustomError(
+                "device_ids",
+                "devices={devices} names GPUs, but when serving, Ray picks them: set devices='gpu', and start Ray "
+                "with the CUDA_VISIBLE_DEVICES that it may use.",
+                {"devices": repr(self.devices)},
+            )
+        return self
+
+    @property
+    def key_values(self) -> tuple[str, ...]:
+        """The API keys in clear."""
+        return tuple(key.get_secret_value() for key in self.api_keys)
+
+
+def is_loopback(host: str) -> bool:
+    """True for an address that only this machine reaches."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.lower() in _LOOPBACK_NAMES
+
+
+def _canonical(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Aliases replaced by the setting's name. Raises SettingsError when both are given with different values."""
+    result = dict(values)
+    for alias, name in ALIASES.items():
+        if alias not in result:
+            continue
+        value = result.pop(alias)
+        if result.setdefault(name, value) != value:
+            raise SettingsError([(name, f"{alias} and {name} are the same setting: give one of them.")])
+    return result
+
+
+def _problems(cls: type[PipelineConfig], error: ValidationError) -> list[tuple[str, str]]:
+    """pydantic's findings as (setting, sentence)."""
+    consequences = ("default_factory_not_called",)
+    found = [_problem(cls, d) for d in error.errors(include_url=False) if d["type"] not in consequences]
+    return list(dict.fromkeys(found))
+
+
+def _problem(cls: type[PipelineConfig], details: ErrorDetails) -> tuple[str, str]:
+    name = str(details["loc"][0]) if details["loc"] else ""
+    if details["type"] == "extra_forbidden":
+        return name, unknown_setting(cls, name)
+    if details["type"] == "missing" or (name == "model_path" and details["input"] == ""):
+        return name, f"{name} is missing. {cls.model_fields[name].description}"
+    if not name:
+        return name, details["msg"]
+    rule = details["msg"].replace("Input should", f"{name} should", 1)
+    rule = rule if rule.startswith(name) else f"{name}: {rule}"
+    shown = "" if name == "api_keys" or details["type"] == "devices" else f", not {details['input']!r}"
+    return name, f"{rule}{shown}."
+
+
+def unknown_setting(cls: type[PipelineConfig], name: str) -> str:
+    """The sentence for a name that is no setting of `cls`."""
+    return f"There is no setting {name!r}.{nearest(name, [*cls.model_fields, *ALIASES])}"

@@ -1,0 +1,1 @@
+"""`max_ray.graph`: names that the pipeline page imports from here."""

@@ -1,0 +1,158 @@
+"""Hugging Face's files as plain JSON: config.json, generation_config.json; and a model path or repository id as a
+local folder. No transformers here: model configurations need attributes, not its classes."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from max_ray.errors import ConfigError, ModelPathError, nearest
+
+_SNAPSHOT_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+_REPOSITORY_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+class HuggingFaceConfig(Mapping[str, Any]):
+    """config.json, immutable, by attribute (`cfg.hidden_size`) or as a mapping (`cfg.get("head_dim")`).
+
+    A nested object is a HuggingFaceConfig too. A missing key raises AttributeError that names key and file.
+    """
+
+    __slots__ = ("_path", "_values")
+
+    def __init__(self, values: Mapping[str, Any], path: str = "config.json") -> None:
+        object.__setattr__(self, "_path", path)
+        object.__setattr__(
+            self,
+            "_values",
+            {k: HuggingFaceConfig(v, f"{path}: {k}") if isinstance(v, Mapping) else v for k, v in values.items()},
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # copy, pickle and inspect ask for these
+            raise AttributeError(name)
+        try:
+            return self._values[name]
+        except KeyError:
+            raise AttributeError(f"{self._path} has no {name!r}.{nearest(name, self._values)}") from None
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"config.json is read-only: {name} was not set.")
+
+    def __getitem__(self, name: str) -> Any:
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        return f"HuggingFaceConfig({self.to_dict()!r})"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (HuggingFaceConfig, (self.to_dict(), self._path))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON values again."""
+        return {k: v.to_dict() if isinstance(v, HuggingFaceConfig) else v for k, v in self._values.items()}
+
+    @property
+    def architecture_names(self) -> list[str]:
+        """`architectures`; empty when there is none. Raises ConfigError when it is no list of names."""
+        names = self._values.get("architectures") or []
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ConfigError(f"{self._path}: 'architectures' must be a list of class names, not {names!r}.")
+        return names
+
+    def eos_token_ids(self, generation_config: Mapping[str, Any] | None = None) -> frozenset[int]:
+        """Ids that end a text: generation_config.json's, else config.json's; one id or a list there."""
+        given = (generation_config or {}).get("eos_token_id")
+        given = self._values.get("eos_token_id") if given is None else given
+        if given is None:
+            return frozenset()
+        return frozenset(given if isinstance(given, list) else [given])
+
+
+def load_huggingface_config(path: str | Path) -> HuggingFaceConfig:
+    """config.json of a local model folder. Raises ModelPathError (no such file) or ConfigError (not JSON)."""
+    file = Path(path) / "config.json"
+    if not file.is_file():
+        raise ModelPathError(f"There is no config.json in {path}: give the folder of a model in Hugging Face's layout.")
+    return HuggingFaceConfig(_read_json(file), str(file))
+
+
+def load_generation_config(path: str | Path) -> dict[str, Any]:
+    """generation_config.json of a local model folder; empty when there is none. Raises ConfigError (not JSON)."""
+    file = Path(path) / "generation_config.json"
+    return _read_json(file) if file.is_file() else {}
+
+
+def resolve_model_path(model_path: str | Path, revision: str | None = None) -> Path:
+    """The absolute local folder of a model: the folder itself, or the snapshot of a Hugging Face repository.
+
+    A repository is taken from the local cache first, and downloaded only when it is not there. Raises ModelPathError
+    for no such folder, a file instead of a folder, no config.json, and a repository that cannot be had.
+    """
+    path = Path(model_path).expanduser().absolute()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelPathError(
+                f"There is no config.json in {model_path}: give the folder of a model in Hugging Face's layout."
+            )
+        if revision is not None:
+            raise ModelPathError(
+                f"revision={revision!r} has no meaning for the local folder {model_path}: leave it out."
+            )
+        return path
+    if path.exists():
+        raise ModelPathError(f"{model_path} is a file: give the folder that holds config.json and the weights.")
+    if not _is_repository_id(str(model_path)):
+        raise ModelPathError(
+            f"There is no folder {model_path}: give an existing folder or a Hugging Face repository id."
+        )
+    return _snapshot(str(model_path), revision)
+
+
+def _is_repository_id(text: str) -> bool:
+    """True for "owner/name"."""
+    return _REPOSITORY_ID.fullmatch(text) is not None and ".." not in text and "--" not in text
+
+
+def _snapshot(repo_id: str, revision: str | None) -> Path:
+    """Cache first, then the hub."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repo_id, revision=revision, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return _download(repo_id, revision)
+
+
+def _download(repo_id: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=_SNAPSHOT_PATTERNS))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        at = f" at revision {revision!r}" if revision else ""
+        reason = " ".join(str(error).split())
+        raise ModelPathError(
+            f"There is no folder {repo_id}, and the Hugging Face repository {repo_id}{at} could not be had: {reason}"
+        ) from error
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{file} cannot be read as JSON: {error}.") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file} must hold a JSON object.")
+    return content

@@ -1,0 +1,1 @@
+"""`max_ray.nn.legacy`: names that the pipeline page imports from here."""

@@ -1,0 +1,50 @@
+"""`max_ray.pipelines.lib`: what the author of an architecture imports. Importing it imports no torch."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from max_ray.config import PipelineConfig
+from max_ray.huggingface import HuggingFaceConfig
+from max_ray.interfaces import (
+    KVCacheInputs,
+    KVCacheParams,
+    ModelInputs,
+    ModelOutputs,
+    PipelineModel,
+    RopeType,
+    SupportedEncoding,
+    WeightsFormat,
+)
+from max_ray.registry import PIPELINE_REGISTRY, PipelineRegistry, SupportedArchitecture
+
+if TYPE_CHECKING:
+    from max_ray.nn.text_pipeline_model import TextPipelineModel
+    from max_ray.tokenizer import TextTokenizer
+
+__all__ = [
+    "PIPELINE_REGISTRY",
+    "HuggingFaceConfig",
+    "KVCacheInputs",
+    "KVCacheParams",
+    "ModelInputs",
+    "ModelOutputs",
+    "PipelineConfig",
+    "PipelineModel",
+    "PipelineRegistry",
+    "RopeType",
+    "SupportedArchitecture",
+    "SupportedEncoding",
+    "TextPipelineModel",
+    "TextTokenizer",
+    "WeightsFormat",
+]
+
+_LATER = {"TextPipelineModel": "max_ray.nn.text_pipeline_model", "TextTokenizer": "max_ray.tokenizer"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_LATER[name]), name)

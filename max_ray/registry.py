@@ -1,0 +1,206 @@
+"""PIPELINE_REGISTRY: which family, which record, which builder. It finds; it never builds a model itself.
+
+Records come from three places, later ones override earlier ones of the same (name, task):
+  1. installed packages, through the entry point group `max_ray.architectures` (the name is the class name in
+     config.json, the value a module with an ARCHITECTURES list); imported only when that name is wanted;
+  2. `register(record)`;
+  3. custom architectures named in the configuration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from difflib import SequenceMatcher
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any, Protocol
+
+from max_ray.architecture import SupportedArchitecture, list_of_records
+from max_ray.config import PipelineConfig
+from max_ray.custom_code import import_architectures
+from max_ray.errors import ArchitectureNotFoundError, ConfigError, nearest
+from max_ray.huggingface import HuggingFaceConfig, load_huggingface_config, resolve_model_path
+from max_ray.interfaces import PipelineTask
+
+if TYPE_CHECKING:
+    from max_ray.interfaces import Pipeline, PipelinesFactory
+
+__all__ = ["PIPELINE_REGISTRY", "PipelineRegistry", "SupportedArchitecture"]
+
+ENTRY_POINT_GROUP = "max_ray.architectures"
+
+
+class Builder(Protocol):
+    """Turns a configuration into a tokenizer and a picklable factory of the pipeline. Raises ConfigError."""
+
+    def __call__(
+        self, config: PipelineConfig, task: PipelineTask, override_architecture: str | None
+    ) -> tuple[Any, PipelinesFactory]: ...
+
+
+class PipelineRegistry:
+    """Records of model families by (name, task). `PIPELINE_REGISTRY` is the one that is used."""
+
+    def __init__(self, architectures: Iterable[SupportedArchitecture] = ()) -> None:
+        self._records: dict[tuple[str, PipelineTask], SupportedArchitecture] = {}
+        self._imported: set[str] = set()
+        self._builder: Builder | None = None
+        for architecture in architectures:
+            self.register(architecture)
+
+    def set_builder(self, builder: Builder) -> None:
+        """Says who builds; `max_ray.pipelines` does this once, so that the registry imports no builder."""
+        self._builder = builder
+
+    def register(self, architecture: SupportedArchitecture, *, allow_override: bool = False) -> None:
+        """Adds a record. Raises ConfigError when its (name, task) is taken, unless `allow_override`."""
+        if not isinstance(architecture, SupportedArchitecture):
+            raise ConfigError(f"Only SupportedArchitecture records can be registered, not {architecture!r}.")
+        key = (architecture.name, architecture.task)
+        if not allow_override:
+            self._import_installed(architecture.name)
+            if self._records.get(key, architecture) is not architecture:
+                raise ConfigError(
+                    f"An architecture {key[0]} for {key[1].value} is registered already: pass allow_override=True "
+                    f"to replace it."
+                )
+        self._records[key] = architecture
+
+    def retrieve_architecture(
+        self,
+        name: str | HuggingFaceConfig,
+        task: PipelineTask = PipelineTask.TEXT_GENERATION,
+        custom_architectures: Sequence[str] = (),
+    ) -> SupportedArchitecture:
+        """The record for a class name, or for the first known one of config.json's `architectures`.
+
+        custom_architectures: folders or modules whose records are registered first, in place of built-in ones.
+        Raises ArchitectureNotFoundError that lists what there is, nearest first; ConfigError for custom code that
+        cannot be imported.
+        """
+        self.register_custom(custom_architectures)
+        names = [name] if isinstance(name, str) else name.architecture_names
+        for candidate in names:
+            record = self._find(candidate, task)
+            if record is not None:
+                return record
+        raise ArchitectureNotFoundError(self._not_found(names, task))
+
+    def register_custom(self, specs: Sequence[str]) -> list[SupportedArchitecture]:
+        """Imports custom architectures (`--custom-architectures`) and registers their records in place of any others
+        of the same name and task. Raises ConfigError that says what is wrong with the code."""
+        records = [record for spec in specs for record in import_architectures(spec)]
+        for record in records:
+            self.register(record, allow_override=True)
+        return records
+
+    def retrieve_factory(
+        self,
+        config: PipelineConfig,
+        task: PipelineTask = PipelineTask.TEXT_GENERATION,
+        override_architecture: str | None = None,
+    ) -> tuple[Any, PipelinesFactory]:
+        """The tokenizer, and a picklable callable that loads the weights and gives the pipeline.
+
+        override_architecture: the name to use instead of config.json's. Raises ConfigError for anything that can be
+        known to fail before weights are read.
+        """
+        assert self._builder is not None, "import max_ray.pipelines, which installs the builder"
+        return self._builder(config, task, override_architecture)
+
+    def retrieve(
+        self,
+        config: PipelineConfig,
+        task: PipelineTask = PipelineTask.TEXT_GENERATION,
+        override_architecture: str | None = None,
+    ) -> tuple[Any, Pipeline[Any, Any]]:
+        """The tokenizer and the loaded pipeline, in this process."""
+        tokenizer, factory = self.retrieve_factory(config, task, override_architecture)
+        return tokenizer, factory()
+
+    def retrieve_tokenizer(self, config: PipelineConfig, task: PipelineTask = PipelineTask.TEXT_GENERATION) -> Any:
+        """The tokenizer alone; no weights are read."""
+        return self.retrieve_factory(config, task)[0]
+
+    def retrieve_context_type(
+        self, config: PipelineConfig, task: PipelineTask = PipelineTask.TEXT_GENERATION
+    ) -> type[Any]:
+        """The class of the contexts that this configuration's tokenizer makes."""
+        model_config = load_huggingface_config(resolve_model_path(config.model_path, config.revision))
+        return self.retrieve_architecture(model_config, task, config.custom_architectures).context_type
+
+    def architecture_names(self) -> list[str]:
+        """Names of all known families, installed ones included; imports nothing."""
+        return sorted({name for name, _ in self._records} | set(_installed()))
+
+    def all_architectures(self) -> list[SupportedArchitecture]:
+        """All records; imports every installed family."""
+        for name in _installed():
+            self._import_installed(name)
+        return [self._records[key] for key in sorted(self._records, key=lambda key: (key[0], key[1].value))]
+
+    def reset(self) -> None:
+        """Forgets every record; installed families are found again when wanted."""
+        self._records.clear()
+        self._imported.clear()
+
+    def _find(self, name: str, task: PipelineTask) -> SupportedArchitecture | None:
+        if (name, task) not in self._records:
+            self._import_installed(name)
+        return self._records.get((name, task))
+
+    def _import_installed(self, name: str) -> None:
+        """Imports the installed family `name`, once; its records never replace registered ones."""
+        entry_point = _installed().get(name)
+        if entry_point is None or name in self._imported:
+            return
+        for record in _records_of(entry_point):
+            self._records.setdefault((record.name, record.task), record)
+        self._imported.add(name)
+
+    def _not_found(self, names: list[str], task: PipelineTask) -> str:
+        known = self.architecture_names()
+        other_tasks = sorted(t.value for n, t in self._records if n in names)
+        if other_tasks:
+            return f"{' / '.join(names)} is known for {', '.join(other_tasks)}, but not for {task.value}."
+        if not names:
+            return f"config.json names no 'architectures'. Known are: {', '.join(known)}."
+        if not known:
+            return f"No architecture is known, so not {names[0]} either: install max_ray (pip install -e .)."
+        first = sorted(known, key=lambda name: _distance(names[0], name))
+        return (
+            f"No architecture {' / '.join(names)} is known.{nearest(names[0], known)} Known are: {', '.join(first)}. "
+            f"Another one can be added with --custom-architectures."
+        )
+
+
+def _distance(wanted: str, name: str) -> tuple[float, str]:
+    return (-SequenceMatcher(None, wanted.lower(), name.lower()).ratio(), name)
+
+
+def _installed() -> dict[str, EntryPoint]:
+    """Entry points by name. Raises ConfigError when two packages bring the same name with different modules."""
+    found: dict[str, EntryPoint] = {}
+    for entry_point in entry_points(group=ENTRY_POINT_GROUP):
+        other = found.setdefault(entry_point.name, entry_point)
+        if other.value != entry_point.value:
+            raise ConfigError(
+                f"Two installed packages bring the architecture {entry_point.name}: {other.value} and "
+                f"{entry_point.value}. Uninstall one of them."
+            )
+    return found
+
+
+def _records_of(entry_point: EntryPoint) -> list[SupportedArchitecture]:
+    """ARCHITECTURES of an installed family. Raises ConfigError that names the entry point."""
+    try:
+        module = import_module(entry_point.module)
+    except ImportError as error:
+        raise ConfigError(
+            f"The installed architecture {entry_point.name} ({entry_point.value}) cannot be imported: {error}."
+        ) from error
+    return list_of_records(module, f"The installed architecture {entry_point.name} ({entry_point.value})")
+
+
+PIPELINE_REGISTRY = PipelineRegistry()
+"""The registry of this process: the only module-level mutable object of the library."""

@@ -1,0 +1,54 @@
+"""The process environment: the only module of max_ray that reads `os.environ`.
+
+| variable             | meaning                                                                  |
+|----------------------|--------------------------------------------------------------------------|
+| MAX_RAY_<SETTING>    | any setting of PipelineConfig or ServeConfig, e.g. MAX_RAY_MAX_LENGTH    |
+| MAX_RAY_CONFIG       | path of a YAML file with settings                                        |
+| MAX_RAY_CACHE_DIR    | where custom architectures are unpacked (default: ~/.cache/max_ray)      |
+| MAX_RAY_LOG_LEVEL    | DEBUG, INFO, WARNING or ERROR (default: INFO)                            |
+
+An empty variable counts as not set.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+PREFIX = "MAX_RAY_"
+CONFIG_FILE = "MAX_RAY_CONFIG"
+CACHE_DIR = "MAX_RAY_CACHE_DIR"
+LOG_LEVEL = "MAX_RAY_LOG_LEVEL"
+API_KEYS = "MAX_RAY_API_KEYS"
+
+# Variables with our prefix that are not settings of a config model.
+OTHER_VARIABLES = frozenset({CONFIG_FILE, CACHE_DIR, LOG_LEVEL})
+
+
+def variable(name: str) -> str | None:
+    """One environment variable; None when it is unset or empty."""
+    return os.environ.get(name) or None
+
+
+def environment() -> dict[str, str]:
+    """All non-empty variables that start with MAX_RAY_."""
+    return our_variables(os.environ)
+
+
+def our_variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """The non-empty MAX_RAY_ variables of `environ`."""
+    return {name: value for name, value in environ.items() if name.startswith(PREFIX) and value}
+
+
+def log_level() -> str:
+    return (variable(LOG_LEVEL) or "INFO").upper()
+
+
+def cache_dir() -> Path:
+    """The per-user folder for unpacked files; not created here."""
+    given = variable(CACHE_DIR)
+    if given is not None:
+        return Path(given).expanduser().absolute()
+    base = variable("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "max_ray"
