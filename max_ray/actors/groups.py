@@ -1,0 +1,197 @@
+"""One worker group as the registry sees it: its record, and how it is started, taken over, rebuilt and ended."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import ray
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.util.placement_group import placement_group_table
+
+from max_ray.actors.messages import ActorHandle, GroupInfo, GroupSpec, GroupStatus, Membership, MemberStatus
+from max_ray.actors.placement import place_group, placement_of, remove_group_placement
+from max_ray.errors import MaxRayError, WorkerGroupError
+from max_ray.log import get_logger
+
+_LOG = get_logger(__name__)
+_PROGRESS_S = 5.0
+_PING_S = 5.0
+
+
+@dataclass(eq=False)
+class Group:
+    """The registry's record of a group. `lock` serializes starting, taking over, rebuilding and ending."""
+
+    group_id: str
+    spec: GroupSpec
+    replica_rank: int
+    owner_id: str
+    epoch: int = 1
+    state: str = "placing"
+    message: str = ""
+    placement_id: str = ""
+    workers: tuple[ActorHandle, ...] = ()
+    kv_manager: ActorHandle = None
+    num_blocks: int = 0
+    renewed_at: float = field(default_factory=time.monotonic)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def info(self) -> GroupInfo:
+        return GroupInfo(self.group_id, self.epoch, self.workers, self.kv_manager, self.num_blocks, self.spec)
+
+    @property
+    def lease_age_s(self) -> float:
+        return time.monotonic() - self.renewed_at
+
+    @property
+    def status(self) -> GroupStatus:
+        return GroupStatus(
+            self.group_id,
+            self.spec.app,
+            self.replica_rank,
+            self.owner_id,
+            self.epoch,
+            self.state,
+            self.message,
+            self.lease_age_s,
+        )
+
+    @property
+    def members(self) -> list[ActorHandle]:
+        return [*self.workers, *([] if self.kv_manager is None else [self.kv_manager])]
+
+    def renew(self) -> None:
+        self.renewed_at = time.monotonic()
+
+    def progress(self, message: str) -> None:
+        self.message = message
+        _LOG.info("group %s: %s", self.group_id, message)
+
+
+async def start(group: Group) -> None:
+    """Places the group, spawns its members side by side, waits until all are loaded.
+
+    Raises ParallelismError when it cannot be placed, the workers' own error when loading fails; then nothing is left.
+    """
+    try:
+        if not group.placement_id or not _is_placed(group.placement_id):
+            group.state = "placing"
+            placement = await place_group(group.group_id, group.spec, group.progress)
+            group.placement_id = placement.id.hex()
+        group.state = "loading"
+        _spawn_members(group)
+        await _load(group)
+    except (RayError, MaxRayError, asyncio.CancelledError) as error:
+        await end(group)
+        raise _cause_of(error) from error
+    group.renew()
+    group.state, group.message = "ready", ""
+
+
+def _is_placed(placement_id: str) -> bool:
+    row = placement_group_table().get(placement_id)
+    return row is not None and row["state"] == "CREATED"
+
+
+def _spawn_members(group: Group) -> None:
+    from max_ray.actors.spawn import spawn_kv_manager, spawn_worker  # spawn imports the registry, which imports this
+
+    placement = placement_of(group.placement_id)
+    membership = Membership(
+        group_id=group.group_id,
+        spec=group.spec,
+        replica_rank=group.replica_rank,
+        owner_id=group.owner_id,
+        placement_group_id=group.placement_id,
+        epoch=group.epoch,
+    )
+    group.workers = tuple(spawn_worker(membership.of_rank(rank), placement) for rank in range(group.spec.size))
+    group.kv_manager = spawn_kv_manager(membership, placement)
+
+
+async def _load(group: Group) -> None:
+    """Loads all ranks at once, saying how it goes."""
+    address = None
+    if len(group.workers) > 1:
+        address = await group.workers[0].reserve_address.remote()
+    work = asyncio.gather(*[worker.setup.remote(address) for worker in group.workers])
+    started = time.monotonic()
+    while not work.done():
+        await asyncio.wait([work], timeout=_PROGRESS_S)
+        elapsed = time.monotonic() - started
+        if not work.done() and elapsed > group.spec.start_timeout_s:
+            work.cancel()
+            raise WorkerGroupError(
+                f"The workers did not load the model within {group.spec.start_timeout_s:.0f} s: "
+                "raise worker_start_timeout_s, or look into the workers' logs."
+            )
+        if not work.done():
+            group.progress(f"loading on {len(group.workers)} worker(s) for {elapsed:.0f} s")
+    group.num_blocks = min(await work)
+    await group.kv_manager.open.remote(group.num_blocks)
+
+
+def _cause_of(error: BaseException) -> BaseException:
+    """The worker's own typed error where there is one: a user reads a sentence, not a Ray traceback."""
+    cause = error.cause if isinstance(error, RayTaskError) else None
+    if isinstance(cause, MaxRayError):
+        return cause
+    if isinstance(error, RayActorError):
+        return WorkerGroupError(f"A worker died while it was starting: {error}")
+    return error
+
+
+async def take_over(group: Group, owner_id: str) -> None:
+    """A successor leases a warm group: the old owner's run ends first, then its blocks come back.
+
+    Raises RayError or WorkerGroupError when the group turns out not to be whole.
+    """
+    epoch = group.epoch + 1
+    await asyncio.gather(*[worker.adopt.remote(epoch, owner_id) for worker in group.workers])
+    await group.kv_manager.adopt.remote(epoch, owner_id)
+    group.epoch, group.owner_id = epoch, owner_id
+    group.renew()
+
+
+async def is_whole(group: Group) -> bool:
+    """True when every member answers and no worker has failed a run."""
+    answers = await asyncio.gather(*[describe(member) for member in group.members])
+    return bool(answers) and all(answer is not None and answer.healthy for answer in answers)
+
+
+async def describe(member: ActorHandle) -> MemberStatus | None:
+    """A member's own word; None when it is dead or does not answer in time."""
+    try:
+        return await asyncio.wait_for(_ask(member), _PING_S)
+    except (RayError, TimeoutError):
+        return None
+
+
+async def _ask(member: ActorHandle) -> MemberStatus:
+    status: MemberStatus = await member.describe.remote()
+    return status
+
+
+async def rebuild(group: Group) -> None:
+    """New workers under a new epoch, in the same placement where it still stands. Weights are loaded again."""
+    group.progress("a member died or failed: rebuilding")
+    _kill(group.members)
+    group.epoch += 1
+    await start(group)
+
+
+async def end(group: Group) -> None:
+    """Ends every member and frees the placement. Idempotent."""
+    group.state = "ended"
+    _kill(group.members)
+    if group.placement_id:
+        await asyncio.to_thread(remove_group_placement, group.placement_id)
+
+
+def _kill(members: Sequence[ActorHandle]) -> None:
+    for member in members:
+        ray.kill(member, no_restart=True)

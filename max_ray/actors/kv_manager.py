@@ -1,0 +1,80 @@
+"""KVManagerActor: the block ledger of one worker group, as an actor of its own.
+
+It outlives the replica that uses it: a successor starts a new epoch, and all blocks of the old owner come back. It is
+asked once a scheduling decision, never once a token.
+"""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import numpy.typing as npt
+
+from max_ray.actors.lease import Lease, watch
+from max_ray.actors.messages import Membership, MemberStatus
+from max_ray.actors.placement import remove_group_placement
+from max_ray.interfaces import LeaseReply, LeaseRequest
+from max_ray.kv_cache import PagedKVCacheManager
+from max_ray.log import setup_logging
+
+
+class KVManagerActor:
+    """The plain class; `spawn.spawn_kv_manager` makes a Ray actor of it."""
+
+    def __init__(self, membership: Membership) -> None:
+        setup_logging()
+        self._membership = membership
+        self._manager: PagedKVCacheManager | None = None
+        spec = membership.spec
+        self._lease = Lease(membership.epoch, membership.owner_id, spec.lease_grace_s, spec.start_timeout_s)
+        watch(self._lease, lambda: remove_group_placement(membership.placement_group_id), what=membership.name)
+
+    def open(self, num_blocks: int) -> None:
+        """Sets up the pool once the workers know how many blocks their devices hold."""
+        plan = self._membership.spec.plan
+        self._manager = PagedKVCacheManager(
+            plan.kv_params, num_blocks, enable_prefix_caching=plan.config.enable_prefix_caching
+        )
+        self._lease.arm()
+
+    def exchange(self, epoch: int, request: LeaseRequest) -> LeaseReply:
+        """One scheduling decision's commits, releases and wants. Raises StaleLeaseError for an older owner."""
+        self._lease.check(epoch)
+        return self._opened.exchange(request)
+
+    def renew(self, epoch: int) -> None:
+        self._lease.renew(epoch)
+
+    def adopt(self, epoch: int, owner_id: str) -> None:
+        """A new owner, or new workers: every block comes back and the prefix cache is empty.
+
+        Called only after the old owner's run has ended, so that no worker writes to a block that is given away.
+        """
+        self._lease.pass_to(epoch, owner_id)
+        self._opened.reset()
+
+    def ledger(self) -> dict[str, npt.NDArray[np.int32]]:
+        """Block ids of every request, in order."""
+        return {
+            request_id: np.asarray(self._opened.get_req_blocks(request_id), dtype=np.int32)
+            for request_id in self._opened.request_ids
+        }
+
+    def free_blocks(self) -> tuple[int, int]:
+        """(free, total), checked against the pool's invariants."""
+        self._opened.assert_invariants()
+        return self._opened.num_free_blocks, self._opened.total_num_blocks
+
+    def describe(self) -> MemberStatus:
+        lease = self._lease
+        num_blocks = 0 if self._manager is None else self._manager.total_num_blocks
+        healthy = self._manager is not None
+        return MemberStatus(
+            self._membership, lease.epoch, lease.owner_id, healthy, lease.age_s, os.getpid(), num_blocks
+        )
+
+    @property
+    def _opened(self) -> PagedKVCacheManager:
+        assert self._manager is not None, "a KV manager was used before open()"
+        return self._manager

@@ -1,0 +1,82 @@
+"""The lease of a group member: who may call it, and its own end when nobody renews.
+
+Nothing else ends a detached actor: not `serve shutdown`, not a crashed driver. So each member watches its own lease on
+a thread of its own, which also works while the registry is dead and while a step holds the main thread.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+
+from max_ray.errors import StaleLeaseError
+from max_ray.log import get_logger
+
+_LOG = get_logger(__name__)
+_TICK_S = 0.5
+
+
+class Lease:
+    """Epoch, owner and age of a member's lease; safe to use from any thread.
+
+    Starts with `start_timeout_s` to live (a member that is still loading is renewed by nobody); the first renewal or
+    `arm` puts it on `grace_s`.
+    """
+
+    def __init__(self, epoch: int, owner_id: str, grace_s: float, start_timeout_s: float) -> None:
+        self.epoch = epoch
+        self.owner_id = owner_id
+        self._grace_s = grace_s
+        self._limit_s = start_timeout_s
+        self._renewed_at = time.monotonic()
+        self._lock = threading.Lock()
+
+    @property
+    def age_s(self) -> float:
+        return time.monotonic() - self._renewed_at
+
+    @property
+    def is_expired(self) -> bool:
+        return self.age_s > self._limit_s
+
+    def arm(self) -> None:
+        """Loading is over: from now on the lease lasts the grace period."""
+        self._renewed_at = time.monotonic()
+        self._limit_s = self._grace_s
+
+    def check(self, epoch: int) -> None:
+        """Raises StaleLeaseError for a call of an older owner."""
+        if epoch < self.epoch:
+            raise StaleLeaseError(
+                f"This worker group has passed to another replica (lease epoch {self.epoch}, the call has {epoch})."
+            )
+
+    def renew(self, epoch: int) -> None:
+        self.check(epoch)
+        self.arm()
+
+    def pass_to(self, epoch: int, owner_id: str) -> None:
+        """The group has a new owner. Raises StaleLeaseError when a still newer one has it."""
+        with self._lock:
+            self.check(epoch)
+            self.epoch, self.owner_id = epoch, owner_id
+        self.arm()
+
+
+def watch(lease: Lease, end: Callable[[], None], *, what: str) -> threading.Thread:
+    """Starts a thread that calls `end` once when the lease has run out, and then ends this process."""
+
+    def run() -> None:
+        while not lease.is_expired:
+            time.sleep(_TICK_S)
+        _LOG.warning("%s: nobody renewed the lease for %.1f s; the group ends itself", what, lease.age_s)
+        try:
+            end()
+        finally:
+            os._exit(0)
+
+    thread = threading.Thread(target=run, name="max_ray-lease", daemon=True)
+    thread.start()
+    return thread

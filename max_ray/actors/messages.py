@@ -1,0 +1,122 @@
+"""What the actors tell each other: the order for a worker group, and the description of a living one.
+
+    GroupSpec    what a replica orders: which model, how many ranks, how long a lease lasts
+    Membership   what every member of a group knows about it, so that a restarted registry can read it back
+    GroupInfo    what a replica gets: handles, and the epoch under which it may use them
+
+An *epoch* counts the owners of a group. Every call of a replica carries the epoch it was given; members refuse older
+ones, so a replica that was taken for dead cannot disturb its successor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from max_ray.pipelines.plan import PipelinePlan
+
+NAMESPACE = "max_ray"
+REGISTRY_NAME = "registry"
+
+ActorHandle = Any
+"""Ray's handle of an actor; its methods exist only at run time."""
+
+
+@dataclass(frozen=True)
+class GroupSpec:
+    """An order for a worker group. Times in seconds.
+
+    plan: resolved by whoever deploys, against the cluster's hardware; custom architectures travel inside it.
+    lease_grace_s: a group that nobody renewed for so long ends itself.
+    start_timeout_s: placing and loading may take so long.
+    collective_timeout_s: a step or a collective that takes longer counts as a dead group.
+    """
+
+    app: str
+    plan: PipelinePlan
+    lease_grace_s: float = 10.0
+    start_timeout_s: float = 600.0
+    collective_timeout_s: float = 120.0
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for two orders that the same loaded group can serve."""
+        plan = self.plan
+        parts = [plan.config.model_dump_json(), plan.model_dir, plan.architecture, repr(plan.values)]
+        parts += [code.module_name for code in plan.custom_code]
+        return hashlib.blake2b("\n".join(parts).encode(), digest_size=8).hexdigest()
+
+    @property
+    def size(self) -> int:
+        """Ranks of the group."""
+        return self.plan.tensor_parallel_size
+
+
+@dataclass(frozen=True)
+class Membership:
+    """A member's place in its group. `rank` is None for the KV manager."""
+
+    group_id: str
+    spec: GroupSpec
+    replica_rank: int
+    owner_id: str
+    placement_group_id: str
+    rank: int | None = None
+    epoch: int = 1
+
+    def of_rank(self, rank: int) -> Membership:
+        return replace(self, rank=rank)
+
+    @property
+    def name(self) -> str:
+        """The member's actor name; the epoch of its birth is in it, as the name of a killed actor is freed late."""
+        part = "kv_manager" if self.rank is None else f"worker_{self.rank}"
+        return f"{self.group_id}:{part}:{self.epoch}"
+
+
+@dataclass(frozen=True)
+class MemberStatus:
+    """A member's answer to `describe`. `healthy` is False after a failed run; `lease_age_s` since the last renewal."""
+
+    membership: Membership
+    epoch: int
+    owner_id: str
+    healthy: bool
+    lease_age_s: float
+    pid: int
+    num_blocks: int
+
+
+@dataclass(frozen=True)
+class GroupInfo:
+    """A leased group. `workers[i]` is rank i; `num_blocks` is what the ledger has, known once the group is loaded."""
+
+    group_id: str
+    epoch: int
+    workers: tuple[ActorHandle, ...]
+    kv_manager: ActorHandle
+    num_blocks: int
+    spec: GroupSpec
+
+
+@dataclass
+class GroupStatus:
+    """One line of the registry's status."""
+
+    group_id: str
+    app: str
+    replica_rank: int
+    owner_id: str
+    epoch: int
+    state: str
+    message: str
+    lease_age_s: float
+
+
+@dataclass
+class RegistryStatus:
+    """What the registry knows, for people and tests."""
+
+    groups: list[GroupStatus] = field(default_factory=list)
+    pid: int = 0

@@ -1,0 +1,144 @@
+"""ModelWorker: one rank of a worker group: one shard of the weights, the KV tensors, the sampler.
+
+It holds nothing that a context cannot rebuild. Rank 0 answers a run as a stream, one message a step; the other ranks
+follow the same run and answer once, at its end. Control calls (interrupt, renew, adopt, describe) come through a
+concurrency group of their own, so they are served in the middle of a run.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import ray
+
+from max_ray.actors.lease import Lease, watch
+from max_ray.actors.messages import Membership, MemberStatus
+from max_ray.actors.placement import remove_group_placement
+from max_ray.errors import StaleLeaseError, WorkerGroupError
+from max_ray.interfaces import RunRequest, StepOutput
+from max_ray.log import get_logger, setup_logging
+
+if TYPE_CHECKING:
+    from max_ray.pipelines.runner import ModelRunner
+
+_LOG = get_logger(__name__)
+
+
+class ModelWorker:
+    """The plain class; `spawn.spawn_worker` makes a Ray actor of it.
+
+    `_stop_through`: runs with this id and older ones end at their next step boundary.
+    `_idle` is set while no run is in progress.
+    """
+
+    def __init__(self, membership: Membership) -> None:
+        assert membership.rank is not None, "a worker has a rank"
+        self._membership = membership
+        self._rank = membership.rank
+        spec = membership.spec
+        setup_logging(rank=self._rank, world_size=spec.size)
+        self._runner: ModelRunner | None = None
+        self._healthy = True
+        self._stop_through = 0
+        self._idle = threading.Event()
+        self._idle.set()
+        self._lease = Lease(membership.epoch, membership.owner_id, spec.lease_grace_s, spec.start_timeout_s)
+        watch(self._lease, lambda: remove_group_placement(membership.placement_group_id), what=membership.name)
+
+    def reserve_address(self) -> str:
+        """A free loopback address for the group's rendezvous; all ranks of a group are on one node."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+
+    def setup(self, init_method: str | None) -> int:
+        """Joins the group, loads this rank's shard; gives its number of KV blocks. Minutes for a large model."""
+        import torch
+
+        from max_ray.distributed.group import init_tp_group
+        from max_ray.pipelines.factory import build_runner, plan_device
+
+        spec = self._membership.spec
+        plan = spec.plan
+        torch.set_num_threads(plan.num_threads)  # Ray sets OMP_NUM_THREADS=1 for small actors
+        group = init_tp_group(self._rank, spec.size, init_method or "", plan_device(plan), spec.collective_timeout_s)
+        self._runner = build_runner(plan, group)
+        self._lease.arm()
+        return self._runner.num_blocks
+
+    def run(self, request: RunRequest, epoch: int) -> Iterator[StepOutput]:
+        """Rank 0: yields each step's output; ends early when interrupted or when the lease has passed on."""
+        yield from self._steps(request, epoch)
+
+    def follow(self, request: RunRequest, epoch: int) -> None:
+        """Rank > 0: takes part in the run that rank 0 streams."""
+        for _ in self._steps(request, epoch):
+            pass
+
+    def flush(self, released: list[str], epoch: int) -> None:
+        """Forgets the block tables of ended requests when no run follows."""
+        self._lease.check(epoch)
+        self._loaded.release(released)
+
+    @ray.method(concurrency_group="control")
+    def interrupt(self, run_id: int, epoch: int) -> None:
+        """Ends run `run_id` (running, queued or over) at its next step boundary."""
+        self._lease.check(epoch)
+        self._stop_through = max(self._stop_through, run_id)
+
+    @ray.method(concurrency_group="control")
+    def renew(self, epoch: int) -> None:
+        self._lease.renew(epoch)
+
+    @ray.method(concurrency_group="control")
+    def adopt(self, epoch: int, owner_id: str) -> None:
+        """A new owner: ends the old one's run, waits for its end, forgets its block tables.
+
+        Raises WorkerGroupError when the run does not end within the collective timeout.
+        """
+        self._lease.pass_to(epoch, owner_id)
+        if not self._idle.wait(self._membership.spec.collective_timeout_s):
+            raise WorkerGroupError(f"The run of the former owner of {self._membership.name} does not end.")
+        self._stop_through = 0
+        runner = self._loaded
+        runner.release(list(runner.block_tables()))
+
+    @ray.method(concurrency_group="control")
+    def block_tables(self) -> dict[str, npt.NDArray[np.int32]]:
+        return self._loaded.block_tables()
+
+    @ray.method(concurrency_group="control")
+    def describe(self) -> MemberStatus:
+        lease = self._lease
+        healthy = self._healthy and self._runner is not None
+        num_blocks = 0 if self._runner is None else self._runner.num_blocks
+        return MemberStatus(
+            self._membership, lease.epoch, lease.owner_id, healthy, lease.age_s, os.getpid(), num_blocks
+        )
+
+    @property
+    def _loaded(self) -> ModelRunner:
+        assert self._runner is not None, "a worker was used before setup() ended"
+        return self._runner
+
+    def _steps(self, request: RunRequest, epoch: int) -> Iterator[StepOutput]:
+        self._idle.clear()
+        try:
+            self._lease.check(epoch)
+            yield from self._loaded.run(request, lambda: self._should_stop(request.run_id, epoch))
+        except (StaleLeaseError, GeneratorExit):
+            raise
+        except BaseException:
+            self._healthy = False  # the ranks may be at different steps now: this group needs new workers
+            raise
+        finally:
+            self._idle.set()
+
+    def _should_stop(self, run_id: int, epoch: int) -> bool:
+        return run_id <= self._stop_through or self._lease.epoch != epoch or self._lease.is_expired

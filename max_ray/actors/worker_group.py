@@ -1,0 +1,164 @@
+"""GroupExecutor and ActorKVLedger: a leased worker group behind the contracts that the pipeline and the loop know.
+
+A run costs one call a rank, however many steps it has: rank 0 streams a message a step, the others answer at the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayError, RayTaskError
+
+from max_ray.actors.messages import GroupInfo
+from max_ray.errors import MaxRayError, StaleLeaseError, WorkerGroupError
+from max_ray.interfaces import LeaseReply, LeaseRequest, RunRequest, StepOutput
+
+_LOOK_S = 1.0
+"""How often a waiting consumer looks after the followers and the clock."""
+
+
+class GroupExecutor:
+    """An Executor over a leased group. Raises WorkerGroupError when a worker dies, fails, or is silent for longer than
+    `step_timeout_s`; StaleLeaseError when the lease has passed on."""
+
+    def __init__(self, info: GroupInfo, *, step_timeout_s: float | None = None) -> None:
+        self._info = info
+        self._step_timeout_s = step_timeout_s or info.spec.collective_timeout_s + 10
+
+    @property
+    def info(self) -> GroupInfo:
+        return self._info
+
+    def adopt(self, info: GroupInfo) -> None:
+        """Goes on with a rebuilt group."""
+        self._info = info
+
+    def execute(self, request: RunRequest) -> Iterator[StepOutput]:
+        run = _GroupRun(self._info, request, self._step_timeout_s)
+        try:
+            while (output := run.next_blocking()) is not None:
+                yield output
+        finally:
+            if not run.is_over:
+                self.interrupt(request.run_id)
+
+    async def stream(self, request: RunRequest) -> AsyncIterator[StepOutput]:
+        run = _GroupRun(self._info, request, self._step_timeout_s)
+        try:
+            while (output := await run.next()) is not None:
+                yield output
+        finally:
+            if not run.is_over:
+                self.interrupt(request.run_id)
+
+    def interrupt(self, run_id: int) -> None:
+        self._info.workers[0].interrupt.remote(run_id, self._info.epoch)
+
+    async def flush(self, released: list[str]) -> None:
+        """Tells the workers of ended requests when no run follows. A dead worker has nothing to forget."""
+        calls = [worker.flush.remote(released, self._info.epoch) for worker in self._info.workers]
+        try:
+            await asyncio.gather(*calls)
+        except RayError as error:
+            raise _typed(error) from error
+
+    async def renew(self) -> None:
+        """Renews the lease with every member. Raises WorkerGroupError, StaleLeaseError."""
+        members = [*self._info.workers, self._info.kv_manager]
+        try:
+            await asyncio.gather(*[member.renew.remote(self._info.epoch) for member in members])
+        except RayError as error:
+            raise _typed(error) from error
+
+
+class _GroupRun:
+    """One run in progress: rank 0's stream and the followers' answers."""
+
+    def __init__(self, info: GroupInfo, request: RunRequest, step_timeout_s: float) -> None:
+        first, *others = info.workers
+        self._followers = [worker.follow.remote(request, info.epoch) for worker in others]
+        self._stream = first.run.options(num_returns="streaming").remote(request, info.epoch)
+        self._step_timeout_s = step_timeout_s
+        self.is_over = False
+
+    async def next(self) -> StepOutput | None:
+        """The next step's output; None after the last one."""
+        if self.is_over:
+            return None
+        try:
+            waiting = asyncio.ensure_future(self._receive())
+            deadline = time.monotonic() + self._step_timeout_s
+            while not (await asyncio.wait([waiting], timeout=_LOOK_S))[0]:
+                self._look_around(deadline)
+            return self._received(waiting.result())
+        except RayError as error:
+            raise _typed(error) from error
+        finally:
+            waiting.cancel()
+
+    async def _receive(self) -> StepOutput:
+        output: StepOutput = await (await self._stream.__anext__())
+        return output
+
+    def next_blocking(self) -> StepOutput | None:
+        if self.is_over:
+            return None
+        try:
+            deadline = time.monotonic() + self._step_timeout_s
+            while (ref := self._stream._next_sync(timeout_s=_LOOK_S)).is_nil():
+                self._look_around(deadline)
+            return self._received(ray.get(ref))
+        except RayError as error:
+            raise _typed(error) from error
+
+    def _received(self, output: StepOutput) -> StepOutput:
+        self.is_over = output.last
+        return output
+
+    def _look_around(self, deadline: float) -> None:
+        """Raises when a follower has died (rank 0 may hang in a collective then) or the step takes too long."""
+        done, _ = (
+            ray.wait(self._followers, num_returns=len(self._followers), timeout=0) if self._followers else ([], [])
+        )
+        ray.get(done)
+        if time.monotonic() > deadline:
+            raise WorkerGroupError(f"The workers have not finished a step for {self._step_timeout_s:.0f} s.")
+
+
+class ActorKVLedger:
+    """A KVLedger over the group's KV manager actor."""
+
+    def __init__(self, info: GroupInfo) -> None:
+        self._info = info
+
+    @property
+    def page_size(self) -> int:
+        return self._info.spec.plan.kv_params.page_size
+
+    @property
+    def total_blocks(self) -> int:
+        return self._info.num_blocks
+
+    async def exchange(self, request: LeaseRequest) -> LeaseReply:
+        """Raises StaleLeaseError when the lease has passed on, WorkerGroupError when the manager is dead."""
+        try:
+            reply: LeaseReply = await self._info.kv_manager.exchange.remote(self._info.epoch, request)
+        except RayError as error:
+            raise _typed(error) from error
+        return reply
+
+
+def _typed(error: RayError) -> MaxRayError:
+    """Ray's error as one of ours."""
+    cause: Any = error.cause if isinstance(error, RayTaskError) else None
+    if isinstance(cause, StaleLeaseError):
+        return StaleLeaseError(str(cause))
+    if isinstance(error, RayActorError):
+        return WorkerGroupError(f"A worker died: {str(error).splitlines()[0]}")
+    if cause is not None:
+        return WorkerGroupError(f"A worker failed: {type(cause).__name__}: {cause}")
+    return WorkerGroupError(f"The worker group does not answer: {error}")
