@@ -1,0 +1,72 @@
+"""What the ranks of a group say to each other. All ranks call the same functions in the same order and shapes.
+
+With one rank nothing is sent. A transport failure (a dead peer, a collective that outlasts the group's timeout) is a
+WorkerGroupError: the group is lost then, and its ranks must be started anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+
+from max_ray.distributed.group import TPGroup
+from max_ray.errors import WorkerGroupError
+
+
+def all_reduce(x: torch.Tensor, tp: TPGroup) -> torch.Tensor:
+    """The sum of all ranks' `x`, any shape; in place where `x` is contiguous. Use the result, not `x`."""
+    return _all_reduce(x, tp, dist.ReduceOp.SUM)
+
+
+def all_reduce_min(x: torch.Tensor, tp: TPGroup) -> torch.Tensor:
+    """The smallest of all ranks' `x`, element by element; in place where `x` is contiguous. Use the result."""
+    return _all_reduce(x, tp, dist.ReduceOp.MIN)
+
+
+def all_gather(x: torch.Tensor, tp: TPGroup, axis: int) -> torch.Tensor:
+    """All ranks' `x` (of one shape) side by side along `axis`, in rank order."""
+    if tp.size == 1:
+        return x
+    parts = x.new_empty((tp.size, *x.shape))
+    if x.numel() > 0:
+        with _transport_errors(tp, "all_gather"):
+            tp.process_group._allgather_base(parts.view(-1), x.contiguous().view(-1)).wait()
+    return torch.cat(parts.unbind(0), dim=axis)
+
+
+def broadcast(x: torch.Tensor, tp: TPGroup, src: int = 0) -> torch.Tensor:
+    """Rank `src`'s `x`, on every rank; in place where `x` is contiguous. Use the result, not `x`."""
+    if tp.size == 1 or x.numel() == 0:
+        return x
+    x = x.contiguous()
+    options = dist.BroadcastOptions()
+    options.rootRank = src
+    with _transport_errors(tp, "broadcast"):
+        tp.process_group.broadcast([x], options).wait()
+    return x
+
+
+def _all_reduce(x: torch.Tensor, tp: TPGroup, operation: dist.ReduceOp.RedOpType) -> torch.Tensor:
+    if tp.size == 1 or x.numel() == 0:
+        return x
+    x = x.contiguous()
+    options = dist.AllreduceOptions()
+    options.reduceOp = dist.ReduceOp(operation)
+    with _transport_errors(tp, "all_reduce"):
+        tp.process_group.allreduce([x], options).wait()
+    return x
+
+
+@contextmanager
+def _transport_errors(tp: TPGroup, operation: str) -> Iterator[None]:
+    assert tp.process_group is not None, f"{operation} on a group of {tp.size} that has no transport"
+    try:
+        yield
+    except RuntimeError as error:  # what torch.distributed raises for timeouts and lost connections
+        raise WorkerGroupError(
+            f"{operation} of rank {tp.rank} in a tensor-parallel group of {tp.size} failed; a rank died or hangs, "
+            f"and the group must be started anew: {error}"
+        ) from error

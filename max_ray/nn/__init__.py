@@ -1,0 +1,34 @@
+"""Layers: the plain ones, and those that a tensor-parallel group holds together. Forward passes only, no training."""
+
+from max_ray.nn.attention import Attention
+from max_ray.nn.embedding import ParallelLMHead, VocabParallelEmbedding
+from max_ray.nn.linear import (
+    ColumnParallelLinear,
+    Linear,
+    MergedColumnParallelLinear,
+    QKVParallelLinear,
+    RowParallelLinear,
+)
+from max_ray.nn.mlp import GatedMLP
+from max_ray.nn.module import Module, Parameter
+from max_ray.nn.norm import RMSNorm
+from max_ray.nn.rope import RopeConfig, RotaryEmbedding
+from max_ray.nn.text_pipeline_model import TextPipelineModel
+
+__all__ = [
+    "Attention",
+    "ColumnParallelLinear",
+    "GatedMLP",
+    "Linear",
+    "MergedColumnParallelLinear",
+    "Module",
+    "ParallelLMHead",
+    "Parameter",
+    "QKVParallelLinear",
+    "RMSNorm",
+    "RopeConfig",
+    "RotaryEmbedding",
+    "RowParallelLinear",
+    "TextPipelineModel",
+    "VocabParallelEmbedding",
+]

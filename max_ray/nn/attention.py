@@ -1,0 +1,53 @@
+"""Grouped-query attention over the paged KV cache; the cache comes in as an argument, the layer keeps none.
+
+Axes: T new tokens of a ragged batch, H query heads and KVH key/value heads of this rank, D head_dim.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from max_ray import kernels
+from max_ray.distributed import TPGroup
+from max_ray.interfaces import KVCacheInputs
+from max_ray.nn.linear import QKVParallelLinear, RowParallelLinear
+from max_ray.nn.module import Module
+
+
+class Attention(Module):
+    """Self-attention of one layer: [T, hidden] -> [T, hidden].
+
+    layer_index: which of `kv.keys` and `kv.values` are this layer's. scale: of q k^T, 1 / sqrt(head_dim) by default.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        layer_index: int,
+        tp: TPGroup,
+        *,
+        bias: bool = False,
+        scale: float | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.qkv = QKVParallelLinear(dim, num_heads, num_kv_heads, head_dim, tp, bias=bias, dtype=dtype)
+        self.out = RowParallelLinear(num_heads * head_dim, dim, tp, bias=bias, dtype=dtype)
+        self._split = [n * head_dim for n in (self.qkv.num_heads, self.qkv.num_kv_heads, self.qkv.num_kv_heads)]
+        self._head_dim = head_dim
+        self._layer_index = layer_index
+        self._scale = head_dim**-0.5 if scale is None else scale
+
+    def forward(
+        self, x: torch.Tensor, cos_sin: torch.Tensor, kv: KVCacheInputs, qo_indptr: torch.Tensor
+    ) -> torch.Tensor:
+        """cos_sin: [T, R], the rotation of each new token, as RotaryEmbedding gives it."""
+        q, k, v = (part.unflatten(-1, (-1, self._head_dim)) for part in self.qkv(x).split(self._split, dim=-1))
+        q, k = kernels.apply_rope(q, k, cos_sin, None)  # [T, H, D], [T, KVH, D]
+        keys, values = kv.keys[self._layer_index], kv.values[self._layer_index]
+        kernels.append_paged_kv_cache(k, v, keys, values, kv.slot_mapping)
+        attended = kernels.paged_attention(q, keys, values, kv, qo_indptr, scale=self._scale)
+        y: torch.Tensor = self.out(attended.flatten(-2))
+        return y
