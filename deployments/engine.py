@@ -1,0 +1,54 @@
+"""What the HTTP routes need of the thing that generates. The Serve deployment provides one; tests use a fake."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from deployments.metrics import Metrics, MetricsSnapshot
+from max_ray.interfaces import RequestID, TextContext, TextGenerationOutput
+from max_ray.tokenizer import TextTokenizer
+
+
+class Engine(Protocol):
+    """One replica's generation loop with its tokenizer."""
+
+    @property
+    def model_name(self) -> str:
+        """The name that requests must give and /v1/models lists."""
+
+    @property
+    def tokenizer(self) -> TextTokenizer: ...
+
+    @property
+    def metrics(self) -> Metrics:
+        """This replica's counters; the routes write to them."""
+
+    def submit(self, context: TextContext) -> AsyncIterator[TextGenerationOutput]:
+        """Admits a request at the call and gives its outputs; the last one `is_done`.
+
+        Raises QueueFullError or InsufficientBlocksError at the call. Iterating raises WorkerGroupError when the
+        workers are gone for good.
+        """
+
+    def cancel(self, request_id: RequestID) -> None:
+        """Ends a request at the next step boundary and frees its blocks. Unknown or finished ids are fine."""
+
+    async def healthy(self) -> bool:
+        """True while the workers answer."""
+
+    async def metrics_snapshots(self) -> Sequence[MetricsSnapshot]:
+        """The numbers of every replica, this one's being of now."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """Settings of the front.
+
+    api_keys: when there are any, every route but /health wants `Authorization: Bearer KEY`.
+    max_body_bytes: a longer request body is a 413.
+    """
+
+    api_keys: tuple[str, ...] = ()
+    max_body_bytes: int = 8 * 1024 * 1024
