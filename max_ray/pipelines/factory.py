@@ -5,13 +5,15 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from max_ray.config import PipelineConfig
 from max_ray.custom_code import install_packed
-from max_ray.errors import ConfigError, ParallelismError
+from max_ray.errors import ConfigError
 from max_ray.interfaces import PipelineTask
 from max_ray.kv_cache import PagedKVCacheManager
 from max_ray.pipelines.plan import PipelinePlan, resolve_plan
@@ -33,20 +35,14 @@ class PipelineFactory:
     plan: PipelinePlan
 
     def __call__(self) -> TextGenerationPipeline:
-        """Loads the weights and gives a pipeline whose executor runs in this process, on one device."""
-        from max_ray.distributed.group import TPGroup
+        """Loads the weights and gives a pipeline whose executor runs in this process, on a thread a rank."""
         from max_ray.pipelines.local_executor import LocalExecutor
 
-        if self.plan.tensor_parallel_size > 1:
-            raise ParallelismError(
-                f"tensor_parallel_size={self.plan.tensor_parallel_size} needs a worker process a rank: serve the "
-                f"model on Ray (max-ray serve), or set tensor_parallel_size=1 to run it in this process."
-            )
-        runner = build_runner(self.plan, TPGroup.single(plan_device(self.plan)))
+        runners = build_local_runners(self.plan)
         manager = PagedKVCacheManager(
-            self.plan.kv_params, runner.num_blocks, enable_prefix_caching=self.plan.config.enable_prefix_caching
+            self.plan.kv_params, runners[0].num_blocks, enable_prefix_caching=self.plan.config.enable_prefix_caching
         )
-        return TextGenerationPipeline(LocalExecutor(runner), manager)
+        return TextGenerationPipeline(LocalExecutor(runners), manager)
 
 
 def build_factory(
@@ -71,17 +67,42 @@ def build_tokenizer(plan: PipelinePlan) -> TextTokenizer:
 
 
 def plan_device(plan: PipelinePlan) -> torch.device:
-    """The torch device of a rank: the only visible GPU of a worker process, or the CPU."""
+    """The torch device of a worker process, which sees its own GPU only."""
     import torch
 
     return torch.device("cuda", torch.cuda.current_device()) if plan.device == "cuda" else torch.device("cpu")
+
+
+def rank_device(plan: PipelinePlan, rank: int) -> torch.device:
+    """The torch device of a rank in this process: the CPU, or the GPU that `devices` names for it."""
+    import torch
+
+    if plan.device == "cpu":
+        return torch.device("cpu")
+    ids = plan.config.device_choice.ids or range(plan.tensor_parallel_size)
+    return torch.device("cuda", ids[rank])
+
+
+def build_local_runners(plan: PipelinePlan) -> list[ModelRunner]:
+    """All ranks of the plan in this process, loaded at the same time on a thread each."""
+    from max_ray.distributed.group import TPGroup, init_tp_group
+
+    size = plan.tensor_parallel_size
+    if size == 1:
+        return [build_runner(plan, TPGroup.single(rank_device(plan, 0)))]
+    with TemporaryDirectory(prefix="max_ray-") as folder, ThreadPoolExecutor(size) as threads:
+
+        def build(rank: int) -> ModelRunner:
+            return build_runner(plan, init_tp_group(rank, size, f"file://{folder}/meet", rank_device(plan, rank)))
+
+        return list(threads.map(build, range(size)))
 
 
 def build_runner(plan: PipelinePlan, tp: TPGroup) -> ModelRunner:
     """Loads one rank's shard and allocates its cache. Raises WeightsError and ConfigError."""
     from max_ray.pipelines.kv_storage import KVStorage
     from max_ray.pipelines.runner import ModelRunner
-    from max_ray.weights.source import open_weights
+    from max_ray.weights import open_weights
 
     install_packed(plan.custom_code)
     architecture = PIPELINE_REGISTRY.retrieve_architecture(plan.architecture, task=plan.task)
@@ -104,7 +125,7 @@ def _blocks_that_fit(plan: PipelinePlan, tp: TPGroup) -> int:
     smallest answer of all ranks."""
     import torch
 
-    from max_ray.distributed.collectives import all_reduce_min
+    from max_ray.distributed import all_reduce_min
 
     free, total = torch.cuda.mem_get_info(tp.device)
     usable = free - int(total * (1 - plan.config.device_memory_utilization))

@@ -1,50 +1,77 @@
-"""LocalExecutor: runs are run in this process, by one rank, on one thread of their own."""
+"""LocalExecutor: runs are run in this process, one thread a rank.
+
+With one rank the run happens in the caller's thread. With more, rank 0 stays there and the others have threads of
+their own; they meet in the collectives, exactly as worker processes do.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from max_ray.interfaces import RunRequest, StepOutput
 from max_ray.pipelines.runner import ModelRunner
 
 
 class LocalExecutor:
-    """An Executor around a ModelRunner. `interrupt` may come from any thread."""
+    """An Executor around the ModelRunners of all ranks, rank 0 first. `interrupt` may come from any thread."""
 
-    def __init__(self, runner: ModelRunner) -> None:
-        self.runner = runner
-        self._lock = threading.Lock()
+    def __init__(self, runners: Sequence[ModelRunner]) -> None:
+        self.runners = list(runners)
+        self._one_run = threading.Lock()
         self._interrupted: set[int] = set()
-        self._running: int | None = None
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="max_ray-model")
+        self._steps = ThreadPoolExecutor(max_workers=1, thread_name_prefix="max_ray-steps")
+        self._ranks = ThreadPoolExecutor(max_workers=max(1, len(runners) - 1), thread_name_prefix="max_ray-rank")
 
-    def execute(self, request: RunRequest) -> Iterator[StepOutput]:
-        with self._lock:
-            self._running = request.run_id
+    @property
+    def forward_calls(self) -> int:
+        """Forward passes since the start."""
+        return self.runners[0].forward_calls
+
+    def execute(self, request: RunRequest) -> Generator[StepOutput]:
+        with self._one_run:
+            others = [self._ranks.submit(_drain, runner, request) for runner in self.runners[1:]]
+            steps = self.runners[0].run(request, lambda: request.run_id in self._interrupted)
             try:
-                yield from self.runner.run(request, lambda: request.run_id in self._interrupted)
+                yield from steps
             finally:
-                self._running = None
-                self._interrupted.discard(request.run_id)
+                self._end(request.run_id, steps, others)
 
     async def stream(self, request: RunRequest) -> AsyncIterator[StepOutput]:
         steps = self.execute(request)
         loop = asyncio.get_running_loop()
         try:
-            while (output := await loop.run_in_executor(self._thread, next, steps, None)) is not None:
+            while (output := await loop.run_in_executor(self._steps, next, steps, None)) is not None:
                 yield output
         finally:
-            # a generator that is still inside a step cannot be closed from here: the thread does it after the step
+            # a generator that is still inside a step cannot be closed from here: its thread does it after the step
             self.interrupt(request.run_id)
-            self._thread.submit(steps.close)  # type: ignore[attr-defined]
+            self._steps.submit(steps.close)
 
     def interrupt(self, run_id: int) -> None:
-        if self._running == run_id:
-            self._interrupted.add(run_id)
+        self._interrupted.add(run_id)
 
     async def flush(self, released: list[str]) -> None:
         """Forgets the block tables of requests that ended, outside any run."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, self.runner.release, released)
+        await asyncio.get_running_loop().run_in_executor(self._steps, self._release, released)
+
+    def _release(self, released: list[str]) -> None:
+        for runner in self.runners:
+            runner.release(released)
+
+    def _end(self, run_id: int, steps: Generator[StepOutput], others: list[Future[None]]) -> None:
+        """Also when the caller stops early: the other ranks are in the run until rank 0 tells them that it is over."""
+        self._interrupted.add(run_id)
+        if others:
+            for _ in steps:
+                pass
+        for rank in others:
+            rank.result()
+        self._interrupted = {i for i in self._interrupted if i > run_id}
+
+
+def _drain(runner: ModelRunner, request: RunRequest) -> None:
+    for _ in runner.run(request):
+        pass

@@ -199,20 +199,20 @@ def _cache(
         return max_length, None
     given = config.kv_cache_memory
     if given is None:
-        budget = int(hardware.memory_bytes * CPU_CACHE_SHARE)
+        budget = int(hardware.memory_bytes * CPU_CACHE_SHARE) // config.tensor_parallel_size
         origins["kv_cache_blocks"] = f"hardware: {CPU_CACHE_SHARE:.0%} of {hardware.memory_bytes / GIB:.1f} GiB at most"
     else:
         budget = int(given * GIB)
-        origins["kv_cache_blocks"] = f"kv_cache_memory={given} GiB"
-    fits = budget // (params.bytes_per_block * config.tensor_parallel_size)
+        origins["kv_cache_blocks"] = f"kv_cache_memory={given} GiB a rank"
+    fits = budget // params.bytes_per_block
     full_length = -(-max_length // params.page_size)
     if fits < full_length:
         longest = int(fits) * params.page_size
         if config.max_length is not None or longest < 2:
             raise ConfigError(
-                f"The KV cache budget of {budget / GIB:.2f} GiB holds {longest} tokens, and one request of "
+                f"The KV cache budget of {budget / GIB:.3f} GiB a rank holds {longest} tokens, and one request of "
                 f"max_length={max_length} needs {full_length * params.page_size}. Set --max-length {max(longest, 1)} "
-                f"or --kv-cache-memory {full_length * params.bytes_per_block * config.tensor_parallel_size / GIB:.2f}."
+                f"or --kv-cache-memory {full_length * params.bytes_per_block / GIB + 0.001:.3f}."
             )
         max_length = longest
         origins["max_length"] = f"hardware: the KV cache holds {longest} tokens"

@@ -6,7 +6,7 @@ the other ranks in one small broadcast a step, so all ranks stop at the same ste
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import replace
 
 import numpy as np
@@ -38,7 +38,7 @@ class ModelRunner:
         self._block_tables: dict[str, npt.NDArray[np.int32]] = {}
         self.forward_calls = 0
 
-    def run(self, request: RunRequest, should_stop: Callable[[], bool] = lambda: False) -> Iterator[StepOutput]:
+    def run(self, request: RunRequest, should_stop: Callable[[], bool] = lambda: False) -> Generator[StepOutput]:
         """Yields one StepOutput a step. `should_stop` is asked at each step boundary, on rank 0 only."""
         self.release(request.released)
         for row in request.rows:
@@ -88,9 +88,8 @@ class _Run:
             self._tables_keep_sampling_rows()
         tokens, go_on = self._sample(logits, output, should_stop)
         output.tokens[self._tables.rows] = tokens
-        alive = [
-            p for p, (row, token) in enumerate(zip(self._tables.rows, tokens, strict=True)) if self._goes_on(row, token)
-        ]
+        sampled = zip(self._tables.rows.tolist(), tokens.tolist(), strict=True)
+        alive = [p for p, (row, token) in enumerate(sampled) if self._goes_on(row, token)]
         self._step += 1
         output.last = not (go_on and alive and self._step < self._num_steps)
         if not output.last:
@@ -102,7 +101,7 @@ class _Run:
         counts = [row.num_logits for row in self._rows]
         if not any(row.echo for row in self._rows):
             return logits
-        pieces = logits.split(counts)
+        pieces = torch.split_with_sizes(logits, counts)
         if self._tp.rank == 0:
             output.prompt_log_probabilities = {
                 i: _prompt_entries(row, pieces[i]) for i, row in enumerate(self._rows) if row.echo
@@ -121,7 +120,7 @@ class _Run:
         message = torch.empty(num_rows + 1, dtype=torch.int64, device=self._tp.device)
         if self._sampler is not None:
             if num_rows:
-                sampled = self._sampler.sample(logits, self._tables.rows)
+                sampled = self._sampler.sample(logits, self._tables.rows.tolist())
                 message[:num_rows] = sampled.tokens
                 output.log_probabilities = sampled.log_probabilities
             message[num_rows] = 0 if should_stop() else 1
@@ -132,7 +131,7 @@ class _Run:
     def _goes_on(self, row_index: int, token: int) -> bool:
         row = self._rows[row_index]
         generated = row.generated_length + self._step + 1
-        ended = int(token) in row.stop_ids and generated > row.sampling_params.min_new_tokens
+        ended = token in row.stop_ids and generated > row.sampling_params.min_new_tokens
         return not ended and self._step + 1 < row.max_new_tokens
 
     def _prepare_next(self, tokens: TokenArray, alive: list[int]) -> None:
