@@ -1,0 +1,32 @@
+"""The configuration of a served application: ServeConfig from all sources, with the bundled demo model as default."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from max_ray.config import Origins, ServeConfig, load_config
+
+DEMO_MODEL = Path(__file__).parent / "demo" / "model"
+DEMO_NAME = "max_ray-demo"
+
+
+def load_serve_config(
+    arguments: Mapping[str, Any],
+    *,
+    config_file: str | Path | None = None,
+    environ: Mapping[str, str] | None = None,
+    arguments_are: str = "argument",
+) -> tuple[ServeConfig, Origins]:
+    """`load_config` for ServeConfig; without a model path from any source, the bundled demo model.
+
+    arguments_are: what `arguments` are to the user, as `--print-config` and errors say it. Raises ConfigError.
+    """
+    config, origins = load_config(
+        ServeConfig, arguments, config_file=config_file, environ=environ, arguments_are=arguments_are
+    )
+    if config.model_path:
+        return config, origins
+    demo = {"model_path": str(DEMO_MODEL), "served_model_name": config.served_model_name or DEMO_NAME}
+    return config.replace(**demo), origins | {"model_path": "default: the bundled demo model"}
