@@ -85,9 +85,12 @@ def rank_device(plan: PipelinePlan, rank: int) -> torch.device:
 
 def build_local_runners(plan: PipelinePlan) -> list[ModelRunner]:
     """All ranks of the plan in this process, loaded at the same time on a thread each."""
+    import torch
+
     from max_ray.distributed.group import TPGroup, init_tp_group
 
     size = plan.tensor_parallel_size
+    torch.set_num_threads(plan.num_threads)
     if size == 1:
         return [build_runner(plan, TPGroup.single(rank_device(plan, 0)))]
     with TemporaryDirectory(prefix="max_ray-") as folder, ThreadPoolExecutor(size) as threads:

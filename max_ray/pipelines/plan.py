@@ -27,6 +27,8 @@ from max_ray.registry import PIPELINE_REGISTRY, SupportedArchitecture
 CPU_BATCH_SIZE = 64
 GPU_BATCH_SIZE = 256
 CPU_CACHE_SHARE = 0.25
+SMALL_MODEL_BYTES = 64 * 1024**2
+"""Below this a matrix product is over before a second thread has woken up, and waking it costs more than it saves."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def resolve_plan(
         weights_format=_weights_format(model_dir, architecture),
         device=device,
         tensor_parallel_size=config.tensor_parallel_size,
-        num_threads=_num_threads(config, hardware, origins),
+        num_threads=_num_threads(config, hardware, model_dir, origins),
         max_length=max_length,
         max_batch_size=max_batch_size,
         kv_params=kv_params,
@@ -221,10 +223,13 @@ def _cache(
     return max_length, int(min(fits, wanted))
 
 
-def _num_threads(config: PipelineConfig, hardware: Hardware, origins: dict[str, str]) -> int:
+def _num_threads(config: PipelineConfig, hardware: Hardware, model_dir: Path, origins: dict[str, str]) -> int:
     if config.num_threads is not None:
         origins["num_threads"] = "given"
         return config.num_threads
+    if sum(file.stat().st_size for file in model_dir.glob("*.safetensors")) < SMALL_MODEL_BYTES:
+        origins["num_threads"] = f"model: less than {SMALL_MODEL_BYTES // 1024**2} MiB of weights"
+        return 1
     origins["num_threads"] = f"hardware: {hardware.num_cpus} cores over {config.tensor_parallel_size} workers"
     return max(1, hardware.num_cpus // config.tensor_parallel_size)
 
