@@ -13,6 +13,7 @@ from ray.util.placement_group import placement_group_table
 
 from max_ray.actors.messages import ActorHandle, GroupInfo, GroupSpec, GroupStatus, Membership, MemberStatus
 from max_ray.actors.placement import place_group, placement_of, remove_group_placement
+from max_ray.actors.spawn import spawn_kv_manager, spawn_worker
 from max_ray.errors import MaxRayError, WorkerGroupError
 from max_ray.log import get_logger
 
@@ -98,10 +99,13 @@ def _is_placed(placement_id: str) -> bool:
 
 
 def _spawn_members(group: Group) -> None:
-    from max_ray.actors.spawn import spawn_kv_manager, spawn_worker  # spawn imports the registry, which imports this
+    placement, membership = placement_of(group.placement_id), _membership(group)
+    group.workers = tuple(spawn_worker(membership.of_rank(rank), placement) for rank in range(group.spec.size))
+    group.kv_manager = spawn_kv_manager(membership, placement)
 
-    placement = placement_of(group.placement_id)
-    membership = Membership(
+
+def _membership(group: Group) -> Membership:
+    return Membership(
         group_id=group.group_id,
         spec=group.spec,
         replica_rank=group.replica_rank,
@@ -109,8 +113,6 @@ def _spawn_members(group: Group) -> None:
         placement_group_id=group.placement_id,
         epoch=group.epoch,
     )
-    group.workers = tuple(spawn_worker(membership.of_rank(rank), placement) for rank in range(group.spec.size))
-    group.kv_manager = spawn_kv_manager(membership, placement)
 
 
 async def _load(group: Group) -> None:
@@ -145,22 +147,35 @@ def _cause_of(error: BaseException) -> BaseException:
     return error
 
 
-async def take_over(group: Group, owner_id: str) -> None:
-    """A successor leases a warm group: the old owner's run ends first, then its blocks come back.
+async def make_whole(group: Group) -> None:
+    """Puts a group under a new epoch, with an empty KV cache: living members stay, dead or failed ones are replaced.
 
-    Raises RayError or WorkerGroupError when the group turns out not to be whole.
+    Used when a replica takes over and when a member has died. The old owner's run ends before its blocks come back.
+    Raises what `start` raises; then nothing is left of the group.
     """
-    epoch = group.epoch + 1
-    await asyncio.gather(*[worker.adopt.remote(epoch, owner_id) for worker in group.workers])
-    await group.kv_manager.adopt.remote(epoch, owner_id)
-    group.epoch, group.owner_id = epoch, owner_id
+    group.epoch += 1
+    try:
+        await _adopt(group)
+    except (RayError, WorkerGroupError) as error:
+        group.progress(f"starting new workers: {error}")
+        _kill(group.members)
+        await start(group)
     group.renew()
 
 
-async def is_whole(group: Group) -> bool:
-    """True when every member answers and no worker has failed a run."""
-    answers = await asyncio.gather(*[describe(member) for member in group.members])
-    return bool(answers) and all(answer is not None and answer.healthy for answer in answers)
+async def _adopt(group: Group) -> None:
+    """Hands the living members to the owner. Raises when a worker is dead, has failed, or does not stop its run."""
+    statuses = await asyncio.gather(*[describe(worker) for worker in group.workers])
+    if len(statuses) < group.spec.size or not all(status is not None and status.healthy for status in statuses):
+        raise WorkerGroupError("a worker died or failed")
+    await asyncio.gather(*[worker.adopt.remote(group.epoch, group.owner_id) for worker in group.workers])
+    manager = None if group.kv_manager is None else await describe(group.kv_manager)
+    if manager is not None and manager.healthy:
+        await group.kv_manager.adopt.remote(group.epoch, group.owner_id)
+        return
+    _kill([] if group.kv_manager is None else [group.kv_manager])
+    group.kv_manager = spawn_kv_manager(_membership(group), placement_of(group.placement_id))
+    await group.kv_manager.open.remote(group.num_blocks)
 
 
 async def describe(member: ActorHandle) -> MemberStatus | None:
@@ -174,14 +189,6 @@ async def describe(member: ActorHandle) -> MemberStatus | None:
 async def _ask(member: ActorHandle) -> MemberStatus:
     status: MemberStatus = await member.describe.remote()
     return status
-
-
-async def rebuild(group: Group) -> None:
-    """New workers under a new epoch, in the same placement where it still stands. Weights are loaded again."""
-    group.progress("a member died or failed: rebuilding")
-    _kill(group.members)
-    group.epoch += 1
-    await start(group)
 
 
 async def end(group: Group) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Mapping
 from typing import Any
 from uuid import uuid4
 
@@ -38,7 +37,7 @@ class RegistryActor:
     def __init__(self) -> None:
         setup_logging()
         self._groups: dict[str, Group] = {}
-        self._snapshots: dict[str, dict[str, Mapping[str, Any]]] = {}
+        self._snapshots: dict[str, dict[str, bytes]] = {}
         self._last_needed = time.monotonic() + _START_GRACE_S
         self._recovered: asyncio.Task[None] | None = None
         self._starting = 0
@@ -60,10 +59,9 @@ class RegistryActor:
         finally:
             self._starting -= 1
 
-    async def renew(
-        self, group_id: str, epoch: int, snapshot: Mapping[str, Any] | None = None
-    ) -> dict[str, Mapping[str, Any]]:
-        """Renews a lease; keeps the replica's latest metrics snapshot and gives back those of its application.
+    async def renew(self, group_id: str, epoch: int, snapshot: bytes | None = None) -> dict[str, bytes]:
+        """Renews a lease; keeps the replica's latest metrics snapshot (opaque here) and gives back all of its
+        application, by owner.
 
         Raises StaleLeaseError when the group is unknown or has passed to another replica.
         """
@@ -96,7 +94,7 @@ class RegistryActor:
         self._starting += 1
         try:
             async with group.lock:
-                await self._make_whole(group)
+                await groups.make_whole(group)
         finally:
             self._starting -= 1
             self._forget_ended()
@@ -128,19 +126,12 @@ class RegistryActor:
             self._snapshots.get(spec.app, {}).pop(group.owner_id, None)
             group.owner_id = owner_id
             try:
-                await self._make_whole(group)
+                await groups.make_whole(group)
             except (RayError, MaxRayError) as error:
                 _LOG.warning("group %s could not be taken over: %s", group.group_id, error)
                 self._forget_ended()
                 return False
             return True
-
-    async def _make_whole(self, group: Group) -> None:
-        """Keeps the loaded workers when all are well, else replaces them."""
-        if await groups.is_whole(group):
-            await groups.take_over(group, group.owner_id)
-        else:
-            await groups.rebuild(group)
 
     async def _new_group(self, spec: GroupSpec, replica_rank: int, owner_id: str) -> GroupInfo:
         group = Group(f"{spec.app}-{replica_rank}-{uuid4().hex[:8]}", spec, replica_rank, owner_id)

@@ -13,10 +13,9 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from max_ray.actors.kv_manager import KVManagerActor
-from max_ray.actors.messages import NAMESPACE, REGISTRY_NAME, ActorHandle, Membership
+from max_ray.actors.messages import NAMESPACE, ActorHandle, Membership
 from max_ray.actors.model_worker import ModelWorker
 from max_ray.actors.placement import rank_resources
-from max_ray.actors.registry import RegistryActor
 
 _CONTROL_THREADS = 4
 _remote: Any = ray.remote  # its overloads do not know concurrency groups
@@ -48,20 +47,3 @@ def _member_options(membership: Membership, placement: PlacementGroup, bundle: i
             placement_group=placement, placement_group_bundle_index=bundle
         ),
     }
-
-
-def get_registry() -> ActorHandle:
-    """The cluster's registry; started when there is none. Ray restarts it when it crashes."""
-    return (
-        _remote(RegistryActor)
-        .options(
-            name=REGISTRY_NAME,
-            namespace=NAMESPACE,
-            lifetime="detached",
-            get_if_exists=True,
-            num_cpus=0,
-            max_restarts=-1,
-            max_concurrency=1000,
-        )
-        .remote()
-    )

@@ -135,6 +135,10 @@ class ActorKVLedger:
     def __init__(self, info: GroupInfo) -> None:
         self._info = info
 
+    def adopt(self, info: GroupInfo) -> None:
+        """Goes on with a rebuilt group, whose ledger is empty."""
+        self._info = info
+
     @property
     def page_size(self) -> int:
         return self._info.spec.plan.kv_params.page_size
