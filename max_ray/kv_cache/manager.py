@@ -59,7 +59,7 @@ def insufficient_blocks(num_tokens: int, page_size: int, total_blocks: int) -> I
     return InsufficientBlocksError(
         f"The request needs {-(-num_tokens // page_size)} KV cache blocks for {num_tokens} tokens, but the cache has "
         f"{total_blocks} blocks of {page_size} tokens. Shorten the request, or serve with a larger "
-        f"--device-memory-utilization, a smaller --max-batch-size or a larger --tensor-parallel-size."
+        f"--kv-cache-memory or --device-memory-utilization, or a larger --tensor-parallel-size."
     )
 
 
@@ -277,7 +277,7 @@ class PagedKVCacheManager:
         return InsufficientBlocksError(
             f"The request needs {needed} KV cache blocks for {num_tokens} tokens and has {len(table.blocks)}; "
             f"{self.num_free_blocks} of {self.total_num_blocks} blocks are free. Release other requests first, or "
-            f"serve with a larger --device-memory-utilization or a smaller --max-batch-size."
+            f"serve with a larger --kv-cache-memory or --device-memory-utilization, or a smaller --max-batch-size."
         )
 
 
