@@ -43,7 +43,7 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class EngineOptions:
+class ApiOptions:
     """Settings of the front.
 
     api_keys: when there are any, every route but /health wants `Authorization: Bearer KEY`.

@@ -221,7 +221,7 @@ class ChatCompletionRequest(GenerationRequest):
         )
 
 
-RequestT = TypeVar("RequestT", CompletionRequest, ChatCompletionRequest)
+RequestT = TypeVar("RequestT", bound=GenerationRequest)
 
 
 def parse_request(kind: type[RequestT], body: bytes) -> RequestT:

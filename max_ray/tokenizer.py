@@ -71,6 +71,7 @@ class TextTokenizer:
         self._eos = next((_ids(s) for s in sources if s is not None), _ids(self._hf.eos_token_id))
         self.eos_token_ids = frozenset(self._eos)
         self.special_ids = frozenset(self._hf.all_special_ids)
+        self.added_ids = frozenset(self._hf.added_tokens_decoder)
         self._wraps_content: bool | None = None
 
     @property
@@ -149,6 +150,11 @@ class TextTokenizer:
     def token_piece(self, token_id: int) -> str:
         """The vocabulary's own spelling of an id (byte-level alphabet, `<0x0A>`, ...); empty for an id without one."""
         return self._hf.convert_ids_to_tokens(token_id) or "" if token_id < len(self._hf) else ""
+
+    def decoder_description(self) -> str:
+        """The decoder as compact JSON (`{"type":"ByteLevel",...}`); empty where the tokenizer is written in Python."""
+        decoder = self._backend.decoder if self._backend is not None else None
+        return decoder.__getstate__().decode() if decoder is not None else ""
 
     def render_chat(self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any] | None = None) -> str:
         """The chat template's text for these messages, ready to be continued by the assistant.

@@ -1,0 +1,104 @@
+"""A typed request answered, streamed or whole: the one path behind HTTP and behind a Python handle."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator
+from functools import lru_cache
+from typing import Any
+
+from deployments.engine import Engine
+from deployments.formats import AnswerFormat, ChatFormat, CompletionFormat
+from deployments.generation import ChoiceDelta, Generation
+from deployments.openai import ChatCompletionRequest, CompletionRequest
+from max_ray.errors import ModelNotServedError, nearest
+from max_ray.interfaces import RequestID
+from max_ray.token_text import TokenText
+from max_ray.tokenizer import TextTokenizer
+
+
+class Answer:
+    """A request that has been admitted. Take either `chunks` or `whole`, and always `close`."""
+
+    def __init__(self, generation: Generation, form: AnswerFormat, *, include_usage: bool) -> None:
+        self._generation = generation
+        self._form = form
+        self._include_usage = include_usage
+
+    async def chunks(self) -> AsyncIterator[list[str]]:
+        """JSON texts, those that belong together in one list. Raises WorkerGroupError."""
+        async for deltas in self._generation.deltas():
+            yield [chunk for delta in deltas for chunk in self._form.chunks(delta)]
+        if self._include_usage:
+            yield [self._form.usage_chunk(self._generation.usage)]
+
+    async def whole(self) -> dict[str, Any]:
+        """The answer object. Raises WorkerGroupError."""
+        choices = [ChoiceDelta(choice.index, "") for choice in self._generation.choices]
+        texts: list[list[str]] = [[] for _ in choices]
+        async for deltas in self._generation.deltas():
+            for delta in deltas:
+                choice = choices[delta.index]
+                texts[delta.index].append(delta.text)
+                choice.tokens += delta.tokens
+                choice.finish_reason = delta.finish_reason
+        for choice, pieces in zip(choices, texts, strict=True):
+            choice.text = "".join(pieces)
+        return self._form.answer(choices, self._generation.usage)
+
+    def close(self) -> None:
+        """Cancels what still runs."""
+        self._generation.close()
+
+
+async def open_answer(
+    engine: Engine, request: CompletionRequest | ChatCompletionRequest, arrival: float | None = None
+) -> Answer:
+    """Checks, tokenizes and submits. `arrival`: perf_counter() when the request came, for the metrics.
+
+    Raises InputError (ModelNotServedError, PromptTooLongError), QueueFullError, InsufficientBlocksError.
+    """
+    check_model(engine, request.model)
+    generation = await Generation.prepare(engine, request.job(), arrival)
+    generation.start()
+    kind, prefix = (
+        (ChatFormat, "chatcmpl") if isinstance(request, ChatCompletionRequest) else (CompletionFormat, "cmpl")
+    )
+    form = kind(
+        f"{prefix}-{RequestID()}",
+        int(time.time()),
+        engine.model_name,
+        _token_text(engine.tokenizer),
+        include_usage=request.include_usage,
+    )
+    return Answer(generation, form, include_usage=request.include_usage)
+
+
+async def generate(engine: Engine, request: CompletionRequest | ChatCompletionRequest) -> AsyncIterator[dict[str, Any]]:
+    """For Python handles: the chunk objects when `request.stream`, else the one answer object. Errors are raised."""
+    answer = await open_answer(engine, request)
+    try:
+        if not request.stream:
+            yield await answer.whole()
+            return
+        async for chunks in answer.chunks():
+            for chunk in chunks:
+                yield json.loads(chunk)
+    finally:
+        answer.close()
+
+
+def check_model(engine: Engine, model: str | None) -> None:
+    """Raises ModelNotServedError for any name but the served one."""
+    if model is not None and model != engine.model_name:
+        raise ModelNotServedError(
+            f"The model {model!r} is not served here.{nearest(model, [engine.model_name])} "
+            f"This server serves {engine.model_name!r}.",
+            param="model",
+        )
+
+
+@lru_cache(maxsize=4)
+def _token_text(tokenizer: TextTokenizer) -> TokenText:
+    return TokenText(tokenizer)

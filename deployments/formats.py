@@ -1,0 +1,154 @@
+"""From pieces of text to OpenAI's answer objects: whole ones as dicts, chunks as JSON text.
+
+A chunk is glued from prepared text: only what changes is serialized, for the stream's cost is this and one write.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from json.encoder import encode_basestring as quote
+from typing import Any
+
+from deployments.generation import ChoiceDelta, TokenEntry, Usage
+from max_ray.token_text import TokenText
+
+# JSON has no infinity; OpenAI writes this for tokens that cannot come.
+_LOWEST = -9999.0
+
+
+class AnswerFormat(ABC):
+    """Chunks and answers of one request."""
+
+    object_name: str
+    chunk_object_name: str
+
+    def __init__(self, answer_id: str, created: int, model: str, tokens: TokenText, *, include_usage: bool) -> None:
+        self._head = {"id": answer_id, "created": created, "model": model}
+        self._tokens = tokens
+        shared = json.dumps({"object": self.chunk_object_name, **self._head}, ensure_ascii=False)[:-1]
+        self._prefix = f'{shared}, "choices": ['
+        self._suffix = '], "usage": null}' if include_usage else "]}"
+
+    def usage_chunk(self, usage: Usage) -> str:
+        """The last chunk, when `stream_options.include_usage` is set."""
+        return f'{self._prefix}], "usage": {json.dumps(usage.as_dict())}}}'
+
+    def answer(self, choices: Sequence[ChoiceDelta], usage: Usage) -> dict[str, Any]:
+        """The whole answer; `choices` hold all their text, in order."""
+        return {
+            "object": self.object_name,
+            **self._head,
+            "choices": [self._choice(choice) for choice in choices],
+            "usage": usage.as_dict(),
+        }
+
+    @abstractmethod
+    def chunks(self, delta: ChoiceDelta) -> list[str]:
+        """The chunks that tell of a delta."""
+
+    @abstractmethod
+    def _choice(self, choice: ChoiceDelta) -> dict[str, Any]: ...
+
+    def _chunk(self, index: int, content: str, logprobs: Any, finish_reason: str | None) -> str:
+        logs = "null" if logprobs is None else json.dumps(logprobs, ensure_ascii=False)
+        reason = "null" if finish_reason is None else f'"{finish_reason}"'
+        choice = f'{{"index": {index}, {content}, "logprobs": {logs}, "finish_reason": {reason}}}'
+        return self._prefix + choice + self._suffix
+
+
+class CompletionFormat(AnswerFormat):
+    object_name = chunk_object_name = "text_completion"
+
+    def __init__(self, answer_id: str, created: int, model: str, tokens: TokenText, *, include_usage: bool) -> None:
+        super().__init__(answer_id, created, model, tokens, include_usage=include_usage)
+        self._offsets: dict[int, int] = {}
+
+    def chunks(self, delta: ChoiceDelta) -> list[str]:
+        return [self._chunk(delta.index, f'"text": {quote(delta.text)}', self._logprobs(delta), delta.finish_reason)]
+
+    def _choice(self, choice: ChoiceDelta) -> dict[str, Any]:
+        return {
+            "index": choice.index,
+            "text": choice.text,
+            "logprobs": self._logprobs(choice),
+            "finish_reason": choice.finish_reason,
+        }
+
+    def _logprobs(self, delta: ChoiceDelta) -> dict[str, Any] | None:
+        """OpenAI's four parallel lists; offsets count characters from the start of the choice's text."""
+        if not delta.tokens:
+            return None
+        offsets = []
+        offset = self._offsets.get(delta.index, 0)
+        for token, _ in delta.tokens:
+            offsets.append(offset)
+            offset += 0 if self._tokens.is_special(token) else len(self._tokens.text_of(token))
+        self._offsets[delta.index] = offset
+        return {
+            "tokens": [self._tokens.text_of(token) for token, _ in delta.tokens],
+            "token_logprobs": [entry and _finite(entry.log_probability) for _, entry in delta.tokens],
+            "top_logprobs": [self._top(entry) for entry in delta.tokens],
+            "text_offset": offsets,
+        }
+
+    def _top(self, token_entry: TokenEntry) -> dict[str, float] | None:
+        """The most likely tokens, and the chosen one."""
+        token, entry = token_entry
+        if entry is None:
+            return None
+        top = [*entry.top, (token, entry.log_probability)]
+        return {self._tokens.text_of(other): _finite(value) for other, value in top}
+
+
+class ChatFormat(AnswerFormat):
+    object_name = "chat.completion"
+    chunk_object_name = "chat.completion.chunk"
+
+    def __init__(self, answer_id: str, created: int, model: str, tokens: TokenText, *, include_usage: bool) -> None:
+        super().__init__(answer_id, created, model, tokens, include_usage=include_usage)
+        self._begun: set[int] = set()
+
+    def chunks(self, delta: ChoiceDelta) -> list[str]:
+        """The role comes first, in a chunk of its own, and the end last."""
+        chunks = []
+        if delta.index not in self._begun:
+            self._begun.add(delta.index)
+            chunks.append(self._chunk(delta.index, '"delta": {"role": "assistant", "content": ""}', None, None))
+        if delta.text or delta.tokens:
+            content = f'"delta": {{"content": {quote(delta.text)}}}'
+            chunks.append(self._chunk(delta.index, content, self._logprobs(delta.tokens), None))
+        if delta.finish_reason:
+            chunks.append(self._chunk(delta.index, '"delta": {}', None, delta.finish_reason))
+        return chunks
+
+    def _choice(self, choice: ChoiceDelta) -> dict[str, Any]:
+        return {
+            "index": choice.index,
+            "message": {"role": "assistant", "content": choice.text, "refusal": None},
+            "logprobs": self._logprobs(choice.tokens),
+            "finish_reason": choice.finish_reason,
+        }
+
+    def _logprobs(self, tokens: Sequence[TokenEntry]) -> dict[str, Any] | None:
+        if not tokens:
+            return None
+        return {"content": [self._token(entry) for entry in tokens], "refusal": None}
+
+    def _token(self, token_entry: TokenEntry) -> dict[str, Any]:
+        token, entry = token_entry
+        assert entry is not None, "chat reports no prompt tokens"
+        top = [self._one(other, value) for other, value in entry.top]
+        return {**self._one(token, entry.log_probability), "top_logprobs": top}
+
+    def _one(self, token: int, log_probability: float) -> dict[str, Any]:
+        return {
+            "token": self._tokens.text_of(token),
+            "logprob": _finite(log_probability),
+            "bytes": list(self._tokens.bytes_of(token)),
+        }
+
+
+def _finite(value: float) -> float:
+    return max(value, _LOWEST)

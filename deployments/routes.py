@@ -1,0 +1,181 @@
+"""The HTTP API over one engine: a FastAPI application without Ray, so that it runs and is tested anywhere.
+
+Bodies become typed requests here and errors become OpenAI's error object; all else is behind `open_answer`.
+Everything that can be refused is refused before the first byte of a stream.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import AsyncGenerator
+from time import perf_counter
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from deployments.answer import Answer, check_model, open_answer
+from deployments.auth import BearerAuth
+from deployments.engine import ApiOptions, Engine
+from deployments.http_errors import ErrorResponse, add_error_handlers, describe_and_log, error_body, internal_error
+from deployments.metrics import Metrics, render_metrics
+from deployments.openai import ChatCompletionRequest, CompletionRequest, parse_request
+from deployments.sse import (
+    CLIENT_CLOSED,
+    DONE,
+    STATUS_KEY,
+    ClientGoneError,
+    EventStream,
+    encode_events,
+    until_disconnect,
+)
+from max_ray import __version__
+from max_ray.errors import MaxRayError
+
+logger = logging.getLogger(__name__)
+
+_ROUTES = ("/v1/models", "/v1/completions", "/v1/chat/completions", "/health", "/metrics", "/version")
+
+
+def build_api(engine: Engine, options: ApiOptions | None = None) -> FastAPI:
+    """The application with all routes. `engine` may come alive later: it is not touched before a request."""
+    options = options or ApiOptions()
+    api = FastAPI(title="max_ray", version=__version__, openapi_url=None, docs_url=None, redoc_url=None)
+    created = int(time.time())
+
+    @api.get("/v1/models")
+    async def list_models() -> Response:
+        return JSONResponse({"object": "list", "data": [_model_object(engine, created)]})
+
+    @api.get("/v1/models/{model:path}")
+    async def show_model(model: str) -> Response:
+        check_model(engine, model)
+        return JSONResponse(_model_object(engine, created))
+
+    @api.post("/v1/completions")
+    async def completions(request: Request) -> Response:
+        return await _answer(engine, request, CompletionRequest, options)
+
+    @api.post("/v1/chat/completions")
+    async def chat_completions(request: Request) -> Response:
+        return await _answer(engine, request, ChatCompletionRequest, options)
+
+    @api.get("/health")
+    async def health() -> Response:
+        if await engine.healthy():
+            return JSONResponse({"status": "ok"})
+        message = "The model workers do not answer; they are being replaced. Try again in a few seconds."
+        return ErrorResponse(error_body(message, kind="workers_unavailable"), status_code=503)
+
+    @api.get("/metrics")
+    async def metrics() -> Response:
+        text = render_metrics(await engine.metrics_snapshots())
+        return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
+
+    @api.get("/version")
+    async def version() -> Response:
+        return JSONResponse({"version": __version__})
+
+    add_error_handlers(api, _ROUTES)
+    if options.api_keys:
+        api.add_middleware(BearerAuth, keys=options.api_keys)
+    api.add_middleware(RequestCounter, engine=engine)
+    return api
+
+
+class RequestCounter:
+    """ASGI middleware: counts requests to /v1 by route and status, and their duration."""
+
+    def __init__(self, app: ASGIApp, engine: Engine) -> None:
+        self._app = app
+        self._engine = engine
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
+            await self._app(scope, receive, send)
+            return
+        begin = perf_counter()
+        status = 500
+
+        async def watch(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watch)
+        finally:
+            metrics: Metrics = self._engine.metrics
+            route = scope["path"] if scope["path"] in _ROUTES else "other"
+            metrics.count_request(route, scope.get(STATUS_KEY, status), perf_counter() - begin)
+
+
+async def _answer(
+    engine: Engine,
+    request: Request,
+    kind: type[CompletionRequest] | type[ChatCompletionRequest],
+    options: ApiOptions,
+) -> Response:
+    arrival = perf_counter()
+    try:
+        body = await _read_body(request, options.max_body_bytes)
+    except ClientDisconnect:
+        return Response(status_code=CLIENT_CLOSED)
+    parsed = parse_request(kind, body)
+    answer = await open_answer(engine, parsed, arrival)
+    if parsed.stream:
+        return EventStream(_events(answer, request.scope), answer.close)
+    try:
+        return JSONResponse(await until_disconnect(request.receive, answer.whole()))
+    except ClientGoneError:
+        return Response(status_code=CLIENT_CLOSED)
+    finally:
+        answer.close()
+
+
+async def _events(answer: Answer, scope: Scope) -> AsyncGenerator[bytes, None]:
+    """The stream's pieces. An error after the headers becomes an event, for the status has gone out already."""
+    try:
+        async for chunks in answer.chunks():
+            yield encode_events(chunks)
+    except MaxRayError as error:
+        scope[STATUS_KEY] = type(error).http_status
+        yield encode_events([json.dumps(describe_and_log(error))])
+    except Exception:
+        logger.exception("A stream failed.")
+        scope[STATUS_KEY] = 500
+        yield encode_events([json.dumps(internal_error())])
+    else:
+        yield DONE
+
+
+async def _read_body(request: Request, limit: int) -> bytes:
+    """The body, never more than `limit` bytes of it. Raises HTTPException 413."""
+    body = bytearray()
+    announced = request.headers.get("content-length", "")
+    too_large = announced.isdecimal() and int(announced) > limit
+    if not too_large:
+        async for piece in request.stream():
+            body += piece
+            too_large = len(body) > limit
+            if too_large:
+                break
+    if too_large:
+        raise HTTPException(413, f"The body is larger than {limit} bytes. Split the request.")
+    return bytes(body)
+
+
+def _model_object(engine: Engine, created: int) -> dict[str, Any]:
+    return {
+        "id": engine.model_name,
+        "object": "model",
+        "created": created,
+        "owned_by": "max_ray",
+        "max_model_len": engine.tokenizer.max_length,
+    }

@@ -1,0 +1,75 @@
+"""Server-sent events, and noticing that the client has hung up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+T = TypeVar("T")
+
+DONE = b"data: [DONE]\n\n"
+HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+# Where the metrics middleware looks for a status that differs from the one sent with the headers.
+STATUS_KEY = "max_ray.status"
+CLIENT_CLOSED = 499
+
+
+class ClientGoneError(Exception):
+    """The client closed the connection before its answer was complete."""
+
+
+def encode_events(chunks: Sequence[str]) -> bytes:
+    """One `data:` event a JSON text, as one piece to write."""
+    return "".join([f"data: {chunk}\n\n" for chunk in chunks]).encode()
+
+
+class EventStream(Response):
+    """Writes each piece of `body` as it comes. A client that hangs up ends it; `close` is called in every case."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, body: AsyncGenerator[bytes, None], close: Callable[[], None]) -> None:
+        super().__init__(headers=HEADERS)
+        del self.headers["content-length"]
+        self._body = body
+        self._close = close
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await until_disconnect(receive, self._write(send))
+        except (ClientGoneError, OSError):
+            scope[STATUS_KEY] = CLIENT_CLOSED
+        finally:
+            self._close()
+
+    async def _write(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async with aclosing(self._body) as pieces:
+            async for piece in pieces:
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is cancelled when the client hangs up. Raises ClientGoneError then."""
+    task = asyncio.ensure_future(work)
+    watch = asyncio.ensure_future(_wait_for_disconnect(receive))
+    try:
+        await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientGoneError
+    finally:
+        task.cancel()
+        watch.cancel()
+        await asyncio.gather(task, watch, return_exceptions=True)
+
+
+async def _wait_for_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
