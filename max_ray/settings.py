@@ -16,11 +16,15 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from max_ray.errors import ConfigError
+
 PREFIX = "MAX_RAY_"
 CONFIG_FILE = "MAX_RAY_CONFIG"
 CACHE_DIR = "MAX_RAY_CACHE_DIR"
 LOG_LEVEL = "MAX_RAY_LOG_LEVEL"
 API_KEYS = "MAX_RAY_API_KEYS"
+
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 # Variables with our prefix that are not settings of a config model.
 OTHER_VARIABLES = frozenset({CONFIG_FILE, CACHE_DIR, LOG_LEVEL})
@@ -42,7 +46,11 @@ def our_variables(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def log_level() -> str:
-    return (variable(LOG_LEVEL) or "INFO").upper()
+    """Raises ConfigError for a level that does not exist."""
+    level = (variable(LOG_LEVEL) or "INFO").upper()
+    if level not in LOG_LEVELS:
+        raise ConfigError(f"{LOG_LEVEL} must be one of {', '.join(LOG_LEVELS)}, not {variable(LOG_LEVEL)!r}.")
+    return level
 
 
 def cache_dir() -> Path:

@@ -106,9 +106,7 @@ class PipelineConfig(BaseModel):
     max_length: int | None = Field(
         None, ge=1, description="Longest sequence, prompt and output. Default: the model's limit."
     )
-    max_batch_size: int | None = Field(
-        None, ge=1, description="Most requests in one batch. Default: by the device."
-    )
+    max_batch_size: int | None = Field(None, ge=1, description="Most requests in one batch. Default: by the device.")
     max_batch_input_tokens: int = Field(2048, ge=1, description="Most tokens in one step, over all requests.")
     enable_chunked_prefill: bool = Field(True, description="Spread long prompts over several steps.")
     max_num_steps: int = Field(32, ge=1, description="Most steps of a run that no new request interrupts.")
@@ -219,6 +217,13 @@ class ServeConfig(PipelineConfig):
     api_keys: SecretList = Field(
         default_factory=_api_keys_of_environment, description="Keys that clients must send; from MAX_RAY_API_KEYS."
     )
+
+    @field_validator("api_keys")
+    @classmethod
+    def _check_keys(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        if not all(key.get_secret_value().strip() for key in keys):
+            raise PydanticCustomError("blank_key", "Input should be a list of keys that are not blank")
+        return keys
 
     @model_validator(mode="after")
     def _check_exposure(self) -> Self:

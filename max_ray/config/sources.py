@@ -79,12 +79,19 @@ def _read_file(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"The configuration file {path} cannot be read: {error}.") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"The configuration file {path} is not YAML: {' '.join(str(error).split())}.") from None
+        raise ConfigError(f"The configuration file {path} is not YAML: {_yaml_problem(error)}.") from None
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise ConfigError(f"The configuration file {path} must hold settings as 'name: value' lines.")
     return content
+
+
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    """What and where, without the text of the file: it may hold keys."""
+    mark = getattr(error, "problem_mark", None)
+    where = f" (line {mark.line + 1})" if mark is not None else ""
+    return f"{getattr(error, 'problem', None) or getattr(error, 'reason', 'it cannot be parsed')}{where}"
 
 
 def _read_variables(variables: Mapping[str, str]) -> dict[str, Any]:

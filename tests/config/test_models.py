@@ -1,0 +1,193 @@
+"""PipelineConfig and ServeConfig: rules, sentences, derived values."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from max_ray.config import DeviceChoice, PipelineConfig, ServeConfig, SettingsError
+from max_ray.config.models import is_loopback
+from max_ray.errors import ConfigError
+from max_ray.interfaces import SupportedEncoding
+
+
+@pytest.fixture(autouse=True)
+def _no_keys_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MAX_RAY_API_KEYS", raising=False)
+
+
+def sentence(cls: type[PipelineConfig] = PipelineConfig, **values: Any) -> str:
+    with pytest.raises(SettingsError) as caught:
+        cls(**values)
+    assert "pydantic" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_unknown_setting_names_the_nearest() -> None:
+    assert sentence(model_path="m", max_lenght=5) == "There is no setting 'max_lenght'. Did you mean 'max_length'?"
+
+
+def test_missing_model_path() -> None:
+    assert sentence().startswith("model_path is missing.")
+    assert sentence(model_path="").startswith("model_path is missing.")
+
+
+def test_each_problem_has_its_sentence() -> None:
+    with pytest.raises(SettingsError) as caught:
+        PipelineConfig(model_path="m", max_length=0, devices="tpu", qantization_encoding="bf16")
+    assert [name for name, _ in caught.value.problems] == ["max_length", "devices", "qantization_encoding"]
+    assert caught.value.problems[0][1] == "max_length should be greater than or equal to 1, not 0."
+    assert caught.value.problems[1][1] == (
+        "devices should be 'auto', 'cpu', 'gpu' or GPU numbers like 'gpu:0,1', not 'tpu'."
+    )
+    assert pickle.loads(pickle.dumps(caught.value)).problems == caught.value.problems
+
+
+@pytest.mark.parametrize(
+    ("name", "too_small"),
+    [
+        ("max_length", 0),
+        ("max_batch_size", 0),
+        ("max_batch_input_tokens", 0),
+        ("max_num_steps", 0),
+        ("kv_cache_page_size", 0),
+        ("kv_cache_memory", 0),
+        ("device_memory_utilization", 0),
+        ("device_memory_utilization", 1.01),
+        ("tensor_parallel_size", 0),
+        ("num_threads", 0),
+    ],
+)
+def test_borders_are_refused(name: str, too_small: float) -> None:
+    assert name in sentence(model_path="m", **{name: too_small})
+
+
+def test_text_values_are_understood() -> None:
+    config = PipelineConfig(
+        model_path="m",
+        max_length="8",
+        enable_prefix_caching="false",
+        quantization_encoding="float32",
+        max_batch_size="none",
+        kv_cache_memory="0.5",
+        custom_architectures="./a, ./b",
+    )
+    assert config.max_length == 8
+    assert config.enable_prefix_caching is False
+    assert config.quantization_encoding is SupportedEncoding.float32
+    assert config.max_batch_size is None
+    assert config.kv_cache_memory == 0.5
+    assert config.custom_architectures == ("./a", "./b")
+
+
+def test_none_as_text_is_a_word_where_none_is_not_allowed() -> None:
+    assert PipelineConfig(model_path="none").model_path == "none"
+    assert "max_num_steps" in sentence(model_path="m", max_num_steps="none")
+
+
+def test_model_is_an_alias() -> None:
+    assert PipelineConfig(model="m").model_path == "m"
+    assert PipelineConfig(model="m", model_path="m").model_path == "m"
+    assert sentence(model="m", model_path="n") == "model and model_path are the same setting: give one of them."
+
+
+def test_frozen() -> None:
+    config = PipelineConfig(model_path="m")
+    with pytest.raises(ValidationError):
+        config.max_length = 5  # type: ignore[misc]
+
+
+def test_served_model_name_follows_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "llama").mkdir()
+    assert PipelineConfig(model_path=str(tmp_path / "llama")).served_model_name == "llama"
+    monkeypatch.chdir(tmp_path / "llama")
+    assert PipelineConfig(model_path=".").served_model_name == "llama"
+    assert PipelineConfig(model_path="owner/name").served_model_name == "owner/name"
+    assert PipelineConfig(model_path="owner/name", served_model_name="x").served_model_name == "x"
+
+
+def test_replace_validates_and_lets_values_follow() -> None:
+    config = PipelineConfig(model_path="owner/one", max_length=7)
+    other = config.replace(model="owner/two")
+    assert (other.served_model_name, other.max_length) == ("owner/two", 7)
+    with pytest.raises(SettingsError):
+        config.replace(max_length=0)
+
+
+def test_pickle_keeps_what_was_given() -> None:
+    config = PipelineConfig(model_path="m", max_length=7)
+    copy = pickle.loads(pickle.dumps(config))
+    assert copy == config
+    assert copy.model_fields_set == {"model_path", "max_length"}
+
+
+def test_device_choice() -> None:
+    assert DeviceChoice.parse("auto") == DeviceChoice("auto")
+    assert DeviceChoice.parse("gpu:1,0") == DeviceChoice("gpu", (1, 0))
+    for wrong in ("gpu:", "gpu:a", "gpu:0,", "GPU", "cpu:0", "gpu:0,0", ""):
+        with pytest.raises(ValueError):
+            DeviceChoice.parse(wrong)
+
+
+def test_named_gpus_must_be_as_many_as_ranks() -> None:
+    assert PipelineConfig(model_path="m", devices="gpu:0,1", tensor_parallel_size=2).device_choice.ids == (0, 1)
+    assert "names 2 GPUs, but tensor_parallel_size is 1" in sentence(model_path="m", devices="gpu:0,1")
+    assert "Ray picks them" in sentence(ServeConfig, devices="gpu:0")
+
+
+def test_serve_config_needs_no_model_path() -> None:
+    assert ServeConfig().model_path == ""
+
+
+def test_only_loopback_without_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    for host in ("127.0.0.1", "127.8.0.1", "localhost", "::1", "[::1]"):
+        assert ServeConfig(host=host).host == host
+    for host in ("0.0.0.0", "::", "192.168.0.2", "example.com", "localhost.example.com"):
+        assert "MAX_RAY_API_KEYS" in sentence(ServeConfig, host=host)
+        assert ServeConfig(host=host, api_keys=["k"]).host == host
+    monkeypatch.setenv("MAX_RAY_API_KEYS", "a, b")
+    assert ServeConfig(host="0.0.0.0").key_values == ("a", "b")
+    monkeypatch.setenv("MAX_RAY_API_KEYS", " , ")
+    assert "MAX_RAY_API_KEYS" in sentence(ServeConfig, host="0.0.0.0")
+
+
+def test_an_empty_key_is_no_key() -> None:
+    for blank in ("", " "):
+        assert "api_keys should be" in sentence(ServeConfig, host="0.0.0.0", api_keys=["k", blank])
+
+
+def test_keys_are_never_printed() -> None:
+    config = ServeConfig(api_keys="hush-1,hush-2")
+    assert config.key_values == ("hush-1", "hush-2")
+    for text in (repr(config), str(config), str(config.model_dump()), config.model_dump_json()):
+        assert "hush" not in text
+    assert "hush" not in sentence(ServeConfig, api_keys={"hush": 1})
+    assert "hush" not in sentence(ServeConfig, api_keys="hush", host="0.0.0.0", port=0)
+    assert pickle.loads(pickle.dumps(config)).key_values == config.key_values
+
+
+def test_replicas_in_order() -> None:
+    assert "max_replicas=1 is less than min_replicas=2" in sentence(ServeConfig, min_replicas=2)
+
+
+@pytest.mark.parametrize("port", [0, 65536, -1, "http"])
+def test_ports(port: Any) -> None:
+    assert "port" in sentence(ServeConfig, port=port)
+
+
+def test_typed_builders_get_the_same_sentence() -> None:
+    """Ray Serve calls model_validate on the builder's annotation."""
+    assert ServeConfig.model_validate({"tensor_parallel_size": "2"}).tensor_parallel_size == 2
+    with pytest.raises(ConfigError, match=r"There is no setting 'prt'\. Did you mean 'port'"):
+        ServeConfig.model_validate({"prt": 1})
+
+
+def test_is_loopback() -> None:
+    assert is_loopback("127.0.0.1")
+    assert not is_loopback("0.0.0.0")
+    assert not is_loopback("")
