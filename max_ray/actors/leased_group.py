@@ -62,6 +62,10 @@ class LeasedGroup:
     def info(self) -> GroupInfo:
         return self.executor.info
 
+    @property
+    def is_repairing(self) -> bool:
+        return self._repairing.locked()
+
     async def renew(self, snapshot: bytes | None = None) -> dict[str, bytes]:
         """Renews the lease with the members and the registry; gives back the application's metrics snapshots.
 

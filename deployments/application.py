@@ -1,0 +1,65 @@
+"""Builds the Serve application from a configuration: checks everything first, then connects to Ray."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray import serve
+
+from deployments.cluster_env import cluster_hardware, connect
+from deployments.ingress import Ingress
+from deployments.serve_config import load_serve_config
+from max_ray.actors.messages import GroupSpec
+from max_ray.config import PipelineConfig, ServeConfig
+from max_ray.pipelines.hardware import Hardware
+from max_ray.pipelines.plan import resolve_plan
+
+_EXTRA_ONGOING = 64
+"""Requests beyond the queue and the batch that a replica takes: health checks, scrapes, and those it answers 429."""
+
+
+def build_application(config: ServeConfig) -> serve.Application:
+    """Checks the configuration against model and cluster, connects to Ray, binds the deployment. Raises ConfigError."""
+    if not config.model_path:
+        config = load_serve_config(given_settings(config), environ={})[0]
+    pipeline_config = PipelineConfig(**{name: getattr(config, name) for name in PipelineConfig.model_fields})
+    resolve_plan(pipeline_config, hardware=_hardware_to_be(config))
+    connect(config)
+    plan = resolve_plan(pipeline_config, hardware=cluster_hardware())
+    spec = GroupSpec(
+        app=config.app_name,
+        plan=plan,
+        lease_grace_s=config.lease_grace_s,
+        start_timeout_s=config.worker_start_timeout_s,
+        collective_timeout_s=config.collective_timeout_s,
+    )
+    deployment = Ingress.options(
+        max_ongoing_requests=config.max_queued_requests + plan.max_batch_size + _EXTRA_ONGOING,
+        **_scaling(config),
+    )
+    return deployment.bind(spec, config.max_queued_requests, config.key_values)
+
+
+def _hardware_to_be(config: ServeConfig) -> Hardware:
+    """For the check before a cluster is there: this machine, and the GPUs that were asked for."""
+    local = Hardware.local()
+    if config.device_choice.kind != "gpu":
+        return local
+    return Hardware(local.num_cpus, local.memory_bytes, max(local.num_gpus, config.tensor_parallel_size))
+
+
+def _scaling(config: ServeConfig) -> dict[str, Any]:
+    if config.min_replicas == config.max_replicas:
+        return {"num_replicas": config.min_replicas}
+    return {
+        "autoscaling_config": {
+            "min_replicas": config.min_replicas,
+            "max_replicas": config.max_replicas,
+            "target_ongoing_requests": config.target_ongoing_requests,
+        }
+    }
+
+
+def given_settings(config: ServeConfig) -> dict[str, Any]:
+    """What was set on purpose; the rest follows from it again."""
+    return {name: getattr(config, name) for name in config.model_fields_set}

@@ -1,0 +1,51 @@
+"""Joins a Ray cluster or starts one here, with Serve's HAProxy in front of the replicas.
+
+Serve reads its switches from the environment of its own processes: they go there as the job's runtime environment,
+and the first application that starts Serve on a cluster decides. On a Serve that runs already they change nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import ray
+from ray import serve
+
+from max_ray.config import ServeConfig
+from max_ray.config.models import is_loopback
+from max_ray.log import get_logger
+from max_ray.pipelines.hardware import Hardware
+
+_LOG = get_logger(__name__)
+_ray: Any = ray  # Ray leaves a few of its functions without types
+
+
+def serve_environment(config: ServeConfig) -> dict[str, str]:
+    """Serve's switches. A server that only this machine reaches has nobody to drain connections for."""
+    drain_s = "0" if is_loopback(config.host) else "30"
+    return {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": drain_s,
+        "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
+    }
+
+
+def connect(config: ServeConfig) -> None:
+    """Connects this process to Ray, starting one where there is none, and starts Serve's proxies.
+
+    A process that is connected already stays so: then the cluster's own environment decides about the proxy.
+    """
+    if not ray.is_initialized():
+        _ray.init(runtime_env={"env_vars": serve_environment(config)}, log_to_driver=True)
+    serve.start(http_options={"host": config.host, "port": config.port})
+
+
+def cluster_hardware() -> Hardware:
+    """What a worker group finds on the best node of the cluster: GPUs that Ray lends, cores and memory of this machine.
+
+    Groups are on one node; where nodes differ, set `num_threads` and `kv_cache_memory`.
+    """
+    local = Hardware.local()
+    gpus = max((int(node["Resources"].get("GPU", 0)) for node in _ray.nodes() if node["Alive"]), default=0)
+    return Hardware(num_cpus=local.num_cpus, memory_bytes=local.memory_bytes, num_gpus=gpus)

@@ -1,0 +1,59 @@
+"""Ingress: the Serve deployment: HTTP routes, tokenizer, scheduling loop; one worker group leased.
+
+Thin: the routes are `deployments.routes`, the rest is ReplicaEngine. Behind HAProxy clients talk to the replica's own
+HTTP server; Python handles call `generate`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray import serve
+
+from deployments.engine import ApiOptions
+from deployments.replica_engine import ReplicaEngine, ReplicaIdentity
+from deployments.routes import build_api
+from max_ray.actors.messages import GroupSpec
+from max_ray.log import setup_logging
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+
+class _Ingress:
+    """One replica. `api_keys` protect HTTP; whoever holds a Python handle is inside already."""
+
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, spec: GroupSpec, max_queued_requests: int, api_keys: tuple[str, ...]
+    ) -> None:
+        setup_logging()
+        self._options = ApiOptions(api_keys=api_keys)
+        context: Any = serve.get_replica_context()
+        owner_id = ray.get_runtime_context().get_actor_id() or context.replica_tag
+        identity = ReplicaIdentity(rank=context.rank.rank, owner_id=owner_id)
+        self.engine = await ReplicaEngine.start(replace(spec, app=context.app_name), max_queued_requests, identity)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return build_api(self.engine, self._options)
+
+    async def check_health(self) -> None:
+        """Serve replaces a replica whose health check fails, and its contexts go with it: so dead workers are not a
+        reason (they come back; /health says 503 meanwhile), but a group that is somebody else's is."""
+        if self.engine.is_superseded:
+            raise RuntimeError("This replica's worker group has passed to another replica.")
+
+    async def __del__(self) -> None:
+        if hasattr(self, "engine"):
+            await self.engine.close()
+
+
+Ingress = serve.deployment(
+    name="Ingress",
+    ray_actor_options={"num_cpus": 0.01},
+    health_check_period_s=2,
+    health_check_timeout_s=30,
+    graceful_shutdown_timeout_s=10,
+    graceful_shutdown_wait_loop_s=0.5,
+)(serve.ingress()(_Ingress))

@@ -1,0 +1,79 @@
+"""`max-ray serve`: runs the application in the foreground until Ctrl-C, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+import ray
+from ray import serve
+
+from deployments.application import build_application
+from max_ray.config import ServeConfig
+from max_ray.errors import WorkerGroupError
+from max_ray.log import setup_logging
+
+_STOP_WITHIN_S = 7.0
+_ray: Any = ray
+
+
+def serve_main(config: ServeConfig) -> None:
+    """Starts Ray where there is none, runs the application, blocks. Ctrl-C or SIGTERM ends it.
+
+    Raises ConfigError before anything starts, WorkerGroupError when the application does not come up.
+    """
+    setup_logging()
+    was_running = _ray_is_running()
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        application = build_application(config)
+        _run(application, config)
+        print(ready_message(config), flush=True)
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        print("Stopping ...", flush=True)
+    finally:
+        if ray.is_initialized():
+            _stop(config, end_serve=not was_running)
+
+
+def _run(application: serve.Application, config: ServeConfig) -> None:
+    try:
+        serve.run(application, name=config.app_name, route_prefix="/")
+    except RuntimeError as error:
+        raise WorkerGroupError(f"The application did not start. {error}") from error
+
+
+def ready_message(config: ServeConfig) -> str:
+    """The URL, and a command that answers when pasted into a shell."""
+    host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host
+    url = f"http://{host}:{config.port}"
+    body = json.dumps(
+        {"model": config.served_model_name, "messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 32}
+    )
+    key = ' -H "Authorization: Bearer $MAX_RAY_API_KEYS"' if config.api_keys else ""
+    return (
+        f"\nServing {config.served_model_name} at {url}/v1   (Ctrl-C ends it)\n"
+        f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d '{body}'\n"
+    )
+
+
+def _ray_is_running() -> bool:
+    """True when there is a cluster to join: then it, and the applications of others on it, outlive this process."""
+    return ray.is_initialized() or bool(_ray._private.services.find_gcs_addresses())
+
+
+def _stop(config: ServeConfig, *, end_serve: bool) -> None:
+    """Ends the application; ends Serve and Ray too when this process started them. A hanging end is cut short."""
+    end = serve.shutdown if end_serve else (lambda: serve.delete(config.app_name))
+    thread = threading.Thread(target=end, daemon=True)
+    thread.start()
+    thread.join(_STOP_WITHIN_S)
+    _ray.shutdown()
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
