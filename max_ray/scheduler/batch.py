@@ -189,9 +189,9 @@ class Batcher:
         """The workers have lost the cache: the running rows go back to the front of the queue, in order."""
         for row in reversed(self.running.values()):
             self._releases.append(row.key)
+            self.released.append(row.key)
             self._requeue(row)
         self.running.clear()
-        self.released.clear()
         self._commits.clear()
         self._is_tight = self._must_preempt = False
 

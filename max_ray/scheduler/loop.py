@@ -204,8 +204,8 @@ class GenerationLoop:
             self._interrupt_for_waiting()
 
     def _interrupt_for_waiting(self) -> None:
-        """Ends a long run early when somebody who waits could join the next one."""
-        if self._can_interrupt and self._batcher.could_admit():
+        """Ends a long run early when somebody who waits could join the next one. A run without rows ends by itself."""
+        if self._can_interrupt and self._batcher.running and self._batcher.could_admit():
             self._interrupt()
 
     def _interrupt(self) -> None:

@@ -1,0 +1,88 @@
+"""A running GenerationLoop over fakes, as an async context manager that checks the books when it is left."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+
+from max_ray.errors import WorkerGroupError
+from max_ray.interfaces import KVLedger, TextGenerationOutput
+from max_ray.scheduler import GenerationLoop, SchedulerLimits
+from tests.scheduler.fakes import CountingLedger, FakePipeline, expected_tokens, make_context
+
+
+@dataclass
+class Harness:
+    loop: GenerationLoop
+    pipeline: FakePipeline
+    ledger: CountingLedger
+    ledgers: list[CountingLedger] = field(default_factory=list)
+
+    async def generate(self, name: str, prompt: Iterable[int], num_new: int = 8) -> list[TextGenerationOutput]:
+        """Runs one request to its end and checks its tokens."""
+        tokens = list(prompt)
+        outputs = [output async for output in self.loop.submit(make_context(name, tokens, num_new))]
+        assert [t for o in outputs for t in o.tokens] == expected_tokens(tokens, num_new), name
+        assert [o.is_done for o in outputs] == [False] * (len(outputs) - 1) + [True]
+        return outputs
+
+    async def settle(self) -> None:
+        """Waits until the loop is idle and has given everything back."""
+        for _ in range(1000):
+            await asyncio.sleep(0)
+            if not self.loop.stats.running and not self.loop.stats.queued and self.ledgers[-1].used == 0:
+                break
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+    def assert_clean(self) -> None:
+        ledger = self.ledgers[-1]
+        ledger.manager.assert_invariants()
+        assert ledger.used == 0, "blocks were not given back"
+        assert ledger.manager.request_ids == []
+        assert self.pipeline.tables == {}, "workers were not told of ended requests"
+        stats = self.loop.stats
+        assert (stats.queued, stats.running, stats.kv_used_blocks) == (0, 0, 0)
+
+
+@asynccontextmanager
+async def running(
+    num_blocks: int = 64,
+    page_size: int = 4,
+    max_batch_size: int = 4,
+    budget: int = 16,
+    max_queued: int = 64,
+    max_num_steps: int = 8,
+    chunked: bool = True,
+    recover: bool = False,
+    error: Callable[[], Exception] = lambda: WorkerGroupError("rank 1 died"),
+    check: bool = True,
+) -> AsyncIterator[Harness]:
+    """recover: bring the workers back with a fresh ledger after a WorkerGroupError."""
+    limits = SchedulerLimits(max_batch_size, budget, max_queued, max_num_steps, chunked)
+    pipeline = FakePipeline(page_size, error)
+    ledger = CountingLedger(num_blocks, page_size)
+    ledgers = [ledger]
+
+    async def bring_back() -> KVLedger:
+        await asyncio.sleep(0)
+        ledgers.append(CountingLedger(num_blocks, page_size))
+        return ledgers[-1]
+
+    callback: Callable[[], Awaitable[KVLedger | None]] | None = bring_back if recover else None
+    loop = GenerationLoop(pipeline, ledger, limits, callback)
+    task = asyncio.create_task(loop.run())
+    harness = Harness(loop, pipeline, ledger, ledgers)
+    try:
+        yield harness
+        await harness.settle()
+        if check:
+            harness.assert_clean()
+            flushes = len(pipeline.flushed)
+            assert sum(len(x.requests) for x in ledgers) == loop.stats.decisions + flushes
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task

@@ -1,0 +1,259 @@
+"""GenerationLoop, ends that are not the model's: cancel, disconnect, dead workers, our own mistakes, shutdown."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+
+import pytest
+
+from max_ray.errors import MaxRayError, StaleLeaseError, WorkerGroupError
+from max_ray.interfaces import GenerationStatus, RequestID
+from tests.scheduler.fakes import expected_tokens, make_context
+from tests.scheduler.harness import running
+
+
+async def test_cancel_takes_effect_at_the_next_step_boundary() -> None:
+    async with running(max_num_steps=1000) as h:
+        other = asyncio.create_task(h.generate("b", range(40, 44), num_new=40))
+        context = make_context("a", range(5), 500)
+        stream = h.loop.submit(context)
+        got = [await anext(stream) for _ in range(6)]
+        steps = h.pipeline.num_steps
+        h.loop.cancel(RequestID("a"))
+        rest = [output async for output in stream]
+        assert rest[-1].final_status is GenerationStatus.CANCELLED
+        assert [t for o in got for t in o.tokens] == expected_tokens(list(range(5)), 6)
+        await other
+        assert context.status is GenerationStatus.CANCELLED
+        assert context.tokens.generated_length <= steps + 1
+    assert h.loop.stats.cancelled == 1
+    assert h.loop.stats.finished == 1
+
+
+async def test_cancel_of_a_waiting_request_ends_it_at_once() -> None:
+    async with running(max_batch_size=1) as h:
+        first = asyncio.create_task(h.generate("a", range(4), num_new=20))
+        await asyncio.sleep(0.001)
+        stream = h.loop.submit(make_context("b", range(4)))
+        h.loop.cancel("b")
+        assert h.loop.stats.queued == 0
+        assert [o.final_status for o in [output async for output in stream]] == [GenerationStatus.CANCELLED]
+        h.loop.cancel("b")
+        h.loop.cancel("never seen")
+        await first
+    assert h.loop.stats.cancelled == 1
+
+
+async def test_cancel_while_the_first_lease_is_on_its_way() -> None:
+    """The answer finds the row gone, or another request under its id: the grant goes back."""
+    async with running() as h:
+        h.ledger.gate.clear()
+        stream = h.loop.submit(make_context("a", range(9)))
+        while not h.ledger.num_called:
+            await asyncio.sleep(0)
+        h.loop.cancel("a")
+        assert len([output async for output in stream]) == 1
+        again = asyncio.create_task(h.generate("a", range(20, 27), num_new=5))
+        await asyncio.sleep(0)
+        h.ledger.gate.set()
+        await again
+    assert h.loop.stats.cancelled == 1
+    assert ["a"] in [request.releases for request in h.ledger.requests]
+
+
+@pytest.mark.parametrize("way", ["aclose", "drop", "cancel the reader"])
+async def test_a_reader_that_goes_away_cancels(way: str) -> None:
+    async with running(max_num_steps=1000) as h:
+        other = asyncio.create_task(h.generate("b", range(40, 44), num_new=30))
+        stream = h.loop.submit(make_context("a", range(5), 10_000))
+        await anext(stream)
+        if way == "aclose":
+            await stream.aclose()
+            await stream.aclose()
+            assert await anext(stream, None) is None
+        elif way == "drop":
+            del stream
+            gc.collect()
+        else:
+            reader = asyncio.create_task(_read(stream))
+            await asyncio.sleep(0.001)
+            reader.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await reader
+        await other
+        await h.settle()
+        assert h.loop.stats.cancelled == 1
+        assert h.pipeline.num_steps < 1000
+
+
+async def _read(stream: object) -> None:
+    async for _ in stream:  # type: ignore[attr-defined]
+        pass
+
+
+async def test_a_finished_stream_that_is_dropped_cancels_nothing() -> None:
+    async with running() as h:
+        await h.generate("a", range(4))
+        gc.collect()
+    assert h.loop.stats.cancelled == 0
+
+
+async def test_the_blocks_of_a_hung_up_client_serve_the_next_one() -> None:
+    async with running(num_blocks=8, page_size=4, max_num_steps=1000) as h:
+        stream = h.loop.submit(make_context("a", range(20), 10_000))
+        await anext(stream)
+        waiting = asyncio.create_task(h.generate("b", range(50, 74), num_new=3))
+        await asyncio.sleep(0)
+        await stream.aclose()
+        await waiting
+
+
+@pytest.mark.parametrize("kind", ["before", "lost", "after"])
+@pytest.mark.parametrize("step", [0, 1, 3, 6, 11])
+@pytest.mark.parametrize("max_num_steps", [1, 8])
+async def test_dead_workers_cost_no_token(kind: str, step: int, max_num_steps: int) -> None:
+    async with running(budget=6, recover=True, max_num_steps=max_num_steps) as h:
+        h.pipeline.fail_at = {step: kind}
+        await asyncio.gather(*(h.generate(f"r{i}", range(i, 3 * i + 4), num_new=9) for i in range(5)))
+        assert h.loop.healthy
+    assert h.loop.stats.recoveries == 1
+    assert len(h.ledgers) == 2
+    assert h.loop.stats.failed == 0
+    assert h.loop.stats.generated_tokens == 45
+
+
+async def test_requests_go_on_in_their_old_order_after_a_recovery() -> None:
+    async with running(recover=True, max_batch_size=2) as h:
+        h.pipeline.fail_at = {4: "after"}
+        await asyncio.gather(*(h.generate(f"r{i}", range(10 * i, 10 * i + 4), num_new=9) for i in range(4)))
+    index = next(i for i, x in enumerate(h.pipeline.runs) if x.num_tokens > 8)
+    assert list(h.pipeline.runs[index].rows) == ["r0", "r1"]
+
+
+async def test_the_same_ledger_may_come_back_emptied() -> None:
+    async with running(recover=False) as h:
+
+        async def recover() -> None:
+            h.ledger.manager.reset()
+
+        h.loop._recover = recover
+        h.pipeline.fail_at = {3: "after"}
+        await asyncio.gather(h.generate("a", range(9)), h.generate("b", range(30, 35)))
+    assert h.loop.stats.recoveries == 1
+
+
+async def test_without_recovery_every_stream_gets_the_error() -> None:
+    async with running(max_batch_size=1, check=False) as h:
+        h.pipeline.fail_at = {2: "before"}
+        streams = [h.loop.submit(make_context(name, range(4))) for name in "ab"]
+        for stream, expected in zip(streams, [2, 0], strict=True):
+            for _ in range(expected):
+                await anext(stream)
+            with pytest.raises(WorkerGroupError, match="rank 1 died"):
+                await anext(stream)
+        assert not h.loop.healthy
+        await h.generate("c", range(4))
+        assert h.loop.healthy, "the workers answer again"
+
+
+async def test_three_failures_in_a_row_end_the_streams_and_the_next_request_starts_afresh() -> None:
+    async with running(recover=True) as h:
+        die = h.pipeline._die
+        h.pipeline._die = lambda step, kind: _always(h.pipeline.error)  # type: ignore[method-assign]
+        with pytest.raises(WorkerGroupError):
+            await anext(h.loop.submit(make_context("a", range(4))))
+        assert h.loop.stats.recoveries == 2
+        assert not h.loop.healthy
+        h.pipeline._die = die  # type: ignore[method-assign]
+        h.pipeline.tables.clear()
+        h.pipeline.fail_at = {0: "before"}
+        await h.generate("b", range(4))
+        assert h.loop.stats.recoveries == 3
+
+
+def _always(error: object) -> None:
+    raise error()  # type: ignore[operator]
+
+
+async def test_progress_between_failures_resets_their_count() -> None:
+    async with running(recover=True, max_num_steps=1) as h:
+        h.pipeline.fail_at = dict.fromkeys(range(0, 12, 2), "after")
+        await h.generate("a", range(4), num_new=12)
+    assert h.loop.stats.recoveries == 6
+
+
+async def test_a_recovery_that_fails_ends_the_streams_and_not_the_loop(caplog: pytest.LogCaptureFixture) -> None:
+    async with running(recover=True, check=False) as h:
+        recover = h.loop._recover
+
+        async def fails() -> None:
+            raise RuntimeError("no such node")
+
+        h.loop._recover = fails
+        h.pipeline.fail_at = {1: "before"}
+        with pytest.raises(RuntimeError, match="no such node"):
+            await _read(h.loop.submit(make_context("a", range(4))))
+        assert not h.loop.healthy
+        h.loop._recover = recover
+        h.pipeline.fail_at = {h.pipeline.num_steps: "before"}
+        await h.generate("b", range(4))
+        assert h.loop.healthy
+
+
+async def test_dead_workers_found_while_idle_are_brought_back() -> None:
+    async with running(recover=True) as h:
+        await h.generate("a", range(4), num_new=1)
+        h.ledger.error = WorkerGroupError("the KV manager died")
+        await h.settle()
+        await h.generate("b", range(4))
+    assert len(h.ledgers) == 2
+
+
+async def test_our_own_mistake_fails_the_streams_once_and_keeps_the_loop(caplog: pytest.LogCaptureFixture) -> None:
+    async with running(error=lambda: ZeroDivisionError("a bug")) as h:
+        h.pipeline.fail_at = {2: "before"}
+        streams = [h.loop.submit(make_context(name, range(4))) for name in "ab"]
+        for stream in streams:
+            with pytest.raises(ZeroDivisionError, match="a bug"):
+                await _read(stream)
+        await h.generate("c", range(20, 24))
+        assert h.loop.healthy
+    assert [r.levelno for r in caplog.records if r.name.startswith("max_ray")] == [logging.ERROR]
+    assert h.loop.stats.failed == 2
+
+
+async def test_a_lease_that_went_to_another_replica_is_not_healthy() -> None:
+    async with running(check=False) as h:
+        h.ledger.error = StaleLeaseError("epoch 3 is over")
+        with pytest.raises(StaleLeaseError):
+            await _read(h.loop.submit(make_context("a", range(4))))
+        assert not h.loop.healthy
+
+
+async def test_a_flush_that_fails_is_tried_again_after_the_next_request(caplog: pytest.LogCaptureFixture) -> None:
+    async with running() as h:
+        stream = h.loop.submit(make_context("a", range(4), 2))
+        await anext(stream)
+        h.ledger.error = RuntimeError("not now")
+        await _read(stream)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert len(caplog.records) == 1, "no busy loop"
+        h.ledger.error = None
+        await h.generate("b", range(30, 34))
+
+
+async def test_stopping_the_loop_ends_every_stream_with_a_reason() -> None:
+    async with running(max_batch_size=1, check=False) as h:
+        streams = [h.loop.submit(make_context(name, range(4), 10_000)) for name in "ab"]
+        await anext(streams[0])
+        task = next(t for t in asyncio.all_tasks() if "GenerationLoop.run" in repr(t))
+        task.cancel()
+        for stream in streams:
+            with pytest.raises(MaxRayError, match="stopping"):
+                await _read(stream)
+        with pytest.raises(MaxRayError, match="stopping"):
+            h.loop.submit(make_context("c", range(4)))
+        assert not h.loop.healthy
