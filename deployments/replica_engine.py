@@ -133,9 +133,9 @@ class ReplicaEngine:
 
     async def _keep_lease(self) -> None:
         while not self._is_superseded:
-            started = time.monotonic()
-            await self._renew_once()
-            await asyncio.sleep(max(0.1, RENEW_EVERY_S - (time.monotonic() - started)))
+            await asyncio.sleep(RENEW_EVERY_S)
+            if not self._group.is_repairing:
+                await self._renew_once()
 
     async def _renew_once(self) -> None:
         epoch = self._group.info.epoch
@@ -147,12 +147,13 @@ class ReplicaEngine:
             self._is_superseded = self._group.info.epoch == epoch and not self._group.is_repairing
             _LOG.warning("%s", error)
         except WorkerGroupError as error:
-            _LOG.warning("a member of the worker group does not answer: %s", error)
-            await self._repair_if_idle()
+            if not self._group.is_repairing:
+                _LOG.warning("a member of the worker group does not answer: %s", error)
+                await self._repair_if_idle()
 
     async def _repair_if_idle(self) -> None:
         """A busy loop meets the failure itself and recovers; an idle one would not know until the next request."""
-        if self._loop.stats.running or self._group.is_repairing:
+        if self._loop.stats.running:
             return
         try:
             await self._recover()

@@ -12,6 +12,7 @@ import ray
 from ray import serve
 
 from deployments.application import build_application
+from deployments.cluster_env import owns_ray
 from max_ray.config import ServeConfig
 from max_ray.errors import WorkerGroupError
 from max_ray.log import setup_logging
@@ -26,7 +27,6 @@ def serve_main(config: ServeConfig) -> None:
     Raises ConfigError before anything starts, WorkerGroupError when the application does not come up.
     """
     setup_logging()
-    was_running = _ray_is_running()
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         application = build_application(config)
@@ -37,7 +37,7 @@ def serve_main(config: ServeConfig) -> None:
         print("Stopping ...", flush=True)
     finally:
         if ray.is_initialized():
-            _stop(config, end_serve=not was_running)
+            _stop(config)
 
 
 def _run(application: serve.Application, config: ServeConfig) -> None:
@@ -61,14 +61,9 @@ def ready_message(config: ServeConfig) -> str:
     )
 
 
-def _ray_is_running() -> bool:
-    """True when there is a cluster to join: then it, and the applications of others on it, outlive this process."""
-    return ray.is_initialized() or bool(_ray._private.services.find_gcs_addresses())
-
-
-def _stop(config: ServeConfig, *, end_serve: bool) -> None:
+def _stop(config: ServeConfig) -> None:
     """Ends the application; ends Serve and Ray too when this process started them. A hanging end is cut short."""
-    end = serve.shutdown if end_serve else (lambda: serve.delete(config.app_name))
+    end = serve.shutdown if owns_ray() else (lambda: serve.delete(config.app_name))
     thread = threading.Thread(target=end, daemon=True)
     thread.start()
     thread.join(_STOP_WITHIN_S)
