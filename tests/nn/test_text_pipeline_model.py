@@ -83,7 +83,7 @@ def test_a_batch_of_chunks_wants_no_logits() -> None:
     assert inputs.logit_indices.tolist() == []
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     st.lists(
         st.tuples(
