@@ -9,9 +9,7 @@ from collections.abc import Callable, Sequence
 
 REPLACEMENT = "\ufffd"  # how a decoder shows bytes that are not (yet) a character
 _TRIM_LENGTH = 16
-# A character has at most four bytes: of an unfinished one at most three are known, shown as up to three marks.
-_MOST_MARKS = 3
-# So many tokens without one clean end are not text: no use waiting for it.
+# So many tokens without one clean end are not text (a character has at most four): no use waiting for it.
 _GIVE_UP_LENGTH = 64
 
 
@@ -24,8 +22,8 @@ class IncrementalDetokenizer:
 
         window text:  [0, emitted) given out    [emitted, settled) given out now    the rest may still change
 
-    Text is unsettled only while it ends in the replacement character: a character whose bytes come in several
-    tokens. The window is cut at a *clean* token border (no replacement character before it), and keeps at least one
+    Text is unsettled only while it ends in replacement characters: a character whose bytes come in several tokens
+    (some decoders then show every byte of a run of bytes so, whole characters before it included). The window is cut at a *clean* token border (no replacement character before it), and keeps at least one
     token of context, because decoders treat the first token of a text in a special way.
     """
 
@@ -49,12 +47,12 @@ class IncrementalDetokenizer:
         self._window.append(token)
         text = self._decode(self._window)
         clean = not text.endswith(REPLACEMENT)
-        settled = len(text) if clean else len(text) - _trailing_marks(text)
+        settled = len(text.rstrip(REPLACEMENT))
         new = text[self._emitted : settled]
         self._emitted = max(self._emitted, settled)
         if clean:
             self._trim()
-        elif len(self._window) >= _GIVE_UP_LENGTH:
+        elif len(self._window) - self._clean >= _GIVE_UP_LENGTH:
             return new + self.flush()
         return new
 
@@ -64,11 +62,6 @@ class IncrementalDetokenizer:
             del self._window[: self._clean]
             self._emitted = len(self._decode(self._window))
         self._clean = len(self._window)
-
-
-def _trailing_marks(text: str) -> int:
-    marks = len(text) - len(text.rstrip(REPLACEMENT))
-    return min(marks, _MOST_MARKS)
 
 
 class StopStringMatcher:

@@ -192,7 +192,7 @@ class TextTokenizer:
         elif isinstance(request.prompt, str):
             ids = await self.encode(request.prompt) if request.prompt else np.empty(0, dtype=np.int64)
         else:
-            ids = _id_array(request.prompt or ())
+            ids = _id_array(request.prompt)
         param = "messages" if request.messages else "prompt"
         if not len(ids):
             raise InputError("The prompt is empty: it has no tokens. Give at least one.", param=param)
@@ -291,8 +291,8 @@ def _ids(value: Any) -> tuple[int, ...]:
     return (value,) if isinstance(value, int) else tuple(int(i) for i in value)
 
 
-def _id_array(prompt: Sequence[int]) -> npt.NDArray[np.int64]:
-    array = np.asarray(prompt)
+def _id_array(prompt: Sequence[int] | None) -> npt.NDArray[np.int64]:
+    array = np.asarray(() if prompt is None else prompt)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise InputError("A prompt of token ids must be a flat list of integers that fit 64 bits.", param="prompt")
     return array.astype(np.int64)
