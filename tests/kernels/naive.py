@@ -1,0 +1,50 @@
+"""Naive kernels: one number at a time where that is bearable, float64, no batching. What the twins are held against."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from max_ray.interfaces import KVCacheInputs
+
+
+def attention(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    kv: KVCacheInputs,
+    qo_indptr: torch.Tensor,
+    scale: float,
+    sliding_window: int | None = None,
+) -> torch.Tensor:
+    """Every query, every head, every key by the definition; [T, H, D] float64."""
+    out = torch.zeros(q.shape, dtype=torch.float64)
+    group = q.shape[1] // k_cache.shape[2]
+    for row in range(len(kv.cache_lengths)):
+        start, stop = int(qo_indptr[row]), int(qo_indptr[row + 1])
+        for token in range(start, stop):
+            position = int(kv.cache_lengths[row]) + token - start
+            first = 0 if sliding_window is None else max(0, position - sliding_window + 1)
+            where = [
+                (int(kv.block_tables[row, p // kv.page_size]), p % kv.page_size) for p in range(first, position + 1)
+            ]
+            for head in range(q.shape[1]):
+                keys = torch.stack([k_cache[block, offset, head // group] for block, offset in where]).double()
+                values = torch.stack([v_cache[block, offset, head // group] for block, offset in where]).double()
+                out[token, head] = torch.softmax(keys @ q[token, head].double() * scale, 0) @ values
+    return out
+
+
+def rope(x: torch.Tensor, angles: torch.Tensor, interleaved: bool) -> torch.Tensor:
+    """Each pair as a complex number, turned by its angle. x [T, H, D], angles [T, P]; float64."""
+    out = x.double().clone()
+    num_pairs = angles.shape[1]
+    for token in range(x.shape[0]):
+        for pair in range(num_pairs):
+            a, b = (2 * pair, 2 * pair + 1) if interleaved else (pair, pair + num_pairs)
+            cos, sin = math.cos(angles[token, pair]), math.sin(angles[token, pair])
+            first, second = x[token, :, a].double(), x[token, :, b].double()
+            out[token, :, a] = first * cos - second * sin
+            out[token, :, b] = first * sin + second * cos
+    return out

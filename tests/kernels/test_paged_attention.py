@@ -1,0 +1,191 @@
+"""Paged attention against its definition: borders of pages, rows and groups first, then random ragged batches.
+
+python -m pytest tests/kernels/test_paged_attention.py
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from max_ray import kernels
+from max_ray.interfaces import KVCacheInputs
+from max_ray.kernels.cpu import attention as twin
+from tests.kernels import naive
+
+SCALE = 0.3
+
+
+@dataclass
+class Batch:
+    q: torch.Tensor
+    k_cache: torch.Tensor
+    v_cache: torch.Tensor
+    kv: KVCacheInputs
+    qo_indptr: torch.Tensor
+
+    def run(self, sliding_window: int | None = None) -> torch.Tensor:
+        args = (self.q, self.k_cache, self.v_cache, self.kv, self.qo_indptr)
+        return kernels.paged_attention(*args, scale=SCALE, sliding_window=sliding_window)
+
+    def expected(self, sliding_window: int | None = None) -> torch.Tensor:
+        args = (self.q, self.k_cache, self.v_cache, self.kv, self.qo_indptr)
+        return naive.attention(*args, SCALE, sliding_window)
+
+
+def make_batch(
+    rows: Sequence[tuple[int, int]],
+    *,
+    page_size: int = 4,
+    heads: tuple[int, int] = (4, 2),
+    head_dim: int = 8,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> Batch:
+    """rows: (tokens in the cache before, new tokens). Blocks are handed out in random order; whatever no row owns,
+    inside a row's last block too, is NaN."""
+    torch.manual_seed(seed)
+    num_heads, num_kv_heads = heads
+    num_blocks = [math.ceil((cached + new) / page_size) for cached, new in rows]
+    order = (torch.randperm(sum(num_blocks)) + 1).tolist()
+    cache_shape = (sum(num_blocks) + 1, page_size, num_kv_heads, head_dim)
+    k_cache, v_cache = (torch.full(cache_shape, math.nan, dtype=dtype) for _ in range(2))
+    tables = torch.zeros(len(rows), max(num_blocks, default=0), dtype=torch.int32)
+    for row, (cached, new) in enumerate(rows):
+        tables[row, : num_blocks[row]] = torch.tensor([order.pop() for _ in range(num_blocks[row])])
+        for position in range(cached + new):
+            slot = (int(tables[row, position // page_size]), position % page_size)
+            k_cache[slot] = torch.randn(num_kv_heads, head_dim).to(dtype)
+            v_cache[slot] = torch.randn(num_kv_heads, head_dim).to(dtype)
+    indptr = torch.tensor([0, *(new for _, new in rows)], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    kv = KVCacheInputs(
+        keys=[k_cache],
+        values=[v_cache],
+        block_tables=tables,
+        cache_lengths=torch.tensor([cached for cached, _ in rows], dtype=torch.int32),
+        slot_mapping=torch.empty(0, dtype=torch.int64),
+        max_kv_length=max((cached + new for cached, new in rows), default=0),
+        page_size=page_size,
+    )
+    q = torch.randn(int(indptr[-1]), num_heads, head_dim).to(dtype)
+    return Batch(q, k_cache, v_cache, kv, indptr)
+
+
+def check(batch: Batch, sliding_window: int | None = None, tolerance: float = 1e-5) -> None:
+    actual = batch.run(sliding_window)
+    assert actual.shape == batch.q.shape
+    assert actual.dtype == batch.q.dtype
+    torch.testing.assert_close(actual.double(), batch.expected(sliding_window), rtol=tolerance, atol=tolerance)
+
+
+PAGE = 4
+BORDERS = [1, PAGE - 1, PAGE, PAGE + 1, 2 * PAGE]
+
+
+@pytest.mark.parametrize("page_size", [1, PAGE, 16])
+@pytest.mark.parametrize("length", BORDERS)
+def test_decode_at_page_borders(page_size: int, length: int) -> None:
+    check(make_batch([(length - 1, 1)], page_size=page_size))
+    check(make_batch([(length - 1, 1), (0, 1), (length + 2, 1)], page_size=page_size))
+
+
+@pytest.mark.parametrize("page_size", [1, PAGE, 16])
+@pytest.mark.parametrize("length", BORDERS)
+def test_prefill_at_page_borders(page_size: int, length: int) -> None:
+    check(make_batch([(0, length)], page_size=page_size))
+
+
+@pytest.mark.parametrize("cached", BORDERS)
+@pytest.mark.parametrize("new", BORDERS)
+def test_chunks_at_page_borders(cached: int, new: int) -> None:
+    check(make_batch([(cached, new)]))
+
+
+@pytest.mark.parametrize("heads", [(1, 1), (4, 4), (4, 1), (6, 2)])
+def test_head_groups(heads: tuple[int, int]) -> None:
+    check(make_batch([(5, 1), (0, 6), (3, 4), (9, 1)], heads=heads))
+
+
+def test_prefill_chunk_decode_and_empty_rows_share_a_batch() -> None:
+    check(make_batch([(7, 1), (4, 0), (0, 9), (5, 3), (0, 1), (0, 0), (12, 1)]))
+
+
+def test_a_batch_without_tokens() -> None:
+    assert make_batch([(3, 0)]).run().shape == (0, 4, 8)
+
+
+def test_the_result_of_a_row_does_not_depend_on_its_batch() -> None:
+    together = make_batch([(5, 1), (0, 6), (30, 1)])
+    out = together.run()
+    alone = Batch(together.q[:1], together.k_cache, together.v_cache, together.kv, torch.tensor([0, 1]))
+    alone.kv.block_tables, alone.kv.cache_lengths = together.kv.block_tables[:1], together.kv.cache_lengths[:1]
+    torch.testing.assert_close(alone.run(), out[:1])
+
+
+@pytest.mark.parametrize("window", [1, 2, PAGE - 1, PAGE, PAGE + 1, 11, 100])
+def test_sliding_window(window: int) -> None:
+    check(make_batch([(9, 1), (0, 7), (6, 5), (0, 1), (14, 1), (2, 1), (4, 1)]), window)
+
+
+def test_a_decode_window_reads_only_the_blocks_it_sees() -> None:
+    batch = make_batch([(40, 1), (24, 1)])
+    expected = batch.run(sliding_window=6)
+    batch.kv.block_tables[:, :4] = 10**6  # reading these would be an index error
+    torch.testing.assert_close(batch.run(sliding_window=6), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_stays_near_the_definition(dtype: torch.dtype) -> None:
+    check(make_batch([(20, 1), (0, 9), (5, 4), (33, 1)], dtype=dtype), tolerance=2e-2)
+
+
+def test_decode_rows_are_attended_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    real = twin.F.scaled_dot_product_attention
+    monkeypatch.setattr(
+        twin.F, "scaled_dot_product_attention", lambda q, *a, **k: (calls.append(q.shape), real(q, *a, **k))[1]
+    )
+    make_batch([(length, 1) for length in range(32)]).run()
+    assert calls == [(32, 2, 2, 8)]  # [B, KVH, G, D]
+
+
+def rows_of(*lengths: int) -> list[twin._Row]:
+    return [twin._Row(i, i, i + 1, 0, length, 0) for i, length in enumerate(lengths)]
+
+
+def test_groups_are_bounded_in_keys_and_in_padding() -> None:
+    def lengths(groups: list[list[twin._Row]]) -> list[list[int]]:
+        return [[row.kv_len for row in group] for group in groups]
+
+    assert lengths(list(twin._decode_groups(rows_of(3, 60, 5), 1000))) == [[60, 5, 3]]
+    assert lengths(list(twin._decode_groups(rows_of(10, 1000, 900), 10_000))) == [[1000, 900], [10]]
+    assert lengths(list(twin._decode_groups(rows_of(50, 50, 50), 100))) == [[50, 50], [50]]
+    assert lengths(list(twin._decode_groups(rows_of(500, 400), 100))) == [[500], [400]]
+    assert list(twin._decode_groups([], 100)) == []
+
+
+def test_many_groups_give_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = make_batch([(length, 1) for length in (0, 3, 200, 70, 150, 9)])
+    expected = batch.run()
+    monkeypatch.setattr(twin, "_GROUP_BYTES", 1)
+    torch.testing.assert_close(batch.run(), expected)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.lists(st.tuples(st.integers(0, 40), st.integers(0, 12) | st.just(1)), min_size=1, max_size=6),
+    page_size=st.sampled_from([1, 2, 16]),
+    heads=st.sampled_from([(2, 2), (4, 2), (3, 1)]),
+    window=st.none() | st.integers(1, 50),
+    seed=st.integers(0, 1000),
+)
+def test_random_ragged_batches(
+    rows: list[tuple[int, int]], page_size: int, heads: tuple[int, int], window: int | None, seed: int
+) -> None:
+    check(make_batch(rows, page_size=page_size, heads=heads, seed=seed), window)
