@@ -28,8 +28,9 @@ from max_ray.interfaces import (
 )
 from max_ray.kv_cache import insufficient_blocks
 from max_ray.log import get_logger
-from max_ray.scheduler.batch import Batch, Batcher, Row, SchedulerLimits
+from max_ray.scheduler.batch import Batcher
 from max_ray.scheduler.channel import TokenStream
+from max_ray.scheduler.row import Batch, Row, SchedulerLimits
 from max_ray.scheduler.stats import CompletionRate, SchedulerStats
 
 logger = get_logger(__name__)
