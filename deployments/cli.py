@@ -11,7 +11,7 @@ import argparse
 import asyncio
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import max_ray
@@ -74,7 +74,7 @@ def _parse(arguments: list[str]) -> dict[str, Any]:
     return options
 
 
-def build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+def build_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentParser]]:
     """The parser, and the parsers of the commands by name."""
     parser = _Parser(prog="max-ray", description=max_ray.__doc__, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=max_ray.__version__)
@@ -190,7 +190,7 @@ def _list(options: dict[str, Any]) -> None:
     from max_ray.pipelines import PIPELINE_REGISTRY
 
     PIPELINE_REGISTRY.register_custom(options.get("custom_architectures", ()))
-    families = [
+    families: list[dict[str, Any]] = [
         {
             "name": record.name,
             "task": record.task.value,

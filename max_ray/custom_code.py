@@ -163,10 +163,8 @@ def _describe(error: Exception, folder: Path) -> str:
     text = f"{type(error).__name__}: {error}"
     if isinstance(error, SyntaxError):
         return f"SyntaxError: {error.msg} ({error.filename}, line {error.lineno})"
-    if isinstance(error, ModuleNotFoundError) and error.name:
-        own = error.name.split(".")[0]
-        if own == folder.name:
-            text += f" (a custom architecture imports its own modules relatively: from .{error.name[len(own) + 1 :]})"
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] == folder.name:
+        text += " (a custom architecture imports its own modules relatively: from .arch import ...)"
     frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).is_relative_to(folder)]
     return f"{text} ({frames[-1].filename}, line {frames[-1].lineno})" if frames else text
 

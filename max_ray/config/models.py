@@ -74,7 +74,14 @@ def _split(value: Any) -> Any:
     return value
 
 
-TextList = Annotated[tuple[str, ...], BeforeValidator(_split)]
+def _split_all(value: Any) -> Any:
+    """The same for each text of a list: a flag may be given several times, each time with several values."""
+    if isinstance(value, (list, tuple)):
+        return [part for item in value for part in (_split(item) if isinstance(item, str) else [item])]
+    return _split(value)
+
+
+TextList = Annotated[tuple[str, ...], BeforeValidator(_split_all)]
 SecretList = Annotated[tuple[SecretStr, ...], BeforeValidator(_split)]
 
 

@@ -1,0 +1,234 @@
+"""The command line, through `main`: what is printed, what is refused, what reaches the configuration."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import max_ray
+from deployments import cli
+from deployments.serve_config import DEMO_MODEL, DEMO_NAME, load_serve_config
+from max_ray.config import PipelineConfig, ServeConfig
+from tests.checkpoints import make_llama
+
+
+@pytest.fixture(autouse=True)
+def _quiet_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MAX_RAY_CONFIG", "MAX_RAY_API_KEYS", "MAX_RAY_MODEL_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_llama(tmp_path_factory.mktemp("models") / "tiny", hidden_size=16)
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[ServeConfig]:
+    """Configurations that reached the server; nothing is started."""
+    configs: list[ServeConfig] = []
+    fake = types.ModuleType("deployments.builder")
+    fake.serve_main = configs.append  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "deployments.builder", fake)
+    return configs
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line on stderr."""
+    assert cli.main(arguments) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("max-ray: error: ")
+    assert output.err.count("\n") == 1
+    return output.err
+
+
+def test_every_setting_is_a_flag(served: list[ServeConfig], tmp_path: Path) -> None:
+    values: dict[str, Any] = {
+        "model_path": "owner/name",
+        "revision": "v1",
+        "served_model_name": "x",
+        "quantization_encoding": "float32",
+        "max_length": 5,
+        "max_batch_size": 6,
+        "max_batch_input_tokens": 7,
+        "enable_chunked_prefill": False,
+        "max_num_steps": 8,
+        "kv_cache_page_size": 9,
+        "kv_cache_memory": 0.25,
+        "device_memory_utilization": 0.5,
+        "enable_prefix_caching": False,
+        "tensor_parallel_size": 2,
+        "devices": "cpu",
+        "custom_architectures": ("./a", "./b", "./c"),
+        "num_threads": 3,
+        "host": "localhost",
+        "port": 1234,
+        "app_name": "app",
+        "min_replicas": 2,
+        "max_replicas": 3,
+        "target_ongoing_requests": 4.5,
+        "max_queued_requests": 0,
+        "lease_grace_s": 1.5,
+        "worker_start_timeout_s": 2.5,
+        "collective_timeout_s": 3.5,
+    }
+    assert set(values) == set(ServeConfig.model_fields) - {"api_keys"}
+    arguments = ["serve"]
+    for name, value in values.items():
+        flag = "--" + name.replace("_", "-")
+        if value is False:
+            arguments.append(flag.replace("--", "--no-", 1))
+        elif name == "custom_architectures":
+            arguments += [flag, "./a", flag, "./b,./c"]
+        else:
+            arguments += [flag, str(value)]
+    assert cli.main(arguments) == 0
+    assert served == [ServeConfig(**values)]
+
+
+def test_model_is_an_alias_as_the_page_prints_it(served: list[ServeConfig]) -> None:
+    assert cli.main(["serve", "--custom-architectures", "./my_model", "--model", "path/to/weights"]) == 0
+    assert served[0].model_path == "path/to/weights"
+    assert served[0].custom_architectures == ("./my_model",)
+
+
+def test_without_a_model_the_bundled_one_is_served(served: list[ServeConfig]) -> None:
+    assert cli.main(["serve", "--port", "8001"]) == 0
+    assert (served[0].model_path, served[0].served_model_name, served[0].port) == (str(DEMO_MODEL), DEMO_NAME, 8001)
+    config, _ = load_serve_config({"served_model_name": "mine"}, environ={})
+    assert (config.model_path, config.served_model_name) == (str(DEMO_MODEL), "mine")
+
+
+def test_file_environment_and_flags(served: list[ServeConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("model_path: from/file\nport: 1\nmax_length: 1\nmax_batch_size: 1\n")
+    monkeypatch.setenv("MAX_RAY_PORT", "2")
+    monkeypatch.setenv("MAX_RAY_MAX_LENGTH", "2")
+    assert cli.main(["serve", "--config", str(file), "--max-length", "3"]) == 0
+    config = served[0]
+    assert (config.model_path, config.max_batch_size, config.port, config.max_length) == ("from/file", 1, 2, 3)
+
+
+def test_mistakes_are_one_sentence(
+    capsys: pytest.CaptureFixture[str], served: list[ServeConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "has no option '--max-lenght'. Did you mean '--max-length'?" in refused(capsys, "serve", "--max-lenght", "5")
+    assert "has no option '--max-len'." in refused(capsys, "serve", "--max-len=5")
+    assert "has no option 'stray'." in refused(capsys, "serve", "stray")
+    assert "COMMAND" in refused(capsys)
+    assert "'serv'" in refused(capsys, "serv")
+    assert "port should be" in refused(capsys, "serve", "--port", "http")
+    assert "--port" in refused(capsys, "serve", "--port")
+    assert "no configuration file" in refused(capsys, "serve", "--config", "/none.yaml")
+    assert "MAX_RAY_API_KEYS" in refused(capsys, "serve", "--host", "0.0.0.0")
+    assert "no option '--api-keys'" in refused(capsys, "serve", "--api-keys", "hush")
+    assert "no option '--port'" in refused(capsys, "generate", "--port", "1")
+    assert "--prompt" in refused(capsys, "generate")
+    assert "temperature" in refused(capsys, "generate", "--prompt", "x", "--temperature", "-1")
+    assert "--top-k" in refused(capsys, "generate", "--prompt", "x", "--top-k", "many")
+    monkeypatch.setenv("MAX_RAY_LOG_LEVEL", "loud")
+    assert "MAX_RAY_LOG_LEVEL" in refused(capsys, "version")
+    assert served == []
+
+
+@pytest.mark.parametrize("command", ["serve", "generate"])
+def test_models_that_cannot_be_had(command: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    def said(path: str | Path, *more: str) -> str:
+        return refused(capsys, command, "--model-path", str(path), "--print-config", *more)
+
+    assert "There is no folder /no/such/model" in said("/no/such/model")
+    assert "There is no config.json" in said(tmp_path)
+    (tmp_path / "config.json").write_text('{"architectures": ["LamaForCausalLM"]}')
+    assert "No architecture LamaForCausalLM is known. Did you mean 'LlamaForCausalLM'?" in said(tmp_path)
+    assert "is a file" in said(tmp_path / "config.json")
+    assert "does not support quantization_encoding=awq" in said(DEMO_MODEL, "--quantization-encoding", "awq")
+    assert "has no __init__.py" in said(DEMO_MODEL, "--custom-architectures", str(tmp_path))
+
+
+def test_print_config_shows_values_and_origins(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("max_num_steps: 4\n")
+    monkeypatch.setenv("MAX_RAY_MAX_BATCH_SIZE", "3")
+    monkeypatch.setenv("MAX_RAY_API_KEYS", "hush")
+    arguments = ["--config", str(file), "--max-length", "99", "--kv-cache-memory", "0.01"]
+    assert cli.main(["serve", *arguments, "--print-config"]) == 0
+    output = capsys.readouterr().out
+    rows = {line.split()[0]: line.split(maxsplit=2) for line in output.splitlines()}
+    assert rows["setting"] == ["setting", "value", "origin"]
+    assert rows["max_length"][1:] == ["99", "command line"]
+    assert rows["max_num_steps"][1:] == ["4", f"file {file}"]
+    assert rows["max_batch_size"][1:] == ["3", "environment MAX_RAY_MAX_BATCH_SIZE"]
+    assert rows["port"][1:] == ["8000", "default"]
+    assert rows["model_path"][1:] == [str(DEMO_MODEL), "default: the bundled demo model"]
+    assert rows["quantization_encoding"][1:] == ["bfloat16", "model: dtype in config.json"]
+    assert rows["num_threads"][2].startswith(("hardware: ", "model: "))
+    assert rows["kv_cache_blocks"][2].startswith("kv_cache_memory=0.01 GiB")
+    assert rows["architecture"][1:] == ["LlamaForCausalLM", "model: config.json"]
+    assert set(rows) >= set(ServeConfig.model_fields)
+    assert "hush" not in output
+
+
+def test_generate_continues_a_prompt(capsys: pytest.CaptureFixture[str], model_path: Path) -> None:
+    def text(*arguments: str) -> str:
+        options = ["--max-new-tokens", "5", "--seed", "7", *arguments]
+        assert cli.main(["generate", "--model-path", str(model_path), "--prompt", "abc", *options]) == 0
+        return capsys.readouterr().out
+
+    greedy = text("--temperature", "0")
+    assert greedy.endswith("\n")
+    assert len(greedy) > 1
+    assert greedy == text("--top-k", "1")
+    assert text() == text()
+    assert text("--chat", "--temperature", "0") != greedy
+
+
+def test_list(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["list", "--json"]) == 0
+    families = json.loads(capsys.readouterr().out)["architectures"]
+    llama = next(family for family in families if family["name"] == "LlamaForCausalLM")
+    assert llama["task"] == "text_generation"
+    assert {"bfloat16", "float32"} <= set(llama["encodings"])
+    assert llama["default_encoding"] in llama["encodings"]
+    assert cli.main(["list"]) == 0
+    assert capsys.readouterr().out.splitlines()[0].split() == ["architecture", "task", "encodings", "examples"]
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["version"]) == 0
+    assert capsys.readouterr().out == f"{max_ray.__version__}\n"
+
+
+def test_help_prints_each_default_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["serve", "--help"])
+    assert stopped.value.code == 0
+    output = " ".join(capsys.readouterr().out.split())
+    for name, field in ServeConfig.model_fields.items():
+        if name != "api_keys":
+            assert f"--{name.replace('_', '-')}" in output
+            assert " ".join((field.description or "").split()) in output.replace("- ", "-")
+    assert "Default: 8000." in output
+    assert set(PipelineConfig.model_fields) < set(ServeConfig.model_fields)
+
+
+def test_light_commands_import_nothing_heavy() -> None:
+    code = (
+        "import sys\n"
+        "from deployments import cli\n"
+        "assert cli.main(['version']) == 0\n"
+        "assert cli.main(['serve', '--prot', '1']) == 2\n"
+        "heavy = {'torch', 'ray', 'transformers', 'fastapi'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
