@@ -232,6 +232,9 @@ def parse_request(kind: type[RequestT], body: bytes) -> RequestT:
         raise InputError(f"The body is not valid JSON: {error}") from None
     if not isinstance(content, dict):
         raise InputError('The body must be a JSON object, such as {"model": ..., "prompt": ...}.')
+    for key in content:
+        if not key.isascii():  # pydantic cannot name a field with a lone surrogate in it
+            raise InputError(f"Unknown field {key!a}.", param=ascii(key)[1:-1])
     known = _UNSUPPORTED | set(kind.model_fields)
     given = {key: value for key, value in content.items() if value is not None or key not in known}
     try:

@@ -1,0 +1,84 @@
+"""/metrics, /version, /v1/models; the page is read by Prometheus' own parser."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+import max_ray
+from deployments.metrics import Histogram, LoopNumbers, Metrics, render_metrics
+from tests.http.fake_engine import FakeEngine
+
+
+def samples(text: str) -> dict[tuple[str, ...], float]:
+    """(name, replica, further label values...) -> value."""
+    found = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            labels = dict(sample.labels)
+            assert labels.pop("model_name") == "fake"
+            found[(sample.name, labels.pop("replica"), *sorted(labels.values()))] = sample.value
+    return found
+
+
+async def test_numbers_of_all_replicas(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    await client.post("/v1/completions", json={"model": "fake", "prompt": "ab"})
+    await client.post("/v1/chat/completions", json={"model": "fake", "messages": []})
+    await client.get("/v1/nothing")
+    reply = await client.get("/metrics")
+    assert reply.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    found = samples(reply.text)
+    assert found["max_ray_requests_total", "r0", "/v1/completions", "200"] == 1
+    assert found["max_ray_requests_total", "r0", "/v1/chat/completions", "400"] == 1
+    assert found["max_ray_requests_total", "r0", "404", "other"] == 1
+    assert found["max_ray_queued_requests", "r0"] == 2
+    assert found["max_ray_running_requests", "r0"] == 3
+    assert found["max_ray_kv_blocks_used", "r0"] == 5
+    assert found["max_ray_kv_blocks_capacity", "r0"] == found["max_ray_kv_blocks_capacity", "r1"] == 64
+    assert found["max_ray_prompt_tokens_total", "r0"] == 3
+    assert found["max_ray_generated_tokens_total", "r0"] == 6
+    assert found["max_ray_generated_tokens_total", "r1"] == 0
+    assert found["max_ray_time_to_first_token_seconds_count", "r0"] == 1
+    assert found["max_ray_inter_token_latency_seconds_count", "r0"] == 5
+    assert found["max_ray_request_duration_seconds_count", "r0"] == 3
+
+
+async def test_merged_tokens_share_their_latency(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    engine.tokens_per_output = 3
+    await client.post("/v1/completions", json={"model": "fake", "prompt": "ab"})
+    assert sum(engine.metrics.time_to_first_token.counts) == 1
+    assert sum(engine.metrics.inter_token_latency.counts) == 3
+
+
+@pytest.mark.parametrize(
+    ("value", "counts"), [(0.0, [1, 0, 0]), (1.0, [1, 0, 0]), (1.1, [0, 1, 0]), (2.0, [0, 1, 0]), (2.1, [0, 0, 1])]
+)
+def test_histogram_borders(value: float, counts: list[int]) -> None:
+    histogram = Histogram((1.0, 2.0))
+    histogram.observe(value)
+    assert histogram.counts == counts
+
+
+def test_a_snapshot_does_not_change_afterwards() -> None:
+    metrics = Metrics("fake", "r0")
+    before = metrics.snapshot(LoopNumbers())
+    metrics.count_request("/v1/completions", 200, 0.1)
+    metrics.time_to_first_token.observe(0.1)
+    assert samples(render_metrics([before]))["max_ray_time_to_first_token_seconds_count", "r0"] == 0
+    assert not before.requests
+
+
+def test_label_values_are_escaped() -> None:
+    text = render_metrics([Metrics('a"b\\c\nd', "r").snapshot(LoopNumbers())])
+    [family] = [f for f in text_string_to_metric_families(text) if f.name == "max_ray_queued_requests"]
+    assert family.samples[0].labels["model_name"] == 'a"b\\c\nd'
+
+
+async def test_models_and_version(client: httpx.AsyncClient) -> None:
+    listed = (await client.get("/v1/models")).json()
+    assert listed["object"] == "list"
+    assert (await client.get("/v1/models/fake")).json() == listed["data"][0]
+    assert listed["data"][0]["id"] == "fake"
+    assert listed["data"][0]["max_model_len"] == 200
+    assert (await client.get("/version")).json() == {"version": max_ray.__version__}
