@@ -74,7 +74,6 @@ class FakePipeline:
     runs: list[Run] = field(default_factory=list)
     tables: dict[str, list[int]] = field(default_factory=dict)
     slots: dict[int, int] = field(default_factory=dict)
-    on_step: Callable[[int], None] | None = None
     num_steps: int = 0
     num_interrupts: int = 0
     flushed: list[list[str]] = field(default_factory=list)
@@ -97,8 +96,6 @@ class FakePipeline:
             run.steps_made += 1
             self.num_steps += 1
             self._die(self.num_steps - 1, "lost")
-            if self.on_step:
-                self.on_step(self.num_steps)
             yield outputs
             self._die(self.num_steps - 1, "after")
             if self.stop or not any(left[c.request_id.value] > 0 and not c.is_done for c in contexts):

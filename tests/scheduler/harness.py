@@ -28,6 +28,11 @@ class Harness:
         assert [o.is_done for o in outputs] == [False] * (len(outputs) - 1) + [True]
         return outputs
 
+    async def at_step(self, num_steps: int) -> None:
+        """Returns when the pipeline has made `num_steps` steps in all."""
+        while self.pipeline.num_steps < num_steps:
+            await asyncio.sleep(0)
+
     async def settle(self) -> None:
         """Waits until the loop is idle and has given everything back."""
         for _ in range(1000):

@@ -35,7 +35,7 @@ async def test_cancel_takes_effect_at_the_next_step_boundary() -> None:
 async def test_cancel_of_a_waiting_request_ends_it_at_once() -> None:
     async with running(max_batch_size=1) as h:
         first = asyncio.create_task(h.generate("a", range(4), num_new=20))
-        await asyncio.sleep(0.001)
+        await h.at_step(1)
         stream = h.loop.submit(make_context("b", range(4)))
         h.loop.cancel("b")
         assert h.loop.stats.queued == 0
@@ -78,7 +78,7 @@ async def test_a_reader_that_goes_away_cancels(way: str) -> None:
             gc.collect()
         else:
             reader = asyncio.create_task(_read(stream))
-            await asyncio.sleep(0.001)
+            await h.at_step(4)
             reader.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await reader

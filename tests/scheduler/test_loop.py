@@ -36,10 +36,8 @@ async def test_num_steps_is_bounded_by_the_limit_and_by_the_free_blocks() -> Non
 
 async def test_prefill_and_decode_share_a_step() -> None:
     async with running(max_num_steps=1) as h:
-        started = asyncio.Event()
-        h.pipeline.on_step = lambda step: started.set() if step == 3 else None
         first = asyncio.create_task(h.generate("a", range(5), num_new=12))
-        await started.wait()
+        await h.at_step(3)
         await asyncio.gather(first, h.generate("b", range(20, 27), num_new=4))
     assert [run.rows for run in h.pipeline.runs if run.rows.get("b") == 7] == [{"a": 1, "b": 7}]
     assert h.pipeline.num_steps == 12, "b cost no step of its own"
@@ -47,10 +45,8 @@ async def test_prefill_and_decode_share_a_step() -> None:
 
 async def test_decode_goes_on_while_a_long_prompt_is_chunked() -> None:
     async with running(budget=8) as h:
-        started = asyncio.Event()
-        h.pipeline.on_step = lambda _: started.set()
         first = asyncio.create_task(h.generate("a", range(3), num_new=30))
-        await started.wait()
+        await h.at_step(1)
         await asyncio.gather(first, h.generate("b", range(40), num_new=3))
     chunks = [run for run in h.pipeline.runs if run.rows.get("b", 1) > 1]
     assert [run.rows for run in chunks] == [{"a": 1, "b": 7}] * 5 + [{"a": 1, "b": 5}]
@@ -93,10 +89,8 @@ async def test_without_chunked_prefill_prompts_run_whole() -> None:
 
 async def test_an_arrival_that_fits_interrupts_a_long_run() -> None:
     async with running(max_num_steps=1000) as h:
-        started = asyncio.Event()
-        h.pipeline.on_step = lambda step: started.set() if step == 5 else None
         first = asyncio.create_task(h.generate("a", range(3), num_new=100))
-        await started.wait()
+        await h.at_step(5)
         await h.generate("b", range(50, 55), num_new=4)
         assert not first.done()
         await first
@@ -106,10 +100,8 @@ async def test_an_arrival_that_fits_interrupts_a_long_run() -> None:
 
 async def test_an_arrival_without_a_free_row_does_not_interrupt() -> None:
     async with running(max_num_steps=1000, max_batch_size=1) as h:
-        started = asyncio.Event()
-        h.pipeline.on_step = lambda step: started.set() if step == 5 else None
         first = asyncio.create_task(h.generate("a", range(3), num_new=60))
-        await started.wait()
+        await h.at_step(5)
         await asyncio.gather(first, h.generate("b", range(50, 55), num_new=4))
     assert h.pipeline.runs[0].steps_made == 60
     assert h.pipeline.num_interrupts == 0
@@ -117,10 +109,8 @@ async def test_an_arrival_without_a_free_row_does_not_interrupt() -> None:
 
 async def test_an_arrival_without_free_blocks_does_not_interrupt() -> None:
     async with running(max_num_steps=1000, num_blocks=16, page_size=4) as h:
-        started = asyncio.Event()
-        h.pipeline.on_step = lambda step: started.set() if step == 5 else None
         first = asyncio.create_task(h.generate("a", range(3), num_new=50))
-        await started.wait()
+        await h.at_step(5)
         await asyncio.gather(first, h.generate("b", range(70, 90), num_new=4))
     assert h.pipeline.runs[0].steps_made == 50
 
@@ -169,7 +159,7 @@ async def test_preemption_takes_the_youngest_and_everybody_ends() -> None:
 async def test_a_prompt_that_shares_blocks_comes_in_though_it_would_not_fit_alone() -> None:
     async with running(num_blocks=10, page_size=4, budget=64) as h:
         first = asyncio.create_task(h.generate("a", range(24), num_new=12))
-        await asyncio.sleep(0.001)
+        await h.at_step(1)
         second = asyncio.create_task(h.generate("b", [*range(24), 40], num_new=2))
         await asyncio.gather(first, second)
     assert h.loop.stats.prefix_hit_tokens == 24
@@ -230,7 +220,7 @@ async def test_ids_are_unique_while_they_run() -> None:
 async def test_stats_tell_the_age_of_the_oldest() -> None:
     async with running(max_batch_size=1) as h:
         tasks = [asyncio.create_task(h.generate(f"r{i}", range(i, i + 4), num_new=30)) for i in range(3)]
-        await asyncio.sleep(0.003)
+        await h.at_step(2)
         stats = h.loop.stats
         assert (stats.running, stats.queued) == (1, 2)
         assert 0 < stats.oldest_waiting_s < 60
