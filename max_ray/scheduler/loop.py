@@ -79,6 +79,7 @@ class GenerationLoop:
         self._can_interrupt = False
         self._can_flush = True
         self._failures = 0
+        self._reported: WorkerGroupError | None = None
         self._is_stopped = False
 
     async def run(self) -> None:
@@ -109,6 +110,12 @@ class GenerationLoop:
         row = self._batcher.waiting.get(key) or self._batcher.running.get(key)
         if row is not None:
             self._cancel(row)
+
+    def report_failure(self, error: WorkerGroupError) -> None:
+        """Somebody else found the workers dead: an idle loop recovers now. A busy one meets the failure by itself."""
+        if self._batcher.is_idle:
+            self._reported = error
+            self._wake.set()
 
     @property
     def healthy(self) -> bool:
@@ -180,6 +187,9 @@ class GenerationLoop:
             await self._pipeline.flush(self._batcher.take_released([]))
         await self._wake.wait()
         self._can_flush = True
+        error, self._reported = self._reported, None
+        if error is not None:
+            raise error
 
     # What a step brings.
 

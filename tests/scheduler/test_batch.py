@@ -180,7 +180,7 @@ def test_newcomers_leave_a_block_for_each_running_row() -> None:
     books.add("a", 4)
     books.add("b", 13, start=20)
     books.add("c", 1, start=50)
-    decision, batch = books.decide()
+    _, batch = books.decide()
     assert keys(batch) == ["a", "b"]
 
 

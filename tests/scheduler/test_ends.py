@@ -211,6 +211,22 @@ async def test_dead_workers_found_while_idle_are_brought_back() -> None:
     assert len(h.ledgers) == 2
 
 
+async def test_an_idle_loop_recovers_when_it_is_told_of_a_failure() -> None:
+    async with running(recover=True) as h:
+        await h.generate("a", range(4), num_new=1)
+        await h.settle()
+        h.loop.report_failure(WorkerGroupError("rank 0 does not answer"))
+        while len(h.ledgers) == 1:
+            await asyncio.sleep(0)
+        busy = asyncio.create_task(h.generate("b", range(4), num_new=20))
+        await h.at_step(h.pipeline.num_steps + 3)
+        h.loop.report_failure(WorkerGroupError("old news"))
+        await busy
+        await h.settle()
+        assert h.loop.healthy
+    assert h.loop.stats.recoveries == 1
+
+
 async def test_our_own_mistake_fails_the_streams_once_and_keeps_the_loop(caplog: pytest.LogCaptureFixture) -> None:
     async with running(error=lambda: ZeroDivisionError("a bug")) as h:
         h.pipeline.fail_at = {2: "before"}
