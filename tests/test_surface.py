@@ -1,0 +1,169 @@
+"""The public surface, frozen: settings, flags, names to import, entry points. Who changes it changes this file."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import tomllib
+from typing import Any
+
+import pytest
+
+from deployments import cli
+from max_ray import settings
+from max_ray.config import PipelineConfig, ServeConfig
+from max_ray.registry import SupportedArchitecture
+from tests.source_tree import ROOT
+
+REQUIRED, DERIVED = "required", "derived"
+
+PIPELINE_SETTINGS = {
+    "model_path": REQUIRED,
+    "revision": None,
+    "served_model_name": DERIVED,
+    "quantization_encoding": None,
+    "max_length": None,
+    "max_batch_size": None,
+    "max_batch_input_tokens": 2048,
+    "enable_chunked_prefill": True,
+    "max_num_steps": 32,
+    "kv_cache_page_size": 16,
+    "kv_cache_memory": None,
+    "device_memory_utilization": 0.9,
+    "enable_prefix_caching": True,
+    "tensor_parallel_size": 1,
+    "devices": "auto",
+    "custom_architectures": (),
+    "num_threads": None,
+}
+SERVE_SETTINGS = PIPELINE_SETTINGS | {
+    "model_path": "",
+    "host": "127.0.0.1",
+    "port": 8000,
+    "app_name": "max_ray",
+    "min_replicas": 1,
+    "max_replicas": 1,
+    "target_ongoing_requests": 16.0,
+    "max_queued_requests": 512,
+    "lease_grace_s": 10.0,
+    "worker_start_timeout_s": 600.0,
+    "collective_timeout_s": 60.0,
+    "api_keys": DERIVED,
+}
+GENERATE_FLAGS = {"--prompt", "--chat", "--max-new-tokens", "--temperature", "--top-k", "--top-p", "--min-p", "--seed"}
+NAMES = {
+    "max_ray.pipelines": [
+        *("PIPELINE_REGISTRY", "PipelineConfig", "PipelinePlan", "PipelineRegistry", "SupportedArchitecture"),
+        *("TextGenerationPipeline", "TextTokenizer", "resolve_plan"),
+    ],
+    "max_ray.pipelines.core": ["GenerationStatus", "TextContext", "TokenBuffer"],
+    "max_ray.pipelines.lib": [
+        *("PIPELINE_REGISTRY", "HuggingFaceConfig", "KVCacheInputs", "KVCacheParams", "ModelInputs", "ModelOutputs"),
+        *("PipelineConfig", "PipelineModel", "PipelineRegistry", "RopeType", "SupportedArchitecture"),
+        *("SupportedEncoding", "TextPipelineModel", "TextTokenizer", "WeightsFormat"),
+    ],
+    "max_ray.graph.weights": ["WeightsFormat"],
+    "max_ray.nn.legacy.kv_cache": ["KVCacheParams", "KVCacheStrategy"],
+}
+PAGE_NAMES = [
+    "max_ray.driver.Accelerator",
+    "max_ray.driver.CPU",
+    "max_ray.nn.Module",
+    "max_ray.nn.Linear",
+    "max_ray.kv_cache.PagedKVCacheManager",
+    "max_ray.interfaces.Pipeline",
+    "max_ray.interfaces.PipelineInputs",
+    "max_ray.interfaces.PipelineOutput",
+    "max_ray.interfaces.PipelineTokenizer",
+    "max_ray.interfaces.PipelineModel",
+    "max_ray.interfaces.PipelineTask",
+    "max_ray.interfaces.RequestID",
+    "max_ray.interfaces.TextGenerationInputs",
+    "max_ray.interfaces.TextGenerationOutput",
+    "max_ray.interfaces.TextGenerationRequest",
+    "max_ray.pipelines.PIPELINE_REGISTRY.retrieve",
+    "max_ray.pipelines.PIPELINE_REGISTRY.retrieve_factory",
+]
+RECORD_FIELDS = [
+    *("name", "task", "default_encoding", "supported_encodings", "pipeline_model", "tokenizer"),
+    *("default_weights_format", "example_repo_ids", "context_type", "config", "rope_type", "weight_adapters"),
+    *("multi_gpu_supported", "required_arguments", "context_validators", "supports_empty_batches"),
+    "requires_max_batch_context_length",
+]
+
+
+def defaults(cls: type[PipelineConfig]) -> dict[str, Any]:
+    def default(field: Any) -> Any:
+        if field.is_required():
+            return REQUIRED
+        return DERIVED if field.default_factory is not None else field.default
+
+    return {name: default(field) for name, field in cls.model_fields.items()}
+
+
+def test_settings_and_their_defaults() -> None:
+    assert defaults(PipelineConfig) == PIPELINE_SETTINGS
+    assert defaults(ServeConfig) == SERVE_SETTINGS
+    assert all(field.description for field in ServeConfig.model_fields.values())
+
+
+def test_flags() -> None:
+    _, commands = cli.build_parser()
+    common = {"--help", "-h", "--config", "--print-config", "--model"}
+    switches = {"--no-enable-chunked-prefill", "--no-enable-prefix-caching"}
+
+    def flags(command: str) -> set[str]:
+        return {flag for action in commands[command]._actions for flag in action.option_strings}
+
+    def of(names: set[str]) -> set[str]:
+        return {"--" + name.replace("_", "-") for name in names}
+
+    assert set(commands) == {"serve", "generate", "list", "version"}
+    assert flags("serve") == of(set(SERVE_SETTINGS) - {"api_keys"}) | common | switches
+    assert flags("generate") == of(set(PIPELINE_SETTINGS)) | common | switches | GENERATE_FLAGS
+    assert flags("list") == {"--help", "-h", "--json", "--custom-architectures"}
+    assert flags("version") == {"--help", "-h"}
+
+
+def test_environment_variables_beside_the_settings() -> None:
+    assert {"MAX_RAY_CONFIG", "MAX_RAY_CACHE_DIR", "MAX_RAY_LOG_LEVEL"} == settings.OTHER_VARIABLES
+
+
+@pytest.mark.parametrize("module", sorted(NAMES))
+def test_names(module: str) -> None:
+    loaded = importlib.import_module(module)
+    assert sorted(loaded.__all__) == sorted(NAMES[module])
+    for name in NAMES[module]:
+        assert getattr(loaded, name) is not None
+    with pytest.raises(AttributeError):
+        _ = loaded.no_such_name
+
+
+@pytest.mark.parametrize("name", PAGE_NAMES)
+def test_names_of_the_page(name: str) -> None:
+    module, _, rest = name.partition(".PIPELINE_REGISTRY")
+    path, _, attribute = (module if not rest else f"{module}.PIPELINE_REGISTRY").rpartition(".")
+    found = getattr(importlib.import_module(path), attribute)
+    assert callable(getattr(found, rest[1:]) if rest else found)
+
+
+def test_one_object_under_all_its_names() -> None:
+    from max_ray import interfaces
+    from max_ray.pipelines import core, lib
+
+    assert core.TextContext is interfaces.TextContext
+    assert lib.PipelineModel is interfaces.PipelineModel
+    assert lib.PIPELINE_REGISTRY is importlib.import_module("max_ray.registry").PIPELINE_REGISTRY
+    assert lib.TextTokenizer is importlib.import_module("max_ray.tokenizer").TextTokenizer
+
+
+def test_fields_of_the_record() -> None:
+    assert [field.name for field in dataclasses.fields(SupportedArchitecture)] == RECORD_FIELDS
+
+
+def test_entry_points() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["scripts"] == {"max-ray": "deployments.cli:main"}
+    families = project["entry-points"]["max_ray.architectures"]
+    for name, module in families.items():
+        assert name in {record.name for record in importlib.import_module(module).ARCHITECTURES}
