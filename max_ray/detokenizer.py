@@ -23,8 +23,9 @@ class IncrementalDetokenizer:
         window text:  [0, emitted) given out    [emitted, settled) given out now    the rest may still change
 
     Text is unsettled only while it ends in replacement characters: a character whose bytes come in several tokens
-    (some decoders then show every byte of a run of bytes so, whole characters before it included). The window is cut at a *clean* token border (no replacement character before it), and keeps at least one
-    token of context, because decoders treat the first token of a text in a special way.
+    (some decoders then show every byte of a run of bytes so, whole characters before it included). The window is
+    cut at a *clean* token border (no replacement character before it), and keeps at least one token of context,
+    because decoders treat the first token of a text in a special way.
     """
 
     def __init__(self, decode: Callable[[list[int]], str]) -> None:
@@ -74,6 +75,8 @@ class StopStringMatcher:
     def __init__(self, stop: Sequence[str]) -> None:
         assert all(stop), "an empty stop string would stop at once"
         self._stop = tuple(stop)
+        self._first_characters = frozenset(s[0] for s in stop)
+        self._longest_partial = max((len(s) for s in stop), default=1) - 1
         self._held = ""
         self.matched: str | None = None
 
@@ -109,9 +112,11 @@ class StopStringMatcher:
 
     def _partial_length(self) -> int:
         """Length of the longest end of the held text that begins some stop string."""
-        longest = min(len(self._held), max(len(s) for s in self._stop) - 1)
-        for length in range(longest, 0, -1):
-            tail = self._held[-length:]
+        length = len(self._held)
+        for start in range(max(0, length - self._longest_partial), length):
+            if self._held[start] not in self._first_characters:
+                continue
+            tail = self._held[start:]
             if any(s.startswith(tail) for s in self._stop):
-                return length
+                return length - start
         return 0

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import re
 from functools import cache
+from typing import TYPE_CHECKING
 
-from max_ray.tokenizer import TextTokenizer
+if TYPE_CHECKING:
+    from max_ray.tokenizer import TextTokenizer
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
