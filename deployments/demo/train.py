@@ -14,6 +14,7 @@ ordinary Hugging Face model folder.
     python deployments/demo/train.py --text PATH/TO/tinyshakespeare.txt --out deployments/demo/model
 """
 
+# mypy: disallow-untyped-calls=False
 from __future__ import annotations
 
 import argparse
@@ -33,20 +34,15 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 from transformers.utils import logging
 
 VOCAB_SIZE = 1024  # special tokens included
-BOS, PAD, SYSTEM, USER, ASSISTANT, END = (
-    "<|begin|>",
-    "<|pad|>",
-    "<|system|>",
-    "<|user|>",
-    "<|assistant|>",
-    "<|end|>",
-)
+BOS, PAD, END = "<|begin|>", "<|pad|>", "<|end|>"
+SYSTEM, USER, ASSISTANT = "<|system|>", "<|user|>", "<|assistant|>"
 SPECIAL_TOKENS = [BOS, PAD, SYSTEM, USER, ASSISTANT, END]
 
 # Words with the space before them, short runs of digits, punctuation, line breaks and other white space.
 # Line breaks stand alone so that a prompt may end before one ("ROMEO:") and still be ordinary text.
 SPLIT_PATTERN = (
-    r"'(?:s|t|re|ve|m|ll|d)(?!\p{L})| ?\p{L}+| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|[\r\n]+|[^\S\r\n]+(?!\S)|\s+"
+    r"'(?:s|t|re|ve|m|ll|d)(?!\p{L})| ?\p{L}+| ?\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+|[\r\n]+|[^\S\r\n]+(?!\S)|\s+"
 )
 
 CHAT_TEMPLATE = """\
@@ -79,7 +75,7 @@ SYSTEM_PROMPTS = [
 
 MAX_POSITIONS = 2048
 WINDOW = 256  # tokens in one training window
-BATCH = 8  # windows in one step
+BATCH = 4  # windows in one step
 
 
 @dataclass(frozen=True)
@@ -205,7 +201,7 @@ class Sampler:
         self.corpus = corpus
         self.tokenizer = tokenizer
         self.rng = rng
-        self.ids = dict(zip(SPECIAL_TOKENS, tokenizer.convert_tokens_to_ids(SPECIAL_TOKENS), strict=True))
+        self.ids: dict[str, int] = {token: tokenizer.get_vocab()[token] for token in SPECIAL_TOKENS}
 
     def plain_window(self, length: int) -> list[int]:
         """BOS, then the script from the beginning of a line on."""
@@ -293,7 +289,7 @@ def make_optimizer(model: LlamaForCausalLM, weight_decay: float) -> torch.optim.
     matrices = [p for p in model.parameters() if p.dim() >= 2]
     vectors = [p for p in model.parameters() if p.dim() < 2]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, betas=(0.9, 0.98))
+    return torch.optim.AdamW(groups, betas=(0.9, 0.99), fused=True)
 
 
 def make_schedule(peak: float, warm_up: float = 0.03, floor: float = 0.01) -> Callable[[float], float]:
@@ -323,9 +319,8 @@ def report(out: Path, parts: dict[str, Corpus]) -> None:
     for name, corpus in parts.items():
         for window in (WINDOW,) if name == "train" else (WINDOW, 4 * WINDOW, MAX_POSITIONS - 1):
             per_token, per_byte = evaluate(model, corpus, bos, window, max_windows=40_000 // window)
-            print(
-                f"final {name}, {window}-token windows: {per_token:.4f} nats/token, {per_byte:.4f} nats/byte"
-            )
+            losses = f"{per_token:.4f} nats/token, {per_byte:.4f} nats/byte"
+            print(f"final, {name} in windows of {window} tokens: {losses}")
     prompt = "ROMEO:\n"
     print("--- completion\n" + prompt + sample(model, tokenizer, tokenizer(prompt)["input_ids"], 160))
     messages = [{"role": "user", "content": "Good morrow, friend. What news from the court?"}]
@@ -342,14 +337,15 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=25.0, help="wall-clock time of the training")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate")
-    parser.add_argument("--dropout", type=float, default=0.1)
+    parser.add_argument("--dropout", type=float, default=0.0, help="for runs of many epochs")
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--weight-decay", type=float, default=0.1)
     parser.add_argument("--held-out", type=float, default=0.08, help="share of the text kept for validation")
     parser.add_argument("--eval-seconds", type=float, default=120.0, help="time between two evaluations")
     args = parser.parse_args()
 
     logging.disable_progress_bar()
-    torch.set_num_threads(2)
+    torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     rng = random.Random(args.seed)
 
@@ -361,7 +357,8 @@ def main() -> None:
     sampler = Sampler(train, tokenizer, rng)
     bos = sampler.ids[BOS]
     model = build_model(tokenizer)
-    add_dropout(model, args.dropout)
+    if args.dropout:
+        add_dropout(model, args.dropout)
     print(
         f"{sum(p.numel() for p in model.parameters()):,} parameters; "
         f"train {len(train.plain):,} tokens, {train.n_bytes:,} bytes; "
@@ -380,8 +377,8 @@ def main() -> None:
     while True:
         elapsed = time.monotonic() - began
         if elapsed >= next_eval or elapsed >= seconds:
-            train_token, train_byte = evaluate(model, train, bos, max_windows=40)
-            val_token, val_byte = evaluate(model, held_out, bos)
+            train_token, train_byte = evaluate(model, train, bos, max_windows=24)
+            val_token, val_byte = evaluate(model, held_out, bos, max_windows=48)
             if val_byte < best:
                 best = val_byte
                 save(model, tokenizer, args.out)
