@@ -8,7 +8,7 @@ from typing import Any
 
 from max_ray.config import Origins, ServeConfig, load_config
 
-DEMO_MODEL = Path(__file__).parent / "demo" / "model"
+DEMO_MODEL = Path(__file__).parent / "demo" / "shakespeare"
 DEMO_NAME = "max_ray-demo"
 
 

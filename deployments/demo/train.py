@@ -11,7 +11,7 @@ The training is bounded by wall-clock time (``--minutes``): the learning rate fo
 the weights with the lowest validation loss so far are saved into ``--out`` on the way. The result is an
 ordinary Hugging Face model folder.
 
-    python deployments/demo/train.py --text PATH/TO/tinyshakespeare.txt --out deployments/demo/model
+    python deployments/demo/train.py --text PATH/TO/tinyshakespeare.txt --out deployments/demo/shakespeare
 """
 
 # mypy: disallow-untyped-calls=False

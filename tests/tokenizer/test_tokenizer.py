@@ -17,7 +17,7 @@ from max_ray.token_text import TokenText
 from max_ray.tokenizer import TextTokenizer
 from tests.byte_tokenizer import BOS_ID, EOS_ID, VOCAB_SIZE, write_byte_fallback, write_byte_level
 
-DEMO = Path(__file__).parents[2] / "deployments/demo/model"
+DEMO = Path(__file__).parents[2] / "deployments/demo/shakespeare"
 
 
 @pytest.fixture(scope="module")
