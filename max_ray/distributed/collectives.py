@@ -1,7 +1,8 @@
 """What the ranks of a group say to each other. All ranks call the same functions in the same order and shapes.
 
 With one rank nothing is sent. A transport failure (a dead peer, a collective that outlasts the group's timeout) is a
-WorkerGroupError: the group is lost then, and its ranks must be started anew.
+WorkerGroupError: the group is lost then, and its ranks must be started anew. (Between GPUs a collective only joins the
+stream, so NCCL's failures show where the host next waits for the device, and its watchdog ends a process that hangs.)
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Runs a PipelineModel over a paged cache by hand: no scheduler, no sampler; logits of every token, for parity tests.
+"""Runs a PipelineModel over a paged cache by hand: no scheduler, no sampler; logits of every token.
+Imports no transformers, so that a spawned rank starts quickly.
 
 Block tables are scattered on purpose (rows take blocks alternately, from the back): nothing may rely on their order.
 """
@@ -18,7 +19,6 @@ from max_ray.huggingface import load_huggingface_config
 from max_ray.interfaces import RunRow, SamplingParams, SupportedEncoding
 from max_ray.pipelines.kv_storage import KVStorage, RunTables
 from max_ray.weights import open_weights
-from tests.checkpoints import load_reference
 
 
 def load_model(
@@ -90,23 +90,6 @@ class Engine:
         return self.model.execute(inputs).logits.clone()
 
 
-def reference_logits(
-    path: Path, sequences: Sequence[Sequence[int]], dtype: torch.dtype = torch.float32
-) -> list[torch.Tensor]:
-    """Hugging Face, each sequence alone in one forward pass: [length, vocabulary] each."""
-    model = load_reference(path, dtype)
-    with torch.no_grad():
-        return [model(torch.tensor([list(sequence)])).logits[0] for sequence in sequences]
-
-
 def random_tokens(lengths: Sequence[int], vocab_size: int, seed: int = 0) -> list[list[int]]:
     generator = np.random.default_rng(seed)
     return [generator.integers(0, vocab_size, length).tolist() for length in lengths]
-
-
-def assert_parity(
-    path: Path, engine: Engine, sequences: Sequence[Sequence[int]], chunks: Sequence[Sequence[int]], atol: float = 1e-4
-) -> None:
-    ours = engine.logits_of(sequences, chunks)
-    for mine, theirs in zip(ours, reference_logits(path, sequences), strict=True):
-        torch.testing.assert_close(mine, theirs, atol=atol, rtol=0)

@@ -17,7 +17,8 @@ from max_ray.distributed import TPGroup
 from max_ray.errors import ConfigError, ParallelismError, WeightsError
 from max_ray.huggingface import HuggingFaceConfig, load_huggingface_config
 from max_ray.weights import DictWeightSource
-from tests.architectures.engine import Engine, assert_parity, load_model, random_tokens, reference_logits
+from tests.architectures.engine import Engine, load_model, random_tokens
+from tests.architectures.reference import assert_parity, reference_logits
 from tests.checkpoints import load_reference, make_llama
 from tests.nn.ranks import run_ranks
 

@@ -67,7 +67,7 @@ def test_two_processes_meet_listen_on_loopback_only_and_notice_a_death_at_once()
         assert seconds < 10
     finally:
         for process in ranks:
-            process.join(10)
+            process.join(60)
             process.kill()
 
 
