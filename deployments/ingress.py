@@ -1,18 +1,21 @@
 """Ingress: the Serve deployment: HTTP routes, tokenizer, scheduling loop; one worker group leased.
 
 Thin: the routes are `deployments.routes`, the rest is ReplicaEngine. Behind HAProxy clients talk to the replica's own
-HTTP server; Python handles call `generate`.
+HTTP server; Python handles call `generate` or `answer`.
 """
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import serve
 
+from deployments.answer import generate, open_answer
 from deployments.engine import ApiOptions
+from deployments.openai import ChatCompletionRequest, CompletionRequest
 from deployments.replica_engine import ReplicaEngine, ReplicaIdentity
 from deployments.routes import build_api
 from max_ray.actors.messages import GroupSpec
@@ -37,6 +40,20 @@ class _Ingress:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return build_api(self.engine, self._options)
+
+    async def generate(self, request: CompletionRequest | ChatCompletionRequest) -> AsyncIterator[dict[str, Any]]:
+        """For Python handles, called with `.options(stream=True)`: OpenAI's chunk objects when `request.stream`, else
+        the one answer object. Raises InputError, QueueFullError, InsufficientBlocksError, WorkerGroupError."""
+        async for item in generate(self.engine, request):
+            yield item
+
+    async def answer(self, request: CompletionRequest | ChatCompletionRequest) -> dict[str, Any]:
+        """For Python handles: the whole answer to the same request. Raises the same."""
+        opened = await open_answer(self.engine, request)
+        try:
+            return await opened.whole()
+        finally:
+            opened.close()
 
     async def check_health(self) -> None:
         """Serve replaces a replica whose health check fails, and its contexts go with it: so dead workers are not a

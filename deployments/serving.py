@@ -54,7 +54,7 @@ def ready_message(config: ServeConfig) -> str:
     body = json.dumps(
         {"model": config.served_model_name, "messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 32}
     )
-    key = ' -H "Authorization: Bearer $MAX_RAY_API_KEYS"' if config.api_keys else ""
+    key = ' -H "Authorization: Bearer ${MAX_RAY_API_KEYS%%,*}"' if config.api_keys else ""
     return (
         f"\nServing {config.served_model_name} at {url}/v1   (Ctrl-C ends it)\n"
         f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d '{body}'\n"

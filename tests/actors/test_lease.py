@@ -1,0 +1,75 @@
+"""The lease alone, without Ray."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from max_ray.actors import lease as lease_module
+from max_ray.actors.lease import Lease, watch
+from max_ray.actors.worker_group import _typed
+from max_ray.errors import StaleLeaseError
+from tests.actors.helpers import make_spec
+
+
+def make_lease(grace_s: float = 0.2, start_timeout_s: float = 60.0) -> Lease:
+    return Lease(epoch=3, owner_id="a", grace_s=grace_s, start_timeout_s=start_timeout_s)
+
+
+def test_older_epochs_are_refused_and_newer_owners_kept() -> None:
+    lease = make_lease()
+    lease.check(3)
+    with pytest.raises(StaleLeaseError, match="epoch 3, the call has 2"):
+        lease.renew(2)
+    lease.pass_to(5, "b")
+    assert (lease.epoch, lease.owner_id) == (5, "b")
+    with pytest.raises(StaleLeaseError):
+        lease.check(3)
+    with pytest.raises(StaleLeaseError):
+        lease.pass_to(4, "c")
+    assert lease.owner_id == "b"
+
+
+def test_a_loading_member_has_the_start_timeout_and_an_armed_one_the_grace() -> None:
+    lease = make_lease()
+    time.sleep(0.3)
+    assert not lease.is_expired
+    lease.arm()
+    assert not lease.is_expired
+    time.sleep(0.3)
+    assert lease.is_expired
+    lease.renew(3)
+    assert not lease.is_expired
+
+
+def test_the_watch_ends_the_group_and_then_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(lease_module.os, "_exit", lambda code: done.append(f"exit {code}"))
+    monkeypatch.setattr(lease_module, "_TICK_S", 0.02)
+    lease = make_lease()
+    lease.arm()
+    thread = watch(lease, lambda: done.append("end"), what="member")
+    for _ in range(5):
+        time.sleep(0.1)
+        lease.renew(3)
+    assert done == []
+    thread.join(5)
+    assert done == ["end", "exit 0"]
+
+
+def test_a_group_can_serve_another_order_only_when_all_that_matters_is_equal(tiny_llama: Path) -> None:
+    spec = make_spec(tiny_llama, "app")
+    assert spec.fingerprint == make_spec(tiny_llama, "app").fingerprint
+    assert spec.fingerprint != make_spec(tiny_llama, "app", size=2).fingerprint
+
+
+def test_errors_of_ray_become_ours() -> None:
+    import ray.exceptions as raised
+
+    stale = raised.RayTaskError("f", "traceback", StaleLeaseError("gone"))
+    assert isinstance(_typed(stale), StaleLeaseError)
+    broken = raised.RayTaskError("f", "traceback", ZeroDivisionError("1/0"))
+    assert "ZeroDivisionError" in str(_typed(broken))
+    assert "died" in str(_typed(raised.ActorDiedError()))

@@ -1,0 +1,89 @@
+"""Files that people run: the cluster launcher's, the sample configurations, and the narrowed HAProxy."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ray.autoscaler._private.util import fillout_defaults, validate_config
+
+from deployments import haproxy_launcher
+from deployments.serve_config import load_serve_config
+from deployments.serving import ready_message
+from max_ray.config import ServeConfig
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "deployments" / "configs").glob("*.yaml"))
+
+
+@pytest.fixture
+def cluster() -> Any:
+    return yaml.safe_load((ROOT / "cluster.yaml").read_text())
+
+
+def test_the_cluster_file_is_valid_for_ray(cluster: Any) -> None:
+    validate_config(fillout_defaults(cluster))
+
+
+def test_the_cluster_file_has_head_cpu_and_gpu_nodes(cluster: Any) -> None:
+    kinds = cluster["available_node_types"]
+    assert cluster["head_node_type"] in kinds
+    assert "GPU" in kinds["gpu"]["resources"]
+    assert "GPU" not in kinds["ingress"]["resources"]
+    for start in ("head_start_ray_commands", "worker_start_ray_commands"):
+        assert "RAY_AUTH_MODE=token" in cluster[start][-1]
+
+
+def test_a_wrong_cluster_file_is_noticed(cluster: Any) -> None:
+    with pytest.raises(Exception, match="nodes"):
+        validate_config(fillout_defaults({**cluster, "nodes": 3}))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_sample_configurations_are_accepted(path: Path) -> None:
+    config, origins = load_serve_config({}, config_file=path, environ={"MAX_RAY_API_KEYS": "secret"})
+    assert config.port == 8000
+    assert f"file {path}" in origins.values()
+
+
+def test_haproxy_listens_on_loopback_only() -> None:
+    given = "frontend prometheus\n    bind :9101\nfrontend http\n    bind 10.0.0.1:8000\nlisten stats\n  bind *:8404\n"
+    narrowed = haproxy_launcher.narrow(given)
+    assert narrowed == given.replace(":9101", "127.0.0.1:9101").replace("*:8404", "127.0.0.1:8404")
+    assert haproxy_launcher.narrow(narrowed) == narrowed
+
+
+def test_the_launcher_becomes_haproxy_and_dies_with_its_parent(tmp_path: Path) -> None:
+    program = haproxy_launcher.install(tmp_path / "bin", sys.executable)
+    assert haproxy_launcher.install(tmp_path / "bin", sys.executable) == program
+    config = tmp_path / "haproxy.cfg"
+    config.write_text("    bind :9101\n")
+    said = subprocess.run([program, "-c", "import sys; print(sys.argv[1:])", "-f", config], capture_output=True)
+    assert said.stdout.decode().strip() == str(["-f", str(config)])
+    assert config.read_text() == "    bind 127.0.0.1:9101\n"
+
+    # a parent that starts the program and is killed; the child holds the pipe open as long as it lives
+    child = "import time; print('up', flush=True); time.sleep(60)"
+    parent = f"import subprocess; subprocess.Popen([{str(program)!r}, '-c', {child!r}]).wait()"
+    process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"up\n"
+    process.kill()
+    rest, _ = process.communicate(timeout=20)
+    assert rest == b""
+
+
+def test_the_printed_command_is_a_whole_one(tmp_path: Path) -> None:
+    config = ServeConfig(model_path="some/model", port=8123)
+    assert config.served_model_name == "some/model"
+    message = ready_message(config)
+    assert "http://127.0.0.1:8123/v1" in message
+    assert '"model": "some/model"' in message
+    assert "Authorization" not in message
+    keyed = ready_message(ServeConfig(model_path="some/model", api_keys="a,b", host="0.0.0.0"))
+    assert "Bearer ${MAX_RAY_API_KEYS%%,*}" in keyed
+    assert "http://127.0.0.1" in keyed
