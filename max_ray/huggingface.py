@@ -129,9 +129,20 @@ def _snapshot(repo_id: str, revision: str | None) -> Path:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(repo_id, revision=revision, local_files_only=True))
+        cached = Path(snapshot_download(repo_id, revision=revision, local_files_only=True))
     except LocalEntryNotFoundError:
         return _download(repo_id, revision)
+    return cached if _is_complete(cached) else _download(repo_id, revision)
+
+
+def _is_complete(folder: Path) -> bool:
+    """False for a snapshot that another program fetched in part, or whose download was cut short."""
+    if not (folder / "config.json").is_file():
+        return False
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return any(folder.glob("*.safetensors"))
+    return all((folder / name).is_file() for name in set(_read_json(index).get("weight_map", {}).values()))
 
 
 def _download(repo_id: str, revision: str | None) -> Path:

@@ -23,6 +23,18 @@ Origins = dict[str, str]
 """Setting -> where its value came from, in words: "default", "file x.yaml", "environment MAX_RAY_PORT", ..."""
 
 
+class _Loader(yaml.SafeLoader):
+    """A setting that stands twice in a file is a mistake, not a choice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if str(key.value) in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} is given twice", key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
 def load_config(
     cls: type[ConfigT],
     arguments: Mapping[str, Any],
@@ -73,13 +85,13 @@ def _with_origin(sentence: str, origin: str) -> str:
 def _read_file(path: Path) -> dict[str, Any]:
     """The settings of a YAML file. Raises ConfigError."""
     try:
-        content = yaml.safe_load(path.expanduser().read_text(encoding="utf-8"))
+        content = yaml.load(path.expanduser().read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         raise ConfigError(f"There is no configuration file {path}.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"The configuration file {path} cannot be read: {error}.") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"The configuration file {path} is not YAML: {_yaml_problem(error)}.") from None
+        raise ConfigError(f"The configuration file {path} cannot be used: {_yaml_problem(error)}.") from None
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):

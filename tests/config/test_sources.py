@@ -103,6 +103,11 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         load_config(ServeConfig, {}, config_file=tmp_path, environ={})
 
 
+def test_a_setting_twice_in_a_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot be used: port is given twice \(line 3\)"):
+        load_config(ServeConfig, {}, config_file=write(tmp_path / "c.yaml", "port: 1\nhost: x\nport: 2\n"), environ={})
+
+
 def test_an_empty_file_is_no_mistake(tmp_path: Path) -> None:
     config, _ = load_config(ServeConfig, {}, config_file=write(tmp_path / "c.yaml", ""), environ={})
     assert config.port == 8000

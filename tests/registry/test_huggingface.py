@@ -107,12 +107,37 @@ def test_repository_ids_come_from_the_cache_first(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     fails = False
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_text("")
     assert resolve_model_path("owner/name", "v1") == tmp_path
     assert calls == [{"repo_id": "owner/name", "revision": "v1", "local_files_only": True}]
     calls.clear()
     fails = True
     assert resolve_model_path("owner/name") == tmp_path
     assert [call.get("local_files_only") for call in calls] == [True, None]
+
+
+def test_a_cached_snapshot_in_part_is_completed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    downloads: list[str] = []
+
+    def snapshot(repo_id: str, **options: Any) -> str:
+        if not options.get("local_files_only"):
+            downloads.append(repo_id)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    index = '{"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}'
+    for name, text, complete in [
+        ("tokenizer.json", "{}", False),
+        ("config.json", "{}", False),
+        ("1.safetensors", "", True),
+        ("model.safetensors.index.json", index, False),
+        ("2.safetensors", "", True),
+    ]:
+        (tmp_path / name).write_text(text)
+        downloads.clear()
+        assert resolve_model_path("owner/name") == tmp_path
+        assert downloads == ([] if complete else ["owner/name"])
 
 
 def test_no_such_repository(monkeypatch: pytest.MonkeyPatch) -> None:
