@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ _DTYPES = {
     "BOOL": torch.bool,
 }
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+_OWN_PAGES_BYTES = 2**20  # buffers from here on get pages of their own
 
 
 @dataclass(frozen=True)
@@ -68,13 +70,22 @@ def read_slice(entry: TensorEntry, axis: int, start: int, stop: int) -> torch.Te
     shape = entry.shape or (1,)
     assert 0 <= start <= stop <= shape[axis], f"slice [{start}, {stop}) of axis {axis} of shape {entry.shape}"
     inner_bytes = math.prod(shape[axis + 1 :]) * entry.dtype.itemsize
-    num_pieces, piece_bytes = math.prod(shape[:axis]), (stop - start) * inner_bytes
-    buffer = torch.empty(num_pieces * piece_bytes, dtype=torch.uint8)
+    num_pieces, piece_bytes, stride = math.prod(shape[:axis]), (stop - start) * inner_bytes, shape[axis] * inner_bytes
+    if piece_bytes == stride:
+        num_pieces, piece_bytes = 1, num_pieces * piece_bytes
+    buffer = _new_buffer(num_pieces * piece_bytes)
     if buffer.numel():
-        stride_bytes = shape[axis] * inner_bytes
-        _read_pieces(entry, buffer, entry.offset + start * inner_bytes, stride_bytes, piece_bytes)
+        _read_pieces(entry, buffer, entry.offset + start * inner_bytes, stride, piece_bytes)
     cut = (*shape[:axis], stop - start, *shape[axis + 1 :]) if entry.shape else ()
     return buffer.view(entry.dtype).view(cut)
+
+
+def _new_buffer(nbytes: int) -> torch.Tensor:
+    """uint8 [nbytes]. Large ones lie in pages of their own, which go back to the system when the tensor is freed: under
+    glibc, buffers of some MiB that come and go left half a checkpoint behind in the heap."""
+    if nbytes < _OWN_PAGES_BYTES:
+        return torch.empty(nbytes, dtype=torch.uint8)
+    return torch.frombuffer(mmap.mmap(-1, nbytes), dtype=torch.uint8)
 
 
 def _read_pieces(entry: TensorEntry, buffer: torch.Tensor, offset: int, stride: int, piece_bytes: int) -> None:
