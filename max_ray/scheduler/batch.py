@@ -177,7 +177,6 @@ class Batcher:
 
     def _requeue(self, row: Row) -> None:
         row.context.reset()
-        row.num_committed = 0
         self.waiting[row.key] = row
         self.waiting.move_to_end(row.key, last=False)
 
