@@ -87,11 +87,11 @@ def resolve_plan(
     architecture = PIPELINE_REGISTRY.retrieve_architecture(
         override_architecture or hf_config, task=task, custom_architectures=config.custom_architectures
     )
+    config = _with_required_arguments(config, architecture)
     origins: dict[str, str] = {"architecture": "model: config.json"}
     device = _device(config, hardware, origins)
     encoding = _encoding(config, architecture, hf_config, origins)
     _check_parallelism(config, architecture, hf_config, device, hardware)
-    _check_required_arguments(config, architecture)
     kv_params = architecture.pipeline_model.get_kv_params(config, hf_config, encoding, config.tensor_parallel_size)
     max_batch_size = _max_batch_size(config, device, origins)
     max_length = architecture.pipeline_model.calculate_max_seq_len(config, hf_config)
@@ -172,10 +172,12 @@ def _check_parallelism(
         )
 
 
-def _check_required_arguments(config: PipelineConfig, architecture: SupportedArchitecture) -> None:
+def _with_required_arguments(config: PipelineConfig, architecture: SupportedArchitecture) -> PipelineConfig:
+    """The family's required settings, put in where the user set nothing. Raises ConfigError where they disagree."""
     for name, value in architecture.required_arguments.items():
-        if getattr(config, name) != value:
+        if name in config.model_fields_set and getattr(config, name) != value:
             raise ConfigError(f"{architecture.name} needs {name}={value!r}, not {getattr(config, name)!r}.")
+    return config.replace(**architecture.required_arguments) if architecture.required_arguments else config
 
 
 def _max_batch_size(config: PipelineConfig, device: str, origins: dict[str, str]) -> int:
