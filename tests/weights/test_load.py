@@ -5,6 +5,7 @@ python -m pytest tests/weights/test_load.py
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -91,13 +92,14 @@ def test_a_strided_parameter_is_filled_in_place() -> None:
 class OneAtATime(DictWeightSource):
     """Hands out fresh copies and counts how many are alive at once."""
 
-    most = 0
+    def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
+        super().__init__(tensors)
+        self.alive: list[weakref.ref[torch.Tensor]] = []
+        self.most = 0
 
     def get_slice(self, name: str, axis: int, start: int, stop: int) -> torch.Tensor:
         piece = super().get_slice(name, axis, start, stop).clone()
-        self.alive = [ref for ref in getattr(self, "alive", []) if ref() is not None]
-        import weakref
-
+        self.alive = [ref for ref in self.alive if ref() is not None]
         self.alive.append(weakref.ref(piece))
         self.most = max(self.most, len(self.alive))
         return piece
