@@ -61,7 +61,8 @@ def init_tp_group(
 ) -> TPGroup:
     """Joins the group; blocks until all `size` ranks have come, at most `timeout_s`, also the limit of a collective.
 
-    init_method: `tcp://host:port`, where rank 0 can listen, or `file:///path`, new to this group and on this machine.
+    init_method: `tcp://host:port`, where rank 0 listens, `host` an address of its machine that all ranks reach (not a
+    name that means loopback there); or `file:///path`, new to this group, for ranks on one machine.
     Raises WorkerGroupError when the ranks do not meet, ConfigError for another kind of init_method.
     """
     if size == 1:
