@@ -44,14 +44,20 @@ class InputError(MaxRayError, ValueError):
 
 
 class PromptTooLongError(InputError):
-    def __init__(self, num_tokens: int, max_length: int) -> None:
+    """`at_least`: only the beginning of the prompt was counted, and that is too long already."""
+
+    def __init__(self, num_tokens: int, max_length: int, *, at_least: bool = False) -> None:
         super().__init__(
-            f"The prompt has {num_tokens} tokens, but this model is served with max_length={max_length} and at "
-            f"least one token must be left to generate. Shorten the prompt or serve with a larger --max-length.",
+            f"The prompt has {'at least ' if at_least else ''}{num_tokens} tokens, but this model is served with "
+            f"max_length={max_length} and at least one token must be left to generate. Shorten the prompt or serve "
+            f"with a larger --max-length.",
             param="prompt",
         )
         self.num_tokens = num_tokens
         self.max_length = max_length
+
+    def __reduce__(self) -> tuple[object, ...]:  # its arguments are not its message: the default pickle fails
+        return (type(self), (self.num_tokens, self.max_length), {**self.__dict__, "args": self.args})
 
 
 class ModelNotServedError(InputError):
