@@ -11,8 +11,9 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,13 +22,17 @@ from jinja2 import TemplateError
 from max_ray.errors import ConfigError, InputError, ModelPathError, PromptTooLongError
 from max_ray.interfaces import SamplingParams, TextContext, TextGenerationRequest, TokenBuffer
 
+TokenArray = npt.NDArray[np.int64]
+ArgumentT = TypeVar("ArgumentT")
 ContextValidator = Callable[[TextContext], None]
 
 # Classes of tokenizer_config.json that are tokenizer.json and nothing else.
 _GENERIC_CLASSES = ("TokenizersBackend", "PreTrainedTokenizerFast")
 _TOKENIZER_FILES = ("*.json", "*.jinja", "tokenizer*", "*.tiktoken", "*.model", "*.txt")
-# Encoding runs at a few characters a microsecond; a hop to a thread and back costs about 100 us.
+# Encoding runs at about a character a microsecond; a hop to a thread and back costs about 100 us.
 _INLINE_CHARACTERS = 4096
+# A longer text than so many characters a token of max_length is counted by its beginning first.
+_LONG_TOKEN_CHARACTERS = 16
 
 
 class TextTokenizer:
@@ -112,11 +117,11 @@ class TextTokenizer:
             validate(context)
         return context
 
-    async def encode(self, prompt: str, add_special_tokens: bool = True) -> npt.NDArray[np.int64]:
+    async def encode(self, prompt: str, add_special_tokens: bool = True) -> TokenArray:
         """Token ids of a text, int64 [n]."""
-        if len(prompt) <= _INLINE_CHARACTERS:
-            return self.encode_text(prompt, add_special_tokens)
-        return await asyncio.to_thread(self.encode_text, prompt, add_special_tokens)
+        return await self._in_thread_if_long(
+            len(prompt), partial(self.encode_text, add_special_tokens=add_special_tokens), prompt
+        )
 
     async def decode(self, encoded: Any, *, skip_special_tokens: bool = False, **kwargs: Any) -> str:
         """Text of one token id or of a sequence of them."""
@@ -125,7 +130,7 @@ class TextTokenizer:
         ids = np.atleast_1d(np.asarray(encoded, dtype=np.int64)).tolist()
         return self.decode_ids(ids, skip_special_tokens)
 
-    def encode_text(self, text: str, add_special_tokens: bool = True) -> npt.NDArray[np.int64]:
+    def encode_text(self, text: str, add_special_tokens: bool = True) -> TokenArray:
         """`encode`, blocking. Raises InputError for text that is not Unicode (lone surrogates)."""
         try:
             text.encode()
@@ -133,10 +138,12 @@ class TextTokenizer:
             raise InputError(
                 f"The text is not valid Unicode: a lone surrogate at character {error.start}.", param="prompt"
             ) from None
-        if self._backend is not None:
-            ids = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
-        else:
+        if self._backend is None:
             ids = self._hf.encode(text, add_special_tokens=add_special_tokens)
+        elif len(text) <= _INLINE_CHARACTERS:
+            ids = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        else:  # unlike `encode`, the batch call lets other threads run meanwhile
+            ids = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
         return np.asarray(ids, dtype=np.int64)
 
     def decode_ids(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
@@ -183,14 +190,12 @@ class TextTokenizer:
             return False
         return "content-probe" in text and "'text'" not in text
 
-    async def _prompt_ids(self, request: TextGenerationRequest) -> npt.NDArray[np.int64]:
+    async def _prompt_ids(self, request: TextGenerationRequest) -> TokenArray:
         if request.messages:
-            if sum(len(str(m.get("content"))) for m in request.messages) <= _INLINE_CHARACTERS:
-                ids = self._chat_ids(request)
-            else:
-                ids = await asyncio.to_thread(self._chat_ids, request)
+            num_characters = sum(len(str(m.get("content"))) for m in request.messages)
+            ids = await self._in_thread_if_long(num_characters, self._chat_ids, request)
         elif isinstance(request.prompt, str):
-            ids = await self.encode(request.prompt) if request.prompt else np.empty(0, dtype=np.int64)
+            ids = await self._in_thread_if_long(len(request.prompt), self._text_ids, request.prompt)
         else:
             ids = _id_array(request.prompt)
         param = "messages" if request.messages else "prompt"
@@ -201,9 +206,29 @@ class TextTokenizer:
             raise PromptTooLongError(len(ids), self.max_length)
         return ids
 
-    def _chat_ids(self, request: TextGenerationRequest) -> npt.NDArray[np.int64]:
+    async def _in_thread_if_long(
+        self, num_characters: int, work: Callable[[ArgumentT], TokenArray], argument: ArgumentT
+    ) -> TokenArray:
+        if num_characters <= _INLINE_CHARACTERS:
+            return work(argument)
+        return await asyncio.to_thread(work, argument)
+
+    def _text_ids(self, text: str) -> TokenArray:
+        return self._prompt_text_ids(text, add_special_tokens=True) if text else np.empty(0, dtype=np.int64)
+
+    def _chat_ids(self, request: TextGenerationRequest) -> TokenArray:
         text = self.render_chat(request.messages, request.chat_template_options)
-        return self.encode_text(text, add_special_tokens=False)
+        return self._prompt_text_ids(text, add_special_tokens=False)
+
+    def _prompt_text_ids(self, text: str, add_special_tokens: bool) -> TokenArray:
+        """Ids of a prompt. Megabytes that cannot fit are refused without encoding them all: a beginning that has
+        twice the tokens of max_length has more than max_length of them however the text goes on."""
+        head = text[: _LONG_TOKEN_CHARACTERS * self.max_length]
+        if len(head) < len(text):
+            num_tokens = len(self.encode_text(head, add_special_tokens))
+            if num_tokens > 2 * self.max_length:
+                raise PromptTooLongError(num_tokens, self.max_length, at_least=True)
+        return self.encode_text(text, add_special_tokens)
 
     def _sampling_params(self, request: TextGenerationRequest) -> SamplingParams:
         given = request.sampling_params
@@ -220,7 +245,7 @@ class TextTokenizer:
             )
         return params
 
-    def _check_range(self, ids: npt.NDArray[np.int64], param: str) -> None:
+    def _check_range(self, ids: TokenArray, param: str) -> None:
         outside = ids[(ids < 0) | (ids >= self.vocab_size)]
         if len(outside):
             raise InputError(
@@ -291,7 +316,7 @@ def _ids(value: Any) -> tuple[int, ...]:
     return (value,) if isinstance(value, int) else tuple(int(i) for i in value)
 
 
-def _id_array(prompt: Sequence[int] | None) -> npt.NDArray[np.int64]:
+def _id_array(prompt: Sequence[int] | None) -> TokenArray:
     array = np.asarray(() if prompt is None else prompt)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise InputError("A prompt of token ids must be a flat list of integers that fit 64 bits.", param="prompt")

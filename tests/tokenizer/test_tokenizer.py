@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -110,12 +112,36 @@ async def test_length_border(tokenizer: TextTokenizer) -> None:
     assert (caught.value.num_tokens, caught.value.max_length) == (32, 32)
 
 
+async def test_a_hopeless_prompt_is_refused_by_its_beginning(tokenizer: TextTokenizer) -> None:
+    for fields in ({"prompt": "x" * 10**6}, {"messages": [{"role": "user", "content": "x" * 10**6}]}):
+        with pytest.raises(PromptTooLongError, match=r"at least 5\d\d") as caught:
+            await tokenizer.new_context(request(**fields))
+        assert caught.value.num_tokens <= 16 * 32 + 1
+
+
+def test_too_long_errors_travel_between_processes() -> None:
+    error = pickle.loads(pickle.dumps(PromptTooLongError(9, 8, at_least=True)))
+    assert (str(error), error.param) == (str(PromptTooLongError(9, 8, at_least=True)), "prompt")
+    assert (error.num_tokens, error.max_length) == (9, 8)
+
+
 async def test_long_text_encodes_in_a_thread_to_the_same_ids(folder: Path) -> None:
     roomy = TextTokenizer(folder, max_length=100_000)
     text = "word " * 5000
-    assert (await roomy.encode(text)).tolist() == roomy.encode_text(text).tolist()
+    piecewise = [roomy.encode_text(text[i : i + 1000], False) for i in range(0, len(text), 1000)]
+    assert (await roomy.encode(text, add_special_tokens=False)).tolist() == np.concatenate(piecewise).tolist()
     chat = await roomy.new_context(request(messages=[{"role": "user", "content": text}]))
     assert await roomy.decode(chat.tokens.all, skip_special_tokens=True) == text
+
+
+async def test_the_event_loop_runs_on_while_a_long_text_is_encoded(folder: Path) -> None:
+    roomy = TextTokenizer(folder, max_length=100_000)
+    encoding = asyncio.create_task(roomy.encode("some words " * 50_000))
+    num_turns = 0
+    while not encoding.done():
+        await asyncio.sleep(0.001)
+        num_turns += 1
+    assert num_turns > 10
 
 
 async def test_sampling_defaults_come_from_the_model(tmp_path: Path) -> None:
