@@ -115,7 +115,7 @@ def build_runner(plan: PipelinePlan, tp: TPGroup) -> ModelRunner:
         plan.encoding,
         tp.device,
         tp,
-        open_weights(Path(plan.model_dir)),
+        open_weights(Path(plan.model_dir), plan.weights_format),
         architecture.weight_adapters.get(plan.weights_format),
     )
     num_blocks = plan.num_blocks if plan.num_blocks is not None else _blocks_that_fit(plan, tp)
