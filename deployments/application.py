@@ -14,6 +14,9 @@ from max_ray.config import PipelineConfig, ServeConfig
 from max_ray.pipelines.hardware import Hardware
 from max_ray.pipelines.plan import resolve_plan
 
+UPSCALE_DELAY_S = 10.0
+DOWNSCALE_DELAY_S = 300.0
+"""A new replica means a new worker group with its weights to load: quick to add one, slow to give one up."""
 _EXTRA_ONGOING = 64
 """Requests beyond the queue and the batch that a replica takes: health checks, scrapes, and those it answers 429."""
 
@@ -56,6 +59,8 @@ def _scaling(config: ServeConfig) -> dict[str, Any]:
             "min_replicas": config.min_replicas,
             "max_replicas": config.max_replicas,
             "target_ongoing_requests": config.target_ongoing_requests,
+            "upscale_delay_s": UPSCALE_DELAY_S,
+            "downscale_delay_s": DOWNSCALE_DELAY_S,
         }
     }
 

@@ -21,10 +21,11 @@ class Served:
     port: int
     app_name: str
     model: str
+    route_prefix: str = ""
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://127.0.0.1:{self.port}{self.route_prefix}"
 
     @property
     def headers(self) -> dict[str, str]:

@@ -1,0 +1,128 @@
+"""Replicas come and go: a killed one, a scaled application, a shutdown."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import psutil
+import pytest
+import ray
+from ray import serve
+from ray.util.placement_group import placement_group_table
+
+from deployments import application
+from max_ray.actors.messages import NAMESPACE
+from max_ray.config import ServeConfig
+from tests.actors.helpers import actors_of, eventually, registry_status
+from tests.serve.conftest import Served, settings_for
+
+pytestmark = [pytest.mark.ray]
+
+
+@asynccontextmanager
+async def deployed(model: Path, port: int, app_name: str, **changes: Any) -> AsyncIterator[Served]:
+    config = ServeConfig(**settings_for(model, port, app_name, **changes))
+    await asyncio.to_thread(
+        lambda: serve.run(application.build_application(config), name=app_name, route_prefix=f"/{app_name}")
+    )
+    try:
+        yield Served(port, app_name, "tiny", f"/{app_name}")
+    finally:
+        await asyncio.to_thread(serve.delete, app_name)
+
+
+def replica_processes(app_name: str) -> list[psutil.Process]:
+    return [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if f"ServeReplica:{app_name}:" in " ".join(process.cmdline()[:1])
+    ]
+
+
+def worker_pids(app_name: str) -> list[int]:
+    workers = [name for name in actors_of(app_name) if ":worker_" in name]
+    return [ray.get(ray.get_actor(name, namespace=NAMESPACE).describe.remote()).pid for name in workers]
+
+
+async def text_of(served: Served, prompt: str, max_tokens: int = 20) -> str:
+    answer = await served.client().completions.create(model="tiny", prompt=prompt, max_tokens=max_tokens, temperature=0)
+    return answer.choices[0].text
+
+
+async def answers_again(served: Served, within_s: float) -> str:
+    deadline = time.monotonic() + within_s
+    while True:
+        try:
+            return await text_of(served, "x")
+        except openai.APIError:
+            assert time.monotonic() < deadline, "no answer"
+            await asyncio.sleep(0.2)
+
+
+async def test_a_killed_replica_leaves_a_warm_group_to_its_successor(
+    ray_cluster: Any, tiny_llama: Path, serve_port: int
+) -> None:
+    async with deployed(tiny_llama, serve_port, "successor", lease_grace_s=60) as served:
+        expected = await text_of(served, "x")
+        before = worker_pids("successor")
+        (group,) = [row for row in (await registry_status()).groups if row.app == "successor"]
+        chunks = await served.client().completions.create(
+            model="tiny", prompt="y", max_tokens=200, stream=True, extra_body={"ignore_eos": True}
+        )
+        await anext(aiter(chunks))
+        (replica,) = replica_processes("successor")
+        replica.kill()
+        replica.wait(10)
+        assert await answers_again(served, 120) == expected
+        (after,) = [row for row in (await registry_status()).groups if row.app == "successor"]
+        assert (after.group_id, after.epoch) == (group.group_id, group.epoch + 1)
+        assert worker_pids("successor") == before
+        name = next(name for name in actors_of("successor") if ":kv_manager:" in name)
+        free, total = await ray.get_actor(name, namespace=NAMESPACE).free_blocks.remote()
+        assert free == total
+    took = await eventually(lambda: not actors_of("successor"), 15, "the group ends with its application")
+    assert took < 15
+    rows = placement_group_table().values()
+    assert not [row for row in rows if "max_ray:successor" in row["name"] and row["state"] != "REMOVED"]
+
+
+@pytest.mark.slow
+async def test_the_application_scales_up_and_down(
+    ray_cluster: Any, tiny_llama: Path, serve_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(application, "UPSCALE_DELAY_S", 1.0)
+    monkeypatch.setattr(application, "DOWNSCALE_DELAY_S", 3.0)
+    scaling = {"min_replicas": 1, "max_replicas": 2, "target_ongoing_requests": 2}
+    async with deployed(tiny_llama, serve_port, "scaled", **scaling) as served:
+        assert len(worker_pids("scaled")) == 1
+        busy = asyncio.create_task(_keep_busy(served))
+        await eventually(lambda: len(replica_processes("scaled")) == 2 and len(actors_of("scaled")) == 4, 90, "two")
+        await _both_replicas_in_metrics(served)
+        busy.cancel()
+        await eventually(lambda: len(actors_of("scaled")) == 2, 90, "one again")
+        await text_of(served, "x")
+
+
+async def _keep_busy(served: Served) -> None:
+    while True:
+        await asyncio.gather(*[text_of(served, f"load {i}", 200) for i in range(16)], return_exceptions=True)
+
+
+async def _both_replicas_in_metrics(served: Served) -> None:
+    """One scrape reaches one replica, and knows all."""
+    async with httpx.AsyncClient(base_url=served.url, headers=served.headers, timeout=30) as client:
+        for _ in range(100):
+            text = (await client.get("/metrics")).text
+            replicas = set(re.findall(r'max_ray_generated_tokens_total\{.*replica="(\w+)"', text))
+            if len(replicas) == 2:
+                return
+            await asyncio.sleep(0.5)
+    raise AssertionError(f"only {replicas}")
