@@ -10,6 +10,9 @@ The token depends on nothing but the row's own logits, parameters and uniform nu
   logits a device sorts first therefore does not matter.
 * The inverse of the cumulative distribution is taken in vocabulary order.
 
+A row without a finite logit (a request that forbids every token, a broken model) gets some token of the vocabulary: it
+must not end the run of the other rows.
+
 Sorting the vocabulary is avoided: the filters first look at C candidates, and only rows that the candidates do not
 decide (the nucleus reaches further) are sorted whole.
 """
@@ -120,7 +123,7 @@ def _draw_sorted(
     """The same by sorting the whole vocabulary."""
     values = _descending(logits)
     _, kept, _ = _filter(values, total, logits.shape[1], filters)
-    border = values.gather(1, kept.sum(1, keepdim=True) - 1)
+    border = values.gather(1, (kept.sum(1, keepdim=True) - 1).clamp(min=0))
     weights = _weights(_relative(logits, values[:, :1], filters.temperature))
     return _pick(weights * (logits >= border), uniform)
 
@@ -187,4 +190,4 @@ def _pick(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     sums = weights.cumsum(1)
     total = sums[:, -1:]
     target = (uniform[:, None] * total).to(torch.int64).clamp(max=total - 1)  # rounding must not reach the total
-    return torch.searchsorted(sums, target, right=True)[:, 0]
+    return torch.searchsorted(sums, target, right=True)[:, 0].clamp(max=weights.shape[1] - 1)

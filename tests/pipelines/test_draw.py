@@ -78,6 +78,20 @@ def test_lowest_temperature_is_the_argmax_and_highest_is_flat() -> None:
     assert ours(logits, SamplingParams(temperature=1e9, top_k=3), uniform) == [0, 1, 2]
 
 
+@pytest.mark.parametrize("bad", [-math.inf, math.nan, math.inf])
+@pytest.mark.parametrize("vocab_size", [1, 10, 11, 3000])
+def test_a_row_without_a_distribution_gets_a_token_and_disturbs_nobody(vocab_size: int, bad: float) -> None:
+    torch.manual_seed(2)
+    logits, uniform = torch.randn(3, vocab_size), torch.rand(3, dtype=torch.float64)
+    filters = Filters.from_params([SamplingParams(top_p=0.9)] * 3, vocab_size, CPU)
+    before = draw(logits, filters.temperature, uniform), draw_filtered(logits, filters, uniform)
+    logits[1] = bad
+    after = draw(logits, filters.temperature, uniform), draw_filtered(logits, filters, uniform)
+    for good, tokens in zip(before, after, strict=True):
+        assert 0 <= tokens[1] < vocab_size
+        assert tokens[[0, 2]].tolist() == good[[0, 2]].tolist()
+
+
 def test_vocabulary_of_one() -> None:
     assert reachable([5.0], top_k=3, top_p=0.1, min_p=0.9) == {0}
 

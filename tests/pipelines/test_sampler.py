@@ -182,6 +182,15 @@ def test_min_tokens_mask_ends_with_the_minimum() -> None:
     assert steps == [[0, 9], [0, 9], [9, 9]]
 
 
+def test_a_request_that_forbids_every_token_does_not_end_the_run() -> None:
+    forbidding = {"min_new_tokens": 5, "stop_ids": tuple(range(VOCAB_SIZE))}
+    rows = [make_row(**forbidding, top_k=3), make_row(**forbidding), make_row(**forbidding, temperature=0), make_row()]
+    logits = torch.randn(4, VOCAB_SIZE)
+    tokens = step(rows, logits)
+    assert all(0 <= token < VOCAB_SIZE for token in tokens)
+    assert tokens[3] == naive_token(rows[3], logits[3], [])
+
+
 @pytest.mark.parametrize("case", range(50))
 def test_penalties_equal_the_naive_ones(case: int) -> None:
     rng = np.random.default_rng(case)
