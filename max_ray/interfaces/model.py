@@ -112,6 +112,11 @@ class PipelineModel(ABC):
     def check_tensor_parallel(cls, huggingface_config: Any, tp_size: int) -> None:
         """Raises ParallelismError where the network cannot be cut into `tp_size` ranks. Called before loading."""
 
+    @classmethod
+    def prefix_is_reusable(cls, pipeline_config: PipelineConfig, huggingface_config: Any) -> bool:
+        """Whether keys and values depend on nothing but the tokens up to their own, so that prompts may share them."""
+        return True
+
     @abstractmethod
     def execute(self, model_inputs: ModelInputs) -> ModelOutputs:
         """Runs one forward pass; writes the new keys and values into the cache."""

@@ -61,6 +61,14 @@ class TextPipelineModel(PipelineModel):
         """The model's rope, from config.json."""
         return RopeConfig.from_huggingface(huggingface_config, head_dim(huggingface_config))
 
+    @classmethod
+    def prefix_is_reusable(cls, pipeline_config: PipelineConfig, huggingface_config: Any) -> bool:
+        """Not where the rope of a prompt's first token depends on the prompt's length (see RopeConfig, `dynamic`)."""
+        if cls.rope_config(huggingface_config).rope_type != "dynamic":
+            return True
+        trained: int = required(huggingface_config, "max_position_embeddings")
+        return cls.calculate_max_seq_len(pipeline_config, huggingface_config) <= trained
+
     def prepare_initial_token_inputs(
         self,
         context_batch: Sequence[RunRow],

@@ -57,6 +57,8 @@ def build_factory(
 
 def build_tokenizer(plan: PipelinePlan) -> TextTokenizer:
     """The architecture's tokenizer over the plan's model folder."""
+    if plan.stock_tokenizer:
+        return TextTokenizer(plan.model_dir, max_length=plan.max_length)
     architecture = PIPELINE_REGISTRY.retrieve_architecture(plan.architecture, task=plan.task)
     tokenizer: TextTokenizer = architecture.tokenizer(
         plan.model_dir,

@@ -23,6 +23,7 @@ from max_ray.huggingface import (
 from max_ray.interfaces import KVCacheParams, PipelineTask, SupportedEncoding, WeightsFormat
 from max_ray.pipelines.hardware import GIB, Hardware
 from max_ray.registry import PIPELINE_REGISTRY, SupportedArchitecture
+from max_ray.tokenizer import TextTokenizer
 
 CPU_BATCH_SIZE = 64
 GPU_BATCH_SIZE = 256
@@ -35,8 +36,10 @@ SMALL_MODEL_BYTES = 64 * 1024**2
 class PipelinePlan:
     """A resolved configuration. Picklable; imports no torch to be unpickled.
 
-    `num_blocks` is None on GPUs: each worker measures what its device has left once the weights are in, and the
-    group takes the smallest. `kv_params` are one rank's. `origins` says where each resolved value came from.
+    `stock_tokenizer`: TextTokenizer serves as it is, so a process that only tokenizes need not import the family's
+    code (and torch with it). `num_blocks` is None on GPUs: each worker measures what its device has left once the
+    weights are in, and the group takes the smallest. `kv_params` are one rank's. `origins` says where each resolved
+    value came from.
     """
 
     config: PipelineConfig
@@ -54,6 +57,7 @@ class PipelinePlan:
     max_batch_size: int
     kv_params: KVCacheParams
     num_blocks: int | None
+    stock_tokenizer: bool = False
     custom_code: tuple[PackedCode, ...] = ()
     origins: Mapping[str, str] = field(default_factory=dict)
 
@@ -67,6 +71,7 @@ class PipelinePlan:
             "tensor_parallel_size": self.tensor_parallel_size,
             "num_threads": self.num_threads,
             "max_length": self.max_length,
+            "enable_prefix_caching": self.config.enable_prefix_caching,
             "max_batch_size": self.max_batch_size,
             "kv_cache_blocks": "measured after loading" if self.num_blocks is None else self.num_blocks,
             "kv_cache_bytes_per_token": self.kv_params.bytes_per_token * self.tensor_parallel_size,
@@ -92,6 +97,7 @@ def resolve_plan(
     device = _device(config, hardware, origins)
     encoding = _encoding(config, architecture, hf_config, origins)
     _check_parallelism(config, architecture, hf_config, device, hardware)
+    config = _with_exact_prefixes(config, architecture, hf_config, origins)
     kv_params = architecture.pipeline_model.get_kv_params(config, hf_config, encoding, config.tensor_parallel_size)
     max_batch_size = _max_batch_size(config, device, origins)
     max_length = architecture.pipeline_model.calculate_max_seq_len(config, hf_config)
@@ -114,6 +120,7 @@ def resolve_plan(
         max_batch_size=max_batch_size,
         kv_params=kv_params,
         num_blocks=num_blocks,
+        stock_tokenizer=architecture.tokenizer is TextTokenizer and not architecture.context_validators,
         custom_code=pack_architectures(config.custom_architectures),
         origins=origins,
     )
@@ -178,6 +185,22 @@ def _with_required_arguments(config: PipelineConfig, architecture: SupportedArch
         if name in config.model_fields_set and getattr(config, name) != value:
             raise ConfigError(f"{architecture.name} needs {name}={value!r}, not {getattr(config, name)!r}.")
     return config.replace(**architecture.required_arguments) if architecture.required_arguments else config
+
+
+def _with_exact_prefixes(
+    config: PipelineConfig, architecture: SupportedArchitecture, hf_config: HuggingFaceConfig, origins: dict[str, str]
+) -> PipelineConfig:
+    """Switches the prefix cache off for a model whose keys depend on more than the tokens before them."""
+    if not config.enable_prefix_caching or architecture.pipeline_model.prefix_is_reusable(config, hf_config):
+        return config
+    if "enable_prefix_caching" in config.model_fields_set:
+        raise ConfigError(
+            "This model's keys depend on the length of the whole prompt (rope type 'dynamic' beyond "
+            "max_position_embeddings), so no prefix can be reused: set enable_prefix_caching=False, or a smaller "
+            "max_length."
+        )
+    origins["enable_prefix_caching"] = "model: its keys depend on the length of the whole prompt"
+    return config.replace(enable_prefix_caching=False)
 
 
 def _max_batch_size(config: PipelineConfig, device: str, origins: dict[str, str]) -> int:
