@@ -28,7 +28,6 @@ STALE_AFTER_S = 3.0
 """An owner that has not renewed for so long is taken for dead when a successor asks; owners renew every second."""
 _IDLE_END_S = 5.0
 _START_GRACE_S = 30.0
-_exit_actor: Any = ray.actor.exit_actor  # Ray leaves it without types
 
 
 class RegistryActor:
@@ -184,7 +183,7 @@ class RegistryActor:
             if self._groups or self._starting:
                 self._last_needed = time.monotonic()
             elif time.monotonic() - self._last_needed > _IDLE_END_S:
-                _exit_actor()
+                ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
 
 
 async def _is_abandoned(group: Group) -> bool:

@@ -19,7 +19,7 @@ from ray import serve
 from ray.util.placement_group import placement_group_table
 
 from deployments import application
-from max_ray.actors.messages import NAMESPACE
+from max_ray.actors.messages import NAMESPACE, REGISTRY_NAME
 from max_ray.config import ServeConfig
 from tests.actors.helpers import actors_of, eventually, registry_status
 from tests.serve.conftest import Served, settings_for
@@ -90,8 +90,13 @@ async def test_a_killed_replica_leaves_a_warm_group_to_its_successor(
         assert free == total
     took = await eventually(lambda: not actors_of("successor"), 15, "the group ends with its application")
     assert took < 15
+    await eventually(lambda: not _registry_is_up(), 15, "the registry ends when there is no group")
     rows = placement_group_table().values()
     assert not [row for row in rows if "max_ray:successor" in row["name"] and row["state"] != "REMOVED"]
+
+
+def _registry_is_up() -> bool:
+    return REGISTRY_NAME in [entry["name"] for entry in ray.util.list_named_actors(all_namespaces=True)]
 
 
 @pytest.mark.slow

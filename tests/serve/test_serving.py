@@ -177,14 +177,16 @@ async def test_a_stream_survives_the_death_of_its_worker(served: Served) -> None
 
 
 async def test_serve_listens_on_loopback_only(served: Served) -> None:
-    """Also HAProxy's own two ports. Each Ray process has one more, wide one: Ray's gRPC, behind Ray's token."""
+    """Also HAProxy's own ports. What is wide is Ray's gRPC, behind its token: one port a process, two a replica."""
     processes = psutil.Process().children(recursive=True)
     front = [process for process in processes if process.name() == "haproxy"]
     replicas = [process for process in processes if "ServeReplica" in " ".join(process.cmdline()[:1])]
     assert front
     assert replicas
     assert [ports for process in front if (ports := wide_ports(process))] == []
-    assert all(len(wide_ports(process)) <= 1 for process in replicas)
+    for process in replicas:
+        assert len(wide_ports(process)) <= 2
+        assert not [port for port in wide_ports(process) if 30_000 <= port <= 31_000], "the replica's HTTP server"
     assert served.port in [c.laddr.port for process in front for c in process.net_connections("tcp")]
 
 
