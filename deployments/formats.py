@@ -88,7 +88,7 @@ class CompletionFormat(AnswerFormat):
         self._offsets[delta.index] = offset
         return {
             "tokens": [self._tokens.text_of(token) for token, _ in delta.tokens],
-            "token_logprobs": [entry and _finite(entry.log_probability) for _, entry in delta.tokens],
+            "token_logprobs": [None if entry is None else _finite(entry.log_probability) for _, entry in delta.tokens],
             "top_logprobs": [self._top(entry) for entry in delta.tokens],
             "text_offset": offsets,
         }
@@ -151,4 +151,4 @@ class ChatFormat(AnswerFormat):
 
 
 def _finite(value: float) -> float:
-    return max(value, _LOWEST)
+    return value if value > _LOWEST else _LOWEST  # also for NaN, which a row without any allowed token gives
