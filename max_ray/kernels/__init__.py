@@ -2,16 +2,22 @@
 
 Axes: T tokens of a ragged batch, B rows (requests), D head_dim or hidden size, H query heads, KVH key/value heads,
 F feed-forward width. A *twin* implements every function with the same signature; the torch twins (`kernels/cpu`)
-define the result and run on any device. Which twin runs is chosen once, where `_twin` is bound below.
+define the result and run on any device, the Triton twins (`kernels/gpu`) on GPUs. Which one runs is chosen in one
+place, `_twin` below, by where the tensors are.
 """
 
 from __future__ import annotations
 
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import torch
 
-from max_ray.kernels import cpu as _twin
+from max_ray.kernels import cpu
+from max_ray.log import get_logger
 
 if TYPE_CHECKING:
     from max_ray.interfaces.model import KVCacheInputs
@@ -22,8 +28,24 @@ __all__ = [
     "fused_add_rmsnorm",
     "paged_attention",
     "rmsnorm",
+    "rope_and_append",
     "silu_and_mul",
 ]
+
+_logger = get_logger(__name__)
+
+
+def _twin(x: torch.Tensor) -> ModuleType:
+    return _gpu_twins() if x.is_cuda else cpu
+
+
+@cache
+def _gpu_twins() -> ModuleType:
+    """The Triton twins, loaded when the first tensor on a GPU comes: a machine without triton never gets here."""
+    if find_spec("triton") is None:
+        _logger.warning("triton is not installed: the GPU runs torch's own operations, which are slower")
+        return cpu
+    return import_module("max_ray.kernels.gpu")
 
 
 def rmsnorm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -31,19 +53,22 @@ def rmsnorm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
     Zhang and Sennrich 2019, eq. 4. Normalised in float32, rounded to x's dtype, then multiplied by `weight`.
     """
-    return _twin.rmsnorm(x, weight, eps)
+    result: torch.Tensor = _twin(x).rmsnorm(x, weight, eps)
+    return result
 
 
 def fused_add_rmsnorm(
     x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(rmsnorm(x + residual), x + residual), each [T, D]. The sum is rounded to x's dtype first."""
-    return _twin.fused_add_rmsnorm(x, residual, weight, eps)
+    result: tuple[torch.Tensor, torch.Tensor] = _twin(x).fused_add_rmsnorm(x, residual, weight, eps)
+    return result
 
 
 def silu_and_mul(x: torch.Tensor) -> torch.Tensor:
     """silu(gate) * up for x = [gate | up], [..., 2F] -> [..., F]."""
-    return _twin.silu_and_mul(x)
+    result: torch.Tensor = _twin(x).silu_and_mul(x)
+    return result
 
 
 def apply_rope(
@@ -62,7 +87,10 @@ def apply_rope(
         that gather once a step rather than once a layer.
     interleaved: pair i is (2i, 2i + 1) (RopeType.normal, GGUF); otherwise (i, i + R/2) (neox, Hugging Face).
     """
-    return _twin.apply_rope(q, k, cos_sin_cache, positions, interleaved=interleaved)
+    result: tuple[torch.Tensor, torch.Tensor] = _twin(q).apply_rope(
+        q, k, cos_sin_cache, positions, interleaved=interleaved
+    )
+    return result
 
 
 def append_paged_kv_cache(
@@ -76,7 +104,28 @@ def append_paged_kv_cache(
 
     slot_mapping: int64 [T], block_id * page_size + offset; no slot twice.
     """
-    _twin.append_paged_kv_cache(k, v, k_cache, v_cache, slot_mapping)
+    _twin(k).append_paged_kv_cache(k, v, k_cache, v_cache, slot_mapping)
+
+
+def rope_and_append(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    cos_sin_cache: torch.Tensor,
+    positions: torch.Tensor | None,
+    slot_mapping: torch.Tensor,
+    *,
+    interleaved: bool = False,
+) -> torch.Tensor:
+    """`apply_rope` and `append_paged_kv_cache` of the rotated keys in one: returns the rotated q [T, H, D], new.
+
+    k, v [T, KVH, D] stay as they are; the caches are written in place. Arguments as of those two.
+    """
+    targets = (k_cache, v_cache, cos_sin_cache, positions, slot_mapping)
+    result: torch.Tensor = _twin(q).rope_and_append(q, k, v, *targets, interleaved=interleaved)
+    return result
 
 
 def paged_attention(
@@ -98,4 +147,7 @@ def paged_attention(
     k_cache, v_cache: one layer's [num_blocks, page_size, KVH, D] (of `kv`: block_tables, cache_lengths, page_size).
     scale: multiplies q k^T. sliding_window: a query sees its own and the `sliding_window - 1` keys before it.
     """
-    return _twin.paged_attention(q, k_cache, v_cache, kv, qo_indptr, scale=scale, sliding_window=sliding_window)
+    result: torch.Tensor = _twin(q).paged_attention(
+        q, k_cache, v_cache, kv, qo_indptr, scale=scale, sliding_window=sliding_window
+    )
+    return result

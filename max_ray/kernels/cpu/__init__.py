@@ -5,6 +5,7 @@ from max_ray.kernels.cpu.attention import paged_attention
 from max_ray.kernels.cpu.norm import fused_add_rmsnorm, rmsnorm
 from max_ray.kernels.cpu.paged_cache import append_paged_kv_cache
 from max_ray.kernels.cpu.rope import apply_rope
+from max_ray.kernels.cpu.rope_append import rope_and_append
 
 __all__ = [
     "append_paged_kv_cache",
@@ -12,5 +13,6 @@ __all__ = [
     "fused_add_rmsnorm",
     "paged_attention",
     "rmsnorm",
+    "rope_and_append",
     "silu_and_mul",
 ]

@@ -53,6 +53,21 @@ class _Row:
         return self.kv_stop - self.kv_start
 
 
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """One call of scaled_dot_product_attention: rows that go together, and which keys they read.
+
+    queries: int64 [B], the rows' query tokens, for a group of decode rows; None for a single row with more queries.
+    slots: int64 [B, S]. mask: bool, broadcastable to the scores; None where every query sees every key, or is_causal.
+    """
+
+    row: _Row
+    queries: torch.Tensor | None
+    slots: torch.Tensor
+    mask: torch.Tensor | None
+    is_causal: bool = False
+
+
 def paged_attention(
     q: torch.Tensor,
     k_cache: torch.Tensor,
@@ -63,15 +78,31 @@ def paged_attention(
     scale: float,
     sliding_window: int | None,
 ) -> torch.Tensor:
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    rows = _rows(kv, qo_indptr, sliding_window)
     key_bytes = k_cache.shape[2] * k_cache.shape[3] * k_cache.element_size()
-    for group in _decode_groups([row for row in rows if row.num_queries == 1], _GROUP_BYTES // key_bytes):
-        _decode(out, q, k_cache, v_cache, kv, group, scale)
+    calls = kv.plans.get((sliding_window, key_bytes))
+    if calls is None:  # the first layer of a step plans for all
+        calls = kv.plans[sliding_window, key_bytes] = _plan(kv, qo_indptr, sliding_window, _GROUP_BYTES // key_bytes)
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    for call in calls:
+        run = _prefill if call.queries is None else _decode
+        run(out, q, k_cache, v_cache, call, scale)
+    return out
+
+
+def _plan(kv: KVCacheInputs, qo_indptr: torch.Tensor, sliding_window: int | None, max_keys: int) -> list[_Call]:
+    rows = _rows(kv, qo_indptr, sliding_window)
+    calls = []
+    for group in _decode_groups([row for row in rows if row.num_queries == 1], max_keys):
+        slots, mask = _slots(kv, group)
+        queries = torch.tensor([row.start for row in group], device=slots.device)
+        calls.append(_Call(group[0], queries, slots, None if mask is None else mask[:, None, None]))
     for row in rows:
         if row.num_queries > 1:
-            _prefill(out, q, k_cache, v_cache, kv, row, scale, sliding_window)
-    return out
+            slots, _ = _slots(kv, [row])
+            is_square = row.num_queries == row.kv_len and (sliding_window is None or sliding_window >= row.kv_len)
+            mask = None if is_square else _causal_mask(row, sliding_window, slots.device)
+            calls.append(_Call(row, None, slots, mask, is_square))
+    return calls
 
 
 def _rows(kv: KVCacheInputs, qo_indptr: torch.Tensor, sliding_window: int | None) -> list[_Row]:
@@ -103,50 +134,30 @@ def _decode_groups(rows: list[_Row], max_keys: int) -> Iterator[list[_Row]]:
 
 
 def _decode(
-    out: torch.Tensor,
-    q: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    kv: KVCacheInputs,
-    group: list[_Row],
-    scale: float,
+    out: torch.Tensor, q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, call: _Call, scale: float
 ) -> None:
     """One query a row: q [B, KVH, G, D] against keys [B, KVH, S, D]."""
-    num_kv_heads = k_cache.shape[2]
-    queries = torch.tensor([row.start for row in group], device=q.device)
-    slots, mask = _slots(kv, group)
-    k, v = _gather(k_cache, slots), _gather(v_cache, slots)
-    grouped_q = q.index_select(0, queries).view(len(group), num_kv_heads, -1, q.shape[2])
-    attended = F.scaled_dot_product_attention(
-        grouped_q, k, v, attn_mask=None if mask is None else mask[:, None, None], scale=scale
-    )
-    out.index_copy_(0, queries, attended.flatten(1, 2))
+    assert call.queries is not None
+    k, v = _gather(k_cache, call.slots), _gather(v_cache, call.slots)
+    grouped_q = q.index_select(0, call.queries).view(len(call.queries), k_cache.shape[2], -1, q.shape[2])
+    attended = F.scaled_dot_product_attention(grouped_q, k, v, attn_mask=call.mask, scale=scale)
+    out.index_copy_(0, call.queries, attended.flatten(1, 2))
 
 
 def _prefill(
-    out: torch.Tensor,
-    q: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    kv: KVCacheInputs,
-    row: _Row,
-    scale: float,
-    sliding_window: int | None,
+    out: torch.Tensor, q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, call: _Call, scale: float
 ) -> None:
     """Several queries of one row: q [1, H, N, D] against keys [1, KVH, S, D]."""
-    slots, _ = _slots(kv, [row])
-    is_square = row.num_queries == row.kv_len and (sliding_window is None or sliding_window >= row.kv_len)
-    mask = None if is_square else _causal_mask(row, sliding_window, q.device)
     attended = F.scaled_dot_product_attention(
-        q[row.start : row.stop].transpose(0, 1)[None],
-        _gather(k_cache, slots),
-        _gather(v_cache, slots),
-        attn_mask=mask,
-        is_causal=is_square,
+        q[call.row.start : call.row.stop].transpose(0, 1)[None],
+        _gather(k_cache, call.slots),
+        _gather(v_cache, call.slots),
+        attn_mask=call.mask,
+        is_causal=call.is_causal,
         scale=scale,
         enable_gqa=True,
     )
-    out[row.start : row.stop] = attended[0].transpose(0, 1)
+    out[call.row.start : call.row.stop] = attended[0].transpose(0, 1)
 
 
 def _slots(kv: KVCacheInputs, rows: list[_Row]) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -1,0 +1,20 @@
+"""The Triton twins, for NVIDIA GPUs from compute capability 8.0. They need `triton`; nothing here loads without it.
+
+Each is held against its torch twin in Triton's interpreter (`tests/kernels/gpu`) and compiled for sm_90.
+"""
+
+from max_ray.kernels.cpu.attention import paged_attention
+from max_ray.kernels.gpu.activation import silu_and_mul
+from max_ray.kernels.gpu.norm import fused_add_rmsnorm, rmsnorm
+from max_ray.kernels.gpu.paged_cache import append_paged_kv_cache
+from max_ray.kernels.gpu.rope import apply_rope, rope_and_append
+
+__all__ = [
+    "append_paged_kv_cache",
+    "apply_rope",
+    "fused_add_rmsnorm",
+    "paged_attention",
+    "rmsnorm",
+    "rope_and_append",
+    "silu_and_mul",
+]
