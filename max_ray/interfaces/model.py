@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from max_ray.interfaces.executor import RunRow
@@ -27,6 +27,7 @@ class KVCacheInputs:
     cache_lengths: int32 [B], tokens of each row in the cache before this step.
     slot_mapping: int64 [T], where each new token goes: block_id * page_size + offset.
     max_kv_length: longest row after this step (host integer).
+    plans: what a kernel works out once a step and uses in every layer; empty when a step begins.
     """
 
     keys: list[torch.Tensor]
@@ -36,6 +37,7 @@ class KVCacheInputs:
     slot_mapping: torch.Tensor
     max_kv_length: int
     page_size: int
+    plans: dict[Any, Any] = field(default_factory=dict)
 
 
 @dataclass

@@ -31,6 +31,8 @@ class Batch:
     qo_indptr: torch.Tensor
 
     def run(self, sliding_window: int | None = None) -> torch.Tensor:
+        """As the first layer of a step, which plans anew: tests change the batch between runs."""
+        self.kv.plans.clear()
         args = (self.q, self.k_cache, self.v_cache, self.kv, self.qo_indptr)
         return kernels.paged_attention(*args, scale=SCALE, sliding_window=sliding_window)
 
@@ -143,6 +145,18 @@ def test_a_decode_window_reads_only_the_blocks_it_sees() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_stays_near_the_definition(dtype: torch.dtype) -> None:
     check(make_batch([(20, 1), (0, 9), (5, 4), (33, 1)], dtype=dtype), tolerance=2e-2)
+
+
+def test_later_layers_of_a_step_use_the_plan_of_the_first() -> None:
+    batch = make_batch([(9, 1), (0, 7), (6, 5)])
+    first = batch.run()
+    plans = {key: list(calls) for key, calls in batch.kv.plans.items()}
+    args = (batch.q, batch.k_cache, batch.v_cache, batch.kv, batch.qo_indptr)
+    torch.testing.assert_close(kernels.paged_attention(*args, scale=SCALE), first)
+    kernels.paged_attention(*args, scale=SCALE, sliding_window=4)
+    assert len(plans) == 1
+    assert len(batch.kv.plans) == 2, "a layer with another window has another plan"
+    assert all(batch.kv.plans[key][0] is calls[0] for key, calls in plans.items())
 
 
 def test_decode_rows_are_attended_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
