@@ -9,7 +9,6 @@ from typing import Any
 from max_ray.config import Origins, ServeConfig, load_config
 
 DEMO_MODEL = Path(__file__).parent / "demo" / "shakespeare"
-DEMO_NAME = "max_ray-demo"
 
 
 def load_serve_config(
@@ -28,5 +27,4 @@ def load_serve_config(
     )
     if config.model_path:
         return config, origins
-    demo = {"model_path": str(DEMO_MODEL), "served_model_name": config.served_model_name or DEMO_NAME}
-    return config.replace(**demo), origins | {"model_path": "default: the bundled demo model"}
+    return config.replace(model_path=str(DEMO_MODEL)), origins | {"model_path": "default: the bundled demo model"}

@@ -14,7 +14,7 @@ import torch
 
 import max_ray
 from deployments import cli
-from deployments.serve_config import DEMO_MODEL, DEMO_NAME, load_serve_config
+from deployments.serve_config import DEMO_MODEL, load_serve_config
 from max_ray.config import PipelineConfig, ServeConfig
 from tests.checkpoints import make_llama
 
@@ -103,7 +103,7 @@ def test_model_is_an_alias_as_the_page_prints_it(served: list[ServeConfig]) -> N
 
 def test_without_a_model_the_bundled_one_is_served(served: list[ServeConfig]) -> None:
     assert cli.main(["serve", "--port", "8001"]) == 0
-    assert (served[0].model_path, served[0].served_model_name, served[0].port) == (str(DEMO_MODEL), DEMO_NAME, 8001)
+    assert (served[0].model_path, served[0].served_model_name, served[0].port) == (str(DEMO_MODEL), "shakespeare", 8001)
     config, _ = load_serve_config({"served_model_name": "mine"}, environ={})
     assert (config.model_path, config.served_model_name) == (str(DEMO_MODEL), "mine")
 
