@@ -3,8 +3,8 @@
 Each is held against its torch twin in Triton's interpreter (`tests/kernels/gpu`) and compiled for sm_90.
 """
 
-from max_ray.kernels.cpu.attention import paged_attention
 from max_ray.kernels.gpu.activation import silu_and_mul
+from max_ray.kernels.gpu.attention import paged_attention
 from max_ray.kernels.gpu.norm import fused_add_rmsnorm, rmsnorm
 from max_ray.kernels.gpu.paged_cache import append_paged_kv_cache
 from max_ray.kernels.gpu.rope import apply_rope, rope_and_append

@@ -12,7 +12,8 @@ import pytest
 
 pytest.importorskip("triton")
 
-from max_ray.kernels.gpu import activation, norm, paged_cache, rope
+from max_ray.kernels.gpu import activation, attention, decode, norm, paged_cache, prefill, rope
+from max_ray.kernels.gpu.launch import padded
 from tests.kernels.gpu.sm90 import Usage, compile_for_sm90
 
 
@@ -47,8 +48,7 @@ def test_append() -> None:
     check("append", compile_for_sm90(paged_cache.append_kernel, arguments))
 
 
-@pytest.mark.parametrize("head_dim", [64, 80, 128, 256])
-@pytest.mark.parametrize("has_cache", [False, True])
+@pytest.mark.parametrize(("head_dim", "has_cache"), [(128, False), (64, True), (80, True), (128, True), (256, True)])
 def test_rope(head_dim: int, has_cache: bool) -> None:
     tensors = dict.fromkeys(["q", "k", "v", "q_out", "k_out", "v_out"], "*bf16")
     indices = {"cos_sin": "*fp32", "positions": "*i64", "slots": "*i64"}
@@ -60,3 +60,56 @@ def test_rope(head_dim: int, has_cache: bool) -> None:
     constants |= {"BLOCK_PAIRS": block_dim // 2, "BLOCK_TAIL": 0, "BLOCK_DIM": block_dim}
     usage = compile_for_sm90(rope.rope_kernel, tensors | indices | sizes | constants)
     check(f"rope head_dim={head_dim} cache={has_cache}", usage)
+
+
+def attention_arguments(dtype: str, head_dim: int, tile: attention._Tile, extra: list[str]) -> dict[str, Any]:
+    """A Llama of 4 query heads a key head, pages of 16."""
+    tensors = dict.fromkeys(["q", "k_cache", "v_cache"], f"*{dtype}")
+    indices = dict.fromkeys(["block_tables", "cache_lengths", "qo_indptr"], "*i32")
+    strides = dict.fromkeys(["q_token_stride", "q_head_stride"], "i32:16") | {"table_stride": "i32"}
+    sizes = strides | {"token_stride": "i32:16", "num_heads": "i32:16"}
+    constants = {"GROUP": 4, "WINDOW": 0, "PAGE_SIZE": 16, "HEAD_DIM": head_dim, "BLOCK_M": tile.lines}
+    constants |= {"BLOCK_N": tile.keys, "BLOCK_D": padded(head_dim)}
+    out = {"out": f"*{dtype}"} | dict.fromkeys(extra, "*fp32")
+    return tensors | indices | out | sizes | constants
+
+
+def in_order(kernel: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    return {name: arguments[name] for name in kernel.arg_names}
+
+
+SLOW = [pytest.param(*case, marks=pytest.mark.slow) for case in (("bf16", 64), ("bf16", 80), ("fp32", 128))]
+CASES = [("bf16", 128), ("bf16", 256), *SLOW]
+SHARED_LIMIT = 227 * 1024  # bytes a block, compute capability 9.0
+
+
+@pytest.mark.parametrize(("dtype", "head_dim"), CASES)
+def test_decode(dtype: str, head_dim: int) -> None:
+    tile = attention.decode_tile(4, head_dim, 2 if dtype == "bf16" else 4)
+    arguments = attention_arguments(dtype, head_dim, tile, ["partial_acc", "partial_largest", "partial_total"])
+    arguments |= {"ONLY_SINGLE": False, "NUM_SPLITS": 8, "scale_log2": "fp32"}
+    ordered = in_order(decode.decode_kernel, arguments)
+    usage = compile_for_sm90(decode.decode_kernel, ordered, tile.num_warps, tile.num_stages)
+    check(f"decode {dtype} head_dim={head_dim}", usage)
+    assert usage.shared <= SHARED_LIMIT
+    assert usage.uses_tensor_cores
+
+
+@pytest.mark.parametrize("head_dim", [128, 256])
+def test_merge(head_dim: int) -> None:
+    tensors = dict.fromkeys(["partial_acc", "partial_largest", "partial_total"], "*fp32") | {"qo_indptr": "*i32"}
+    constants = {"ONLY_SINGLE": False, "NUM_SPLITS": 32, "HEAD_DIM": head_dim, "BLOCK_D": head_dim}
+    arguments = tensors | {"out": "*bf16", "num_heads": "i32:16"} | constants
+    check(f"merge head_dim={head_dim}", compile_for_sm90(decode.merge_kernel, arguments))
+
+
+@pytest.mark.parametrize(("dtype", "head_dim"), CASES)
+def test_prefill(dtype: str, head_dim: int) -> None:
+    tile = attention.prefill_tile(4, head_dim, 2 if dtype == "bf16" else 4)
+    arguments = attention_arguments(dtype, head_dim, tile, [])
+    arguments |= {"num_rows": "i32", "scale_log2": "fp32", "SKIP_SINGLE": True, "BLOCK_Q": tile.lines // 4}
+    ordered = in_order(prefill.prefill_kernel, arguments)
+    usage = compile_for_sm90(prefill.prefill_kernel, ordered, tile.num_warps, tile.num_stages)
+    check(f"prefill {dtype} head_dim={head_dim}", usage)
+    assert usage.shared <= SHARED_LIMIT
+    assert usage.uses_tensor_cores
