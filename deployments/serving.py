@@ -30,6 +30,7 @@ def serve_main(config: ServeConfig) -> None:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         application = build_application(config)
+        signal.signal(signal.SIGTERM, _interrupt)  # again: ray.init sets a handler of its own
         _run(application, config)
         print(ready_message(config), flush=True)
         threading.Event().wait()

@@ -70,14 +70,16 @@ def still_alive(processes: list[psutil.Process], within_s: float) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_ctrl_c_leaves_nothing_behind(tiny_llama: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "terminate"])
+def test_an_ended_server_leaves_nothing_behind(tiny_llama: Path, tmp_path: Path, ending: signal.Signals) -> None:
     port, log = free_port(), tmp_path / "log"
     with serving(tiny_llama, port, log) as (process, started):
         curl = next(line.strip() for line in log.read_text().splitlines() if line.strip().startswith("curl "))
         answer = subprocess.run(["sh", "-c", f"{curl} --silent --max-time 60"], capture_output=True, text=True)
         assert '"finish_reason"' in answer.stdout, answer
-        process.send_signal(signal.SIGINT)
+        process.send_signal(ending)
         assert still_alive([process, *started], 10) == []
+        assert "Stopping ..." in log.read_text()
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"http://127.0.0.1:{port}/health")
 
