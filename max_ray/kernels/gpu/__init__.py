@@ -1,6 +1,7 @@
 """The Triton twins, for NVIDIA GPUs from compute capability 8.0. They need `triton`; nothing here loads without it.
 
-Each is held against its torch twin in Triton's interpreter (`tests/kernels/gpu`) and compiled for sm_90.
+Each is held against its torch twin in Triton's interpreter (`tests/kernels/gpu`) and compiled for sm_90. The twin of
+`sample` is `max_ray/pipelines/draw.py`, so that it is reached from here and not through `max_ray.kernels`.
 """
 
 from max_ray.kernels.gpu.activation import silu_and_mul
@@ -8,6 +9,7 @@ from max_ray.kernels.gpu.attention import paged_attention
 from max_ray.kernels.gpu.norm import fused_add_rmsnorm, rmsnorm
 from max_ray.kernels.gpu.paged_cache import append_paged_kv_cache
 from max_ray.kernels.gpu.rope import apply_rope, rope_and_append
+from max_ray.kernels.gpu.sampling import sample
 
 __all__ = [
     "append_paged_kv_cache",
@@ -16,5 +18,6 @@ __all__ = [
     "paged_attention",
     "rmsnorm",
     "rope_and_append",
+    "sample",
     "silu_and_mul",
 ]

@@ -51,13 +51,13 @@ def test_few_tokens(rows: Sequence[tuple[int, int]]) -> None:
 
 
 @pytest.mark.parametrize("head_dim", [64, 80, 128, 256])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float32, marks=pytest.mark.slow)])
 def test_head_dims(head_dim: int, dtype: torch.dtype) -> None:
     rows = [(5, 1), (0, 20), (150, 1)]
     check(make_batch(rows, page_size=16, head_dim=head_dim, heads=(2, 1), dtype=dtype))
 
 
-@pytest.mark.parametrize("heads", [(1, 1), (2, 1), (6, 2), (4, 1), (5, 1), (6, 1), (7, 1), (8, 1), (24, 1)])
+@pytest.mark.parametrize("heads", [(1, 1), (2, 1), (6, 2), (4, 1), (5, 1), (6, 1), (7, 1), (8, 1), (24, 1)], ids=str)
 def test_head_groups(heads: tuple[int, int]) -> None:
     check(make_batch([(5, 1), (0, 30), (3, 4), (9, 1)], heads=heads, page_size=16))
 

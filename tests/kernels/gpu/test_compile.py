@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-from max_ray.kernels.gpu import activation, attention, decode, norm, paged_cache, prefill, rope
+from max_ray.kernels.gpu import activation, attention, decode, norm, paged_cache, prefill, rope, sampling
 from max_ray.kernels.gpu.launch import padded
 from tests.kernels.gpu.sm90 import Usage, compile_for_sm90
 
@@ -113,3 +113,11 @@ def test_prefill(dtype: str, head_dim: int) -> None:
     check(f"prefill {dtype} head_dim={head_dim}", usage)
     assert usage.shared <= SHARED_LIMIT
     assert usage.uses_tensor_cores
+
+
+def test_sampling() -> None:
+    columns = {"temperatures": "*fp32", "top_ks": "*i64", "top_ps": "*fp64", "min_ps": "*fp32"}
+    state = {"seeds": "*i64", "counters": "*i64", "tokens": "*i64"}
+    sizes = {"logits_stride": "i32:16", "vocab_size": "i32:16", "BLOCK": 4096}
+    arguments = {"logits": "*fp32"} | columns | state | sizes
+    check("sampling", compile_for_sm90(sampling.sample_kernel, arguments, num_warps=16))
