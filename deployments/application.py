@@ -9,6 +9,7 @@ from ray import serve
 from deployments.cluster_env import cluster_hardware, connect
 from deployments.ingress import Ingress
 from deployments.serve_config import load_serve_config
+from max_ray.actors.leased_group import get_registry
 from max_ray.actors.messages import GroupSpec
 from max_ray.config import PipelineConfig, ServeConfig
 from max_ray.pipelines.hardware import Hardware
@@ -28,6 +29,7 @@ def build_application(config: ServeConfig) -> serve.Application:
     pipeline_config = PipelineConfig(**{name: getattr(config, name) for name in PipelineConfig.model_fields})
     resolve_plan(pipeline_config, hardware=_hardware_to_be(config))
     connect(config)
+    get_registry()  # its process starts while Serve does
     plan = resolve_plan(pipeline_config, hardware=cluster_hardware())
     spec = GroupSpec(
         app=config.app_name,

@@ -10,6 +10,7 @@ from ray import serve
 from deployments.application import build_application, given_settings
 from deployments.serve_config import load_serve_config
 from deployments.serving import serve_main
+from max_ray import settings
 from max_ray.config import ServeConfig
 from max_ray.errors import ConfigError
 from max_ray.log import setup_logging
@@ -36,8 +37,8 @@ def app(args: BuilderArguments) -> serve.Application:
 
     Called from Python it takes any ServeConfig.
     """
-    setup_logging()
     try:
+        setup_logging(settings.log_level())
         return build_application(args)
     except ConfigError as error:
         raise click.ClickException(str(error)) from None

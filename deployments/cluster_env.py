@@ -23,6 +23,9 @@ from max_ray.settings import cache_dir
 _LOG = get_logger(__name__)
 _ray: Any = ray  # Ray leaves a few of its functions without types
 
+SERVE_LOGGING = {"log_level": "WARNING", "enable_access_log": False}
+"""Serve writes a line a request and a dozen a start otherwise: on the terminal of whoever runs it, and in the way."""
+
 
 def serve_environment(config: ServeConfig) -> dict[str, str]:
     """Serve's switches. A server that only this machine reaches has nobody to drain connections for, and its HAProxy
@@ -46,7 +49,7 @@ def connect(config: ServeConfig) -> None:
     """
     if not ray.is_initialized():
         _ray.init(runtime_env={"env_vars": serve_environment(config)}, log_to_driver=True)
-    serve.start(http_options={"host": config.host, "port": config.port})
+    serve.start(http_options={"host": config.host, "port": config.port}, logging_config=SERVE_LOGGING)
 
 
 def owns_ray() -> bool:

@@ -14,10 +14,12 @@ import ray
 from ray import serve
 
 from deployments.answer import generate, open_answer
+from deployments.cluster_env import SERVE_LOGGING
 from deployments.engine import ApiOptions
 from deployments.openai import ChatCompletionRequest, CompletionRequest
 from deployments.replica_engine import ReplicaEngine, ReplicaIdentity
 from deployments.routes import build_api
+from max_ray import settings
 from max_ray.actors.messages import GroupSpec
 from max_ray.log import setup_logging
 
@@ -31,7 +33,7 @@ class _Ingress:
     async def __init__(  # type: ignore[misc]  # Serve awaits it
         self, spec: GroupSpec, max_queued_requests: int, api_keys: tuple[str, ...]
     ) -> None:
-        setup_logging()
+        setup_logging(settings.log_level())
         self._options = ApiOptions(api_keys=api_keys)
         context: Any = serve.get_replica_context()
         owner_id = ray.get_runtime_context().get_actor_id() or context.replica_tag
@@ -73,4 +75,5 @@ Ingress = serve.deployment(
     health_check_timeout_s=30,
     graceful_shutdown_timeout_s=10,
     graceful_shutdown_wait_loop_s=0.5,
+    logging_config=SERVE_LOGGING,
 )(serve.ingress()(_Ingress))

@@ -13,6 +13,7 @@ from ray import serve
 
 from deployments.application import build_application
 from deployments.cluster_env import owns_ray
+from max_ray import settings
 from max_ray.config import ServeConfig
 from max_ray.errors import WorkerGroupError
 from max_ray.log import setup_logging
@@ -26,7 +27,7 @@ def serve_main(config: ServeConfig) -> None:
 
     Raises ConfigError before anything starts, WorkerGroupError when the application does not come up.
     """
-    setup_logging()
+    setup_logging(settings.log_level())
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         application = build_application(config)
