@@ -5,56 +5,22 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
-import psutil
 import pytest
 import ray
-from ray import serve
 from ray.util.placement_group import placement_group_table
 
 from deployments import application
 from max_ray.actors.messages import NAMESPACE, REGISTRY_NAME
-from max_ray.config import ServeConfig
 from tests.actors.helpers import actors_of, eventually, registry_status
-from tests.serve.conftest import Served, settings_for
+from tests.serve.applications import deployed, replica_processes, text_of, worker_pids
+from tests.serve.conftest import Served
 
 pytestmark = [pytest.mark.ray]
-
-
-@asynccontextmanager
-async def deployed(model: Path, port: int, app_name: str, **changes: Any) -> AsyncIterator[Served]:
-    config = ServeConfig(**settings_for(model, port, app_name, **changes))
-    await asyncio.to_thread(
-        lambda: serve.run(application.build_application(config), name=app_name, route_prefix=f"/{app_name}")
-    )
-    try:
-        yield Served(port, app_name, "tiny", f"/{app_name}")
-    finally:
-        await asyncio.to_thread(serve.delete, app_name)
-
-
-def replica_processes(app_name: str) -> list[psutil.Process]:
-    return [
-        process
-        for process in psutil.Process().children(recursive=True)
-        if f"ServeReplica:{app_name}:" in " ".join(process.cmdline()[:1])
-    ]
-
-
-def worker_pids(app_name: str) -> list[int]:
-    workers = [name for name in actors_of(app_name) if ":worker_" in name]
-    return [ray.get(ray.get_actor(name, namespace=NAMESPACE).describe.remote()).pid for name in workers]
-
-
-async def text_of(served: Served, prompt: str, max_tokens: int = 20) -> str:
-    answer = await served.client().completions.create(model="tiny", prompt=prompt, max_tokens=max_tokens, temperature=0)
-    return answer.choices[0].text
 
 
 async def answers_again(served: Served, within_s: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,12 +13,13 @@ import psutil
 import pytest
 import ray
 from ray import serve
-from ray.util.state import list_tasks
+from ray.util.state import list_actors, list_tasks
 
 from deployments.openai import ChatCompletionRequest, CompletionRequest
 from max_ray.actors.messages import NAMESPACE, GroupStatus
 from max_ray.errors import InputError
-from tests.actors.helpers import actors_of, kill, registry_status
+from tests.actors.helpers import actors_of, eventually, kill, registry_status
+from tests.serve.applications import deployed, worker_pids
 from tests.serve.conftest import Served
 
 pytestmark = [pytest.mark.ray]
@@ -193,3 +195,54 @@ async def test_serve_listens_on_loopback_only(served: Served) -> None:
 def wide_ports(process: psutil.Process) -> list[int]:
     listening = [c for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
     return [c.laddr.port for c in listening if not c.laddr.ip.startswith(("127.", "::1", "::ffff:127."))]
+
+
+def answers(served: Served) -> list[dict[str, Any]]:
+    """Greedy, seeded and penalized completions, one by one and in one batch, with their log probabilities."""
+    client = served.sync_client()
+    prompts = ["Hello", "a longer prompt, over several pages of the cache", "x"]
+    rows: list[dict[str, Any]] = []
+    for temperature in (0.0, 1.0):
+        for prompt in (*prompts, prompts):
+            answer = client.completions.create(
+                model="tiny",
+                prompt=prompt,
+                max_tokens=24,
+                temperature=temperature,
+                seed=11,
+                top_p=0.95,
+                frequency_penalty=0.5,
+                logprobs=3,
+                extra_body={"ignore_eos": True},
+            )
+            rows += [{"text": choice.text, "logprobs": choice.logprobs} for choice in answer.choices]
+    return rows
+
+
+def living(class_name: str, app: str = "") -> list[Any]:
+    """From Ray's own actor list."""
+    actors = list_actors(filters=[("state", "=", "ALIVE"), ("class_name", "=", class_name)], limit=1000)
+    return [actor for actor in actors if (actor.name or "").startswith(app and f"{app}-")]
+
+
+async def test_two_ranks_over_http_answer_as_one(served: Served, tiny_llama: Path) -> None:
+    expected = answers(served)
+    async with deployed(tiny_llama, served.port, "tp2", tensor_parallel_size=2) as two:
+        found = answers(two)
+        assert [row["text"] for row in found] == [row["text"] for row in expected]
+        assert len({row["text"] for row in expected}) > 4, "different prompts and seeds must show"
+        for mine, theirs in zip(found, expected, strict=True):
+            assert mine["logprobs"].tokens == theirs["logprobs"].tokens
+            assert mine["logprobs"].token_logprobs == pytest.approx(theirs["logprobs"].token_logprobs, abs=1e-4)
+            for mine_top, their_top in zip(mine["logprobs"].top_logprobs, theirs["logprobs"].top_logprobs, strict=True):
+                assert mine_top == pytest.approx(their_top, abs=1e-4)
+
+        assert len(living("RegistryActor")) == 1
+        for app, size in ((served.app_name, 1), ("tp2", 2)):
+            assert len(living("KVManagerActor", app)) == 1
+            assert len(living("ModelWorker", app)) == size
+        pids = worker_pids("tp2")
+        assert len({*pids, *worker_pids(served.app_name)}) == 3
+        assert {actor.pid for actor in living("ModelWorker", "tp2")} == set(pids)
+    await eventually(lambda: not actors_of("tp2"), 15, "the group ends with its application")
+    assert len(living("ModelWorker", served.app_name)) == 1
