@@ -17,7 +17,6 @@ import torch
 from max_ray.kernels.gpu.attend import LOG2_E
 from max_ray.kernels.gpu.decode import decode_kernel, merge_kernel
 from max_ray.kernels.gpu.launch import on_device_of, padded, unit_stride
-from max_ray.kernels.gpu.paged_cache import check_cache
 from max_ray.kernels.gpu.prefill import prefill_kernel
 
 if TYPE_CHECKING:
@@ -81,8 +80,8 @@ def paged_attention(
     scale: float,
     sliding_window: int | None,
 ) -> torch.Tensor:
-    check_cache(q[:, : k_cache.shape[2]], k_cache)
-    check_cache(q[:, : v_cache.shape[2]], v_cache)
+    _check_cache(q, k_cache)
+    _check_cache(q, v_cache)
     num_rows = len(kv.cache_lengths)
     assert len(qo_indptr) == num_rows + 1, f"{num_rows} rows, but qo_indptr has {len(qo_indptr)} entries"
     assert q.shape[1] % k_cache.shape[2] == 0, f"{q.shape[1]} query heads on {k_cache.shape[2]} key heads"
@@ -97,6 +96,12 @@ def paged_attention(
         if is_mixed:
             call.prefill()
     return out
+
+
+def _check_cache(q: torch.Tensor, cache: torch.Tensor) -> None:
+    assert cache.is_contiguous(), f"a cache has strides {cache.stride()}; kernels need it contiguous"
+    assert cache.shape[3] == q.shape[2], f"heads are {q.shape[2]} wide, those of the cache {cache.shape[3]}"
+    assert cache.dtype == q.dtype, f"queries are {q.dtype}, the cache {cache.dtype}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,12 +67,17 @@ FILTERS = [
 ]
 
 
-@pytest.mark.parametrize("vocab_size", [1, 33, 5000, *(pytest.param(v, marks=pytest.mark.slow) for v in (4096, 8193))])
+@pytest.mark.parametrize("vocab_size", [1, 33, *(pytest.param(v, marks=pytest.mark.slow) for v in (4096, 5000, 8193))])
 def test_filters(vocab_size: int) -> None:
-    """Up to one block, and past it."""
     logits = torch.randn(len(FILTERS), vocab_size) * 3
     params = [SamplingParams(**{"temperature": 1.0, "seed": n} | some) for n, some in enumerate(FILTERS)]
     check(logits, params, list(range(len(FILTERS))))
+
+
+def test_vocabularies_of_several_blocks() -> None:
+    combined = [{"top_k": 40, "top_p": 0.9}, {"top_p": 0.99, "temperature": 3.0}]
+    params = [SamplingParams(**{"temperature": 1.0, "seed": 3} | some) for some in combined]
+    check(torch.randn(2, 4097), params, [0, 1])
 
 
 @pytest.mark.parametrize("filters", [{"top_k": 2}, {"top_p": 0.5}, {"top_p": 0.3, "top_k": 3}, {"min_p": 1.0}], ids=str)

@@ -28,7 +28,7 @@ def check(name: str, usage: Usage) -> None:
     assert usage.stack == 0, f"{name} spills"
 
 
-@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+@pytest.mark.parametrize("dtype", ["bf16", pytest.param("fp32", marks=pytest.mark.slow)])
 def test_rmsnorm(dtype: str) -> None:
     tensors = dict.fromkeys(["x", "residual", "weight", "out", "new_residual"], f"*{dtype}")
     sizes = {"x_stride": "i32:16", "residual_stride": "i32:16", "hidden": "i32:16", "eps": "fp32"}
@@ -48,7 +48,10 @@ def test_append() -> None:
     check("append", compile_for_sm90(paged_cache.append_kernel, arguments))
 
 
-@pytest.mark.parametrize(("head_dim", "has_cache"), [(128, False), (64, True), (80, True), (128, True), (256, True)])
+@pytest.mark.parametrize(
+    ("head_dim", "has_cache"),
+    [(128, True), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((128, False), (64, True), (80, True)))],
+)
 def test_rope(head_dim: int, has_cache: bool) -> None:
     tensors = dict.fromkeys(["q", "k", "v", "q_out", "k_out", "v_out"], "*bf16")
     indices = {"cos_sin": "*fp32", "positions": "*i64", "slots": "*i64"}
@@ -78,8 +81,9 @@ def in_order(kernel: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     return {name: arguments[name] for name in kernel.arg_names}
 
 
-SLOW = [pytest.param(*case, marks=pytest.mark.slow) for case in (("bf16", 64), ("bf16", 80), ("fp32", 128))]
-CASES = [("bf16", 128), ("bf16", 256), *SLOW]
+MORE = [("bf16", 64), ("bf16", 80), ("bf16", 256), ("fp32", 64), ("fp32", 128)]
+CASES = [("bf16", 128), *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE)]
+PREFILL = [*((*case, 0) for case in MORE), ("bf16", 128, 4096)]
 SHARED_LIMIT = 227 * 1024  # bytes a block, compute capability 9.0
 
 
@@ -95,7 +99,7 @@ def test_decode(dtype: str, head_dim: int) -> None:
     assert usage.uses_tensor_cores
 
 
-@pytest.mark.parametrize("head_dim", [128, 256])
+@pytest.mark.parametrize("head_dim", [128, pytest.param(256, marks=pytest.mark.slow)])
 def test_merge(head_dim: int) -> None:
     tensors = dict.fromkeys(["partial_acc", "partial_largest", "partial_total"], "*fp32") | {"qo_indptr": "*i32"}
     constants = {"ONLY_SINGLE": False, "NUM_SPLITS": 32, "HEAD_DIM": head_dim, "BLOCK_D": head_dim}
@@ -103,14 +107,18 @@ def test_merge(head_dim: int) -> None:
     check(f"merge head_dim={head_dim}", compile_for_sm90(decode.merge_kernel, arguments))
 
 
-@pytest.mark.parametrize(("dtype", "head_dim"), CASES)
-def test_prefill(dtype: str, head_dim: int) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "head_dim", "window"),
+    [("bf16", 128, 0), *(pytest.param(*case, marks=pytest.mark.slow) for case in PREFILL)],
+)
+def test_prefill(dtype: str, head_dim: int, window: int) -> None:
     tile = attention.prefill_tile(4, head_dim, 2 if dtype == "bf16" else 4)
     arguments = attention_arguments(dtype, head_dim, tile, [])
     arguments |= {"num_rows": "i32", "scale_log2": "fp32", "SKIP_SINGLE": True, "BLOCK_Q": tile.lines // 4}
+    arguments |= {"WINDOW": window}
     ordered = in_order(prefill.prefill_kernel, arguments)
     usage = compile_for_sm90(prefill.prefill_kernel, ordered, tile.num_warps, tile.num_stages)
-    check(f"prefill {dtype} head_dim={head_dim}", usage)
+    check(f"prefill {dtype} head_dim={head_dim} window={window}", usage)
     assert usage.shared <= SHARED_LIMIT
     assert usage.uses_tensor_cores
 

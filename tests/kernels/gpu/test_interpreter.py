@@ -27,6 +27,7 @@ def test_triton_twins_equal_their_torch_twins() -> None:
     run_interpreted("not slow")
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.slow
 def test_triton_twins_equal_their_torch_twins_at_more_borders() -> None:
     run_interpreted("slow")

@@ -1,0 +1,56 @@
+"""Which twin runs, and that the Triton twins can stand in for the torch twins.
+
+python -m pytest tests/kernels/gpu/test_twin.py
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from max_ray import kernels
+from max_ray.kernels import cpu
+
+ON_GPU: Any = SimpleNamespace(is_cuda=True)
+
+
+@pytest.fixture(autouse=True)
+def _choice_is_made_anew() -> Iterator[None]:
+    kernels._gpu_twins.cache_clear()
+    yield
+    kernels._gpu_twins.cache_clear()
+
+
+def test_tensors_on_a_cpu_go_to_the_torch_twins() -> None:
+    assert kernels._twin(torch.empty(1)) is cpu
+
+
+def test_tensors_on_a_gpu_go_to_the_triton_twins() -> None:
+    pytest.importorskip("triton")
+    assert kernels._twin(ON_GPU).__name__ == "max_ray.kernels.gpu"
+
+
+def test_a_gpu_without_triton_gets_the_torch_twins_and_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(kernels, "find_spec", lambda name: None)
+    monkeypatch.setattr(kernels._logger, "propagate", True)
+    assert kernels._twin(ON_GPU) is cpu
+    assert "triton is not installed" in caplog.text
+
+
+@pytest.mark.parametrize("name", cpu.__all__)
+def test_twins_have_the_same_signature(name: str) -> None:
+    pytest.importorskip("triton")
+    from max_ray.kernels import gpu
+
+    assert inspect.signature(getattr(gpu, name)) == inspect.signature(getattr(cpu, name))
+
+
+def test_every_operation_has_its_twins() -> None:
+    assert sorted(kernels.__all__) == sorted(cpu.__all__)
