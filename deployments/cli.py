@@ -1,4 +1,4 @@
-"""The command line `max-ray`: serve, generate, list, version. Parses, builds the configuration, calls.
+"""The command line `max-ray`: serve, generate, list, benchmark, version. Parses, builds the configuration, calls.
 
 Flags are made from the fields of PipelineConfig and ServeConfig, so names, defaults and help are written once, there.
 Values stay text until the configuration reads them. A user's mistake is one sentence on stderr and exit code 2.
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import max_ray
 from deployments.serve_config import DEMO_MODEL, load_serve_config
 from max_ray import settings
+from max_ray.benchmark import command as benchmark
 from max_ray.config import Origins, PipelineConfig, ServeConfig, load_config
 from max_ray.config.models import ALIASES
 from max_ray.errors import ConfigError, MaxRayError, nearest
@@ -52,8 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = _parse(list(sys.argv[1:] if arguments is None else arguments))
         setup_logging(settings.log_level())
-        run = {"serve": _serve, "generate": _generate, "list": _list, "version": _version}[options.pop("command")]
-        run(options)
+        run = {"serve": _serve, "generate": _generate, "list": _list, "benchmark": benchmark.run, "version": _version}
+        run[options.pop("command")](options)
     except MaxRayError as error:
         print(f"max-ray: error: {error}", file=sys.stderr)
         return 2
@@ -68,9 +69,10 @@ def _parse(arguments: list[str]) -> dict[str, Any]:
     known, unknown = parser.parse_known_args(arguments)
     options = vars(known)
     if unknown:
-        flags = [flag for action in commands[options["command"]]._actions for flag in action.option_strings]
+        command = " ".join(options[name] for name in ("command", "benchmark") if name in options)
+        flags = [flag for action in commands[command]._actions for flag in action.option_strings]
         flag = unknown[0].partition("=")[0]
-        raise UsageError(f"max-ray {options['command']} has no option {flag!r}.{nearest(flag, flags)}")
+        raise UsageError(f"max-ray {command} has no option {flag!r}.{nearest(flag, flags)}")
     return options
 
 
@@ -79,12 +81,15 @@ def build_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argum
     parser = _Parser(prog="max-ray", description=max_ray.__doc__, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=max_ray.__version__)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
-    commands = {
+    commands: dict[str, argparse.ArgumentParser] = {
         "serve": subparsers.add_parser("serve", help="serve a model over HTTP", allow_abbrev=False),
         "generate": subparsers.add_parser("generate", help="continue a prompt in this process", allow_abbrev=False),
         "list": subparsers.add_parser("list", help="list the model families", allow_abbrev=False),
+        "benchmark": subparsers.add_parser("benchmark", help="measure a server, draw the results", allow_abbrev=False),
         "version": subparsers.add_parser("version", help="print the version", allow_abbrev=False),
     }
+    for name, kind in benchmark.add_commands(commands["benchmark"]).items():
+        commands[f"benchmark {name}"] = kind
     _add_settings(commands["serve"], ServeConfig)
     _add_settings(commands["generate"], PipelineConfig)
     _add_generate_flags(commands["generate"])

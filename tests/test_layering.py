@@ -41,6 +41,7 @@ TABLE: dict[str, set[str]] = {
         *("interfaces", "config", "registry", "architecture", "custom_code", "huggingface", "weights"),
         *("tokenizer", "kv_cache", "kernels", "distributed", "driver", "nn"),
     },
+    "benchmark": {"settings", "tokenizer"},
     "actors": {
         *("interfaces", "settings", "config", "registry", "custom_code", "huggingface", "kv_cache", "scheduler"),
         *("pipelines", "distributed", "tokenizer"),
@@ -91,6 +92,7 @@ WITHOUT_TORCH = [
     "max_ray.pipelines.text_generation",
     "deployments",
     "deployments.cli",
+    "max_ray.benchmark.serving",
     "deployments.routes",
 ]
 WITHOUT_TORCH_BUT_WITH_RAY = ["max_ray.actors.registry", "max_ray.actors.kv_manager", "deployments.ingress"]

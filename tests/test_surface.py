@@ -51,6 +51,12 @@ SERVE_SETTINGS = PIPELINE_SETTINGS | {
     "api_keys": DERIVED,
 }
 GENERATE_FLAGS = {"--prompt", "--chat", "--max-new-tokens", "--temperature", "--top-k", "--top-p", "--min-p", "--seed"}
+SERVING_BENCHMARK_FLAGS = {
+    *("--base-url", "--model", "--api-key-env", "--endpoint", "--timeout"),
+    *("--request-rate", "--max-concurrency", "--num-prompts", "--num-warmups", "--temperature", "--ignore-eos"),
+    *("--seed", "--dataset", "--input-len", "--output-len", "--prefix-len", "--turns", "--dataset-path"),
+    *("--max-total-len", "--tokenizer", "--goodput", "--label", "--json", "--plot"),
+}
 NAMES = {
     "max_ray.pipelines": [
         *("PIPELINE_REGISTRY", "PipelineConfig", "PipelinePlan", "PipelineRegistry", "SupportedArchitecture"),
@@ -118,11 +124,14 @@ def test_flags() -> None:
     def of(names: set[str]) -> set[str]:
         return {"--" + name.replace("_", "-") for name in names}
 
-    assert set(commands) == {"serve", "generate", "list", "version"}
+    benchmarks = {"benchmark", "benchmark serving", "benchmark plot"}
+    assert set(commands) == {"serve", "generate", "list", "version"} | benchmarks
     assert flags("serve") == of(set(SERVE_SETTINGS) - {"api_keys"}) | common | switches
     assert flags("generate") == of(set(PIPELINE_SETTINGS)) | common | switches | GENERATE_FLAGS
     assert flags("list") == {"--help", "-h", "--json", "--custom-architectures"}
-    assert flags("version") == {"--help", "-h"}
+    assert flags("version") == flags("benchmark") == {"--help", "-h"}
+    assert flags("benchmark plot") == {"--help", "-h", "--output"}
+    assert flags("benchmark serving") == {"--help", "-h"} | SERVING_BENCHMARK_FLAGS
 
 
 def test_environment_variables_beside_the_settings() -> None:
