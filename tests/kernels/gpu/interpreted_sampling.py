@@ -89,12 +89,32 @@ def test_ties_are_kept_whole(filters: dict[str, float]) -> None:
     assert len(set(drawn.tolist())) > 1
 
 
-def test_zeros_of_both_signs_are_one_value() -> None:
-    logits = torch.tensor([[-0.0, 0.0, -5.0, -0.0, 0.0]]).repeat(6, 1)
+@pytest.mark.parametrize("zeros", [[-0.0, 0.0], [0.0, -0.0]], ids=str)
+def test_zeros_of_both_signs_are_one_value(zeros: list[float]) -> None:
+    logits = torch.tensor([[*zeros, -5.0, *zeros]]).repeat(6, 1)
     params = [SamplingParams(temperature=1.0, top_k=1, seed=seed) for seed in range(6)]
     drawn = set(check(logits, params, [3] * 6).tolist())
     assert drawn <= {0, 1, 3, 4}
-    assert len(drawn) > 1
+    assert drawn & {0, 3}
+    assert drawn & {1, 4}
+
+
+@triton.jit
+def first_beyond_kernel(logits, targets, out, vocab_size, BLOCK: tl.constexpr):
+    number = tl.program_id(0)
+    target = tl.load(targets + number)
+    token = sampling._first_beyond(logits, vocab_size, 0.0, 1.0, sampling._LOWEST, 0.0, target, BLOCK)
+    tl.store(out + number, token)
+
+
+@pytest.mark.parametrize("block", [2, 8])
+def test_the_draw_at_the_borders_between_tokens(block: int) -> None:
+    one = 2**40
+    borders = {0: 1, one - 1: 1, one: 2, 2 * one - 1: 2, 2 * one: 4, 3 * one - 1: 4}
+    targets, out = torch.tensor(list(borders)), torch.empty(len(borders), dtype=torch.int64)
+    logits = torch.tensor([-torch.inf, 0.0, 0.0, -torch.inf, 0.0])
+    first_beyond_kernel[(len(borders),)](logits, targets, out, 5, BLOCK=block)
+    assert out.tolist() == list(borders.values())
 
 
 def test_forbidden_tokens_are_never_drawn() -> None:

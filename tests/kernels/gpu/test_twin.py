@@ -54,3 +54,16 @@ def test_twins_have_the_same_signature(name: str) -> None:
 
 def test_every_operation_has_its_twins() -> None:
     assert sorted(kernels.__all__) == sorted(cpu.__all__)
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_rope_and_append_is_its_two_steps(interleaved: bool) -> None:
+    q, k, v = torch.randn(3, 4, 8), torch.randn(3, 2, 8), torch.randn(3, 2, 8)
+    angles, positions, slots = torch.rand(9, 6), torch.tensor([8, 0, 3]), torch.tensor([5, 0, 2])
+    caches, expected_caches = (torch.zeros(2, 2, 4, 2, 8).unbind(0) for _ in range(2))
+    rotated, rotated_k = kernels.apply_rope(q, k, angles, positions, interleaved=interleaved)
+    kernels.append_paged_kv_cache(rotated_k, v, *expected_caches, slots)
+    out = kernels.rope_and_append(q, k, v, *caches, angles, positions, slots, interleaved=interleaved)
+    assert torch.equal(out, rotated)
+    assert torch.equal(caches[0], expected_caches[0])
+    assert torch.equal(caches[1], expected_caches[1])
