@@ -14,6 +14,7 @@ import pytest
 
 pytest.importorskip("triton")
 
+pytestmark = pytest.mark.timeout(600)  # one test here is a whole run
 FILES = sorted(Path(__file__).parent.glob("interpreted_*.py"))
 
 
@@ -27,7 +28,6 @@ def test_triton_twins_equal_their_torch_twins() -> None:
     run_interpreted("not slow")
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.slow
 def test_triton_twins_equal_their_torch_twins_at_more_borders() -> None:
     run_interpreted("slow")
