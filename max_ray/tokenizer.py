@@ -197,7 +197,7 @@ class TextTokenizer:
         elif isinstance(request.prompt, str):
             ids = await self._in_thread_if_long(len(request.prompt), self._text_ids, request.prompt)
         else:
-            ids = _id_array(request.prompt)
+            ids = _id_array(() if request.prompt is None else request.prompt, "prompt")
         param = "messages" if request.messages else "prompt"
         if not len(ids):
             raise InputError("The prompt is empty: it has no tokens. Give at least one.", param=param)
@@ -236,7 +236,7 @@ class TextTokenizer:
             params = given
         else:
             params = SamplingParams.from_input_and_generation_config(given or {}, self._generation_config)
-        self._check_range(np.asarray(params.stop_token_ids, dtype=np.int64), "stop_token_ids")
+        self._check_range(_id_array(params.stop_token_ids, "stop_token_ids"), "stop_token_ids")
         if params.max_new_tokens is not None and params.min_new_tokens > params.max_new_tokens:
             raise InputError(
                 f"At least {params.min_new_tokens} and at most {params.max_new_tokens} new tokens are asked for: "
@@ -316,10 +316,10 @@ def _ids(value: Any) -> tuple[int, ...]:
     return (value,) if isinstance(value, int) else tuple(int(i) for i in value)
 
 
-def _id_array(prompt: Sequence[int] | None) -> TokenArray:
-    array = np.asarray(() if prompt is None else prompt)
+def _id_array(ids: Sequence[int], param: str) -> TokenArray:
+    array = np.asarray(ids)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
-        raise InputError("A prompt of token ids must be a flat list of integers that fit 64 bits.", param="prompt")
+        raise InputError("Token ids must be a flat list of integers that fit 64 bits.", param=param)
     return array.astype(np.int64)
 
 

@@ -6,6 +6,7 @@ import math
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from numbers import Integral
 from typing import Any
 from uuid import uuid4
 
@@ -27,6 +28,9 @@ class Request:
     """Base of all requests."""
 
     request_id: RequestID
+
+
+_MAX_COUNT = 2**31  # counts of tokens below it fit every array and message that they travel in
 
 
 def _random_seed() -> int:
@@ -72,6 +76,9 @@ class SamplingParams:
             "repetition_penalty",
         ):
             check(math.isfinite(getattr(self, name)), name, "a finite number")
+        for name in ("top_k", "max_new_tokens", "min_new_tokens", "seed"):
+            value = getattr(self, name)
+            check(isinstance(value, Integral) or (value is None and name == "max_new_tokens"), name, "a whole number")
         check(self.top_k == -1 or self.top_k >= 0, "top_k", "-1 or 0 (off) or a positive integer")
         check(0 < self.top_p <= 1, "top_p", "in (0, 1]")
         check(0 <= self.min_p <= 1, "min_p", "in [0, 1]")
@@ -80,7 +87,7 @@ class SamplingParams:
         check(-2 <= self.presence_penalty <= 2, "presence_penalty", "in [-2, 2]")
         check(self.repetition_penalty > 0, "repetition_penalty", "greater than 0")
         check(self.max_new_tokens is None or self.max_new_tokens >= 1, "max_new_tokens", "at least 1")
-        check(self.min_new_tokens >= 0, "min_new_tokens", "at least 0")
+        check(0 <= self.min_new_tokens < _MAX_COUNT, "min_new_tokens", f"from 0 to {_MAX_COUNT - 1}")
         check(-(2**63) <= self.seed < 2**64, "seed", "a 64-bit integer")
         object.__setattr__(self, "stop", tuple(self.stop or ()))
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids or ()))
@@ -111,7 +118,12 @@ class SamplingParams:
         if defaults.get("top_k") == 0:
             defaults["top_k"] = -1
         known = {f.name for f in fields(cls)}
-        values = {**defaults, **{k: v for k, v in given.items() if v is not None}}
+        wanted = {k: v for k, v in given.items() if v is not None}
+        if wanted.get("max_new_tokens", math.inf) < defaults.get("min_new_tokens", 0):
+            del defaults["min_new_tokens"]  # a default never contradicts what the user gave
+        if wanted.get("min_new_tokens", 0) > defaults.get("max_new_tokens", math.inf):
+            del defaults["max_new_tokens"]
+        values = {**defaults, **wanted}
         unknown = sorted(set(values) - known)
         assert not unknown, f"not sampling parameters: {unknown}"
         return cls(**values)

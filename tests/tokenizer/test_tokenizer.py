@@ -95,6 +95,8 @@ def test_template_options(tokenizer: TextTokenizer) -> None:
             "min_new_tokens",
             "lower the one",
         ),
+        ({"prompt": "a", "sampling_params": {"min_new_tokens": 10**19}}, "min_new_tokens", "from 0 to"),
+        ({"prompt": "a", "sampling_params": {"top_k": 5.0}}, "top_k", "whole number"),
     ],
 )
 async def test_bad_requests(tokenizer: TextTokenizer, fields: dict[str, Any], param: str, words: str) -> None:
@@ -238,3 +240,23 @@ def test_neither_the_tokenizer_nor_the_routes_import_torch_or_ray(folder: Path) 
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+async def test_a_default_gives_way_where_it_contradicts_the_request(folder: Path) -> None:
+    defaults = {"min_new_tokens": 5, "max_new_tokens": 8}
+    model = TextTokenizer(folder, max_length=32, generation_config=defaults)
+
+    async def limits(**given: int) -> tuple[int, int | None]:
+        params = (await model.new_context(request(prompt="a", sampling_params=given))).sampling_params
+        return params.min_new_tokens, params.max_new_tokens
+
+    assert await limits() == (5, 8)
+    assert await limits(max_new_tokens=4) == (0, 4)
+    assert await limits(max_new_tokens=5) == (5, 5)
+    assert await limits(min_new_tokens=9) == (9, None)
+
+
+@pytest.mark.parametrize("defaults", [{"top_k": 50.5}, {"max_new_tokens": 20.0}, {"min_new_tokens": 10**19}])
+def test_defaults_that_are_no_counts_are_refused_at_the_start(folder: Path, defaults: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="generation_config.json of .* unusable"):
+        TextTokenizer(folder, max_length=32, generation_config=defaults)
