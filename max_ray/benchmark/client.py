@@ -124,13 +124,11 @@ def normal_url(base_url: str) -> str:
 
 def _describe(error: Exception) -> Failure:
     message = f"{type(error).__name__}: {error}"[:_MAX_MESSAGE]
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, aiohttp.ClientConnectorError):
-            return Failure("connect", message)
-        if isinstance(cause, TimeoutError):
-            return Failure("timeout", message)
-        if isinstance(cause, (ConnectionError, aiohttp.ServerDisconnectedError)):
-            return Failure("reset", message)
-        cause = cause.__cause__
-    return Failure("truncated" if isinstance(error, aiohttp.ClientPayloadError) else "protocol", message)
+    if isinstance(error, TimeoutError):
+        return Failure("timeout", message)
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return Failure("connect", message)
+    if isinstance(error, aiohttp.ClientPayloadError):  # names in its text only what ended the connection
+        return Failure("reset" if ConnectionResetError.__name__ in message else "truncated", message)
+    is_reset = isinstance(error, (aiohttp.ClientConnectionError, ConnectionError))
+    return Failure("reset" if is_reset else "protocol", message)
