@@ -45,9 +45,8 @@ class Attention(Module):
     ) -> torch.Tensor:
         """cos_sin: [T, R], the rotation of each new token, as RotaryEmbedding gives it."""
         q, k, v = (part.unflatten(-1, (-1, self._head_dim)) for part in self.qkv(x).split(self._split, dim=-1))
-        q, k = kernels.apply_rope(q, k, cos_sin, None)  # [T, H, D], [T, KVH, D]
         keys, values = kv.keys[self._layer_index], kv.values[self._layer_index]
-        kernels.append_paged_kv_cache(k, v, keys, values, kv.slot_mapping)
+        q = kernels.rope_and_append(q, k, v, keys, values, cos_sin, None, kv.slot_mapping)  # [T, H, D]
         attended = kernels.paged_attention(q, keys, values, kv, qo_indptr, scale=self._scale)
         y: torch.Tensor = self.out(attended.flatten(-2))
         return y
