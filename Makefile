@@ -19,7 +19,7 @@ $(STAMP): requirements.txt pyproject.toml
 	@touch $(STAMP)
 
 test: setup  ## the whole offline suite but the slow ones
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not gpu"
 
 test-slow: setup  ## the slow ones: autoscaling, shutdown, long soaks
 	$(BIN)/python -m pytest -m slow --timeout 600
