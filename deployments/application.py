@@ -20,6 +20,9 @@ DOWNSCALE_DELAY_S = 300.0
 """A new replica means a new worker group with its weights to load: quick to add one, slow to give one up."""
 _EXTRA_ONGOING = 64
 """Requests beyond the queue and the batch that a replica takes: health checks, scrapes, and those it answers 429."""
+_FIRST_START_ATTEMPTS = 1
+"""A model that does not load will not load the second time: the user is told at once. Once a replica has been up, Serve
+replaces a failing one for ever, whatever this says."""
 
 
 def build_application(config: ServeConfig) -> serve.Application:
@@ -40,6 +43,7 @@ def build_application(config: ServeConfig) -> serve.Application:
     )
     deployment = Ingress.options(
         max_ongoing_requests=config.max_queued_requests + plan.max_batch_size + _EXTRA_ONGOING,
+        max_constructor_retry_count=_FIRST_START_ATTEMPTS,
         **_scaling(config),
     )
     return deployment.bind(spec, config.max_queued_requests, config.key_values)

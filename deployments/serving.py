@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import threading
 from types import FrameType
@@ -19,6 +20,7 @@ from max_ray.errors import WorkerGroupError
 from max_ray.log import setup_logging
 
 _STOP_WITHIN_S = 7.0
+_OWN_ERROR = re.compile(r"^max_ray\.errors\.\w+: (.*)$", re.MULTILINE)
 _ray: Any = ray
 
 
@@ -46,7 +48,21 @@ def _run(application: serve.Application, config: ServeConfig) -> None:
     try:
         serve.run(application, name=config.app_name, route_prefix="/")
     except RuntimeError as error:
-        raise WorkerGroupError(f"The application did not start. {error}") from error
+        reason = failure_reason(_replica_message(config.app_name)) or str(error)
+        raise WorkerGroupError(f"The application did not start. {reason}") from error
+
+
+def _replica_message(app_name: str) -> str:
+    """What Serve says of the deployment: text that ends with a replica's traceback when its start failed."""
+    application = serve.status().applications.get(app_name)
+    messages = [deployment.message for deployment in application.deployments.values()] if application else []
+    return "\n".join(messages)
+
+
+def failure_reason(message: str) -> str:
+    """The sentence of the last of max_ray's own errors in the text; "" when there is none."""
+    found: list[str] = _OWN_ERROR.findall(message)
+    return found[-1].strip() if found else ""
 
 
 def ready_message(config: ServeConfig) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import ray
 
 from max_ray.actors.leased_group import get_registry
-from max_ray.actors.messages import NAMESPACE, GroupSpec, RegistryStatus
+from max_ray.actors.messages import NAMESPACE, GroupInfo, GroupSpec, MemberStatus, RegistryStatus
 from max_ray.config import PipelineConfig
 from max_ray.interfaces import RunRequest, RunRow, SamplingParams
 from max_ray.pipelines.plan import resolve_plan
@@ -48,6 +48,11 @@ def make_run(run_id: int, *, num_steps: int = 12, temperature: float = 0.0, row_
         for i, name in enumerate(row_ids)
     ]
     return RunRequest(run_id, rows, num_steps)
+
+
+def worker_statuses(info: GroupInfo) -> list[MemberStatus]:
+    """What the workers say of themselves, one a rank."""
+    return list(ray.get([worker.describe.remote() for worker in info.workers]))
 
 
 def kill(actor: Any) -> None:

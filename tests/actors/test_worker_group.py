@@ -19,7 +19,7 @@ from max_ray.actors.worker_group import ActorKVLedger, GroupExecutor
 from max_ray.errors import ParallelismError, StaleLeaseError, WorkerGroupError
 from max_ray.interfaces import LeaseRequest, LeaseWant, RunRequest
 from max_ray.pipelines.factory import PipelineFactory
-from tests.actors.helpers import actors_of, eventually, kill, make_run, make_spec, registry_status
+from tests.actors.helpers import actors_of, eventually, kill, make_run, make_spec, registry_status, worker_statuses
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -29,7 +29,7 @@ async def run_all(executor: GroupExecutor, request: RunRequest) -> list[list[int
 
 
 def pids(info: GroupInfo) -> list[int]:
-    return [status.pid for status in ray.get([worker.describe.remote() for worker in info.workers])]
+    return [status.pid for status in worker_statuses(info)]
 
 
 async def keep(group: LeasedGroup) -> None:

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import os
+import json
 import signal
 import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
+from uuid import uuid4
 
 import httpx
 import psutil
 import pytest
+from safetensors.torch import load_file, save_file
 
+from tests.checkpoints import make_llama
+from tests.serve.commands import BIN, MARK, environment, marked, still_alive, until_said
 from tests.serve.conftest import free_port
 
-BIN = Path(sys.executable).parent
 RAY_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 """Ray 2.60's own two agents spend a minute on telling a GCS that is gone that their raylet is gone, and then end."""
-
-
-def environment() -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MAX_RAY_", "RAY_"))}
-    return {**kept, "PYTHONUNBUFFERED": "1"}
 
 
 def test_serve_run_says_mistakes_in_a_sentence(tmp_path: Path) -> None:
@@ -45,27 +41,54 @@ def test_serve_run_says_mistakes_in_a_sentence(tmp_path: Path) -> None:
         assert "Traceback" not in run.stderr
 
 
-@contextmanager
-def serving(model: Path, port: int, log: Path) -> Iterator[tuple[psutil.Process, list[psutil.Process]]]:
+def refused(*flags: str) -> str:
+    """What `max-ray serve` says at last when it does not serve; nothing that it started is left."""
+    mark = uuid4().hex
+    run = subprocess.run(
+        [BIN / "max-ray", "serve", "--num-threads", "1", *flags],
+        capture_output=True,
+        text=True,
+        env=environment(**{MARK: mark}),
+        timeout=150,
+    )
+    assert run.returncode == 2, run.stderr[-3000:]
+    assert still_alive(marked(mark), 5) == []
+    last = run.stderr.strip().splitlines()[-1]
+    assert last.startswith("max-ray: error: ")
+    return last
+
+
+def test_max_ray_serve_says_mistakes_in_a_sentence(tiny_llama: Path, tmp_path: Path) -> None:
+    config = json.loads((tiny_llama / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "architectures": ["LlamaForCasualLM"]}))
+    mistakes = [
+        (["--model-path", str(tmp_path / "nowhere")], "nowhere"),
+        (["--model-path", str(tmp_path)], "Did you mean 'LlamaForCausalLM'?"),
+        (["--model-path", str(tiny_llama), "--tensor-parallel-size", "8"], "heads"),
+    ]
+    with ThreadPoolExecutor(2) as threads:
+        said = list(threads.map(lambda mistake: refused(*mistake[0]), mistakes))
+    for sentence, (_, expected) in zip(said, mistakes, strict=True):
+        assert expected in sentence
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.parametrize("size", ["1", "2"])
+def test_a_missing_weight_is_named_and_not_tried_for_ever(tmp_path: Path, size: str) -> None:
+    """Found by the workers when they load: the sentence must come all the way back to the terminal."""
+    file = make_llama(tmp_path / "model") / "model.safetensors"
+    weights = load_file(file)
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, file, metadata={"format": "pt"})
+    flags = ["--model-path", str(file.parent), "--port", str(free_port()), "--tensor-parallel-size", size]
+    assert "lacks 1 tensor (model.layers.1.mlp.up_proj.weight)" in refused(*flags)
+
+
+def serving(model: Path, port: int, log: Path) -> AbstractContextManager[tuple[psutil.Process, list[psutil.Process]]]:
     """`max-ray serve` until it is ready: the process and everything it started."""
     command = [BIN / "max-ray", "serve", "--model-path", str(model), "--port", str(port), "--num-threads", "1"]
-    with log.open("w") as output:
-        process = psutil.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment())
-    try:
-        deadline = time.monotonic() + 150
-        while "Serving" not in log.read_text():
-            assert process.poll() is None, log.read_text()[-3000:]
-            assert time.monotonic() < deadline, log.read_text()[-3000:]
-            time.sleep(0.2)
-        yield process, process.children(recursive=True)
-    finally:
-        for left in [*process.children(recursive=True), process] if process.is_running() else []:
-            left.kill()
-
-
-def still_alive(processes: list[psutil.Process], within_s: float) -> list[str]:
-    _, alive = psutil.wait_procs(processes, timeout=within_s)
-    return [" ".join(process.cmdline()) for process in alive]
+    return until_said(command, "Serving", log)
 
 
 @pytest.mark.slow
