@@ -12,13 +12,29 @@ from typing import Any
 from max_ray.errors import ConfigError, ModelPathError, nearest
 
 _SNAPSHOT_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+_COUNTS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+    "original_max_position_embeddings",
+)
+_POSITIVE = ("rms_norm_eps", "rope_theta", "factor", "partial_rotary_factor")
 _REPOSITORY_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+class MissingKeyError(ConfigError, AttributeError):
+    """config.json lacks a key; an AttributeError too, so that `hasattr` and `getattr` with a default work."""
 
 
 class HuggingFaceConfig(Mapping[str, Any]):
     """config.json, immutable, by attribute (`cfg.hidden_size`) or as a mapping (`cfg.get("head_dim")`).
 
-    A nested object is a HuggingFaceConfig too. A missing key raises AttributeError that names key and file.
+    A nested object is a HuggingFaceConfig too. A missing key raises MissingKeyError that names key and file.
     """
 
     __slots__ = ("_path", "_values")
@@ -37,7 +53,7 @@ class HuggingFaceConfig(Mapping[str, Any]):
         try:
             return self._values[name]
         except KeyError:
-            raise AttributeError(f"{self._path} has no {name!r}.{nearest(name, self._values)}") from None
+            raise MissingKeyError(f"{self._path} has no {name!r}.{nearest(name, self._values)}") from None
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"config.json is read-only: {name} was not set.")
@@ -79,11 +95,36 @@ class HuggingFaceConfig(Mapping[str, Any]):
 
 
 def load_huggingface_config(path: str | Path) -> HuggingFaceConfig:
-    """config.json of a local model folder. Raises ModelPathError (no such file) or ConfigError (not JSON)."""
+    """config.json of a local model folder. Raises ModelPathError (no such file) or ConfigError (not JSON, or a number
+    that no network can have)."""
     file = Path(path) / "config.json"
     if not file.is_file():
         raise ModelPathError(f"There is no config.json in {path}: give the folder of a model in Hugging Face's layout.")
-    return HuggingFaceConfig(_read_json(file), str(file))
+    values = _read_json(file)
+    _check_values(values, str(file))
+    return HuggingFaceConfig(values, str(file))
+
+
+def _check_values(values: Mapping[str, Any], place: str) -> None:
+    """The usual names, where they are there and not null: a wrong value would fail somewhere inside the network."""
+    _check_numbers(values, place)
+    for name in ("rope_scaling", "rope_parameters"):
+        nested = values.get(name)
+        if nested is not None and not isinstance(nested, Mapping):
+            raise ConfigError(f"{place}: {name!r} must be an object or null, not {nested!r}.")
+        _check_numbers(nested or {}, f"{place}: {name}")
+
+
+def _check_numbers(values: Mapping[str, Any], place: str) -> None:
+    for name, value in values.items():
+        if name in _COUNTS and value is not None and not (type(value) is int and 1 <= value < 2**31):
+            raise ConfigError(f"{place}: {name!r} must be a positive integer, not {value!r}.")
+        if name in _POSITIVE and value is not None and not _is_positive(value):
+            raise ConfigError(f"{place}: {name!r} must be a positive number, not {value!r}.")
+
+
+def _is_positive(value: object) -> bool:
+    return type(value) in (int, float) and 0 < value < 1e30  # type: ignore[operator]
 
 
 def load_generation_config(path: str | Path) -> dict[str, Any]:
@@ -162,7 +203,7 @@ def _download(repo_id: str, revision: str | None) -> Path:
 def _read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ConfigError(f"{file} cannot be read as JSON: {error}.") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{file} must hold a JSON object.")

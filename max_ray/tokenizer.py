@@ -30,6 +30,7 @@ ContextValidator = Callable[[TextContext], None]
 _GENERIC_CLASSES = ("TokenizersBackend", "PreTrainedTokenizerFast")
 _TOKENIZER_FILES = ("*.json", "*.jinja", "tokenizer*", "*.tiktoken", "*.model", "*.txt")
 # Encoding runs at about a character a microsecond; a hop to a thread and back costs about 100 us.
+_MALFORMED = (ValueError, TypeError, KeyError, AttributeError, RecursionError)  # what a wrong tokenizer.json raises
 _INLINE_CHARACTERS = 4096
 # A longer text than so many characters a token of max_length is counted by its beginning first.
 _LONG_TOKEN_CHARACTERS = 16
@@ -72,7 +73,8 @@ class TextTokenizer:
         self.vocab_size = vocab_size or _text_config(model_config).get("vocab_size") or len(self._hf)
         self._generation_config = dict(generation_config)
         _check_defaults(self._generation_config, folder)
-        sources = (eos_token_ids, generation_config.get("eos_token_id"), _text_config(model_config).get("eos_token_id"))
+        given = None if eos_token_ids is None else list(eos_token_ids)
+        sources = (given, generation_config.get("eos_token_id"), _text_config(model_config).get("eos_token_id"))
         self._eos = next((_ids(s) for s in sources if s is not None), _ids(self._hf.eos_token_id))
         self.eos_token_ids = frozenset(self._eos)
         self.special_ids = frozenset(self._hf.all_special_ids)
@@ -273,7 +275,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold a JSON object, not a {type(content).__name__}.")
@@ -296,7 +298,7 @@ def _load(folder: Path) -> Any:
         from transformers import AutoTokenizer
 
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except (OSError, *_MALFORMED) as error:
         raise ModelPathError(
             f"{folder} holds no tokenizer that can be loaded: {error}. Put tokenizer.json beside config.json."
         ) from error
@@ -313,7 +315,10 @@ def _ids(value: Any) -> tuple[int, ...]:
     """eos_token_id as it is found: nothing, one id, or several."""
     if value is None:
         return ()
-    return (value,) if isinstance(value, int) else tuple(int(i) for i in value)
+    ids = value if isinstance(value, list) else [value]
+    if not all(isinstance(i, int) for i in ids):
+        raise ConfigError(f"eos_token_id must be a token id or a list of token ids, not {value!r}.")
+    return tuple(ids)
 
 
 def _id_array(ids: Sequence[int], param: str) -> TokenArray:

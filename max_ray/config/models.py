@@ -35,6 +35,8 @@ ALIASES = {"model": "model_path"}
 """Other spellings of a setting, accepted wherever settings are: the seed page prints `--model`."""
 
 _DEVICES = re.compile(r"auto|cpu|gpu|gpu:(\d+(?:,\d+)*)")
+_MAX_THREADS = 1024  # beyond what a machine can start, OpenMP kills the process instead of raising
+_MAX_SECONDS = 10.0**6  # days; an infinite wait has no form in the timeouts that these become
 _LOOPBACK_NAMES = ("localhost", "ip6-localhost")
 
 
@@ -119,7 +121,10 @@ class PipelineConfig(BaseModel):
     max_num_steps: int = Field(32, ge=1, description="Most steps of a run that no new request interrupts.")
     kv_cache_page_size: int = Field(16, ge=1, description="Tokens in one block of the KV cache.")
     kv_cache_memory: float | None = Field(
-        None, gt=0, description="Memory for the KV cache of one rank, in GiB. Default: what the device has left."
+        None,
+        gt=0,
+        le=2**20,
+        description="Memory for the KV cache of one rank, in GiB. Default: what the device has left.",
     )
     device_memory_utilization: float = Field(
         0.9, gt=0, le=1, description="Share of a GPU's memory to use for weights and KV cache."
@@ -130,7 +135,9 @@ class PipelineConfig(BaseModel):
     custom_architectures: TextList = Field(
         (), description="Folder of a custom architecture, or module.path:NAME; may be given several times."
     )
-    num_threads: int | None = Field(None, ge=1, description="CPU threads of one rank. Default: its share of the cores.")
+    num_threads: int | None = Field(
+        None, ge=1, le=_MAX_THREADS, description="CPU threads of one rank. Default: its share of the cores."
+    )
 
     def __init__(self, **values: Any) -> None:
         try:
@@ -209,17 +216,23 @@ class ServeConfig(PipelineConfig):
     min_replicas: int = Field(1, ge=1, description="Fewest copies of the model.")
     max_replicas: int = Field(1, ge=1, description="Most copies of the model; more than min_replicas scales with load.")
     target_ongoing_requests: float = Field(
-        16.0, gt=0, description="Requests a copy should have under way; above it the application scales up."
+        16.0, gt=0, le=2**31, description="Requests a copy should have under way; above it the application scales up."
     )
     max_queued_requests: int = Field(512, ge=0, description="Requests that may wait in a copy; beyond that, HTTP 429.")
     lease_grace_s: float = Field(
-        10.0, gt=0, description="Seconds without a living owner after which a worker group ends itself."
+        10.0,
+        gt=0,
+        le=_MAX_SECONDS,
+        description="Seconds without a living owner after which a worker group ends itself.",
     )
     worker_start_timeout_s: float = Field(
-        600.0, gt=0, description="Seconds a worker group may take to be placed and to load its weights."
+        600.0,
+        gt=0,
+        le=_MAX_SECONDS,
+        description="Seconds a worker group may take to be placed and to load its weights.",
     )
     collective_timeout_s: float = Field(
-        60.0, gt=0, description="Seconds after which ranks that wait for a silent one give up."
+        60.0, gt=0, le=_MAX_SECONDS, description="Seconds after which ranks that wait for a silent one give up."
     )
     api_keys: SecretList = Field(
         default_factory=_api_keys_of_environment, description="Keys that clients must send; from MAX_RAY_API_KEYS."

@@ -45,9 +45,9 @@ class TextPipelineModel(PipelineModel):
         num_heads = required(cfg, "num_attention_heads")
         num_kv_heads = cfg.get("num_key_value_heads") or num_heads
         width = required(cfg, "intermediate_size")
-        working = [n for n in range(1, num_heads + 1) if _can_cut(n, num_heads, num_kv_heads, width)]
-        if tp_size in working:
+        if _can_cut(tp_size, num_heads, num_kv_heads, width):
             return
+        working = [n for n in range(1, min(num_heads, 1024) + 1) if _can_cut(n, num_heads, num_kv_heads, width)]
         culprit = f"num_attention_heads={num_heads}"
         if num_heads % tp_size == 0:
             culprit = f"intermediate_size={width}" if width % tp_size else f"num_key_value_heads={num_kv_heads}"

@@ -41,7 +41,7 @@ def open_weights(path: str | Path, format: WeightsFormat | None = None) -> Weigh
         return SafetensorsSource([path / _SINGLE_FILE])
     if (path / _INDEX_FILE).is_file():
         return SafetensorsSource.from_index(path / _INDEX_FILE)
-    files = sorted(path.glob("*.safetensors"))
+    files = sorted(file for file in path.glob("*.safetensors") if file.is_file())
     if not files:
         raise _nothing_to_load(path)
     _check_all_shards_present(path, files)

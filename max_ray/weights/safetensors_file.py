@@ -123,7 +123,11 @@ def _parse_header(path: Path, raw: bytes) -> dict[str, Any]:
 
 def _entry(path: Path, name: str, info: Any, data_start: int, file_size: int) -> TensorEntry:
     try:
-        dtype_name, shape, (begin, end) = info["dtype"], tuple(map(int, info["shape"])), map(int, info["data_offsets"])
+        dtype_name, shape, (begin, end) = (
+            str(info["dtype"]),
+            tuple(map(int, info["shape"])),
+            map(int, info["data_offsets"]),
+        )
     except (TypeError, KeyError, ValueError) as error:
         raise _damaged(path, f"its header does not describe tensor {name!r}") from error
     if dtype_name not in _DTYPES:

@@ -49,7 +49,7 @@ def test_each_problem_has_its_sentence() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "too_small"),
+    ("name", "beyond"),
     [
         ("max_length", 0),
         ("max_batch_size", 0),
@@ -61,10 +61,22 @@ def test_each_problem_has_its_sentence() -> None:
         ("device_memory_utilization", 1.01),
         ("tensor_parallel_size", 0),
         ("num_threads", 0),
+        ("num_threads", 10**8),
+        ("kv_cache_memory", float("inf")),
+        ("kv_cache_memory", 1e300),
     ],
 )
-def test_borders_are_refused(name: str, too_small: float) -> None:
-    assert name in sentence(model_path="m", **{name: too_small})
+def test_borders_are_refused(name: str, beyond: float) -> None:
+    assert name in sentence(model_path="m", **{name: beyond})
+
+
+@pytest.mark.parametrize(
+    "name", ["lease_grace_s", "worker_start_timeout_s", "collective_timeout_s", "target_ongoing_requests"]
+)
+@pytest.mark.parametrize("value", [0, "inf", "nan", "1e300"])
+def test_times_and_loads_are_finite(name: str, value: object) -> None:
+    with pytest.raises(SettingsError, match=f"{name} should be"):
+        ServeConfig(**{name: value})
 
 
 def test_text_values_are_understood() -> None:

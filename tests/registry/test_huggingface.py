@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -157,3 +158,32 @@ def test_no_such_repository(monkeypatch: pytest.MonkeyPatch) -> None:
         "There is no folder owner/name, and the Hugging Face repository owner/name at revision 'v1' could not be had:"
     )
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[("num_hidden_layers", wrong) for wrong in (0, -1, 1.5, "2", [2], True, 2**31)],
+        ("hidden_size", {}),
+        ("rms_norm_eps", "x"),
+        ("rope_theta", 0),
+        ("rope_scaling", "linear"),
+        ("rope_parameters", {"rope_type": "linear", "factor": -1}),
+        ("rope_parameters", {"rope_type": "linear", "factor": float("inf")}),
+    ],
+)
+def test_numbers_that_no_network_can_have(tmp_path: Path, name: str, value: object) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 8, "head_dim": None, name: value}))
+    with pytest.raises(ConfigError, match=r"config\.json: .*must be"):
+        load_huggingface_config(tmp_path)
+
+
+def test_json_that_is_too_deep(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(ConfigError, match="cannot be read as JSON"):
+        load_huggingface_config(tmp_path)
+
+
+def test_a_missing_key_is_a_mistake_of_the_folder() -> None:
+    with pytest.raises(ConfigError, match="has no 'num_hidden_layers'"):
+        HuggingFaceConfig({}).num_hidden_layers  # noqa: B018

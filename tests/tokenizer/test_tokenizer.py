@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -258,5 +259,19 @@ async def test_a_default_gives_way_where_it_contradicts_the_request(folder: Path
 
 @pytest.mark.parametrize("defaults", [{"top_k": 50.5}, {"max_new_tokens": 20.0}, {"min_new_tokens": 10**19}])
 def test_defaults_that_are_no_counts_are_refused_at_the_start(folder: Path, defaults: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="generation_config.json of .* unusable"):
+    with pytest.raises(ConfigError, match=r"generation_config\.json of .* unusable"):
         TextTokenizer(folder, max_length=32, generation_config=defaults)
+
+
+@pytest.mark.parametrize("ids", [1.5, "x", [None], ["2"], {}])
+def test_an_end_of_sequence_that_is_no_token_id(folder: Path, ids: object) -> None:
+    with pytest.raises(ConfigError, match="eos_token_id must be a token id"):
+        TextTokenizer(folder, max_length=32, generation_config={"eos_token_id": ids})
+
+
+@pytest.mark.parametrize("content", ["null", "[]", "{}", "1", "{", "[" * 100_000])
+def test_a_tokenizer_file_that_is_none(folder: Path, tmp_path: Path, content: str) -> None:
+    shutil.copytree(folder, tmp_path / "model")
+    (tmp_path / "model" / "tokenizer.json").write_text(content)
+    with pytest.raises(ModelPathError, match="no tokenizer that can be loaded"):
+        TextTokenizer(tmp_path / "model", max_length=32)
