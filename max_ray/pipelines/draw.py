@@ -28,7 +28,8 @@ import torch
 from max_ray.interfaces.request import SamplingParams
 
 _WEIGHT_ONE = 2.0**40  # V * 2**40 stays below 2**63 for any vocabulary under 8 million tokens
-_MIN_TEMPERATURE = 1e-30  # positive in float32, so that (max - max) / temperature is 0 and not NaN
+# Positive and finite in float32: 0 / 0 and -inf / inf would be NaN. Beyond them nothing changes.
+_MIN_TEMPERATURE, _MAX_TEMPERATURE = 1e-30, 1e30
 _NUCLEUS_CANDIDATES = 1024
 _CPU_SLICE = 2**18  # logits
 
@@ -57,7 +58,9 @@ class Filters:
         if len(bounded) < len(params):
             wanted = max(wanted, _NUCLEUS_CANDIDATES)
         return cls(
-            temperature=column([max(p.temperature, _MIN_TEMPERATURE) for p in params], torch.float32),
+            temperature=column(
+                [min(max(p.temperature, _MIN_TEMPERATURE), _MAX_TEMPERATURE) for p in params], torch.float32
+            ),
             top_k=column(top_k, torch.int64),
             top_p=column([p.top_p for p in params], torch.float64),
             min_p=column([p.min_p for p in params], torch.float32),

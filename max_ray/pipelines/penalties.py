@@ -34,7 +34,7 @@ class Penalties:
         def column(value: Callable[[SamplingParams], float]) -> torch.Tensor:
             return torch.tensor([value(p) for p in params], dtype=torch.float32, device=device)[:, None]
 
-        self._repetition = column(lambda p: p.repetition_penalty)
+        self._repetition = column(lambda p: min(max(p.repetition_penalty, 1e-30), 1e30))  # not 0 or inf in float32
         self._frequency = column(lambda p: p.frequency_penalty)
         self._presence = column(lambda p: p.presence_penalty)
 

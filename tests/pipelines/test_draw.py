@@ -92,6 +92,16 @@ def test_a_row_without_a_distribution_gets_a_token_and_disturbs_nobody(vocab_siz
         assert tokens[[0, 2]].tolist() == good[[0, 2]].tolist()
 
 
+@pytest.mark.parametrize("temperature", [1e38, 1e39, 1e300])
+@pytest.mark.parametrize("top_k", [-1, 3])
+def test_a_temperature_beyond_float32_is_flat_over_the_tokens_that_can_come(temperature: float, top_k: int) -> None:
+    logits = torch.tensor([[0.0, -torch.inf, 5.0, -torch.inf]]).repeat(4, 1)
+    filters = Filters.from_params([SamplingParams(temperature=temperature, top_k=top_k)] * 4, 4, torch.device("cpu"))
+    uniform = torch.tensor([0.0, 0.4, 0.6, 0.9], dtype=torch.float64)
+    tokens = draw_filtered(logits, filters, uniform) if top_k > 0 else draw(logits, filters.temperature, uniform)
+    assert tokens.tolist() == [0, 0, 2, 2]
+
+
 def test_vocabulary_of_one() -> None:
     assert reachable([5.0], top_k=3, top_p=0.1, min_p=0.9) == {0}
 

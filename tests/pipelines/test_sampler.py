@@ -247,3 +247,14 @@ def test_prompt_log_probabilities(num_tokens: int) -> None:
         assert entry.log_probability == pytest.approx(expected[entry.token_id], abs=1e-5)
         assert [token for token, _ in entry.top] == sorted(range(11), key=lambda i: -expected[i])[:3]
     assert prompt_logprobs(logits, tokens.tolist(), 3) == entries
+
+
+@pytest.mark.parametrize("penalty", [1e-300, 1e300])
+def test_a_penalty_beyond_float32_gives_numbers(penalty: float) -> None:
+    row = make_row(prompt=(1, 2), logprobs=0, repetition_penalty=penalty, temperature=0.0)
+    logits = torch.zeros(1, VOCAB_SIZE)
+    logits[0, :4] = torch.tensor([-1.0, 2.0, 0.0, 1.0])
+    sampled = Sampler([row], VOCAB_SIZE, CPU).sample(logits, [0])
+    assert sampled.tokens.tolist() == [1 if penalty < 1 else 3]
+    assert sampled.log_probabilities is not None
+    assert np.isfinite(sampled.log_probabilities[0].log_probability)
