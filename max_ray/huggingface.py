@@ -124,7 +124,7 @@ def _check_numbers(values: Mapping[str, Any], place: str) -> None:
 
 
 def _is_positive(value: object) -> bool:
-    return type(value) in (int, float) and 0 < value < 1e30  # type: ignore[operator]
+    return type(value) in (int, float) and 0 < value < 1e18  # type: ignore[operator]
 
 
 def load_generation_config(path: str | Path) -> dict[str, Any]:

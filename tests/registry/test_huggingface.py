@@ -166,6 +166,7 @@ def test_no_such_repository(monkeypatch: pytest.MonkeyPatch) -> None:
         *[("num_hidden_layers", wrong) for wrong in (0, -1, 1.5, "2", [2], True, 2**31)],
         ("hidden_size", {}),
         ("rms_norm_eps", "x"),
+        ("rms_norm_eps", 10**30),
         ("rope_theta", 0),
         ("rope_scaling", "linear"),
         ("rope_parameters", {"rope_type": "linear", "factor": -1}),
