@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,7 @@ def parse_goodput(limits: Sequence[str]) -> dict[str, float]:
             found[metric] = float(value)
         except ValueError:
             metric = ""
-        if metric not in GOODPUT_METRICS or not found[metric] > 0:
+        if metric not in GOODPUT_METRICS or not 0 < found[metric] < inf:
             known = ", ".join(GOODPUT_METRICS)
             raise ConfigError(f"--goodput must look like ttft:200 (milliseconds; one of {known}), not {limit!r}.")
     return found

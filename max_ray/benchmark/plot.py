@@ -43,6 +43,13 @@ def panels(reports: Sequence[Report]) -> list[Panel]:
     ]
 
 
+def shown(value: float | None) -> str:
+    """Three digits, and all of them before the point."""
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def require_matplotlib() -> Any:
     """`matplotlib.figure`. Raises ConfigError that says how to get it."""
     try:
@@ -69,6 +76,6 @@ def _draw(axes: Any, panel: Panel) -> None:
     for server, values in enumerate(panel.values):
         places = [group - 0.4 + (server + 0.5) * width for group in range(len(panel.groups))]
         bars = axes.bar(places, [value or 0.0 for value in values], width)
-        axes.bar_label(bars, ["-" if value is None else f"{value:.3g}" for value in values], fontsize=7)
+        axes.bar_label(bars, [shown(value) for value in values], fontsize=7)
     axes.set_title(f"{panel.title} ({panel.unit})", fontsize=10)
     axes.set_xticks(range(len(panel.groups)), panel.groups)

@@ -66,7 +66,7 @@ def _failure_lines(report: Report) -> list[str]:
 def write_json(report: Report, path: Path) -> None:
     """Raises ConfigError where the file cannot be written."""
     try:
-        path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}.") from None
 

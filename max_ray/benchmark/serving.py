@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from math import inf
 from time import perf_counter
 
 import uvloop
@@ -48,11 +49,11 @@ class ServingSettings:
         normal_url(self.base_url)
         if self.endpoint not in ENDPOINTS:
             raise ConfigError(f"--endpoint must be one of {', '.join(ENDPOINTS)}, not {self.endpoint!r}.")
-        if not self.temperature >= 0:
+        if not 0 <= self.temperature < inf:
             raise ConfigError(f"--temperature must be at least 0, not {self.temperature}.")
         if self.num_warmups < 0:
             raise ConfigError(f"--num-warmups must be at least 0, not {self.num_warmups}.")
-        if not self.timeout_s > 0:
+        if not 0 < self.timeout_s < inf:
             raise ConfigError(f"--timeout must be more than 0 seconds, not {self.timeout_s}.")
 
 
@@ -124,6 +125,8 @@ def _report(settings: ServingSettings, recordings: Sequence[Recording], begin: f
     measured = summarize([parse(recording) for recording in recordings], duration_s, cost, settings.goodput)
     date = datetime.now(UTC).isoformat(timespec="seconds")
     values = asdict(settings)
+    if settings.pace.request_rate == inf:
+        values["pace"]["request_rate"] = "inf"  # JSON has no such number
     return {"schema": SCHEMA, "label": values.pop("label"), "date": date, "settings": values, **measured}
 
 

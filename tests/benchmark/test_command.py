@@ -15,7 +15,7 @@ import pytest
 
 from deployments import cli
 from deployments.serve_config import DEMO_MODEL
-from max_ray.benchmark.plot import panels
+from max_ray.benchmark.plot import panels, shown
 from max_ray.benchmark.progress import Progress
 from tests.benchmark.sse_server import Answer, ScriptedServer, scripted_server
 
@@ -74,7 +74,9 @@ def test_sharegpt_and_rate(server: ScriptedServer, tmp_path: Path, capsys: pytes
     lines = [{"from": "human", "value": "hello"}, {"from": "gpt", "value": "x" * 20}]
     file.write_text(json.dumps([{"conversations": lines}]))
     flags = ["--dataset", "sharegpt", "--dataset-path", str(file), "--num-prompts", "1", "--request-rate", "inf"]
-    assert serving(server, *flags, "--endpoint", "chat") == 0
+    result = tmp_path / "r.json"
+    assert serving(server, *flags, "--endpoint", "chat", "--json", str(result)) == 0
+    assert json.loads(result.read_text())["settings"]["pace"]["request_rate"] == "inf"
     assert server.seen[-1].body["messages"] == [{"role": "user", "content": "hello"}]
     assert server.seen[-1].body["max_tokens"] == 5
     assert "1 of 1 succeeded" in capsys.readouterr().out
@@ -139,11 +141,12 @@ def report(label: str, speed: float) -> dict[str, Any]:
 
 
 def test_what_a_plot_shows() -> None:
-    shown = panels([report("a", 1.0), report("b", 5.0)])
-    assert [panel.unit for panel in shown] == ["tokens/s", "ms", "ms", "ms", "ms"]
-    assert shown[0].values == [[1.0, 2.0], [5.0, 10.0]]
-    assert shown[1].groups == ["p50", "p90", "p99"]
-    assert shown[1].values == [[1.0, 2.0, None], [5.0, 6.0, None]]
+    drawn = panels([report("a", 1.0), report("b", 5.0)])
+    assert [panel.unit for panel in drawn] == ["tokens/s", "ms", "ms", "ms", "ms"]
+    assert drawn[0].values == [[1.0, 2.0], [5.0, 10.0]]
+    assert drawn[1].groups == ["p50", "p90", "p99"]
+    assert drawn[1].values == [[1.0, 2.0, None], [5.0, 6.0, None]]
+    assert [shown(value) for value in (None, 0.12345, 12.345, 1234.5)] == ["-", "0.123", "12.3", "1234"]
 
 
 def test_a_plot_is_a_png(tmp_path: Path) -> None:

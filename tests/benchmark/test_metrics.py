@@ -98,7 +98,7 @@ def test_goodput_limits_as_they_are_written() -> None:
     assert parse_goodput([]) == {}
 
 
-@pytest.mark.parametrize("limit", ["", "ttft", "ttft:", "ttft:x", "itl:5", "ttft:0", "ttft:-1", "ttft:nan"])
+@pytest.mark.parametrize("limit", ["", "ttft", "ttft:", "ttft:x", "itl:5", "ttft:0", "ttft:-1", "ttft:nan", "ttft:inf"])
 def test_goodput_limits_that_say_nothing(limit: str) -> None:
     with pytest.raises(ConfigError, match="--goodput must look like ttft:200"):
         parse_goodput([limit])

@@ -256,7 +256,7 @@ REPORT_SCHEMA = exactly(
     settings=exactly(
         base_url="string",
         data=exactly(**{name: ["integer", "null"] for name in DATA}, dataset="string", dataset_path=["string", "null"]),
-        pace=exactly(request_rate=["number", "null"], max_concurrency=["integer", "null"], seed="integer"),
+        pace=exactly(request_rate=["number", "string", "null"], max_concurrency=["integer", "null"], seed="integer"),
         **dict.fromkeys(("model", "endpoint"), "string"),
         **dict.fromkeys(("temperature", "timeout_s", "num_warmups"), "number"),
         tokenizer=["string", "null"],
@@ -296,6 +296,8 @@ async def test_the_shape_of_a_report_is_its_schema(goodput: dict[str, float]) ->
         ({"temperature": -0.1}, "--temperature must be"),
         ({"num_warmups": -1}, "--num-warmups must be"),
         ({"timeout_s": 0.0}, "--timeout must be"),
+        ({"timeout_s": float("inf")}, "--timeout must be"),
+        ({"temperature": float("nan")}, "--temperature must be"),
     ],
 )
 def test_refusals(changes: dict[str, Any], says: str) -> None:
