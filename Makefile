@@ -18,8 +18,9 @@ $(STAMP): requirements.txt pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $(STAMP)
 
-test: setup  ## the whole offline suite but the slow ones
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not gpu"
+test: setup  ## the whole offline suite but the slow ones; those that need Ray share one cluster in one process
+	$(BIN)/python -m pytest -n 2 -m "not ray and not slow and not gpu"
+	$(BIN)/python -m pytest -m "ray and not slow and not gpu"
 
 test-slow: setup  ## the slow ones: autoscaling, shutdown, long soaks
 	$(BIN)/python -m pytest -m slow --timeout 600
