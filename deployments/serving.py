@@ -6,6 +6,8 @@ import json
 import re
 import signal
 import threading
+import time
+import urllib.request
 from types import FrameType
 from typing import Any
 
@@ -20,6 +22,7 @@ from max_ray.errors import WorkerGroupError
 from max_ray.log import setup_logging
 
 _STOP_WITHIN_S = 7.0
+_ANSWERS_WITHIN_S = 60.0
 _OWN_ERROR = re.compile(r"^max_ray\.errors\.\w+: (.*)$", re.MULTILINE)
 _ray: Any = ray
 
@@ -35,6 +38,7 @@ def serve_main(config: ServeConfig) -> None:
         application = build_application(config)
         signal.signal(signal.SIGTERM, _interrupt)  # again: ray.init sets a handler of its own
         _run(application, config)
+        _wait_for_answer(f"{_url(config)}/health")
         print(ready_message(config), flush=True)
         threading.Event().wait()
     except KeyboardInterrupt:
@@ -52,6 +56,18 @@ def _run(application: serve.Application, config: ServeConfig) -> None:
         raise WorkerGroupError(f"The application did not start. {reason}") from error
 
 
+def _wait_for_answer(url: str) -> None:
+    """Until HAProxy knows the way to the replica, which can be a moment after Serve calls the application ready."""
+    deadline = time.monotonic() + _ANSWERS_WITHIN_S
+    while time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except OSError:  # refused, reset, timed out, or an HTTP error status
+            time.sleep(0.1)
+    raise WorkerGroupError(f"The application is up, but {url} does not answer: is another server on that port?")
+
+
 def _replica_message(app_name: str) -> str:
     """What Serve says of the deployment: text that ends with a replica's traceback when its start failed."""
     application = serve.status().applications.get(app_name)
@@ -65,10 +81,14 @@ def failure_reason(message: str) -> str:
     return found[-1].strip() if found else ""
 
 
+def _url(config: ServeConfig) -> str:
+    host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host
+    return f"http://{host}:{config.port}"
+
+
 def ready_message(config: ServeConfig) -> str:
     """The URL, and a command that answers when pasted into a shell."""
-    host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host
-    url = f"http://{host}:{config.port}"
+    url = _url(config)
     body = json.dumps(
         {"model": config.served_model_name, "messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 32}
     )
