@@ -59,9 +59,10 @@ def _run(application: serve.Application, config: ServeConfig) -> None:
 def _wait_for_answer(url: str) -> None:
     """Until HAProxy knows the way to the replica, which can be a moment after Serve calls the application ready."""
     deadline = time.monotonic() + _ANSWERS_WITHIN_S
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever http_proxy says
     while time.monotonic() < deadline:
         try:
-            with urllib.request.urlopen(url, timeout=5):
+            with direct.open(url, timeout=5):
                 return
         except OSError:  # refused, reset, timed out, or an HTTP error status
             time.sleep(0.1)
@@ -83,6 +84,7 @@ def failure_reason(message: str) -> str:
 
 def _url(config: ServeConfig) -> str:
     host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host
+    host = f"[{host}]" if ":" in host else host
     return f"http://{host}:{config.port}"
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,9 @@ from ray.autoscaler._private.util import fillout_defaults, validate_config
 from deployments import haproxy_launcher
 from deployments.cluster_env import _port_near
 from deployments.serve_config import load_serve_config
-from deployments.serving import ready_message
+from deployments.serving import _wait_for_answer, ready_message
 from max_ray.config import ServeConfig
+from max_ray.errors import WorkerGroupError
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "deployments" / "configs").glob("*.yaml"))
@@ -86,6 +89,27 @@ def test_the_launcher_becomes_haproxy_and_dies_with_its_parent(tmp_path: Path) -
     process.kill()
     rest, _ = process.communicate(timeout=20)
     assert rest == b""
+
+
+def test_an_ipv6_address_stands_in_brackets_in_the_url() -> None:
+    assert "http://[::1]:8000/v1" in ready_message(ServeConfig(host="::1"))
+
+
+def test_the_ready_check_goes_straight_to_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Healthy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setattr("deployments.serving._ANSWERS_WITHIN_S", 5.0)
+    with HTTPServer(("127.0.0.1", 0), Healthy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        _wait_for_answer(f"http://127.0.0.1:{server.server_port}/health")
+        server.shutdown()
+    monkeypatch.setattr("deployments.serving._ANSWERS_WITHIN_S", 0.3)
+    with pytest.raises(WorkerGroupError, match="does not answer"):
+        _wait_for_answer(f"http://127.0.0.1:{server.server_port}/health")
 
 
 def test_the_printed_command_is_a_whole_one(tmp_path: Path) -> None:
