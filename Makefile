@@ -16,6 +16,7 @@ $(STAMP): requirements.txt pyproject.toml
 	@echo "Installing pinned versions into $(VENV) (a few minutes the first time) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@$(BIN)/python -m max_ray.kernels.native
 	@touch $(STAMP)
 
 test: setup  ## the whole offline suite but the slow ones; those that need Ray share one cluster in one process

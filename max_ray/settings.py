@@ -5,6 +5,7 @@
 | MAX_RAY_<SETTING>    | any setting of PipelineConfig or ServeConfig, e.g. MAX_RAY_MAX_LENGTH    |
 | MAX_RAY_CONFIG       | path of a YAML file with settings                                        |
 | MAX_RAY_CACHE_DIR    | where custom architectures are unpacked (default: ~/.cache/max_ray)      |
+| MAX_RAY_NATIVE       | 0: no C++ kernels on the CPU, even where a compiler is (default: 1)      |
 | MAX_RAY_LOG_LEVEL    | DEBUG, INFO, WARNING or ERROR (default: INFO)                            |
 
 An empty variable counts as not set.
@@ -24,10 +25,12 @@ CACHE_DIR = "MAX_RAY_CACHE_DIR"
 LOG_LEVEL = "MAX_RAY_LOG_LEVEL"
 API_KEYS = "MAX_RAY_API_KEYS"
 
+NATIVE = "MAX_RAY_NATIVE"
+
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 # Variables with our prefix that are not settings of a config model.
-OTHER_VARIABLES = frozenset({CONFIG_FILE, CACHE_DIR, LOG_LEVEL})
+OTHER_VARIABLES = frozenset({CONFIG_FILE, CACHE_DIR, LOG_LEVEL, NATIVE})
 
 
 def variable(name: str) -> str | None:
@@ -51,6 +54,14 @@ def log_level() -> str:
     if level not in LOG_LEVELS:
         raise ConfigError(f"{LOG_LEVEL} must be one of {', '.join(LOG_LEVELS)}, not {variable(LOG_LEVEL)!r}.")
     return level
+
+
+def native_kernels() -> bool:
+    """Whether the CPU may run compiled kernels. Raises ConfigError for a value other than 0 and 1."""
+    value = variable(NATIVE) or "1"
+    if value not in ("0", "1"):
+        raise ConfigError(f"{NATIVE} must be 0 or 1, not {value!r}.")
+    return value == "1"
 
 
 def cache_dir() -> Path:

@@ -3,7 +3,7 @@
 Axes: T tokens of a ragged batch, B rows (requests), D head_dim or hidden size, H query heads, KVH key/value heads,
 F feed-forward width. A *twin* implements every function with the same signature; the torch twins (`kernels/cpu`)
 define the result and run on any device, the Triton twins (`kernels/gpu`) on GPUs. Which one runs is chosen in one
-place, `_twin` below, by where the tensors are.
+place, `_twin` below, by where the tensors are. On a CPU with a compiler these are C++ twins (`kernels/native`).
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ from max_ray.log import get_logger
 
 if TYPE_CHECKING:
     from max_ray.interfaces.model import KVCacheInputs
+    from max_ray.kernels.native import PackedWeight
 
 __all__ = [
     "append_paged_kv_cache",
     "apply_rope",
     "fused_add_rmsnorm",
+    "pack_weight",
     "paged_attention",
     "rmsnorm",
     "rope_and_append",
@@ -36,7 +38,15 @@ _logger = get_logger(__name__)
 
 
 def _twin(x: torch.Tensor) -> ModuleType:
-    return _gpu_twins() if x.is_cuda else cpu
+    return _gpu_twins() if x.is_cuda else _cpu_twins()
+
+
+@cache
+def _cpu_twins() -> ModuleType:
+    """The C++ twins where they can be had, loaded (at the first time: compiled) when the first tensor comes."""
+    from max_ray.kernels import native
+
+    return cpu if native.library() is None else native
 
 
 @cache
@@ -46,6 +56,15 @@ def _gpu_twins() -> ModuleType:
         _logger.warning("triton is not installed: the GPU runs torch's own operations, which are slower")
         return cpu
     return import_module("max_ray.kernels.gpu")
+
+
+def pack_weight(weight: torch.Tensor) -> PackedWeight | None:
+    """A linear layer's weight [O, I] in the form that the CPU's C++ kernel reads fastest; None where nothing reads one."""
+    if weight.device.type != "cpu" or _cpu_twins() is cpu:
+        return None
+    from max_ray.kernels.native import pack_weight as pack
+
+    return pack(weight)
 
 
 def rmsnorm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

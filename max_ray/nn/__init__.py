@@ -4,10 +4,13 @@ from max_ray.nn.attention import Attention
 from max_ray.nn.embedding import ParallelLMHead, VocabParallelEmbedding
 from max_ray.nn.linear import (
     ColumnParallelLinear,
+    LayerWeight,
     Linear,
     MergedColumnParallelLinear,
     QKVParallelLinear,
     RowParallelLinear,
+    linear,
+    pack_weights,
 )
 from max_ray.nn.mlp import GatedMLP
 from max_ray.nn.module import Module, Parameter
@@ -19,6 +22,7 @@ __all__ = [
     "Attention",
     "ColumnParallelLinear",
     "GatedMLP",
+    "LayerWeight",
     "Linear",
     "MergedColumnParallelLinear",
     "Module",
@@ -31,4 +35,6 @@ __all__ = [
     "RowParallelLinear",
     "TextPipelineModel",
     "VocabParallelEmbedding",
+    "linear",
+    "pack_weights",
 ]

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from max_ray.distributed import TPGroup, all_gather, all_reduce
-from max_ray.nn.linear import linear
+from max_ray.nn.linear import LayerWeight, Packable, linear, pack_weight_of
 from max_ray.nn.module import Module
 from max_ray.weights.parameter import PartSpec
 
@@ -28,14 +28,18 @@ class VocabParallelEmbedding(Module):
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         if self._tp.size == 1:
-            return F.embedding(tokens, self.weight)
+            return self._lookup(tokens)
         local = tokens - self._rows.start
         elsewhere = (local < 0) | (local >= len(self._rows))
-        rows = F.embedding(local.masked_fill(elsewhere, 0), self.weight)
+        rows = self._lookup(local.masked_fill(elsewhere, 0))
         return all_reduce(rows.masked_fill_(elsewhere.unsqueeze(-1), 0), self._tp)
 
+    def _lookup(self, rows: torch.Tensor) -> torch.Tensor:
+        weight: torch.Tensor | LayerWeight = self.weight
+        return F.embedding(rows, weight) if isinstance(weight, torch.Tensor) else weight.rows(rows)
 
-class ParallelLMHead(Module):
+
+class ParallelLMHead(Packable):
     """Hidden states [N, D] -> logits [N, V], gathered whole on every rank and cut to the true vocabulary.
 
     tied_to: the embedding whose shard serves as the head's weight too; then the head has no parameter of its own.
@@ -59,6 +63,10 @@ class ParallelLMHead(Module):
             _add_vocab_weight(self, vocab_size, dim, tp, dtype)
         else:
             assert tuple(tied_to.weight.shape) == (padded_share(vocab_size, tp), dim), "tied weights of another shape"
+
+    def pack(self) -> bool:
+        """See Packable; a tied weight is packed where it lives, and the embedding reads its rows from there."""
+        return super().pack() if self._tied_to is None else pack_weight_of(self._tied_to)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         weight = self.weight if self._tied_to is None else self._tied_to.weight

@@ -13,19 +13,62 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 
+from max_ray import kernels
 from max_ray.distributed import TPGroup, all_reduce
 from max_ray.driver import DeviceLike, as_torch_device
 from max_ray.nn.module import Module
 from max_ray.weights.parameter import PartSpec
 
 
-def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """x [..., I] @ weight [O, I]^T + bias [O] -> [..., O]. All layers multiply here: the one place to pack weights."""
-    return F.linear(x, weight, bias)
+class LayerWeight(Protocol):
+    """A weight in another form than a tensor [O, I]: packed for a kernel, or quantized."""
+
+    @property
+    def shape(self) -> tuple[int, int]: ...
+
+    def linear(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """x [..., I] -> x W^T + bias [..., O]."""
+
+    def rows(self, indices: torch.Tensor) -> torch.Tensor:
+        """Rows of the weight: int64 [T] -> [T, I]."""
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor | LayerWeight, bias: torch.Tensor | None) -> torch.Tensor:
+    """x [..., I] @ weight [O, I]^T + bias [O] -> [..., O]. All layers multiply here."""
+    return F.linear(x, weight, bias) if isinstance(weight, torch.Tensor) else weight.linear(x, bias)
+
+
+def pack_weights(network: Module) -> int:
+    """Puts the weights of all linear layers into the form that the kernels read fastest, in place and one at a time.
+
+    Such a weight is a LayerWeight from then on and no parameter any more (see `Module.parameters`). Returns how many there
+    were: none on a GPU, or where no kernel wants another form.
+    """
+    return sum(module.pack() for _, module in network.named_modules() if isinstance(module, Packable))
+
+
+class Packable(Module):
+    """A layer whose weight is read by `linear` alone."""
+
+    def pack(self) -> bool:
+        """Whether the weight has another form now."""
+        return pack_weight_of(self)
+
+
+def pack_weight_of(module: Module) -> bool:
+    """Packs `module.weight`, whose readers know both forms. Whether that changed it."""
+    weight = module.__dict__["weight"]
+    packed = kernels.pack_weight(weight) if isinstance(weight, torch.Tensor) else None
+    if packed is None:
+        return False
+    module.drop_parameter("weight")
+    module.__dict__["weight"] = packed
+    return True
 
 
 @dataclass(frozen=True)
@@ -38,7 +81,7 @@ class _Slab:
     stop: int
 
 
-class Linear(Module):
+class Linear(Packable):
     """y = x W^T + b. Initialised as torch.nn.Linear is: uniform in +-1/sqrt(in_dim)."""
 
     weight: torch.Tensor
@@ -64,7 +107,7 @@ class Linear(Module):
         return linear(x, self.weight, self.bias)
 
 
-class _ColumnCut(Module):
+class _ColumnCut(Packable):
     """Base of the column-parallel layers: a weight made of slabs of checkpoint rows, and its bias if any."""
 
     weight: torch.Tensor
@@ -143,7 +186,7 @@ class QKVParallelLinear(_ColumnCut):
         super().__init__(in_dim, slabs, bias, dtype, tp.device)
 
 
-class RowParallelLinear(Module):
+class RowParallelLinear(Packable):
     """[T, I / size] -> [T, O], summed over the ranks; the bias is whole on every rank and added once, after the sum."""
 
     weight: torch.Tensor

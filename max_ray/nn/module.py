@@ -81,6 +81,10 @@ class Module:
         self.__dict__.setdefault("_parts", {})[name] = specs
         setattr(self, name, data)
 
+    def drop_parameter(self, name: str) -> None:
+        """Parameter `name` is one no longer; the attribute stays as it is."""
+        del self.__dict__["_parts"][name]
+
     @property
     def parameters(self) -> Iterable[tuple[str, Parameter]]:
         """(dotted name, parameter) of this module and all below it, in the order of definition."""

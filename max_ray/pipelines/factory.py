@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from max_ray.config import PipelineConfig
 from max_ray.custom_code import install_packed
 from max_ray.errors import ConfigError
-from max_ray.interfaces import PipelineTask
+from max_ray.interfaces import PipelineModel, PipelineTask
 from max_ray.kv_cache import PagedKVCacheManager
 from max_ray.pipelines.plan import PipelinePlan, resolve_plan
 from max_ray.pipelines.text_generation import TextGenerationPipeline
@@ -120,9 +120,19 @@ def build_runner(plan: PipelinePlan, tp: TPGroup) -> ModelRunner:
         open_weights(Path(plan.model_dir), plan.weights_format),
         architecture.weight_adapters.get(plan.weights_format),
     )
+    _pack(model)
     num_blocks = plan.num_blocks if plan.num_blocks is not None else _blocks_that_fit(plan, tp)
     storage = KVStorage.allocate(plan.kv_params, num_blocks, tp.device)
     return ModelRunner(model, storage, tp, plan.huggingface_config.vocab_size)
+
+
+def _pack(model: PipelineModel) -> None:
+    """Packs the weights of the networks that a model holds, now that they are loaded."""
+    from max_ray.nn import Module, pack_weights
+
+    for network in vars(model).values():
+        if isinstance(network, Module):
+            pack_weights(network)
 
 
 def _blocks_that_fit(plan: PipelinePlan, tp: TPGroup) -> int:

@@ -1,0 +1,26 @@
+"""The C++ twins for CPUs, and packed weights. Compiled on the first use by the machine's compiler; never required."""
+
+from max_ray.kernels.native.build import library
+from max_ray.kernels.native.ops import (
+    append_paged_kv_cache,
+    apply_rope,
+    fused_add_rmsnorm,
+    paged_attention,
+    rmsnorm,
+    rope_and_append,
+    silu_and_mul,
+)
+from max_ray.kernels.native.packed import PackedWeight, pack_weight
+
+__all__ = [
+    "PackedWeight",
+    "append_paged_kv_cache",
+    "apply_rope",
+    "fused_add_rmsnorm",
+    "library",
+    "pack_weight",
+    "paged_attention",
+    "rmsnorm",
+    "rope_and_append",
+    "silu_and_mul",
+]

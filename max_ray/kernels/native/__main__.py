@@ -1,0 +1,7 @@
+"""`python -m max_ray.kernels.native`: compiles the C++ kernels ahead of the first start (`make setup` does it)."""
+
+from __future__ import annotations
+
+from max_ray.kernels.native.build import library
+
+print("The C++ kernels are ready." if library() else "No C++ kernels here: the CPU runs torch's operations.")

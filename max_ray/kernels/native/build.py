@@ -1,0 +1,111 @@
+"""Builds the C++ twins with the machine's own compiler, once, and loads them: `library()`.
+
+The shared object lies in the user's cache folder under a name made of everything it depends on: sources, flags, the compiler's
+version and the processor's features. A machine without a compiler runs the torch twins.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import hashlib
+import platform
+import shutil
+import subprocess
+import time
+from functools import cache
+from pathlib import Path
+
+from max_ray.log import get_logger
+from max_ray.settings import cache_dir, native_kernels
+
+_SOURCES = Path(__file__).parent / "csrc"
+_FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared", "-Wno-psabi")
+_COMPILERS = ("g++", "c++")
+_logger = get_logger(__name__)
+
+_P, _L, _I, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
+_SIGNATURES: dict[str, list[type]] = {
+    "linear": [_P, _L, _L, _L, _P, _L, _P, _P, _I],
+    "pack": [_P, _L, _L, _P, _I],
+    "rows": [_P, _L, _P, _L, _P, _I],
+    "rmsnorm": [_P, _P, _P, _L, _L, _F, _I],
+    "add_rmsnorm": [_P, _P, _P, _P, _P, _L, _L, _F, _I],
+    "silu_and_mul": [_P, _P, _L, _L, _I],
+    "rope_and_append": [_P, _P, _P, _P, _P, _P, _P, _P, _P, _P, _I],
+    "paged_attention": [_P, _P, _P, _P, _P, _P, _P, _P, _I],
+}
+"""Argument types of the exported functions, each of which exists as NAME_f32 and NAME_bf16."""
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The loaded kernels; None where they are switched off, cannot be built, or do not run on this processor."""
+    if not native_kernels():
+        return None
+    compiler = next(filter(None, map(shutil.which, _COMPILERS)), None)
+    if compiler is None:
+        _logger.warning(
+            "No C++ compiler (%s) was found: the CPU runs torch's operations, which are slower", " or ".join(_COMPILERS)
+        )
+        return None
+    try:
+        return _declared(ctypes.CDLL(str(_built(compiler))))
+    except (OSError, subprocess.SubprocessError) as error:
+        _logger.warning("The C++ kernels could not be built, the CPU runs torch's operations: %s", _reason(error))
+        return None
+
+
+def _built(compiler: str) -> Path:
+    """The shared object for this machine, compiled if it is not there yet; one process compiles, others wait for it."""
+    sources = sorted(_SOURCES.glob("*.cpp"))
+    target = cache_dir() / "native" / f"{_fingerprint(compiler)}.so"
+    if target.exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with open(target.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.exists():
+            started = time.monotonic()
+            partial = target.with_suffix(".partial")
+            command = [compiler, *_FLAGS, "-o", str(partial), *map(str, sources)]
+            subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+            partial.rename(target)
+            _logger.info("Compiled the C++ kernels in %.1f s: %s", time.monotonic() - started, target)
+    return target
+
+
+def _fingerprint(compiler: str) -> str:
+    version = subprocess.run([compiler, "--version"], check=True, capture_output=True, text=True, timeout=30).stdout
+    digest = hashlib.sha256(repr((_FLAGS, version, platform.machine(), _processor())).encode())
+    for source in sorted(_SOURCES.iterdir()):
+        digest.update(source.name.encode() + source.read_bytes())
+    return digest.hexdigest()[:24]
+
+
+def _processor() -> str:
+    """What `-march=native` depends on: the first processor's features."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor()
+    lines = [
+        line for line in text.split("\n\n")[0].splitlines() if line.split("\t")[0] in ("flags", "Features", "model")
+    ]
+    return "\n".join(lines)
+
+
+def _declared(loaded: ctypes.CDLL) -> ctypes.CDLL:
+    for name, arguments in _SIGNATURES.items():
+        for kind in ("f32", "bf16"):
+            function = getattr(loaded, f"{name}_{kind}")
+            function.argtypes, function.restype = arguments, None
+    loaded.advise_huge_pages.argtypes, loaded.advise_huge_pages.restype = [_P, _L], None
+    return loaded
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, subprocess.CalledProcessError):
+        lines = [line for line in (error.stderr or "").splitlines() if line.strip()]
+        return lines[0] if lines else str(error)
+    return str(error)
