@@ -52,7 +52,7 @@ def prefill_tile(group: int, head_dim: int, element_size: int) -> _Tile:
     elif width <= 128:
         lines, keys, num_warps, num_stages = 128, 64, 8, 5
     else:
-        lines, keys, num_warps, num_stages = 64, 32, 4, 3
+        lines, keys, num_warps, num_stages = 64, 32, 4, 2
     return _Tile(max(min(lines, 128), padded(group)), keys, num_warps, num_stages)
 
 
