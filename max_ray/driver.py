@@ -1,9 +1,12 @@
-"""Devices by name: `CPU()` and `Accelerator(id)`, for users of the library and for `Module.to`."""
+"""Devices by name: `CPU()` and `Accelerator(id)`, for users of the library and for `Module.to`; and the way of small
+arrays between host and device."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import numpy.typing as npt
 import torch
 
 from max_ray.errors import DeviceError
@@ -60,3 +63,30 @@ DeviceLike = Device | torch.device | str
 def as_torch_device(device: DeviceLike) -> torch.device:
     """The torch device that any way of writing a device means."""
     return device.torch_device if isinstance(device, Device) else torch.device(device)
+
+
+def upload(array: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
+    """`array` on the device. The host does not wait for a GPU, and may write to `array` again at once; on the CPU the
+    tensor shares the array's memory."""
+    tensor = torch.from_numpy(array)
+    if device.type != "cuda" or tensor.numel() == 0:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)  # the allocator keeps the pinned copy until it was read
+
+
+class Download:
+    """A tensor on its way to the host. `wait` gives it there; until then the host is free, and so is the device."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._host, self._arrived = tensor, None
+        if tensor.is_cuda:
+            self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self._host.copy_(tensor, non_blocking=True)
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._arrived.record(torch.cuda.current_stream(tensor.device))
+
+    def wait(self) -> torch.Tensor:
+        """The tensor on the host (the very tensor, where it was there from the beginning)."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._host

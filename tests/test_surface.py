@@ -34,6 +34,7 @@ PIPELINE_SETTINGS = {
     "tensor_parallel_size": 1,
     "devices": "auto",
     "custom_architectures": (),
+    "cuda_graphs": "lazy",
     "num_threads": None,
 }
 SERVE_SETTINGS = PIPELINE_SETTINGS | {

@@ -49,6 +49,7 @@ class Llama3Model(TextPipelineModel):
         self.network = Llama3(config, max_length, tp, getattr(torch, encoding.cache_dtype))
         name_map = (adapter or safetensors_name_map)(huggingface_config)
         load_weights(self.network.sharded_parameters(), weights, name_map)
+        self.decode_is_capturable = not self.network.rotary.is_dynamic
         del self.weights  # nothing reads the checkpoint again
 
     def execute(self, model_inputs: ModelInputs) -> ModelOutputs:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -134,6 +134,9 @@ class PipelineConfig(BaseModel):
     devices: str = Field("auto", description="'auto' (GPUs where there are any), 'cpu', 'gpu', or 'gpu:0,1'.")
     custom_architectures: TextList = Field(
         (), description="Folder of a custom architecture, or module.path:NAME; may be given several times."
+    )
+    cuda_graphs: Literal["never", "lazy", "start"] = Field(
+        "lazy", description="Decode steps as CUDA graphs: captured at first use ('lazy'), at the start, or never."
     )
     num_threads: int | None = Field(
         None, ge=1, le=_MAX_THREADS, description="CPU threads of one rank. Default: its share of the cores."

@@ -69,7 +69,12 @@ class PipelineModel(ABC):
     huggingface_config: config.json as an attribute-style mapping (`cfg.hidden_size`, `cfg.get("head_dim")`).
     encoding: a SupportedEncoding that the architecture lists. weights: lazily read tensors of the checkpoint.
     adapter: the record's weight adapter for this checkpoint format, or None.
+
+    decode_is_capturable: whether a decode step may be captured in a CUDA graph: `execute` never waits for the device,
+    and `prepare_next_token_inputs` reads nothing of `prev_model_inputs` but the `kv_cache_inputs`.
     """
+
+    decode_is_capturable = False
 
     def __init__(
         self,

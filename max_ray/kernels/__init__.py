@@ -156,6 +156,7 @@ def paged_attention(
     *,
     scale: float,
     sliding_window: int | None = None,
+    logit_softcap: float | None = None,
 ) -> torch.Tensor:
     """Causal attention of a ragged batch over the paged cache; q [T, H, D] -> [T, H, D].
 
@@ -165,8 +166,10 @@ def paged_attention(
 
     k_cache, v_cache: one layer's [num_blocks, page_size, KVH, D] (of `kv`: block_tables, cache_lengths, page_size).
     scale: multiplies q k^T. sliding_window: a query sees its own and the `sliding_window - 1` keys before it.
+    logit_softcap: scores s become logit_softcap * tanh(s / logit_softcap), after `scale` and before the softmax
+        (Gemma Team 2024, "Gemma 2", section 2); positive.
     """
     result: torch.Tensor = _twin(q).paged_attention(
-        q, k_cache, v_cache, kv, qo_indptr, scale=scale, sliding_window=sliding_window
+        q, k_cache, v_cache, kv, qo_indptr, scale=scale, sliding_window=sliding_window, logit_softcap=logit_softcap
     )
     return result

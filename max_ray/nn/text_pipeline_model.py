@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from max_ray.driver import upload
 from max_ray.errors import ConfigError, ParallelismError
 from max_ray.interfaces import KVCacheInputs, ModelInputs, PipelineModel, RunRow
 from max_ray.nn.rope import RopeConfig
@@ -100,7 +101,7 @@ class TextPipelineModel(PipelineModel):
         )
 
     def _to_device(self, array: npt.NDArray[Any]) -> torch.Tensor:
-        return torch.from_numpy(array).to(self.device, non_blocking=True)
+        return upload(array, self.device)
 
 
 def ragged_arrays(

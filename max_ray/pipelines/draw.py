@@ -25,6 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from max_ray.driver import upload
 from max_ray.interfaces.request import SamplingParams
 
 _WEIGHT_ONE = 2.0**40  # V * 2**40 stays below 2**63 for any vocabulary under 8 million tokens
@@ -49,8 +50,8 @@ class Filters:
 
     @classmethod
     def from_params(cls, params: Sequence[SamplingParams], vocab_size: int, device: torch.device) -> Filters:
-        def column(values: Sequence[float], dtype: torch.dtype) -> torch.Tensor:
-            return torch.tensor(values, dtype=dtype, device=device)[:, None]
+        def column(values: Sequence[float], dtype: type[np.generic]) -> torch.Tensor:
+            return upload(np.array(values, dtype=dtype)[:, None], device)
 
         top_k = [min(p.top_k, vocab_size) if p.top_k > 0 else vocab_size for p in params]
         bounded = [k for k in top_k if k < vocab_size]
@@ -59,11 +60,11 @@ class Filters:
             wanted = max(wanted, _NUCLEUS_CANDIDATES)
         return cls(
             temperature=column(
-                [min(max(p.temperature, _MIN_TEMPERATURE), _MAX_TEMPERATURE) for p in params], torch.float32
+                [min(max(p.temperature, _MIN_TEMPERATURE), _MAX_TEMPERATURE) for p in params], np.float32
             ),
-            top_k=column(top_k, torch.int64),
-            top_p=column([p.top_p for p in params], torch.float64),
-            min_p=column([p.min_p for p in params], torch.float32),
+            top_k=column(top_k, np.int64),
+            top_p=column([p.top_p for p in params], np.float64),
+            min_p=column([p.min_p for p in params], np.float32),
             num_candidates=min(wanted, vocab_size),
             all_top_k=len(bounded) == len(params),
         )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     import torch
 
     from max_ray.distributed.group import TPGroup
+    from max_ray.interfaces import PipelineModel
+    from max_ray.pipelines.graphs import DecodeGraphs
+    from max_ray.pipelines.kv_storage import KVStorage
     from max_ray.pipelines.runner import ModelRunner
 
 
@@ -123,7 +127,22 @@ def build_runner(plan: PipelinePlan, tp: TPGroup) -> ModelRunner:
     _pack(model)
     num_blocks = plan.num_blocks if plan.num_blocks is not None else _blocks_that_fit(plan, tp)
     storage = KVStorage.allocate(plan.kv_params, num_blocks, tp.device)
-    return ModelRunner(model, storage, tp, plan.huggingface_config.vocab_size)
+    graphs = _decode_graphs(plan, model, storage)
+    return ModelRunner(model, storage, tp, plan.huggingface_config.vocab_size, graphs)
+
+
+def _decode_graphs(plan: PipelinePlan, model: PipelineModel, storage: KVStorage) -> DecodeGraphs | None:
+    """None where decode steps are launched kernel by kernel: on a CPU, and for a model that cannot be captured."""
+    from max_ray.pipelines.graphs import CudaCapture, DecodeGraphs
+
+    if model.device.type != "cuda" or plan.config.cuda_graphs == "never":
+        return None
+    if not model.decode_is_capturable or find_spec("triton") is None:  # torch's own attention asks the device
+        return None
+    graphs = DecodeGraphs(model, storage, plan.max_batch_size, plan.max_length, CudaCapture(model.device))
+    if plan.config.cuda_graphs == "start":
+        graphs.capture_all()
+    return graphs
 
 
 def _pack(model: PipelineModel) -> None:

@@ -1,6 +1,7 @@
 """The tensors that hold keys and values of one rank: per layer [num_blocks, page_size, num_kv_heads, head_dim].
 
-Block 0 is an ordinary block. Memory is zeroed (on a CPU the pages are touched only when first written): attention
+Block 0 is an ordinary block. One block more than the pool knows, the last, is the scratch block: rows that only fill a
+batch up write their keys there. Memory is zeroed (on a CPU the pages are touched only when first written): attention
 masks unwritten slots by weight 0, and 0 times a stray NaN would still be NaN.
 """
 
@@ -12,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from max_ray.driver import upload
 from max_ray.interfaces import KVCacheInputs, KVCacheParams, RunRow
 
 IntArray = npt.NDArray[np.int64]
@@ -19,45 +21,48 @@ IntArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class KVStorage:
-    """Keys and values of all layers, and how many tokens a block holds."""
+    """Keys and values of all layers, and how many tokens a block holds. num_blocks: without the scratch block, whose
+    number it is."""
 
     keys: list[torch.Tensor]
     values: list[torch.Tensor]
     page_size: int
+    num_blocks: int
 
     @classmethod
     def allocate(cls, params: KVCacheParams, num_blocks: int, device: torch.device) -> KVStorage:
-        shape = (num_blocks, params.page_size, params.num_kv_heads, params.head_dim)
+        shape = (num_blocks + 1, params.page_size, params.num_kv_heads, params.head_dim)
         dtype = getattr(torch, params.dtype)
 
         def layers() -> list[torch.Tensor]:
             return [torch.zeros(shape, dtype=dtype, device=device) for _ in range(params.num_layers)]
 
-        return cls(layers(), layers(), params.page_size)
+        return cls(layers(), layers(), params.page_size, num_blocks)
 
 
 class RunTables:
     """Block tables and lengths of the rows of one run, kept on the host and moved to the device a step at a time.
 
     Rows leave when they end; `rows` maps the present position in the batch to the row's index in the run.
+    block_tables: int32 [rows, blocks]. lengths: int64 [rows], tokens in the cache.
     """
 
     def __init__(self, rows: list[RunRow], storage: KVStorage, device: torch.device) -> None:
         self._storage = storage
         self._device = device
         self.rows = np.arange(len(rows))
-        self._lengths = np.array([r.processed_length for r in rows], dtype=np.int64)
+        self.lengths = np.array([r.processed_length for r in rows], dtype=np.int64)
         width = max(len(r.block_table) for r in rows)
-        self._tables = np.zeros((len(rows), width), dtype=np.int32)
+        self.block_tables = np.zeros((len(rows), width), dtype=np.int32)
         for i, row in enumerate(rows):
-            self._tables[i, : len(row.block_table)] = row.block_table
+            self.block_tables[i, : len(row.block_table)] = row.block_table
 
     def first_step(self, rows: list[RunRow]) -> KVCacheInputs:
         """Inputs for the ragged first step; afterwards lengths count its tokens."""
         counts = np.array([len(r.active_tokens) for r in rows], dtype=np.int64)
         row_of_token = np.repeat(self.rows, counts)
         offsets = np.arange(len(row_of_token)) - np.repeat(np.cumsum(counts) - counts, counts)
-        positions = self._lengths[row_of_token] + offsets
+        positions = self.lengths[row_of_token] + offsets
         return self._inputs(row_of_token, positions, counts)
 
     def keep(self, positions_in_batch: list[int]) -> None:
@@ -65,25 +70,29 @@ class RunTables:
         if len(positions_in_batch) == len(self.rows):
             return
         self.rows = self.rows[positions_in_batch]
-        self._lengths = self._lengths[positions_in_batch]
-        self._tables = self._tables[positions_in_batch]
+        self.lengths = self.lengths[positions_in_batch]
+        self.block_tables = self.block_tables[positions_in_batch]
 
     def next_step(self) -> KVCacheInputs:
         """Inputs for a step of one token a row."""
         batch = np.arange(len(self.rows))
-        return self._inputs(batch, self._lengths, np.ones(len(batch), dtype=np.int64))
+        return self._inputs(batch, self.lengths, np.ones(len(batch), dtype=np.int64))
+
+    def advance(self) -> None:
+        """Counts one token a row that was run by somebody who keeps the tables on the device (see graphs.py)."""
+        self.lengths = self.lengths + 1
 
     def _inputs(self, row_of_token: IntArray, positions: IntArray, counts: IntArray) -> KVCacheInputs:
         page = self._storage.page_size
-        slots = self._tables[row_of_token, positions // page].astype(np.int64) * page + positions % page
-        before = self._lengths
-        self._lengths = before + counts
+        slots = self.block_tables[row_of_token, positions // page].astype(np.int64) * page + positions % page
+        before = self.lengths
+        self.lengths = before + counts
         return KVCacheInputs(
             keys=self._storage.keys,
             values=self._storage.values,
-            block_tables=torch.from_numpy(self._tables).to(self._device, non_blocking=True),
-            cache_lengths=torch.from_numpy(before.astype(np.int32)).to(self._device, non_blocking=True),
-            slot_mapping=torch.from_numpy(slots).to(self._device, non_blocking=True),
-            max_kv_length=int(self._lengths.max()),
+            block_tables=upload(self.block_tables, self._device),
+            cache_lengths=upload(before.astype(np.int32), self._device),
+            slot_mapping=upload(slots, self._device),
+            max_kv_length=int(self.lengths.max()),
             page_size=page,
         )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from max_ray.driver import Download
 from max_ray.interfaces.context import LogProbabilities
 
 _SLICE = 128  # prompt rows whose log-softmax is held at once
@@ -14,27 +15,28 @@ _SLICE = 128  # prompt rows whose log-softmax is held at once
 
 @dataclass(frozen=True, slots=True)
 class TokenReport:
-    """Log probabilities of n tokens, still on the device.
+    """Log probabilities of n tokens, on their way to the host.
 
     tokens: int64 [n]. chosen: float32 [n]. top_values, top_ids: [n, K], K = the most alternatives that a row wants.
     """
 
-    tokens: torch.Tensor
-    chosen: torch.Tensor
-    top_values: torch.Tensor
-    top_ids: torch.Tensor
+    tokens: Download
+    chosen: Download
+    top_values: Download
+    top_ids: Download
 
     @classmethod
     def of(cls, logits: torch.Tensor, tokens: torch.Tensor, num_top: int) -> TokenReport:
         """logits: float32 [n, V], penalized, before temperature. tokens: int64 [n]."""
         logprobs = logits.log_softmax(1)
         top_values, top_ids = logprobs.topk(min(num_top, logits.shape[1]), dim=1)
-        return cls(tokens, logprobs.gather(1, tokens[:, None])[:, 0], top_values, top_ids)
+        chosen = logprobs.gather(1, tokens[:, None])[:, 0]
+        return cls(*(Download(column) for column in (tokens, chosen, top_values, top_ids)))
 
     def entries(self, num_top: Sequence[int]) -> list[LogProbabilities]:
         """On the host, row i with num_top[i] alternatives; equal log probabilities in the order of their ids."""
         columns = (self.tokens, self.chosen, self.top_values, self.top_ids)
-        lines = zip(*(column.tolist() for column in columns), num_top, strict=True)
+        lines = zip(*(column.wait().tolist() for column in columns), num_top, strict=True)
         return [
             LogProbabilities(token, chosen, sorted(zip(ids, values, strict=True), key=_likeliest_first)[:num])
             for token, chosen, values, ids, num in lines

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from max_ray.driver import upload
 from max_ray.interfaces.executor import RunRow
 from max_ray.interfaces.request import SamplingParams
 
@@ -32,7 +33,7 @@ class Penalties:
         params = [rows[number].sampling_params for number in numbers]
 
         def column(value: Callable[[SamplingParams], float]) -> torch.Tensor:
-            return torch.tensor([value(p) for p in params], dtype=torch.float32, device=device)[:, None]
+            return upload(np.array([value(p) for p in params], dtype=np.float32)[:, None], device)
 
         self._repetition = column(lambda p: min(max(p.repetition_penalty, 1e-30), 1e30))  # not 0 or inf in float32
         self._frequency = column(lambda p: p.frequency_penalty)
@@ -40,11 +41,11 @@ class Penalties:
 
     def _read_history(self, row: RunRow, slot: int) -> None:
         assert row.history is not None, "a row with penalties came without its history"
-        prompt = torch.from_numpy(row.history[: row.prompt_length])
-        self.in_prompt[slot, prompt.to(self.in_prompt.device)] = True
+        device = self.in_prompt.device
+        self.in_prompt[slot].index_fill_(0, upload(row.history[: row.prompt_length], device), True)
         ids, counts = np.unique(row.history[row.prompt_length :], return_counts=True)
-        lines = self.output_counts[slot]
-        lines[torch.from_numpy(ids).to(lines.device)] = torch.from_numpy(counts).to(lines.device, lines.dtype)
+        counts = counts.astype(np.int32)
+        self.output_counts[slot].index_copy_(0, upload(ids, device), upload(counts, device))
 
     def apply(self, logits: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
         """Penalized copy of float32 `logits` [n, V], row i being line slots[i] (int64 [n]).
@@ -88,6 +89,6 @@ class MinTokens:
         key = tuple(np.where(held, numbers, -1).tolist())
         if key != self._key:
             pairs = [(p, i) for p, number in enumerate(key) if number >= 0 for i in self._stop_ids[number]]
-            positions, ids = torch.tensor(pairs, dtype=torch.int64, device=self._device).unbind(1)
+            positions, ids = upload(np.array(pairs, dtype=np.int64), self._device).unbind(1)
             self._key, self._where = key, (positions, ids)
         return self._where

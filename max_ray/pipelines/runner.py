@@ -2,12 +2,23 @@
 
 The same code runs in this process and in a worker actor. Rank 0 samples; its tokens and the word "go on" travel to
 the other ranks in one small broadcast a step, so all ranks stop at the same step boundary.
+
+A step is *launched* (all its work is handed to the device, sampled tokens being the next step's inputs there) and later
+*collected* (its tokens are read on the host). On a CPU one follows the other. On a GPU step k + 1 is launched before
+step k is collected, so that the device never waits for the host:
+
+    launch 0, launch 1, collect 0, launch 2, collect 1, ...
+
+What the host learns from step k then counts from step k + 2 on. A row that ended at k is computed once more, within the
+room that its request has, and its token is dropped. One rank alone launches nothing more once it is told to stop;
+several learn of it together when they collect the step, and end with the one after.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Generator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +26,11 @@ import torch
 
 from max_ray.distributed.collectives import broadcast
 from max_ray.distributed.group import TPGroup
+from max_ray.driver import Download, upload
 from max_ray.interfaces import LogProbabilities, ModelInputs, PipelineModel, RunRequest, RunRow, StepOutput
+from max_ray.pipelines.graphs import DecodeGraphs
 from max_ray.pipelines.kv_storage import KVStorage, RunTables
-from max_ray.pipelines.sampler import Sampler, prompt_logprobs
+from max_ray.pipelines.sampler import Sampled, Sampler, prompt_logprobs
 
 TokenArray = npt.NDArray[np.int64]
 
@@ -25,16 +38,28 @@ TokenArray = npt.NDArray[np.int64]
 class ModelRunner:
     """One rank's model, cache and sampler. Not thread-safe: one run at a time.
 
+    graphs: replays decode steps that fit it; None: every step is launched kernel by kernel. lookahead: steps launched
+    before an earlier one is collected; the same on all ranks. By default 1 on a GPU and 0 on a CPU.
     `forward_calls` counts forward passes since the start; block tables are kept only so that the KV ledger can be
     checked against them or rebuilt from them.
     """
 
-    def __init__(self, model: PipelineModel, storage: KVStorage, tp: TPGroup, vocab_size: int) -> None:
+    def __init__(
+        self,
+        model: PipelineModel,
+        storage: KVStorage,
+        tp: TPGroup,
+        vocab_size: int,
+        graphs: DecodeGraphs | None = None,
+        lookahead: int | None = None,
+    ) -> None:
         self._model = model
         self._storage = storage
         self._tp = tp
         self._vocab_size = vocab_size
-        self.num_blocks = storage.keys[0].shape[0]
+        self._graphs = graphs
+        self._lookahead = int(tp.device.type == "cuda") if lookahead is None else lookahead
+        self.num_blocks = storage.num_blocks
         self._block_tables: dict[str, npt.NDArray[np.int32]] = {}
         self.forward_calls = 0
 
@@ -44,12 +69,15 @@ class ModelRunner:
         for row in request.rows:
             self._block_tables[row.request_id] = row.block_table
         with torch.inference_mode():
-            run = _Run(self._model, self._storage, self._tp, self._vocab_size, request)
+            sampler = Sampler(request.rows, self._vocab_size, self._tp.device) if self._tp.rank == 0 else None
+            tables = RunTables(request.rows, self._storage, self._tp.device)
+            run = _Run(self._model, self._tp, request, tables, sampler, self._graphs)
         while True:
             # inference_mode is entered anew for each step: a generator must not leave it switched on for its caller
+            before = run.num_launched
             with torch.inference_mode():
-                self.forward_calls += 1
-                output = run.step(should_stop)
+                output = run.step(should_stop, self._lookahead)
+            self.forward_calls += run.num_launched - before
             yield output
             if output.last:
                 return
@@ -64,82 +92,160 @@ class ModelRunner:
         return dict(self._block_tables)
 
 
+@dataclass(frozen=True, slots=True)
+class _Launched:
+    """A step under way. rows: which rows of the run were in it and sampled, int64. message: their tokens, and last
+    whether the run goes on. sampled: on rank 0, where log probabilities wait."""
+
+    step: int
+    rows: TokenArray
+    message: Download
+    sampled: Sampled | None
+    prompt_log_probabilities: dict[int, list[LogProbabilities | None]] | None
+
+
 class _Run:
-    """State of one run; `alive` are the positions in the present batch of the rows that go on."""
+    """State of one run. Rows leave `tables` when a step is launched without them.
+
+    num_launched: steps so far, also the number of the next one. `_ended`: bool [rows], known to have ended.
+    """
 
     def __init__(
-        self, model: PipelineModel, storage: KVStorage, tp: TPGroup, vocab_size: int, request: RunRequest
+        self,
+        model: PipelineModel,
+        tp: TPGroup,
+        request: RunRequest,
+        tables: RunTables,
+        sampler: Sampler | None,
+        graphs: DecodeGraphs | None,
     ) -> None:
+        self.num_launched = 0
         self._model = model
         self._tp = tp
         self._rows = request.rows
         self._num_steps = request.num_steps
-        self._step = 0
-        self._tables = RunTables(request.rows, storage, tp.device)
-        self._sampler = Sampler(request.rows, vocab_size, tp.device) if tp.rank == 0 else None
-        kv_cache_inputs = self._tables.first_step(request.rows)
-        self._inputs: ModelInputs = model.prepare_initial_token_inputs(request.rows, kv_cache_inputs)
+        self._tables = tables
+        self._sampler = sampler
+        self._graphs = graphs
+        self._in_flight: deque[_Launched] = deque()
+        self._go_on = True
+        self._ended = np.zeros(len(request.rows), dtype=bool)
+        self._max_new = np.array([row.max_new_tokens for row in request.rows], dtype=np.int64)
+        self._inputs: ModelInputs | None = None
+        self._tokens = torch.empty(0, dtype=torch.int64, device=tp.device)
 
-    def step(self, should_stop: Callable[[], bool]) -> StepOutput:
-        logits = self._model.execute(self._inputs).logits
-        output = StepOutput(step=self._step, tokens=np.full(len(self._rows), -1, dtype=np.int64), last=True)
-        if self._step == 0:
-            logits = self._report_prompt(logits, output)
-            self._tables_keep_sampling_rows()
-        tokens, go_on = self._sample(logits, output, should_stop)
-        output.tokens[self._tables.rows] = tokens
-        sampled = zip(self._tables.rows.tolist(), tokens.tolist(), strict=True)
-        alive = [p for p, (row, token) in enumerate(sampled) if self._goes_on(row, token)]
-        self._step += 1
-        output.last = not (go_on and alive and self._step < self._num_steps)
-        if not output.last:
-            self._prepare_next(tokens, alive)
-        return output
+    def step(self, should_stop: Callable[[], bool], lookahead: int) -> StepOutput:
+        """The next step's output, with up to `lookahead` more steps under way."""
+        while len(self._in_flight) <= lookahead and self._may_launch():
+            self._launch(should_stop)
+        return self._collect(self._in_flight.popleft())
 
-    def _report_prompt(self, logits: torch.Tensor, output: StepOutput) -> torch.Tensor:
-        """Takes the echo rows' prompt log probabilities off; leaves one row of logits a sampling row."""
-        counts = [row.num_logits for row in self._rows]
-        if not any(row.echo for row in self._rows):
-            return logits
-        pieces = torch.split_with_sizes(logits, counts)
-        if self._tp.rank == 0:
-            output.prompt_log_probabilities = {
-                i: _prompt_entries(row, pieces[i]) for i, row in enumerate(self._rows) if row.echo
-            }
-        return torch.cat(
-            [piece[-1:] for piece, row in zip(pieces, self._rows, strict=True) if row.samples] or [logits[:0]]
+    def _may_launch(self) -> bool:
+        if self.num_launched == 0:
+            return True
+        return self._go_on and self.num_launched < self._num_steps and len(self._alive()) > 0
+
+    def _alive(self) -> TokenArray:
+        """Positions in the present batch of the rows that take the next step, as far as is known."""
+        rows = self._tables.rows
+        return np.flatnonzero(~self._ended[rows] & (self.num_launched < self._max_new[rows]))
+
+    def _launch(self, should_stop: Callable[[], bool]) -> None:
+        entries = None
+        if self.num_launched == 0:
+            logits, entries = self._first_step()
+        else:
+            logits = self._following_step()
+        message, sampled = self._sample(logits, should_stop)
+        self._tokens = message[:-1]
+        self._in_flight.append(
+            _Launched(self.num_launched, self._tables.rows.copy(), Download(message), sampled, entries)
         )
+        self.num_launched += 1
 
-    def _tables_keep_sampling_rows(self) -> None:
-        self._tables.keep([i for i, row in enumerate(self._rows) if row.samples])
+    def _first_step(self) -> tuple[torch.Tensor, dict[int, list[LogProbabilities | None]] | None]:
+        """(logits of the rows that sample, entries of the echo rows' prompts)."""
+        rows, entries = self._rows, None
+        if self._graphs is not None and self._graphs.fits(self._tables) and all(map(_is_decode, rows)):
+            tokens = upload(np.concatenate([row.active_tokens for row in rows]), self._tp.device)
+            return self._graphs.decode(tokens, self._tables), None
+        kv_cache_inputs = self._tables.first_step(rows)
+        self._inputs = self._model.prepare_initial_token_inputs(rows, kv_cache_inputs)
+        logits = self._model.execute(self._inputs).logits
+        if any(row.echo for row in rows):
+            logits, entries = self._report_prompt(logits)
+        self._tables.keep([i for i, row in enumerate(rows) if row.samples])
+        return logits, entries
 
-    def _sample(
-        self, logits: torch.Tensor, output: StepOutput, should_stop: Callable[[], bool]
-    ) -> tuple[TokenArray, bool]:
-        num_rows = len(self._tables.rows)
+    def _following_step(self) -> torch.Tensor:
+        """Logits of the rows that go on, from the tokens that the step before has sampled."""
+        alive = self._alive()
+        tokens = self._tokens
+        if len(alive) < len(tokens):
+            tokens = tokens.index_select(0, upload(alive, self._tp.device))
+            self._tables.keep(alive.tolist())
+        if self._inputs is None or (self._graphs is not None and self._graphs.fits(self._tables)):
+            assert self._graphs is not None, "the first step of a run without graphs has left its inputs"
+            return self._graphs.decode(tokens, self._tables)
+        previous = replace(self._inputs, kv_cache_inputs=self._tables.next_step())
+        self._inputs = self._model.prepare_next_token_inputs(tokens, previous)
+        return self._model.execute(self._inputs).logits
+
+    def _report_prompt(
+        self, logits: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[int, list[LogProbabilities | None]] | None]:
+        """Takes the echo rows' prompt log probabilities off; leaves one row of logits a sampling row."""
+        entries = None
+        pieces = torch.split_with_sizes(logits, [row.num_logits for row in self._rows])
+        if self._tp.rank == 0:
+            entries = {i: _prompt_entries(row, pieces[i]) for i, row in enumerate(self._rows) if row.echo}
+        last = [piece[-1:] for piece, row in zip(pieces, self._rows, strict=True) if row.samples]
+        return torch.cat(last or [logits[:0]]), entries
+
+    def _sample(self, logits: torch.Tensor, should_stop: Callable[[], bool]) -> tuple[torch.Tensor, Sampled | None]:
+        """(int64 [n + 1]: tokens of the batch and "go on", the same on all ranks; on rank 0, what was sampled)."""
+        num_rows, sampled = len(self._tables.rows), None
         message = torch.empty(num_rows + 1, dtype=torch.int64, device=self._tp.device)
         if self._sampler is not None:
             if num_rows:
                 sampled = self._sampler.sample(logits, self._tables.rows.tolist())
                 message[:num_rows] = sampled.tokens
-                output.log_probabilities = sampled.log_probabilities
-            message[num_rows] = 0 if should_stop() else 1
-        message = broadcast(message, self._tp, src=0)
-        host: TokenArray = message.cpu().numpy()
-        return host[:num_rows], bool(host[num_rows])
+            go_on = not should_stop()
+            message[num_rows:].fill_(int(go_on))
+            self._go_on = self._go_on and (go_on or self._tp.size > 1)
+        return broadcast(message, self._tp, src=0), sampled
 
-    def _goes_on(self, row_index: int, token: int) -> bool:
+    def _collect(self, launched: _Launched) -> StepOutput:
+        host: TokenArray = launched.message.wait().numpy()
+        self._go_on = self._go_on and bool(host[-1])
+        counted = ~self._ended[launched.rows]  # a row that ended while the step was under way is not
+        rows, tokens = launched.rows[counted], host[:-1][counted]
+        output = StepOutput(step=launched.step, tokens=np.full(len(self._rows), -1, dtype=np.int64), last=False)
+        output.tokens[rows] = tokens
+        output.prompt_log_probabilities = launched.prompt_log_probabilities
+        if launched.sampled is not None:
+            output.log_probabilities = _of_rows(launched.sampled.log_probabilities, rows)
+        for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
+            self._ended[row] = self._ends(row, token, launched.step)
+        while self._in_flight and self._ended[self._in_flight[0].rows].all():
+            self._in_flight.popleft()
+        output.last = not self._in_flight and not self._may_launch()
+        return output
+
+    def _ends(self, row_index: int, token: int, step: int) -> bool:
+        """Whether a row ends with this token (that it has no tokens left to sample is known without it)."""
         row = self._rows[row_index]
-        generated = row.generated_length + self._step + 1
-        ended = token in row.stop_ids and generated > row.sampling_params.min_new_tokens
-        return not ended and self._step + 1 < row.max_new_tokens
+        return token in row.stop_ids and row.generated_length + step + 1 > row.sampling_params.min_new_tokens
 
-    def _prepare_next(self, tokens: TokenArray, alive: list[int]) -> None:
-        self._tables.keep(alive)
-        kv_cache_inputs = self._tables.next_step()
-        next_tokens = torch.from_numpy(tokens[alive]).to(self._tp.device, non_blocking=True)
-        previous = replace(self._inputs, kv_cache_inputs=kv_cache_inputs)
-        self._inputs = self._model.prepare_next_token_inputs(next_tokens, previous)
+
+def _is_decode(row: RunRow) -> bool:
+    """Whether a row's first step is like its following ones: one token, one row of logits."""
+    return len(row.active_tokens) == 1 and row.samples and not row.echo and row.extra is None
+
+
+def _of_rows(entries: dict[int, LogProbabilities] | None, rows: TokenArray) -> dict[int, LogProbabilities] | None:
+    wanted = set(rows.tolist())
+    return None if entries is None else {row: entry for row, entry in entries.items() if row in wanted}
 
 
 def _prompt_entries(row: RunRow, logits: torch.Tensor) -> list[LogProbabilities | None]:

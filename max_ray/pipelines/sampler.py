@@ -16,8 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from max_ray.driver import upload
 from max_ray.interfaces.context import LogProbabilities
 from max_ray.interfaces.executor import RunRow
+from max_ray.pipelines.device_draw import DeviceDraw, SamplingKernel, sampling_kernel
 from max_ray.pipelines.draw import Filters, draw, draw_filtered, is_filtered
 from max_ray.pipelines.logprobs import TokenReport, prompt_logprobs
 from max_ray.pipelines.penalties import MinTokens, Penalties
@@ -39,24 +41,32 @@ class Sampled:
 
     @property
     def log_probabilities(self) -> dict[int, LogProbabilities] | None:
-        """Row number -> entry of its token, copied from the device; None when no row of the step asked."""
+        """Row number -> entry of its token; None when no row of the step asked. Waits for the device."""
         if self.report is None:
             return None
         return dict(zip(self.report_rows, self.report.entries(self.report_num_top), strict=True))
 
 
 class Sampler:
-    """Picks the next tokens for the rows of one run. `row_ids` are indices into the `rows` it was made with."""
+    """Picks the next tokens for the rows of one run. `row_ids` are indices into the `rows` it was made with.
 
-    def __init__(self, rows: Sequence[RunRow], vocab_size: int, device: torch.device) -> None:
+    kernel: draws on the device, in one launch and without waiting for it (default: what this device has). The tokens
+    are the same with and without one.
+    """
+
+    def __init__(
+        self, rows: Sequence[RunRow], vocab_size: int, device: torch.device, kernel: SamplingKernel | None = None
+    ) -> None:
         self._rows = rows
         self._vocab_size = vocab_size
         self._device = device
         self._generated = np.array([row.generated_length for row in rows], dtype=np.int64)
         self._penalties = Penalties(rows, vocab_size, device)
         self._min_tokens = MinTokens(rows, vocab_size, device)
+        self._forbidden = torch.full((), -torch.inf, device=device)
         self._uniforms = _Uniforms(rows)
-        self._batch = _Batch((), rows, self._penalties, vocab_size, device)
+        self._kernel = kernel or sampling_kernel(device)
+        self._batch = self._batch_of(())
 
     def sample(self, logits: torch.Tensor, row_ids: Sequence[int]) -> Sampled:
         """One token for each row of the step; `logits` [N, V] of any float type, row i for rows[row_ids[i]].
@@ -66,7 +76,7 @@ class Sampler:
         assert logits.shape == (len(row_ids), self._vocab_size), f"logits {tuple(logits.shape)}, {len(row_ids)} rows"
         key = tuple(int(i) for i in row_ids)
         if key != self._batch.key:
-            self._batch = _Batch(key, self._rows, self._penalties, self._vocab_size, self._device)
+            self._batch = self._batch_of(key)
         batch, numbers = self._batch, np.array(key, dtype=np.int64)
         logits = self._edit(logits, batch, numbers)
         tokens = self._pick(logits, batch, numbers)
@@ -74,6 +84,12 @@ class Sampler:
             self._penalties.count(batch.penalty_slots, tokens[batch.penalized])
         self._generated[numbers] += 1
         return Sampled(tokens, batch.report(logits, tokens), batch.report_rows, batch.report_num_top)
+
+    def _batch_of(self, key: tuple[int, ...]) -> _Batch:
+        batch = _Batch(key, self._rows, self._penalties, self._vocab_size, self._device)
+        if self._kernel is not None:
+            batch.draw_by(self._kernel, self._rows, self._generated)
+        return batch
 
     def _edit(self, logits: torch.Tensor, batch: _Batch, numbers: npt.NDArray[np.int64]) -> torch.Tensor:
         """Penalties and the min-tokens mask; the caller's logits stay as they are."""
@@ -84,12 +100,14 @@ class Sampler:
         if batch.penalized is not None:
             logits[batch.penalized] = self._penalties.apply(logits[batch.penalized], batch.penalty_slots)
         if forbidden is not None:
-            logits[forbidden] = -torch.inf
+            logits.index_put_(forbidden, self._forbidden)
         return logits
 
     def _pick(self, logits: torch.Tensor, batch: _Batch, numbers: npt.NDArray[np.int64]) -> torch.Tensor:
         if batch.all_greedy:
             return logits.argmax(1)
+        if batch.device_draw is not None:
+            return batch.device_draw(logits)
         tokens = torch.empty(len(numbers), dtype=torch.int64, device=self._device)
         if len(batch.greedy):
             tokens[batch.greedy] = logits[batch.greedy].argmax(1)
@@ -112,7 +130,7 @@ class _Batch:
         params = [rows[number].sampling_params for number in key]
 
         def positions(wanted: Sequence[bool]) -> torch.Tensor:
-            return torch.tensor([p for p, want in enumerate(wanted) if want], dtype=torch.int64, device=device)
+            return upload(np.flatnonzero(wanted), device)
 
         self.all_greedy = all(p.is_greedy for p in params)
         self.greedy = positions([p.is_greedy for p in params])
@@ -124,10 +142,19 @@ class _Batch:
         self.filters = Filters.from_params(filtered, vocab_size, device) if filtered else None
         slots = [penalties.slots[number] for number in key if number in penalties.slots]
         self.penalized = positions([number in penalties.slots for number in key]) if slots else None
-        self.penalty_slots = torch.tensor(slots, dtype=torch.int64, device=device)
+        self.penalty_slots = upload(np.array(slots, dtype=np.int64), device)
         self.report_rows = [number for number in key if rows[number].log_probabilities is not None]
         self.report_num_top = [rows[number].log_probabilities or 0 for number in self.report_rows]
         self._reported = positions([number in self.report_rows for number in key])
+        self.device_draw: DeviceDraw | None = None
+        self._vocab_size, self._device = vocab_size, device
+
+    def draw_by(self, kernel: SamplingKernel, rows: Sequence[RunRow], generated: npt.NDArray[np.int64]) -> None:
+        """From now on `kernel` draws, one step after the other. generated: int64 [all rows], tokens so far."""
+        if not self.all_greedy:
+            params = [rows[number].sampling_params for number in self.key]
+            counters = generated[list(self.key)]
+            self.device_draw = DeviceDraw(kernel, params, counters, self._vocab_size, self._device)
 
     def report(self, logits: torch.Tensor, tokens: torch.Tensor) -> TokenReport | None:
         if not self.report_rows:

@@ -69,6 +69,7 @@ def test_every_setting_is_a_flag(served: list[ServeConfig], tmp_path: Path) -> N
         "tensor_parallel_size": 2,
         "devices": "cpu",
         "custom_architectures": ("./a", "./b", "./c"),
+        "cuda_graphs": "start",
         "num_threads": 3,
         "host": "localhost",
         "port": 1234,

@@ -17,6 +17,7 @@ def attention(
     qo_indptr: torch.Tensor,
     scale: float,
     sliding_window: int | None = None,
+    logit_softcap: float | None = None,
 ) -> torch.Tensor:
     """Every query, every head, every key by the definition; [T, H, D] float64."""
     out = torch.zeros(q.shape, dtype=torch.float64)
@@ -32,7 +33,10 @@ def attention(
             for head in range(q.shape[1]):
                 keys = torch.stack([k_cache[block, offset, head // group] for block, offset in where]).double()
                 values = torch.stack([v_cache[block, offset, head // group] for block, offset in where]).double()
-                out[token, head] = torch.softmax(keys @ q[token, head].double() * scale, 0) @ values
+                scores = keys @ q[token, head].double() * scale
+                if logit_softcap is not None:
+                    scores = logit_softcap * torch.tanh(scores / logit_softcap)
+                out[token, head] = torch.softmax(scores, 0) @ values
     return out
 
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from max_ray import kernels
 from max_ray.interfaces import KVCacheInputs
 from max_ray.kernels.cpu import attention as twin
+from max_ray.kernels.cpu import softcap
 from tests.kernels import naive
 
 SCALE = 0.3
@@ -30,15 +31,15 @@ class Batch:
     kv: KVCacheInputs
     qo_indptr: torch.Tensor
 
-    def run(self, sliding_window: int | None = None) -> torch.Tensor:
+    def run(self, sliding_window: int | None = None, softcap: float | None = None) -> torch.Tensor:
         """As the first layer of a step, which plans anew: tests change the batch between runs."""
         self.kv.plans.clear()
         args = (self.q, self.k_cache, self.v_cache, self.kv, self.qo_indptr)
-        return kernels.paged_attention(*args, scale=SCALE, sliding_window=sliding_window)
+        return kernels.paged_attention(*args, scale=SCALE, sliding_window=sliding_window, logit_softcap=softcap)
 
-    def expected(self, sliding_window: int | None = None) -> torch.Tensor:
+    def expected(self, sliding_window: int | None = None, softcap: float | None = None) -> torch.Tensor:
         args = (self.q, self.k_cache, self.v_cache, self.kv, self.qo_indptr)
-        return naive.attention(*args, SCALE, sliding_window)
+        return naive.attention(*args, SCALE, sliding_window, softcap)
 
 
 def make_batch(
@@ -79,11 +80,13 @@ def make_batch(
     return Batch(q, k_cache, v_cache, kv, indptr)
 
 
-def check(batch: Batch, sliding_window: int | None = None, tolerance: float = 1e-5) -> None:
-    actual = batch.run(sliding_window)
+def check(
+    batch: Batch, sliding_window: int | None = None, tolerance: float = 1e-5, softcap: float | None = None
+) -> None:
+    actual = batch.run(sliding_window, softcap)
     assert actual.shape == batch.q.shape
     assert actual.dtype == batch.q.dtype
-    torch.testing.assert_close(actual.double(), batch.expected(sliding_window), rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(actual.double(), batch.expected(sliding_window, softcap), rtol=tolerance, atol=tolerance)
 
 
 PAGE = 4
@@ -133,6 +136,26 @@ def test_the_result_of_a_row_does_not_depend_on_its_batch() -> None:
 @pytest.mark.parametrize("window", [1, 2, PAGE - 1, PAGE, PAGE + 1, 11, 100])
 def test_sliding_window(window: int) -> None:
     check(make_batch([(9, 1), (0, 7), (6, 5), (0, 1), (14, 1), (2, 1), (4, 1)]), window)
+
+
+@pytest.mark.parametrize("softcap", [0.1, 1.5, 50.0])
+@pytest.mark.parametrize("window", [None, 1, PAGE + 1])
+def test_soft_cap(softcap: float, window: int | None) -> None:
+    check(make_batch([(9, 1), (0, 7), (6, 5), (0, 1), (14, 1), (2, 1)]), window, softcap=softcap)
+    check(make_batch([(9, 1), (0, 7), (6, 5)], heads=(6, 2)), window, softcap=softcap)
+
+
+def test_soft_capped_prompts_are_computed_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(softcap, "_SCORES", 100)
+    check(make_batch([(0, 20), (7, 13)]), softcap=2.0)
+    check(make_batch([(0, 20), (7, 13)]), 5, softcap=2.0)
+
+
+def test_a_soft_cap_leaves_a_mark_and_a_large_one_none() -> None:
+    batch = make_batch([(9, 1), (0, 7)])
+    plain = batch.run()
+    assert not torch.allclose(batch.run(softcap=0.5), plain, atol=1e-3)
+    torch.testing.assert_close(batch.run(softcap=1e4), plain)
 
 
 def test_a_decode_window_reads_only_the_blocks_it_sees() -> None:
@@ -197,9 +220,15 @@ def test_many_groups_give_the_same_result(monkeypatch: pytest.MonkeyPatch) -> No
     page_size=st.sampled_from([1, 2, 16]),
     heads=st.sampled_from([(2, 2), (4, 2), (3, 1)]),
     window=st.none() | st.integers(1, 50),
+    softcap=st.none() | st.floats(0.1, 60),
     seed=st.integers(0, 1000),
 )
 def test_random_ragged_batches(
-    rows: list[tuple[int, int]], page_size: int, heads: tuple[int, int], window: int | None, seed: int
+    rows: list[tuple[int, int]],
+    page_size: int,
+    heads: tuple[int, int],
+    window: int | None,
+    softcap: float | None,
+    seed: int,
 ) -> None:
-    check(make_batch(rows, page_size=page_size, heads=heads, seed=seed), window)
+    check(make_batch(rows, page_size=page_size, heads=heads, seed=seed), window, softcap=softcap)

@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
+from max_ray.kernels.cpu.softcap import softcapped_attention
+
 if TYPE_CHECKING:
     from max_ray.interfaces.model import KVCacheInputs
 
@@ -68,6 +70,30 @@ class _Call:
     is_causal: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class _Scores:
+    """What happens to q k^T before the softmax."""
+
+    scale: float
+    softcap: float | None
+
+    def attend(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        mask: torch.Tensor | None,
+        is_causal: bool = False,
+        enable_gqa: bool = False,
+    ) -> torch.Tensor:
+        """q [B, H, N, D], k and v [B, KVH, S, D] (KVH = H unless `enable_gqa`) -> [B, H, N, D]."""
+        if self.softcap is not None:
+            return softcapped_attention(q, k, v, mask, is_causal, self.scale, self.softcap)
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=is_causal, scale=self.scale, enable_gqa=enable_gqa
+        )
+
+
 def paged_attention(
     q: torch.Tensor,
     k_cache: torch.Tensor,
@@ -77,6 +103,7 @@ def paged_attention(
     *,
     scale: float,
     sliding_window: int | None,
+    logit_softcap: float | None,
 ) -> torch.Tensor:
     key_bytes = k_cache.shape[2] * k_cache.shape[3] * k_cache.element_size()
     calls = kv.plans.get((sliding_window, key_bytes))
@@ -85,7 +112,7 @@ def paged_attention(
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     for call in calls:
         run = _prefill if call.queries is None else _decode
-        run(out, q, k_cache, v_cache, call, scale)
+        run(out, q, k_cache, v_cache, call, _Scores(scale, logit_softcap))
     return out
 
 
@@ -134,27 +161,26 @@ def _decode_groups(rows: list[_Row], max_keys: int) -> Iterator[list[_Row]]:
 
 
 def _decode(
-    out: torch.Tensor, q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, call: _Call, scale: float
+    out: torch.Tensor, q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, call: _Call, scores: _Scores
 ) -> None:
     """One query a row: q [B, KVH, G, D] against keys [B, KVH, S, D]."""
     assert call.queries is not None
     k, v = _gather(k_cache, call.slots), _gather(v_cache, call.slots)
     grouped_q = q.index_select(0, call.queries).view(len(call.queries), k_cache.shape[2], -1, q.shape[2])
-    attended = F.scaled_dot_product_attention(grouped_q, k, v, attn_mask=call.mask, scale=scale)
+    attended = scores.attend(grouped_q, k, v, call.mask)
     out.index_copy_(0, call.queries, attended.flatten(1, 2))
 
 
 def _prefill(
-    out: torch.Tensor, q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, call: _Call, scale: float
+    out: torch.Tensor, q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, call: _Call, scores: _Scores
 ) -> None:
     """Several queries of one row: q [1, H, N, D] against keys [1, KVH, S, D]."""
-    attended = F.scaled_dot_product_attention(
+    attended = scores.attend(
         q[call.row.start : call.row.stop].transpose(0, 1)[None],
         _gather(k_cache, call.slots),
         _gather(v_cache, call.slots),
-        attn_mask=call.mask,
+        call.mask,
         is_causal=call.is_causal,
-        scale=scale,
         enable_gqa=True,
     )
     out[call.row.start : call.row.stop] = attended[0].transpose(0, 1)

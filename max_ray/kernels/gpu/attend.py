@@ -18,6 +18,15 @@ import triton.language as tl
 LOG2_E = 1.4426950408889634
 
 
+def score_units(scale: float, softcap: float | None) -> tuple[float, float]:
+    """(factor of q k^T, SOFTCAP) such that scores come out in units of log2. Without a cap: (scale * log2 e, 0).
+
+    With one, tanh(x) = 1 - 2 / (exp(2 x) + 1) of x = scale q k^T / softcap: the factor makes exp2 of it exp(2 x)."""
+    if softcap is None:
+        return scale * LOG2_E, 0.0
+    return 2.0 * LOG2_E * scale / softcap, softcap * LOG2_E
+
+
 @triton.jit
 def empty_state(BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr):
     acc = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
@@ -37,9 +46,10 @@ def attend(
     keys,
     values,
     token_stride,
-    scale_log2,
+    scale,
     MASKED: tl.constexpr,
     WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -48,7 +58,8 @@ def attend(
     """The state after keys [first_key, stop_key). keys, values: pointers to this key head of the cache's first token.
 
     MASKED: some query may not see some key of the range; otherwise the range is a multiple of BLOCK_N, too.
-    WINDOW: keys that a query sees, its own and those before it; 0: all. Nothing past the range is read."""
+    WINDOW: keys that a query sees, its own and those before it; 0: all. Nothing past the range is read.
+    scale, SOFTCAP: as `score_units` gives them."""
     dim = tl.arange(0, BLOCK_D)
     for start in range(first_key, stop_key, BLOCK_N):
         key = start + tl.arange(0, BLOCK_N)
@@ -57,7 +68,9 @@ def attend(
         line = (block * PAGE_SIZE + key % PAGE_SIZE) * token_stride
         load_mask = exists[:, None] & (dim < HEAD_DIM)[None, :]
         k = tl.load(keys + line[:, None] + dim[None, :], mask=load_mask, other=0.0)
-        scores = tl.dot(q, tl.trans(k), input_precision="tf32x3") * scale_log2
+        scores = tl.dot(q, tl.trans(k), input_precision="tf32x3") * scale
+        if SOFTCAP > 0:
+            scores = SOFTCAP - 2.0 * SOFTCAP / (tl.exp2(scores) + 1.0)
         if MASKED:
             visible = exists[None, :] & (key[None, :] <= positions[:, None])
             if WINDOW > 0:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from max_ray.kernels.gpu.attend import LOG2_E
+from max_ray.kernels.gpu.attend import score_units
 from max_ray.kernels.gpu.decode import decode_kernel, merge_kernel
 from max_ray.kernels.gpu.launch import on_device_of, padded, unit_stride
 from max_ray.kernels.gpu.prefill import prefill_kernel
@@ -52,7 +52,7 @@ def prefill_tile(group: int, head_dim: int, element_size: int) -> _Tile:
     elif width <= 128:
         lines, keys, num_warps, num_stages = 128, 64, 8, 5
     else:
-        lines, keys, num_warps, num_stages = 64, 32, 4, 3
+        lines, keys, num_warps, num_stages = 64, 32, 4, 2
     return _Tile(max(min(lines, 128), padded(group)), keys, num_warps, num_stages)
 
 
@@ -79,6 +79,7 @@ def paged_attention(
     *,
     scale: float,
     sliding_window: int | None,
+    logit_softcap: float | None,
 ) -> torch.Tensor:
     _check_cache(q, k_cache)
     _check_cache(q, v_cache)
@@ -89,7 +90,8 @@ def paged_attention(
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     if len(q) == 0:
         return out
-    call = _Call(unit_stride(q), k_cache, v_cache, kv, qo_indptr, out, scale * LOG2_E, sliding_window or 0)
+    units = score_units(scale, logit_softcap)
+    call = _Call(unit_stride(q), k_cache, v_cache, kv, qo_indptr, out, *units, sliding_window or 0)
     is_mixed = len(q) > num_rows
     with on_device_of(q):
         call.decode(only_single=is_mixed)
@@ -106,7 +108,7 @@ def _check_cache(q: torch.Tensor, cache: torch.Tensor) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """Arguments of one call. window: 0 where there is none."""
+    """Arguments of one call. scale, softcap: of `score_units`. window: 0 where there is none."""
 
     q: torch.Tensor
     k_cache: torch.Tensor
@@ -114,7 +116,8 @@ class _Call:
     kv: KVCacheInputs
     qo_indptr: torch.Tensor
     out: torch.Tensor
-    scale_log2: float
+    scale: float
+    softcap: float
     window: int
 
     @property
@@ -130,7 +133,8 @@ class _Call:
 
     def _constants(self, tile: _Tile) -> dict[str, Any]:
         head_dim = self.q.shape[2]
-        sizes = {"GROUP": self._group, "WINDOW": self.window, "PAGE_SIZE": self.kv.page_size, "HEAD_DIM": head_dim}
+        sizes = {"GROUP": self._group, "WINDOW": self.window, "SOFTCAP": self.softcap}
+        sizes |= {"PAGE_SIZE": self.kv.page_size, "HEAD_DIM": head_dim}
         blocks = {"BLOCK_M": tile.lines, "BLOCK_N": tile.keys, "BLOCK_D": padded(head_dim, 16)}
         return sizes | blocks | {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
 
@@ -145,7 +149,7 @@ class _Call:
         largest, total = torch.empty((2, *shape), dtype=torch.float32, device=self.q.device)
         tile = decode_tile(self._group, head_dim, self.q.element_size())
         split = {"ONLY_SINGLE": only_single, "NUM_SPLITS": splits}
-        rest = (*self._strides(), num_heads, self.scale_log2)
+        rest = (*self._strides(), num_heads, self.scale)
         decode_kernel[(num_rows, num_kv_heads, splits)](
             *self._tensors(), acc, largest, total, *rest, **split, **self._constants(tile)
         )
@@ -160,5 +164,5 @@ class _Call:
         tile = prefill_tile(self._group, head_dim, self.q.element_size())
         block_q = tile.lines // self._group
         grid = (num_tokens // block_q + num_rows, self.k_cache.shape[2])
-        rest = (*self._strides(), num_heads, num_rows, self.scale_log2)
+        rest = (*self._strides(), num_heads, num_rows, self.scale)
         prefill_kernel[grid](*self._tensors(), *rest, SKIP_SINGLE=True, BLOCK_Q=block_q, **self._constants(tile))

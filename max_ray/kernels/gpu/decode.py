@@ -43,11 +43,12 @@ def decode_kernel(
     table_stride,
     token_stride,
     num_heads,
-    scale_log2,
+    scale,
     GROUP: tl.constexpr,
     ONLY_SINGLE: tl.constexpr,
     NUM_SPLITS: tl.constexpr,
     WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -68,8 +69,8 @@ def decode_kernel(
         acc, largest, total = empty_state(BLOCK_M, BLOCK_D)
         acc, largest, total = attend(
             acc, largest, total, queries, positions, first, last, block_tables + row * table_stride,
-            k_cache + kv_head * HEAD_DIM, v_cache + kv_head * HEAD_DIM, token_stride, scale_log2,
-            True, 0, PAGE_SIZE, HEAD_DIM, BLOCK_N, BLOCK_D,
+            k_cache + kv_head * HEAD_DIM, v_cache + kv_head * HEAD_DIM, token_stride, scale,
+            True, 0, SOFTCAP, PAGE_SIZE, HEAD_DIM, BLOCK_N, BLOCK_D,
         )  # fmt: skip
         index = row if ONLY_SINGLE else tl.cast(token, tl.int64)
         if NUM_SPLITS == 1:

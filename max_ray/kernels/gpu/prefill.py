@@ -41,10 +41,11 @@ def prefill_kernel(
     token_stride,
     num_heads,
     num_rows,
-    scale_log2,
+    scale,
     GROUP: tl.constexpr,
     SKIP_SINGLE: tl.constexpr,
     WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_Q: tl.constexpr,
@@ -78,11 +79,11 @@ def prefill_kernel(
     if WINDOW == 0:
         acc, largest, total = attend(
             acc, largest, total, queries, cached + query, first, seen_by_all, table, keys, values, token_stride,
-            scale_log2, False, 0, PAGE_SIZE, HEAD_DIM, BLOCK_N, BLOCK_D,
+            scale, False, 0, SOFTCAP, PAGE_SIZE, HEAD_DIM, BLOCK_N, BLOCK_D,
         )  # fmt: skip
     acc, largest, total = attend(
         acc, largest, total, queries, cached + query, seen_by_all, stop, table, keys, values, token_stride,
-        scale_log2, True, WINDOW, PAGE_SIZE, HEAD_DIM, BLOCK_N, BLOCK_D,
+        scale, True, WINDOW, SOFTCAP, PAGE_SIZE, HEAD_DIM, BLOCK_N, BLOCK_D,
     )  # fmt: skip
     lines = (token[:, None] * num_heads + head[:, None]) * HEAD_DIM + dim[None, :]
     tl.store(out + lines, (acc / total[:, None]).to(out.dtype.element_ty), mask=mask)

@@ -17,10 +17,12 @@ from tests.kernels.test_paged_attention import SCALE, Batch, make_batch
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1.6e-2}
 
 
-def check(batch: Batch, sliding_window: int | None = None) -> None:
+def check(batch: Batch, sliding_window: int | None = None, softcap: float | None = None) -> None:
     arguments = (batch.q, batch.k_cache, batch.v_cache, batch.kv, batch.qo_indptr)
-    expected = cpu.paged_attention(*arguments, scale=SCALE, sliding_window=sliding_window)
-    actual = gpu.paged_attention(*arguments, scale=SCALE, sliding_window=sliding_window)
+    batch.kv.plans.clear()
+    scores = {"scale": SCALE, "sliding_window": sliding_window, "logit_softcap": softcap}
+    expected = cpu.paged_attention(*arguments, **scores)
+    actual = gpu.paged_attention(*arguments, **scores)
     tolerance = TOLERANCE[expected.dtype]
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
 
@@ -71,6 +73,18 @@ def test_sliding_window(window: int) -> None:
 
 
 @pytest.mark.parametrize(
+    ("softcap", "window"), [(50.0, None), (0.3, 17), *(pytest.param(2.0, w, marks=pytest.mark.slow) for w in (1, 1000))]
+)
+def test_soft_cap(softcap: float, window: int | None) -> None:
+    check(make_batch([(70, 1), (0, 37), (50, 20), (0, 1)], page_size=16, heads=(2, 1)), window, softcap)
+    check(make_batch([(300, 1), (2, 1)], page_size=16, heads=(2, 1)), window, softcap)
+
+
+def test_soft_cap_in_bfloat16() -> None:
+    check(make_batch([(70, 1), (0, 37)], page_size=16, heads=(2, 1), dtype=torch.bfloat16), None, 5.0)
+
+
+@pytest.mark.parametrize(
     ("splits", "window"),
     [(2, None), (8, 40), *(pytest.param(32, window, marks=pytest.mark.slow) for window in (None, 40))],
 )
@@ -92,7 +106,7 @@ def test_a_decode_window_reads_only_the_blocks_it_sees() -> None:
     batch = make_batch([(70, 1), (64, 1)], page_size=16)
     batch.kv.block_tables[:, :3] = 10**6  # reading these would be a crash
     arguments = (batch.q, batch.k_cache, batch.v_cache, batch.kv, batch.qo_indptr)
-    gpu.paged_attention(*arguments, scale=SCALE, sliding_window=17)
+    gpu.paged_attention(*arguments, scale=SCALE, sliding_window=17, logit_softcap=None)
 
 
 def test_queries_may_be_a_view_of_a_projection() -> None:

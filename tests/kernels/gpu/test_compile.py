@@ -71,7 +71,7 @@ def attention_arguments(dtype: str, head_dim: int, tile: attention._Tile, extra:
     indices = dict.fromkeys(["block_tables", "cache_lengths", "qo_indptr"], "*i32")
     strides = dict.fromkeys(["q_token_stride", "q_head_stride"], "i32:16") | {"table_stride": "i32"}
     sizes = strides | {"token_stride": "i32:16", "num_heads": "i32:16"}
-    constants = {"GROUP": 4, "WINDOW": 0, "PAGE_SIZE": 16, "HEAD_DIM": head_dim, "BLOCK_M": tile.lines}
+    constants = {"GROUP": 4, "WINDOW": 0, "SOFTCAP": 0.0, "PAGE_SIZE": 16, "HEAD_DIM": head_dim, "BLOCK_M": tile.lines}
     constants |= {"BLOCK_N": tile.keys, "BLOCK_D": padded(head_dim)}
     out = {"out": f"*{dtype}"} | dict.fromkeys(extra, "*fp32")
     return tensors | indices | out | sizes | constants
@@ -82,19 +82,21 @@ def in_order(kernel: Any, arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 MORE = [("bf16", 64), ("bf16", 80), ("bf16", 256), ("fp32", 64), ("fp32", 128)]
-CASES = [("bf16", 128), *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE)]
-PREFILL = [*((*case, 0) for case in MORE), ("bf16", 128, 4096)]
+PREFILL = [*((*case, 0, 0.0) for case in MORE), ("bf16", 128, 4096, 0.0), ("bf16", 256, 4096, 72.1)]
 SHARED_LIMIT = 227 * 1024  # bytes a block, compute capability 9.0
 
 
-@pytest.mark.parametrize(("dtype", "head_dim"), CASES)
-def test_decode(dtype: str, head_dim: int) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "head_dim", "softcap"),
+    [("bf16", 128, 0.0), ("bf16", 256, 72.1), *(pytest.param(*case, 0.0, marks=pytest.mark.slow) for case in MORE)],
+)
+def test_decode(dtype: str, head_dim: int, softcap: float) -> None:
     tile = attention.decode_tile(4, head_dim, 2 if dtype == "bf16" else 4)
     arguments = attention_arguments(dtype, head_dim, tile, ["partial_acc", "partial_largest", "partial_total"])
-    arguments |= {"ONLY_SINGLE": False, "NUM_SPLITS": 8, "scale_log2": "fp32"}
+    arguments |= {"ONLY_SINGLE": False, "NUM_SPLITS": 8, "scale": "fp32", "SOFTCAP": softcap}
     ordered = in_order(decode.decode_kernel, arguments)
     usage = compile_for_sm90(decode.decode_kernel, ordered, tile.num_warps, tile.num_stages)
-    check(f"decode {dtype} head_dim={head_dim}", usage)
+    check(f"decode {dtype} head_dim={head_dim} softcap={softcap}", usage)
     assert usage.shared <= SHARED_LIMIT
     assert usage.uses_tensor_cores
 
@@ -108,17 +110,17 @@ def test_merge(head_dim: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "head_dim", "window"),
-    [("bf16", 128, 0), *(pytest.param(*case, marks=pytest.mark.slow) for case in PREFILL)],
+    ("dtype", "head_dim", "window", "softcap"),
+    [("bf16", 128, 0, 0.0), *(pytest.param(*case, marks=pytest.mark.slow) for case in PREFILL)],
 )
-def test_prefill(dtype: str, head_dim: int, window: int) -> None:
+def test_prefill(dtype: str, head_dim: int, window: int, softcap: float) -> None:
     tile = attention.prefill_tile(4, head_dim, 2 if dtype == "bf16" else 4)
     arguments = attention_arguments(dtype, head_dim, tile, [])
-    arguments |= {"num_rows": "i32", "scale_log2": "fp32", "SKIP_SINGLE": True, "BLOCK_Q": tile.lines // 4}
-    arguments |= {"WINDOW": window}
+    arguments |= {"num_rows": "i32", "scale": "fp32", "SKIP_SINGLE": True, "BLOCK_Q": tile.lines // 4}
+    arguments |= {"WINDOW": window, "SOFTCAP": softcap}
     ordered = in_order(prefill.prefill_kernel, arguments)
     usage = compile_for_sm90(prefill.prefill_kernel, ordered, tile.num_warps, tile.num_stages)
-    check(f"prefill {dtype} head_dim={head_dim} window={window}", usage)
+    check(f"prefill {dtype} head_dim={head_dim} window={window} softcap={softcap}", usage)
     assert usage.shared <= SHARED_LIMIT
     assert usage.uses_tensor_cores
 

@@ -1,0 +1,168 @@
+"""Decode steps replayed from CUDA graphs: one launch a step instead of hundreds.
+
+A graph is captured for a *bucket* of rows and reads its inputs from buffers that never move; a batch between two
+buckets is filled up with idle rows. An idle row runs token 0 at position 0 and writes its keys to the scratch block.
+
+| on the device, for good | written by                                                                   |
+|-------------------------|------------------------------------------------------------------------------|
+| tokens [R]              | each step: the tokens just sampled, from where they were sampled             |
+| block_tables [R, W]     | the host, when rows have come or gone                                        |
+| cache_lengths [R]       | the host, when rows have come or gone; counted up on the device between      |
+
+All else is computed inside the graph: positions, where the new keys go, the network. Nothing in a step depends on what
+the host knows but the number of rows; the attention's splits are made for the longest sequence that the plan allows.
+A graph is made of what `model.execute` launches, so the eager step and the replayed one run the same kernels.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+
+from max_ray.driver import upload
+from max_ray.interfaces import KVCacheInputs, ModelInputs, PipelineModel
+from max_ray.log import get_logger
+from max_ray.pipelines.kv_storage import KVStorage, RunTables
+
+_LOG = get_logger(__name__)
+_LARGE_STEP = 32  # rows between buckets once powers of two would waste more
+
+
+class Replay(Protocol):
+    """Runs the captured function again over what its inputs hold now; gives its output, which the next call reuses."""
+
+    def __call__(self) -> torch.Tensor: ...
+
+
+Capture = Callable[[Callable[[], torch.Tensor]], Replay]
+
+
+class CudaCapture:
+    """Captures functions as CUDA graphs of one device that share one pool of memory: only one runs at a time."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, function: Callable[[], torch.Tensor]) -> Replay:
+        """Runs `function` once, so that kernels are compiled and libraries set up, then captures it."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.device(self._device):
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
+                function()
+            torch.cuda.current_stream().wait_stream(self._stream)
+            with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
+                output = function()
+
+        def replay() -> torch.Tensor:
+            graph.replay()
+            return output
+
+        return replay
+
+
+class DecodeGraphs:
+    """The decode steps of one rank's model, by bucket. One run at a time, as for the model itself.
+
+    max_batch_size, max_length: rows and tokens of a row that steps may have; larger batches are left to the caller
+    (see `fits`). All ranks of a group capture and replay in the same order.
+    """
+
+    def __init__(
+        self, model: PipelineModel, storage: KVStorage, max_batch_size: int, max_length: int, capture: Capture
+    ) -> None:
+        self.buckets = buckets_up_to(max_batch_size)
+        self._model = model
+        self._storage = storage
+        self._max_length = max_length
+        self._capture = capture
+        self._replays: dict[int, Replay] = {}
+        width = -(-max_length // storage.page_size)
+        self._tokens = torch.zeros(max_batch_size, dtype=torch.int64, device=model.device)
+        self._block_tables = torch.full(
+            (max_batch_size, width), storage.num_blocks, dtype=torch.int32, device=model.device
+        )
+        self._cache_lengths = torch.zeros(max_batch_size, dtype=torch.int32, device=model.device)
+        self._loaded: tuple[RunTables | None, int] = (None, 0)
+
+    def fits(self, tables: RunTables) -> bool:
+        """Whether the rows of `tables` can take a step here."""
+        num_rows, width = tables.block_tables.shape
+        return 0 < num_rows <= len(self._tokens) and width <= self._block_tables.shape[1]
+
+    def capture_all(self) -> None:
+        """Captures every bucket now rather than at its first use; largest first, so that the others share its memory.
+        No run may be under way."""
+        with torch.inference_mode():
+            self._forget_rows()
+            for bucket in reversed(self.buckets):
+                self._replay(bucket)
+
+    def decode(self, tokens: torch.Tensor, tables: RunTables) -> torch.Tensor:
+        """One token a row: tokens int64 [n] on the device -> logits [n, V], valid until the next call.
+
+        `tables` are those of the run; they are advanced by one token. Its rows may have become fewer since the last
+        call.
+        """
+        num_rows = len(tokens)
+        bucket = self.buckets[bisect_left(self.buckets, num_rows)]
+        self._follow(tables)
+        self._tokens[:num_rows].copy_(tokens)
+        return self._replay(bucket)[:num_rows]
+
+    def _follow(self, tables: RunTables) -> None:
+        """Brings tables and lengths on the device to those of `tables`. A run only ever loses rows: the same number of
+        them are the same rows, one token further."""
+        num_rows, width = tables.block_tables.shape
+        if self._loaded[0] is tables and self._loaded[1] == num_rows:
+            self._cache_lengths[:num_rows].add_(1)
+        else:
+            self._forget_rows()
+            device = self._model.device
+            self._block_tables[:num_rows, :width].copy_(upload(tables.block_tables, device))
+            self._cache_lengths[:num_rows].copy_(upload(tables.lengths, device))
+            self._loaded = (tables, num_rows)
+        tables.advance()
+
+    def _forget_rows(self) -> None:
+        self._block_tables.fill_(self._storage.num_blocks)
+        self._cache_lengths.zero_()
+        self._tokens.zero_()
+        self._loaded = (None, 0)
+
+    def _replay(self, bucket: int) -> torch.Tensor:
+        if bucket not in self._replays:
+            _LOG.debug("capturing decode steps of %d rows", bucket)
+            self._replays[bucket] = self._capture(lambda: self._step(bucket))
+        return self._replays[bucket]()
+
+    def _step(self, num_rows: int) -> torch.Tensor:
+        """What is captured: [num_rows, V] logits of the buffers' first rows."""
+        lengths, tables = self._cache_lengths[:num_rows], self._block_tables[:num_rows]
+        page_size, storage = self._storage.page_size, self._storage
+        blocks = tables.gather(1, (lengths // page_size).long().unsqueeze(1)).squeeze(1)
+        kv = KVCacheInputs(
+            keys=storage.keys,
+            values=storage.values,
+            block_tables=tables,
+            cache_lengths=lengths,
+            slot_mapping=blocks.long() * page_size + lengths % page_size,
+            max_kv_length=self._max_length,
+            page_size=page_size,
+        )
+        tokens = self._tokens[:num_rows]
+        previous = ModelInputs(tokens, lengths, lengths, lengths, kv)  # of which the model reads the cache inputs only
+        return self._model.execute(self._model.prepare_next_token_inputs(tokens, previous)).logits
+
+
+def buckets_up_to(max_batch_size: int) -> list[int]:
+    """1, 2, 4, ... up to 32, then every 32nd; `max_batch_size` itself at last."""
+    sizes = [1]
+    while sizes[-1] < max_batch_size:
+        sizes.append(sizes[-1] + min(sizes[-1], _LARGE_STEP))
+    return [*(size for size in sizes if size < max_batch_size), max_batch_size]
