@@ -46,8 +46,8 @@ def linear(x: torch.Tensor, weight: torch.Tensor | LayerWeight, bias: torch.Tens
 def pack_weights(network: Module) -> int:
     """Puts the weights of all linear layers into the form that the kernels read fastest, in place and one at a time.
 
-    Such a weight is a LayerWeight from then on and no parameter any more (see `Module.parameters`). Returns how many there
-    were: none on a GPU, or where no kernel wants another form.
+    Such a weight is a LayerWeight from then on and no parameter any more (see `Module.parameters`). Returns how many
+    there were: none on a GPU, or where no kernel wants another form.
     """
     return sum(module.pack() for _, module in network.named_modules() if isinstance(module, Packable))
 

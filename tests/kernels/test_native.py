@@ -1,5 +1,5 @@
-"""The C++ twins against the definition: borders of panels, chunks, tiles and heads first, then random ragged batches; and that
-a row's result does not depend, not in a single bit, on what is computed beside it.
+"""The C++ twins against the definition: borders of panels, chunks, tiles and heads first, then random ragged batches;
+and that a row's result does not depend, not in a single bit, on what is computed beside it.
 
 python -m pytest tests/kernels/test_native.py
 """
@@ -179,7 +179,7 @@ def test_attention_at_the_borders_of_tiles(
 ) -> None:
     rows = [(0, 1), (62, 1), (63, 1), (64, 1), (65, 3), (0, 33), (30, 40), (130, 2)]
     q, k, v, kv, indptr = ragged(rows, heads, head_dim, 16, dtype)
-    result = native.paged_attention(q, k, v, kv, indptr, scale=0.3, sliding_window=window)
+    result = native.paged_attention(q, k, v, kv, indptr, scale=0.3, sliding_window=window, logit_softcap=None)
     assert close(result, naive.attention(q, k, v, kv, indptr, 0.3, window))
 
 
@@ -188,11 +188,13 @@ def test_attention_at_the_borders_of_tiles(
 @pytest.mark.parametrize("window", [None, 50])
 def test_a_query_does_not_depend_on_its_chunk(dtype: torch.dtype, window: int | None) -> None:
     q, k, v, kv, indptr = ragged([(0, 150)], (4, 2), 32, 16, dtype)
-    whole = native.paged_attention(q, k, v, kv, indptr, scale=0.2, sliding_window=window)
+    whole = native.paged_attention(q, k, v, kv, indptr, scale=0.2, sliding_window=window, logit_softcap=None)
     for start, stop in [(0, 1), (63, 64), (64, 65), (100, 150), (31, 97)]:
         kv.cache_lengths[0] = start
         part_indptr = torch.tensor([0, stop - start], dtype=torch.int32)
-        part = native.paged_attention(q[start:stop], k, v, kv, part_indptr, scale=0.2, sliding_window=window)
+        part = native.paged_attention(
+            q[start:stop], k, v, kv, part_indptr, scale=0.2, sliding_window=window, logit_softcap=None
+        )
         assert torch.equal(part, whole[start:stop]), (start, stop)
 
 
@@ -209,8 +211,9 @@ def test_random_ragged_batches() -> None:
         window = pick(1, 80) if pick(0, 1) else None
         dtype = DTYPES[pick(0, 1)]
         q, k, v, kv, indptr = ragged(rows, (group * kv_heads, kv_heads), 16 * pick(1, 5), page, dtype)
-        result = native.paged_attention(q, k, v, kv, indptr, scale=0.25, sliding_window=window)
-        assert close(result, naive.attention(q, k, v, kv, indptr, 0.25, window)), (rows, page, window)
+        softcap = 2.0 if pick(0, 1) else None
+        result = native.paged_attention(q, k, v, kv, indptr, scale=0.25, sliding_window=window, logit_softcap=softcap)
+        assert close(result, naive.attention(q, k, v, kv, indptr, 0.25, window, softcap)), (rows, page, window)
 
 
 @pytest.fixture

@@ -145,14 +145,24 @@ def paged_attention(
     *,
     scale: float,
     sliding_window: int | None,
+    logit_softcap: float | None,
 ) -> torch.Tensor:
     function = _function("paged_attention", q.dtype)
     num_heads, head_dim = q.shape[1:]
     if function is None or head_dim % 16 or {k_cache.dtype, v_cache.dtype} != {q.dtype}:
-        return cpu.paged_attention(q, k_cache, v_cache, kv, qo_indptr, scale=scale, sliding_window=sliding_window)
+        options = {"scale": scale, "sliding_window": sliding_window, "logit_softcap": logit_softcap}
+        return cpu.paged_attention(q, k_cache, v_cache, kv, qo_indptr, **options)
     num_rows, width = kv.block_tables.shape
     shape = AttentionShape(
-        num_rows, num_heads, k_cache.shape[2], head_dim, kv.page_size, width, sliding_window or 0, scale, 0.0
+        num_rows,
+        num_heads,
+        k_cache.shape[2],
+        head_dim,
+        kv.page_size,
+        width,
+        sliding_window or 0,
+        scale,
+        logit_softcap or 0.0,
     )
     q = q.contiguous()
     out = torch.empty_like(q)

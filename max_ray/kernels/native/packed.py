@@ -12,7 +12,7 @@ import torch
 
 from max_ray.kernels.native.build import library
 
-_PANEL = 32
+_PANEL = 16
 _KINDS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
 

@@ -1,35 +1,39 @@
 // y = x W^T + b, from weights packed once.
 //
-// Packed layout, outputs N in panels of 32 (the last one padded with zeros), inputs K padded with a zero to an even number:
+// Packed layout, outputs N in panels of 16 (the last one padded with zeros), inputs K padded with a zero to an even number:
 //
-//     float   [panel][k][32]             one float a weight
-//     bf16    [panel][k / 2][32]         one 32-bit word a pair of weights: k even in the low half, k odd in the high one
+//     float   [panel][k][16]             one float a weight
+//     bf16    [panel][k / 2][16]         one 32-bit word a pair of weights: k even in the low half, k odd in the high one
 //
 // Widening a bf16 to float is then one shift or one mask of a whole vector. Every output is one chain of fused
 // multiply-adds in the order of k, whatever the number of rows: a row's result does not depend on its batch.
 //
-// Rows M <= SMALL_ROWS read the packed weights directly (memory decides); more rows widen a tile of weights once and use
-// it for all rows (arithmetic decides). Threads take pairs of panels from a common counter, so that a core that
-// is taken away for a while holds up nothing but its own pair.
+// Up to SMALL_ROWS rows read the packed weights directly, each weight once, so that memory is busy all the time; more rows
+// widen a tile of weights once and use it for all of them. Threads take groups of panels from a common counter: a core that
+// is taken away for a while holds up nothing but its own group.
 #include "vec.h"
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <omp.h>
+#include <utility>
 #include <sys/mman.h>
+#ifdef __AVX512BW__
+#include <immintrin.h>
+#endif
 
 namespace {
 
-constexpr int PANEL = 32;
-constexpr int VECS = PANEL / LANES;
-constexpr int SMALL_ROWS = 32;
-constexpr int SMALL_BLOCK = 14;  // rows at once: 14 x 2 accumulators in 32 registers
+constexpr int PANEL = LANES;
+constexpr int GROUP = 4;  // panels that a thread takes at once
+constexpr int WIDTH = GROUP * PANEL;
+constexpr int SMALL_ROWS = 28;  // with one panel 28 accumulators; up to 14 rows take two panels, up to 6 four
 constexpr int SMALL_CHUNK = 256;  // inputs at once
 constexpr int LARGE_BLOCK = 6;  // rows at once: 6 x 4 accumulators
-constexpr int LARGE_CHUNK = 128;
-constexpr int64_t LARGE_ROW_BYTES = 8 << 20;  // of widened rows: they are read once a pair of panels and shall stay in cache
+constexpr int LARGE_CHUNK = 64;  // inputs at once: a tile of 64 x 64 floats is half of the first cache
+constexpr int64_t LARGE_ROW_BYTES = 8 << 20;  // of widened rows: they are read once a group and shall stay in cache
+constexpr int PREFETCH = 1024;  // bytes ahead in a panel: 10 to 18 % faster than the processor's own prefetching alone
 constexpr int ROW_PAD = 16;  // floats between rows of a tile: powers of two would fall into the same cache sets
-constexpr int PREFETCH = 2048;  // bytes ahead
 
 // Memory of one thread, kept between calls.
 struct Scratch {
@@ -51,24 +55,37 @@ template <class T> struct Packed;
 template <> struct Packed<float> {
     static int64_t panel_words(int64_t K) { return K * PANEL; }
     typedef float Word;
-    // The weights of inputs k and k + 1 of 16 outputs, from vector v of a panel.
-    static inline void widen(const float *panel, int64_t pair, int v, f32x16 &even, f32x16 &odd) {
-        even = load16(panel + pair * 2 * PANEL + v * LANES);
-        odd = load16(panel + pair * 2 * PANEL + PANEL + v * LANES);
+    // The weights of a pair of inputs, 16 outputs each.
+    static inline void widen(const float *panel, int64_t pair, f32x16 &even, f32x16 &odd) {
+        even = load16(panel + pair * 2 * PANEL);
+        odd = load16(panel + pair * 2 * PANEL + PANEL);
     }
 };
+
+// The low bf16 of each word as a float. A shift; where AVX-512 has byte shuffles these, for shifts and multiply-adds share a port.
+inline f32x16 low_half(u32x16 both) {
+#ifdef __AVX512BW__
+    const __m512i up = _mm512_set4_epi32(0x0d0c8080, 0x09088080, 0x05048080, 0x01008080);
+    return (f32x16)_mm512_shuffle_epi8((__m512i)both, up);
+#else
+    return (f32x16)(both << 16);
+#endif
+}
 
 template <> struct Packed<bf16> {
     static int64_t panel_words(int64_t K) { return K / 2 * PANEL; }
     typedef uint32_t Word;
-    static inline void widen(const uint32_t *panel, int64_t pair, int v, f32x16 &even, f32x16 &odd) {
-        u32x16 both = *(const u32x16u *)(panel + pair * PANEL + v * LANES);
-        even = (f32x16)(both << 16);
+    static inline void widen(const uint32_t *panel, int64_t pair, f32x16 &even, f32x16 &odd) {
+        u32x16 both = *(const u32x16u *)(panel + pair * PANEL);
+        even = low_half(both);
         odd = (f32x16)(both & 0xffff0000u);
     }
 };
 
 int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
+// How many panels of a group that begins at output n there are.
+int64_t panels_left(int64_t N, int64_t n) { return std::min<int64_t>(GROUP, (N - n + PANEL - 1) / PANEL); }
 
 // Rows [M][K] as floats in tiles [chunk][M][CHUNK + ROW_PAD], zeros past K.
 template <int CHUNK, class T>
@@ -87,48 +104,55 @@ void widen_rows(const T *x, int64_t stride, int64_t M, int64_t K, float *tiles, 
         }
 }
 
-// sums [ROWS][SUM_STRIDE] += rows x weights, over `pairs` pairs of inputs; V vectors of one or two panels.
+// sums [ROWS][64] += rows x weights of V panels, over `pairs` pairs of inputs.
 template <class T, int ROWS, int V>
-inline void small_block(const typename Packed<T>::Word *const *panels, int64_t pairs, const float *x, float *sums) {
+void small_block(const typename Packed<T>::Word *const *panels, int64_t pairs, const float *x, float *sums) {
     constexpr int ROW = SMALL_CHUNK + ROW_PAD;
+    const typename Packed<T>::Word *from[V];
+    for (int v = 0; v < V; v++) from[v] = panels[v];
     f32x16 acc[ROWS][V];
-#pragma GCC unroll 16
+#pragma GCC unroll 32
     for (int m = 0; m < ROWS; m++)
 #pragma GCC unroll 4
-        for (int v = 0; v < V; v++) acc[m][v] = *(f32x16 *)(sums + m * 2 * PANEL + v * LANES);
+        for (int v = 0; v < V; v++) acc[m][v] = *(f32x16 *)(sums + m * WIDTH + v * LANES);
     for (int64_t p = 0; p < pairs; p++) {
         f32x16 even[V], odd[V];
 #pragma GCC unroll 4
         for (int v = 0; v < V; v++) {
-            Packed<T>::widen(panels[v / VECS], p, v % VECS, even[v], odd[v]);
-            if (v % VECS == 0) {
-                const char *at = (const char *)(panels[v / VECS] + p * PANEL * 4 / sizeof(typename Packed<T>::Word) * (sizeof(T) / 2));
-                __builtin_prefetch(at + PREFETCH);
-                __builtin_prefetch(at + PREFETCH + 64);
-            }
+            Packed<T>::widen(from[v], p, even[v], odd[v]);
+            __builtin_prefetch((const char *)(from[v] + p * PANEL) + PREFETCH);
         }
-#pragma GCC unroll 16
+#pragma GCC unroll 32
         for (int m = 0; m < ROWS; m++)
 #pragma GCC unroll 4
-            for (int v = 0; v < V; v++) {
-                acc[m][v] = even[v] * x[m * ROW + 2 * p] + acc[m][v];
-                acc[m][v] = odd[v] * x[m * ROW + 2 * p + 1] + acc[m][v];
-            }
+            for (int v = 0; v < V; v++) acc[m][v] = even[v] * x[m * ROW + 2 * p] + acc[m][v];
+#pragma GCC unroll 32
+        for (int m = 0; m < ROWS; m++)
+#pragma GCC unroll 4
+            for (int v = 0; v < V; v++) acc[m][v] = odd[v] * x[m * ROW + 2 * p + 1] + acc[m][v];
     }
-#pragma GCC unroll 16
+#pragma GCC unroll 32
     for (int m = 0; m < ROWS; m++)
 #pragma GCC unroll 4
-        for (int v = 0; v < V; v++) *(f32x16 *)(sums + m * 2 * PANEL + v * LANES) = acc[m][v];
+        for (int v = 0; v < V; v++) *(f32x16 *)(sums + m * WIDTH + v * LANES) = acc[m][v];
 }
 
 template <class T> using SmallBlock = void (*)(const typename Packed<T>::Word *const *, int64_t, const float *, float *);
 
-template <class T, int V> SmallBlock<T> small_block_of(int rows) {
-    static const SmallBlock<T> table[] = {
-        small_block<T, 1, V>,  small_block<T, 2, V>,  small_block<T, 3, V>,  small_block<T, 4, V>,  small_block<T, 5, V>,
-        small_block<T, 6, V>,  small_block<T, 7, V>,  small_block<T, 8, V>,  small_block<T, 9, V>,  small_block<T, 10, V>,
-        small_block<T, 11, V>, small_block<T, 12, V>, small_block<T, 13, V>, small_block<T, 14, V>};
+template <class T, int V, int... ROWS> SmallBlock<T> small_block_of(int64_t rows, std::integer_sequence<int, ROWS...>) {
+    static const SmallBlock<T> table[] = {small_block<T, ROWS + 1, V>...};
     return table[rows - 1];
+}
+
+// The panels [v, v + count) of a group that one pass takes.
+template <class T>
+int64_t small_pass(const typename Packed<T>::Word *const *panels, int64_t left, int64_t pairs, const float *x, int64_t M,
+                   float *sums) {
+    if (left >= 4 && M <= 6)
+        return small_block_of<T, 4>(M, std::make_integer_sequence<int, 6>())(panels, pairs, x, sums), 4;
+    if (left >= 2 && M <= 14)
+        return small_block_of<T, 2>(M, std::make_integer_sequence<int, 14>())(panels, pairs, x, sums), 2;
+    return small_block_of<T, 1>(M, std::make_integer_sequence<int, SMALL_ROWS>())(panels, pairs, x, sums), 1;
 }
 
 // One finished row of up to 64 outputs: bias, rounding, out.
@@ -146,48 +170,39 @@ template <class T> void write_row(const float *sums, const T *bias, T *y, int64_
     }
 }
 
-// A pair of panels (or the single last one) for all rows of a small batch.
+// A group of panels (the last one may have fewer) for all rows of a small batch.
 template <class T>
-void small_pair(const typename Packed<T>::Word *packed, const float *tiles, int64_t M, int64_t K, int64_t N, int64_t n,
-                const T *bias, T *y, int64_t y_stride, float *sums) {
+void small_group(const typename Packed<T>::Word *packed, const float *tiles, int64_t M, int64_t K, int64_t N, int64_t n,
+                 const T *bias, T *y, float *sums) {
     constexpr int ROW = SMALL_CHUNK + ROW_PAD;
-    const int64_t words = Packed<T>::panel_words(round_up(K, 2));
-    const bool both = N - n > PANEL;
-    const int64_t blocks = (M + SMALL_BLOCK - 1) / SMALL_BLOCK;
-    memset(sums, 0, M * 2 * PANEL * sizeof(float));
+    const int64_t words = Packed<T>::panel_words(round_up(K, 2)), count = panels_left(N, n);
+    memset(sums, 0, M * WIDTH * sizeof(float));
     for (int64_t k = 0, c = 0; k < K; k += SMALL_CHUNK, c++) {
         const int64_t pairs = round_up(std::min<int64_t>(SMALL_CHUNK, K - k), 2) / 2;
-        const typename Packed<T>::Word *first = packed + n / PANEL * words + Packed<T>::panel_words(k);
-        const typename Packed<T>::Word *panels[2] = {first, first + words};
-        for (int64_t b = 0; b < blocks; b++) {
-            const int64_t from = M * b / blocks, rows = M * (b + 1) / blocks - from;
-            const float *x = tiles + (c * M + from) * ROW;
-            float *block_sums = sums + from * 2 * PANEL;
-            if (both && rows <= 6) {
-                small_block_of<T, 2 * VECS>(rows)(panels, pairs, x, block_sums);
-            } else {
-                small_block_of<T, VECS>(rows)(panels, pairs, x, block_sums);
-                if (both) small_block_of<T, VECS>(rows)(panels + 1, pairs, x, block_sums + PANEL);
-            }
-        }
+        const typename Packed<T>::Word *panels[GROUP];
+        for (int64_t v = 0; v < count; v++) panels[v] = packed + (n / PANEL + v) * words + Packed<T>::panel_words(k);
+        for (int64_t v = 0; v < count;)
+            v += small_pass<T>(panels + v, count - v, pairs, tiles + c * M * ROW, M, sums + v * LANES);
     }
     for (int64_t m = 0; m < M; m++)
-        write_row(sums + m * 2 * PANEL, bias ? bias + n : nullptr, y + m * y_stride + n, std::min<int64_t>(2 * PANEL, N - n));
+        write_row(sums + m * WIDTH, bias ? bias + n : nullptr, y + m * N + n, std::min<int64_t>(WIDTH, N - n));
 }
 
 // sums [ROWS][64] += rows x a widened tile of weights [chunk][64].
 template <int ROWS> inline void large_block(const float *weights, int64_t inputs, const float *x, float *sums) {
     constexpr int ROW = LARGE_CHUNK + ROW_PAD;
-    constexpr int V = 2 * VECS;
+    constexpr int V = GROUP;
     f32x16 acc[ROWS][V];
 #pragma GCC unroll 16
     for (int m = 0; m < ROWS; m++)
 #pragma GCC unroll 4
-        for (int v = 0; v < V; v++) acc[m][v] = *(f32x16 *)(sums + m * 2 * PANEL + v * LANES);
+        for (int v = 0; v < V; v++) acc[m][v] = *(f32x16 *)(sums + m * WIDTH + v * LANES);
     for (int64_t k = 0; k < inputs; k++) {
+        if (k % LANES == 0)  // the next rows' floats of these inputs
+            for (int m = 0; m < ROWS; m++) __builtin_prefetch(x + (ROWS + m) * ROW + k);
         f32x16 w[V];
 #pragma GCC unroll 4
-        for (int v = 0; v < V; v++) w[v] = *(const f32x16 *)(weights + k * 2 * PANEL + v * LANES);
+        for (int v = 0; v < V; v++) w[v] = *(const f32x16 *)(weights + k * WIDTH + v * LANES);
 #pragma GCC unroll 16
         for (int m = 0; m < ROWS; m++)
 #pragma GCC unroll 4
@@ -196,38 +211,45 @@ template <int ROWS> inline void large_block(const float *weights, int64_t inputs
 #pragma GCC unroll 16
     for (int m = 0; m < ROWS; m++)
 #pragma GCC unroll 4
-        for (int v = 0; v < V; v++) *(f32x16 *)(sums + m * 2 * PANEL + v * LANES) = acc[m][v];
+        for (int v = 0; v < V; v++) *(f32x16 *)(sums + m * WIDTH + v * LANES) = acc[m][v];
+}
+
+// One panel's weights of `pairs` pairs of inputs, into a column of a tile [inputs][64].
+template <class T> void widen_weights(const typename Packed<T>::Word *panel, int64_t pairs, float *tile) {
+    for (int64_t p = 0; p < pairs; p++) {
+        f32x16 even, odd;
+        Packed<T>::widen(panel, p, even, odd);
+        *(f32x16 *)(tile + 2 * p * WIDTH) = even;
+        *(f32x16 *)(tile + (2 * p + 1) * WIDTH) = odd;
+    }
 }
 
 template <class T>
-void widen_weights(const typename Packed<T>::Word *panel, int64_t pairs, float *tile) {
-    for (int64_t p = 0; p < pairs; p++)
-        for (int v = 0; v < VECS; v++) {
-            f32x16 even, odd;
-            Packed<T>::widen(panel, p, v, even, odd);
-            *(f32x16 *)(tile + 2 * p * 2 * PANEL + v * LANES) = even;
-            *(f32x16 *)(tile + (2 * p + 1) * 2 * PANEL + v * LANES) = odd;
-        }
-}
-
-template <class T>
-void large_pair(const typename Packed<T>::Word *packed, const float *tiles, int64_t M, int64_t K, int64_t N, int64_t n,
-                const T *bias, T *y, int64_t y_stride, float *sums, float *tile) {
+void large_group(const typename Packed<T>::Word *packed, const float *tiles, int64_t M, int64_t K, int64_t N, int64_t n,
+                 const T *bias, T *y, float *sums, float *tile) {
     constexpr int ROW = LARGE_CHUNK + ROW_PAD;
-    const int64_t words = Packed<T>::panel_words(round_up(K, 2));
-    memset(sums, 0, M * 2 * PANEL * sizeof(float));
+    const int64_t words = Packed<T>::panel_words(round_up(K, 2)), count = panels_left(N, n);
+    memset(sums, 0, M * WIDTH * sizeof(float));
     for (int64_t k = 0, c = 0; k < K; k += LARGE_CHUNK, c++) {
         const int64_t inputs = round_up(std::min<int64_t>(LARGE_CHUNK, K - k), 2);
         const typename Packed<T>::Word *first = packed + n / PANEL * words + Packed<T>::panel_words(k);
-        widen_weights<T>(first, inputs / 2, tile);
-        if (N - n > PANEL) widen_weights<T>(first + words, inputs / 2, tile + PANEL);
+        for (int64_t v = 0; v < count; v++) widen_weights<T>(first + v * words, inputs / 2, tile + v * LANES);
+        const float *x = tiles + c * M * ROW;
         int64_t m = 0;
         for (; m + LARGE_BLOCK <= M; m += LARGE_BLOCK)
-            large_block<LARGE_BLOCK>(tile, inputs, tiles + (c * M + m) * ROW, sums + m * 2 * PANEL);
-        for (; m < M; m++) large_block<1>(tile, inputs, tiles + (c * M + m) * ROW, sums + m * 2 * PANEL);
+            large_block<LARGE_BLOCK>(tile, inputs, x + m * ROW, sums + m * WIDTH);
+        x += m * ROW;
+        float *tail = sums + m * WIDTH;
+        switch (M - m) {
+        case 1: large_block<1>(tile, inputs, x, tail); break;
+        case 2: large_block<2>(tile, inputs, x, tail); break;
+        case 3: large_block<3>(tile, inputs, x, tail); break;
+        case 4: large_block<4>(tile, inputs, x, tail); break;
+        case 5: large_block<5>(tile, inputs, x, tail); break;
+        }
     }
     for (int64_t m = 0; m < M; m++)
-        write_row(sums + m * 2 * PANEL, bias ? bias + n : nullptr, y + m * y_stride + n, std::min<int64_t>(2 * PANEL, N - n));
+        write_row(sums + m * WIDTH, bias ? bias + n : nullptr, y + m * N + n, std::min<int64_t>(WIDTH, N - n));
 }
 
 thread_local Scratch row_tiles, thread_sums;
@@ -242,18 +264,17 @@ void linear_some(const T *x, int64_t x_stride, int64_t M, int64_t K, const typen
         widen_rows<SMALL_CHUNK>(x, x_stride, M, K, tiles, threads);
     else
         widen_rows<LARGE_CHUNK>(x, x_stride, M, K, tiles, threads);
-    const int64_t pairs = (N + 2 * PANEL - 1) / (2 * PANEL);
+    const int64_t groups = (N + WIDTH - 1) / WIDTH;
     if (M * K * N < 1 << 16) threads = 1;  // waking a second thread costs more
     std::atomic<int64_t> next{0};
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
-        float *sums = thread_sums.get(M * 2 * PANEL + LARGE_CHUNK * 2 * PANEL);
-        for (int64_t pair; (pair = next++) < pairs;) {
-            const int64_t n = pair * 2 * PANEL;
+        float *sums = thread_sums.get((M + LARGE_CHUNK) * WIDTH);
+        for (int64_t group; (group = next++) < groups;) {
             if (small)
-                small_pair<T>(packed, tiles, M, K, N, n, bias, y, N, sums);
+                small_group<T>(packed, tiles, M, K, N, group * WIDTH, bias, y, sums);
             else
-                large_pair<T>(packed, tiles, M, K, N, n, bias, y, N, sums, sums + M * 2 * PANEL);
+                large_group<T>(packed, tiles, M, K, N, group * WIDTH, bias, y, sums, sums + M * WIDTH);
         }
     }
 }
