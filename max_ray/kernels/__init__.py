@@ -58,9 +58,14 @@ def _gpu_twins() -> ModuleType:
     return import_module("max_ray.kernels.gpu")
 
 
+def has_native() -> bool:
+    """Whether CPU tensors are computed by the C++ kernels."""
+    return _cpu_twins() is not cpu
+
+
 def pack_weight(weight: torch.Tensor) -> PackedWeight | None:
-    """A linear layer's weight [O, I] in the form that the CPU's C++ kernel reads fastest; None where nothing reads one."""
-    if weight.device.type != "cpu" or _cpu_twins() is cpu:
+    """A linear layer's weight [O, I] in the form that the CPU's C++ kernel reads fastest; None where there is none."""
+    if weight.device.type != "cpu" or not has_native():
         return None
     from max_ray.kernels.native import pack_weight as pack
 

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from max_ray.pipelines.kv_storage import KVStorage
     from max_ray.pipelines.runner import ModelRunner
 
+_CPU_TAPES = 16  # batch sizes; each keeps the step's activations
+
 
 @dataclass(frozen=True)
 class PipelineFactory:
@@ -132,14 +134,22 @@ def build_runner(plan: PipelinePlan, tp: TPGroup) -> ModelRunner:
 
 
 def _decode_graphs(plan: PipelinePlan, model: PipelineModel, storage: KVStorage) -> DecodeGraphs | None:
-    """None where decode steps are launched kernel by kernel: on a CPU, and for a model that cannot be captured."""
-    from max_ray.pipelines.graphs import CudaCapture, DecodeGraphs
+    """None where decode steps are launched kernel by kernel: for a model that cannot be captured, on a CPU without the
+    C++ kernels, and between ranks on CPUs (whose messages are no operations of torch)."""
+    from max_ray import kernels
+    from max_ray.pipelines.graphs import CudaCapture, DecodeGraphs, capture_tape
 
-    if model.device.type != "cuda" or plan.config.cuda_graphs == "never":
+    if not model.decode_is_capturable:
         return None
-    if not model.decode_is_capturable or find_spec("triton") is None:  # torch's own attention asks the device
+    shape = (model, storage, plan.max_batch_size, plan.max_length)
+    if model.device.type == "cpu":
+        every_size = range(1, plan.max_batch_size + 1)
+        if plan.tensor_parallel_size > 1 or not kernels.has_native():
+            return None
+        return DecodeGraphs(*shape, capture_tape, every_size, _CPU_TAPES)
+    if plan.config.cuda_graphs == "never" or find_spec("triton") is None:  # torch's own attention asks the device
         return None
-    graphs = DecodeGraphs(model, storage, plan.max_batch_size, plan.max_length, CudaCapture(model.device))
+    graphs = DecodeGraphs(*shape, CudaCapture(model.device))
     if plan.config.cuda_graphs == "start":
         graphs.capture_all()
     return graphs

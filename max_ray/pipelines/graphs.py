@@ -1,4 +1,4 @@
-"""Decode steps replayed from CUDA graphs: one launch a step instead of hundreds.
+"""Decode steps replayed: from CUDA graphs, one launch a step instead of hundreds; on a CPU from tapes of kernel calls.
 
 A graph is captured for a *bucket* of rows and reads its inputs from buffers that never move; a batch between two
 buckets is filled up with idle rows. An idle row runs token 0 at position 0 and writes its keys to the scratch block.
@@ -17,7 +17,7 @@ A graph is made of what `model.execute` launches, so the eager step and the repl
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -66,22 +66,42 @@ class CudaCapture:
         return replay
 
 
+def capture_tape(function: Callable[[], torch.Tensor]) -> Replay:
+    """The CPU's capture: a tape of the function's operations; the function itself where that cannot be."""
+    from max_ray.kernels.native.tape import NotRecordableError, record
+
+    try:
+        return record(function)
+    except NotRecordableError as error:
+        _LOG.debug("decode steps run operation by operation: %s", error)
+        return function
+
+
 class DecodeGraphs:
     """The decode steps of one rank's model, by bucket. One run at a time, as for the model itself.
 
     max_batch_size, max_length: rows and tokens of a row that steps may have; larger batches are left to the caller
-    (see `fits`). All ranks of a group capture and replay in the same order.
+    (see `fits`). buckets: ascending sizes up to max_batch_size; by default `buckets_up_to` it. max_replays: how many are
+    kept, each with its memory; those used last. All ranks of a group capture and replay in the same order.
     """
 
     def __init__(
-        self, model: PipelineModel, storage: KVStorage, max_batch_size: int, max_length: int, capture: Capture
+        self,
+        model: PipelineModel,
+        storage: KVStorage,
+        max_batch_size: int,
+        max_length: int,
+        capture: Capture,
+        buckets: Sequence[int] | None = None,
+        max_replays: int = 1024,
     ) -> None:
-        self.buckets = buckets_up_to(max_batch_size)
+        self.buckets = list(buckets or buckets_up_to(max_batch_size))
         self._model = model
         self._storage = storage
         self._max_length = max_length
         self._capture = capture
         self._replays: dict[int, Replay] = {}
+        self._max_replays = max_replays
         width = -(-max_length // storage.page_size)
         self._tokens = torch.zeros(max_batch_size, dtype=torch.int64, device=model.device)
         self._block_tables = torch.full(
@@ -136,10 +156,14 @@ class DecodeGraphs:
         self._loaded = (None, 0)
 
     def _replay(self, bucket: int) -> torch.Tensor:
-        if bucket not in self._replays:
+        replay = self._replays.pop(bucket, None)
+        if replay is None:
             _LOG.debug("capturing decode steps of %d rows", bucket)
-            self._replays[bucket] = self._capture(lambda: self._step(bucket))
-        return self._replays[bucket]()
+            while len(self._replays) >= self._max_replays:
+                del self._replays[next(iter(self._replays))]  # the one that was not used for the longest time
+            replay = self._capture(lambda: self._step(bucket))
+        self._replays[bucket] = replay
+        return replay()
 
     def _step(self, num_rows: int) -> torch.Tensor:
         """What is captured: [num_rows, V] logits of the buffers' first rows."""

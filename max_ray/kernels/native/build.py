@@ -1,7 +1,7 @@
 """Builds the C++ twins with the machine's own compiler, once, and loads them: `library()`.
 
-The shared object lies in the user's cache folder under a name made of everything it depends on: sources, flags, the compiler's
-version and the processor's features. A machine without a compiler runs the torch twins.
+The shared object lies in the user's cache folder under a name made of everything it depends on: sources, flags, the
+compiler's version and the processor's features. A machine without a compiler runs the torch twins.
 """
 
 from __future__ import annotations
@@ -24,19 +24,6 @@ _FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared", 
 _COMPILERS = ("g++", "c++")
 _logger = get_logger(__name__)
 
-_P, _L, _I, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
-_SIGNATURES: dict[str, list[type]] = {
-    "linear": [_P, _L, _L, _L, _P, _L, _P, _P, _I],
-    "pack": [_P, _L, _L, _P, _I],
-    "rows": [_P, _L, _P, _L, _P, _I],
-    "rmsnorm": [_P, _P, _P, _L, _L, _F, _I],
-    "add_rmsnorm": [_P, _P, _P, _P, _P, _L, _L, _F, _I],
-    "silu_and_mul": [_P, _P, _L, _L, _I],
-    "rope_and_append": [_P, _P, _P, _P, _P, _P, _P, _P, _P, _P, _I],
-    "paged_attention": [_P, _P, _P, _P, _P, _P, _P, _P, _I],
-}
-"""Argument types of the exported functions, each of which exists as NAME_f32 and NAME_bf16."""
-
 
 @cache
 def library() -> ctypes.CDLL | None:
@@ -50,7 +37,7 @@ def library() -> ctypes.CDLL | None:
         )
         return None
     try:
-        return _declared(ctypes.CDLL(str(_built(compiler))))
+        return ctypes.CDLL(str(_built(compiler)))
     except (OSError, subprocess.SubprocessError) as error:
         _logger.warning("The C++ kernels could not be built, the CPU runs torch's operations: %s", _reason(error))
         return None
@@ -93,15 +80,6 @@ def _processor() -> str:
         line for line in text.split("\n\n")[0].splitlines() if line.split("\t")[0] in ("flags", "Features", "model")
     ]
     return "\n".join(lines)
-
-
-def _declared(loaded: ctypes.CDLL) -> ctypes.CDLL:
-    for name, arguments in _SIGNATURES.items():
-        for kind in ("f32", "bf16"):
-            function = getattr(loaded, f"{name}_{kind}")
-            function.argtypes, function.restype = arguments, None
-    loaded.advise_huge_pages.argtypes, loaded.advise_huge_pages.restype = [_P, _L], None
-    return loaded
 
 
 def _reason(error: Exception) -> str:

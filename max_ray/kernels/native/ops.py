@@ -1,86 +1,59 @@
 """The C++ twins of the kernels: the same signatures as the torch twins, for float32 and bfloat16 on a CPU.
 
-What a C++ function does not take (another dtype, mixed dtypes, a head size that is no multiple of 16) goes to the torch twin.
+What a C++ kernel does not take (another dtype, mixed dtypes, a head size that is no multiple of 16) goes to the torch
+twin.
 """
 
 from __future__ import annotations
 
-import ctypes
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from max_ray.kernels import cpu
-from max_ray.kernels.native.build import library
+from max_ray.kernels.native.calls import AttentionShape, RopeShape, kernel
 
 if TYPE_CHECKING:
     from max_ray.interfaces.model import KVCacheInputs
 
-_KINDS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 _MAX_ROTATED = 1024
 
 
-class RopeShape(ctypes.Structure):
-    """As in csrc/elementwise.cpp."""
-
-    _fields_ = [(name, ctypes.c_int64) for name in ("T", "H", "KVH", "D", "R", "q_stride", "k_stride", "v_stride")] + [
-        ("interleaved", ctypes.c_int)
-    ]
-
-
-class AttentionShape(ctypes.Structure):
-    """As in csrc/attention.cpp."""
-
-    _fields_ = [(name, ctypes.c_int64) for name in ("B", "H", "KVH", "D", "page_size", "table_width", "window")] + [
-        ("scale", ctypes.c_float),
-        ("softcap", ctypes.c_float),
-    ]
-
-
-@cache
-def _function(name: str, dtype: torch.dtype) -> Any:
-    """The exported function for a dtype; None for a dtype without one."""
-    kernels, kind = library(), _KINDS.get(dtype)
-    assert kernels is not None, "the C++ twins are chosen only where they are loaded"
-    return None if kind is None else getattr(kernels, f"{name}_{kind}")
-
-
 def rmsnorm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    function = _function("rmsnorm", x.dtype)
-    if function is None or weight.dtype != x.dtype:
+    run = kernel("rmsnorm", x.dtype)
+    if run is None or weight.dtype != x.dtype:
         return cpu.rmsnorm(x, weight, eps)
     x = x.contiguous()
     y = torch.empty_like(x)
     width = x.shape[-1]
     rows = x.numel() // width
-    function(x.data_ptr(), weight.data_ptr(), y.data_ptr(), rows, width, eps, torch.get_num_threads())
+    run(x.data_ptr(), weight.data_ptr(), y.data_ptr(), rows, width, eps, torch.get_num_threads())
     return y
 
 
 def fused_add_rmsnorm(
     x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    function = _function("add_rmsnorm", x.dtype)
-    if function is None or weight.dtype != x.dtype or residual.dtype != x.dtype:
+    run = kernel("add_rmsnorm", x.dtype)
+    if run is None or weight.dtype != x.dtype or residual.dtype != x.dtype:
         return cpu.fused_add_rmsnorm(x, residual, weight, eps)
     x, residual = x.contiguous(), residual.contiguous()
     y, total = torch.empty_like(x), torch.empty_like(x)
     inputs = (x.data_ptr(), residual.data_ptr(), weight.data_ptr())
     width = x.shape[-1]
     rows = x.numel() // width
-    function(*inputs, y.data_ptr(), total.data_ptr(), rows, width, eps, torch.get_num_threads())
+    run(*inputs, y.data_ptr(), total.data_ptr(), rows, width, eps, torch.get_num_threads())
     return y, total
 
 
 def silu_and_mul(x: torch.Tensor) -> torch.Tensor:
-    function = _function("silu_and_mul", x.dtype)
-    if function is None:
+    run = kernel("silu_and_mul", x.dtype)
+    if run is None:
         return cpu.silu_and_mul(x)
     x = x.contiguous()
     width = x.shape[-1] // 2
     y = torch.empty((*x.shape[:-1], width), dtype=x.dtype)
-    function(x.data_ptr(), y.data_ptr(), y.numel() // width, width, torch.get_num_threads())
+    run(x.data_ptr(), y.data_ptr(), y.numel() // width, width, torch.get_num_threads())
     return y
 
 
@@ -100,22 +73,22 @@ def rope_and_append(
     *,
     interleaved: bool,
 ) -> torch.Tensor:
-    function = _function("rope_and_append", q.dtype)
+    run = kernel("rope_and_append", q.dtype)
     num_tokens, num_heads, head_dim = q.shape
     rotated = cos_sin_cache.shape[1]
     if (
-        function is None
+        run is None
         or {k.dtype, v.dtype, k_cache.dtype, v_cache.dtype} != {q.dtype}
         or rotated > _MAX_ROTATED
         or not all(_heads_together(x) for x in (q, k, v))
     ):
         targets = (k_cache, v_cache, cos_sin_cache, positions, slot_mapping)
         return cpu.rope_and_append(q, k, v, *targets, interleaved=interleaved)
-    cos_sin = cos_sin_cache.float().contiguous()
+    cos_sin = cos_sin_cache.to(q.dtype).contiguous()
     strides = (q.stride(0), k.stride(0), v.stride(0))
     shape = RopeShape(num_tokens, num_heads, k.shape[1], head_dim, rotated, *strides, interleaved)
     out = torch.empty(q.shape, dtype=q.dtype)
-    function(
+    run(
         q.data_ptr(),
         k.data_ptr(),
         v.data_ptr(),
@@ -125,7 +98,7 @@ def rope_and_append(
         cos_sin.data_ptr(),
         None if positions is None else positions.data_ptr(),
         slot_mapping.data_ptr(),
-        ctypes.addressof(shape),
+        shape,
         torch.get_num_threads(),
     )
     return out
@@ -147,11 +120,13 @@ def paged_attention(
     sliding_window: int | None,
     logit_softcap: float | None,
 ) -> torch.Tensor:
-    function = _function("paged_attention", q.dtype)
+    run = kernel("paged_attention", q.dtype)
     num_heads, head_dim = q.shape[1:]
-    if function is None or head_dim % 16 or {k_cache.dtype, v_cache.dtype} != {q.dtype}:
-        options = {"scale": scale, "sliding_window": sliding_window, "logit_softcap": logit_softcap}
-        return cpu.paged_attention(q, k_cache, v_cache, kv, qo_indptr, **options)
+    if run is None or head_dim % 16 or {k_cache.dtype, v_cache.dtype} != {q.dtype}:
+        targets = (k_cache, v_cache, kv, qo_indptr)
+        return cpu.paged_attention(
+            q, *targets, scale=scale, sliding_window=sliding_window, logit_softcap=logit_softcap
+        )
     num_rows, width = kv.block_tables.shape
     shape = AttentionShape(
         num_rows,
@@ -167,5 +142,5 @@ def paged_attention(
     q = q.contiguous()
     out = torch.empty_like(q)
     tensors = (q, k_cache, v_cache, kv.block_tables, kv.cache_lengths, qo_indptr, out)
-    function(*[x.data_ptr() for x in tensors], ctypes.addressof(shape), torch.get_num_threads())
+    run(*[x.data_ptr() for x in tensors], shape, torch.get_num_threads())
     return out

@@ -6,14 +6,13 @@ N outputs, K inputs, M rows.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from max_ray.kernels.native.build import library
+from max_ray.kernels.native.calls import Kernel, advise_huge_pages, kernel
 
 _PANEL = 16
-_KINDS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,8 +21,8 @@ class PackedWeight:
 
     data: torch.Tensor
     shape: tuple[int, int]
-    _multiply: Any
-    _read_rows: Any
+    _multiply: Kernel
+    _read_rows: Kernel
 
     @property
     def dtype(self) -> torch.dtype:
@@ -61,15 +60,14 @@ class PackedWeight:
 
 def pack_weight(weight: torch.Tensor) -> PackedWeight | None:
     """The packed copy of a weight [N, K]; None where no kernel would read it (a GPU, another dtype, no compiler)."""
-    kind = _KINDS.get(weight.dtype)
-    kernels = library() if weight.device.type == "cpu" and kind is not None else None
-    if kernels is None or weight.dim() != 2 or 0 in weight.shape:
+    if weight.device.type != "cpu" or library() is None or weight.dim() != 2 or 0 in weight.shape:
+        return None
+    pack, multiply, read_rows = (kernel(name, weight.dtype) for name in ("pack", "linear", "rows"))
+    if pack is None or multiply is None or read_rows is None:
         return None
     num_outputs, num_inputs = weight.shape
     data = torch.empty(-(-num_outputs // _PANEL) * _PANEL * (num_inputs + num_inputs % 2), dtype=weight.dtype)
-    kernels.advise_huge_pages(data.data_ptr(), data.nbytes)
+    advise_huge_pages(data)
     weight = weight.contiguous()
-    pack = getattr(kernels, f"pack_{kind}")
     pack(weight.data_ptr(), num_outputs, num_inputs, data.data_ptr(), torch.get_num_threads())
-    functions = getattr(kernels, f"linear_{kind}"), getattr(kernels, f"rows_{kind}")
-    return PackedWeight(data, (num_outputs, num_inputs), *functions)
+    return PackedWeight(data, (num_outputs, num_inputs), multiply, read_rows)

@@ -7,7 +7,7 @@
 //     scores [queries][64] = q K^T;  running maximum and sum (Milakov and Gimelshein 2018);  out += exp(scores) V
 //
 // A query's result depends on its own keys only, in their order: not on the chunk, the batch or the number of threads.
-#include "vec.h"
+#include "kernels.h"
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -22,12 +22,6 @@ constexpr int TILE = 64;  // keys
 constexpr int QUERY_TOKENS = 32;
 constexpr int BLOCK = 6;  // queries at once: 6 x 4 accumulators
 constexpr float LOWEST = -std::numeric_limits<float>::infinity();
-
-struct AttentionShape {
-    int64_t B, H, KVH, D, page_size, table_width;
-    int64_t window;  // 0: none
-    float scale, softcap;  // softcap 0: none
-};
 
 struct Piece {
     int64_t row, kv_head, first, count;  // new tokens [first, first + count) of the row

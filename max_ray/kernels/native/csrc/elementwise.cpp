@@ -1,6 +1,6 @@
 // Norms, the gated activation, and rope with the cache write. Each rounds where the torch twin rounds (rope rounds once,
 // the twin after each product). Rows are shared among threads when there is enough to do.
-#include "vec.h"
+#include "kernels.h"
 #include <algorithm>
 #include <cmath>
 #include <omp.h>
@@ -69,7 +69,7 @@ template <class T> void silu_and_mul(const T *x, T *y, int64_t rows, int64_t F, 
     }
 }
 
-// One head [D] of which the first R values turn; cos and sin [R / 2] are rounded to T first.
+// One head [D] of which the first R values turn; cos, sin [R / 2].
 template <class T>
 void rotate(const T *x, T *y, const float *cos, const float *sin, int64_t R, int64_t D, bool interleaved) {
     const int64_t P = R / 2;
@@ -90,20 +90,14 @@ void rotate(const T *x, T *y, const float *cos, const float *sin, int64_t R, int
     std::copy(x + R, x + D, y + R);
 }
 
-struct RopeShape {
-    int64_t T, H, KVH, D, R;
-    int64_t q_stride, k_stride, v_stride;  // elements from one token to the next
-    int interleaved;
-};
-
 template <class T>
-void rope_and_append(const T *q, const T *k, const T *v, T *q_out, T *k_cache, T *v_cache, const float *cos_sin,
+void rope_and_append(const T *q, const T *k, const T *v, T *q_out, T *k_cache, T *v_cache, const T *cos_sin,
                      const int64_t *positions, const int64_t *slots, const RopeShape &s, int threads) {
 #pragma omp parallel for num_threads(threads) if (threads > 1 && s.T * s.H * s.D > PARALLEL_ELEMENTS)
     for (int64_t t = 0; t < s.T; t++) {
         float angles[1024];
-        const float *from = cos_sin + (positions ? positions[t] : t) * s.R;
-        lanes(s.R, [&](int64_t i, int64_t left) { store_lanes(angles + i, rounded<T>(load_lanes(from + i, left)), left); });
+        const T *from = cos_sin + (positions ? positions[t] : t) * s.R;
+        lanes(s.R, [&](int64_t i, int64_t left) { store_lanes(angles + i, load_lanes(from + i, left), left); });
         const float *cos = angles, *sin = angles + s.R / 2;
         for (int64_t h = 0; h < s.H; h++)
             rotate(q + t * s.q_stride + h * s.D, q_out + (t * s.H + h) * s.D, cos, sin, s.R, s.D, s.interleaved);
@@ -128,7 +122,7 @@ void rope_and_append(const T *q, const T *k, const T *v, T *q_out, T *k_cache, T
         silu_and_mul<T>(x, y, rows, F, threads);                                                                          \
     }                                                                                                                     \
     void rope_and_append_##NAME(const T *q, const T *k, const T *v, T *q_out, T *k_cache, T *v_cache,                     \
-                                const float *cos_sin, const int64_t *positions, const int64_t *slots,                     \
+                                const T *cos_sin, const int64_t *positions, const int64_t *slots,                         \
                                 const RopeShape *shape, int threads) {                                                    \
         rope_and_append<T>(q, k, v, q_out, k_cache, v_cache, cos_sin, positions, slots, *shape, threads);                 \
     }

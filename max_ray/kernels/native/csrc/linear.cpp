@@ -11,7 +11,7 @@
 // Up to SMALL_ROWS rows read the packed weights directly, each weight once, so that memory is busy all the time; more rows
 // widen a tile of weights once and use it for all of them. Threads take groups of panels from a common counter: a core that
 // is taken away for a while holds up nothing but its own group.
-#include "vec.h"
+#include "kernels.h"
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>

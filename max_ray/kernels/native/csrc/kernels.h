@@ -1,0 +1,36 @@
+// What the library exports: each kernel as NAME_f32 and NAME_bf16, and NAME_f32_again, which takes its arguments from an
+// array of 64-bit words (see replay.cpp). Shapes and meaning of the arguments: ops.py and packed.py.
+#pragma once
+#include "vec.h"
+
+struct RopeShape {
+    int64_t T, H, KVH, D, R;
+    int64_t q_stride, k_stride, v_stride;  // elements from one token to the next
+    int interleaved;
+};
+
+struct AttentionShape {
+    int64_t B, H, KVH, D, page_size, table_width;
+    int64_t window;  // 0: none
+    float scale, softcap;  // softcap 0: none
+};
+
+#define MAX_RAY_DECLARE(NAME, T)                                                                                          \
+    void linear_##NAME(const T *x, int64_t x_stride, int64_t M, int64_t K, const void *packed, int64_t N, const T *bias,  \
+                       T *y, int threads);                                                                                \
+    void pack_##NAME(const T *w, int64_t N, int64_t K, void *to, int threads);                                            \
+    void rows_##NAME(const void *packed, int64_t K, const int64_t *rows, int64_t count, T *y, int threads);               \
+    void rmsnorm_##NAME(const T *x, const T *weight, T *y, int64_t rows, int64_t D, float eps, int threads);              \
+    void add_rmsnorm_##NAME(const T *x, const T *residual, const T *weight, T *y, T *total, int64_t rows, int64_t D,      \
+                            float eps, int threads);                                                                      \
+    void silu_and_mul_##NAME(const T *x, T *y, int64_t rows, int64_t F, int threads);                                     \
+    void rope_and_append_##NAME(const T *q, const T *k, const T *v, T *q_out, T *k_cache, T *v_cache, const T *cos_sin,   \
+                                const int64_t *positions, const int64_t *slots, const RopeShape *shape, int threads);     \
+    void paged_attention_##NAME(const T *q, const T *k_cache, const T *v_cache, const int32_t *tables,                    \
+                                const int32_t *lengths, const int32_t *indptr, T *y, const AttentionShape *shape,         \
+                                int threads);
+
+extern "C" {
+MAX_RAY_DECLARE(f32, float)
+MAX_RAY_DECLARE(bf16, bf16)
+}
