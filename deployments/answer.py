@@ -4,34 +4,42 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator
-from functools import lru_cache
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 from deployments.engine import Engine
 from deployments.formats import AnswerFormat, ChatFormat, CompletionFormat
 from deployments.generation import ChoiceDelta, Generation
 from deployments.openai import ChatCompletionRequest, CompletionRequest
+from deployments.sse import encode_event
 from max_ray.errors import ModelNotServedError, nearest
 from max_ray.interfaces import RequestID
-from max_ray.token_text import TokenText
-from max_ray.tokenizer import TextTokenizer
+from max_ray.token_text import token_text_of
 
 
 class Answer:
-    """A request that has been admitted. Take either `chunks` or `whole`, and always `close`."""
+    """A request that has been admitted. Take one of `events`, `chunks` and `whole`, and always `close`."""
 
     def __init__(self, generation: Generation, form: AnswerFormat, *, include_usage: bool) -> None:
         self._generation = generation
         self._form = form
         self._include_usage = include_usage
 
-    async def chunks(self) -> AsyncIterator[list[str]]:
-        """JSON texts, those that belong together in one list. Raises WorkerGroupError."""
+    async def events(self) -> AsyncGenerator[bytes]:
+        """Server-sent events, those that belong together as one piece to write. Raises WorkerGroupError."""
+        event = self._form.event
         async for deltas in self._generation.deltas():
-            yield [chunk for delta in deltas for chunk in self._form.chunks(delta)]
+            yield event(deltas[0]) if len(deltas) == 1 else b"".join(map(event, deltas))
         if self._include_usage:
-            yield [self._form.usage_chunk(self._generation.usage)]
+            yield encode_event(self._form.usage_chunk(self._generation.usage))
+
+    async def chunks(self) -> AsyncGenerator[str]:
+        """The same as JSON texts. Raises WorkerGroupError."""
+        async for deltas in self._generation.deltas():
+            for chunk in (chunk for delta in deltas for chunk in self._form.chunks(delta)):
+                yield chunk
+        if self._include_usage:
+            yield self._form.usage_chunk(self._generation.usage)
 
     async def whole(self) -> dict[str, Any]:
         """The answer object. Raises WorkerGroupError."""
@@ -69,7 +77,7 @@ async def open_answer(
         f"{prefix}-{RequestID()}",
         int(time.time()),
         engine.model_name,
-        _token_text(engine.tokenizer),
+        token_text_of(engine.tokenizer),
         include_usage=request.include_usage,
     )
     return Answer(generation, form, include_usage=request.include_usage)
@@ -82,9 +90,8 @@ async def generate(engine: Engine, request: CompletionRequest | ChatCompletionRe
         if not request.stream:
             yield await answer.whole()
             return
-        async for chunks in answer.chunks():
-            for chunk in chunks:
-                yield json.loads(chunk)
+        async for chunk in answer.chunks():
+            yield json.loads(chunk)
     finally:
         answer.close()
 
@@ -97,8 +104,3 @@ def check_model(engine: Engine, model: str | None) -> None:
             f"This server serves {engine.model_name!r}.",
             param="model",
         )
-
-
-@lru_cache(maxsize=4)
-def _token_text(tokenizer: TextTokenizer) -> TokenText:
-    return TokenText(tokenizer)

@@ -34,6 +34,7 @@ def serve_environment(config: ServeConfig) -> dict[str, str]:
     is started by `haproxy_launcher`."""
     switches = {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
         "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # by default a busy small machine is given 5 s, thrice
     }

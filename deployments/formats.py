@@ -12,6 +12,7 @@ from json.encoder import encode_basestring as quote
 from typing import Any
 
 from deployments.generation import ChoiceDelta, TokenEntry, Usage
+from deployments.sse import encode_event
 from max_ray.token_text import TokenText
 
 # JSON has no infinity; OpenAI writes this for tokens that cannot come.
@@ -23,6 +24,8 @@ class AnswerFormat(ABC):
 
     object_name: str
     chunk_object_name: str
+    before_text: str
+    after_text: str
 
     def __init__(self, answer_id: str, created: int, model: str, tokens: TokenText, *, include_usage: bool) -> None:
         self._head = {"id": answer_id, "created": created, "model": model}
@@ -30,6 +33,8 @@ class AnswerFormat(ABC):
         shared = json.dumps({"object": self.chunk_object_name, **self._head}, ensure_ascii=False)[:-1]
         self._prefix = f'{shared}, "choices": ['
         self._suffix = '], "usage": null}' if include_usage else "]}"
+        self._heads: dict[int, str] = {}
+        self._tail = f'{self.after_text}, "logprobs": null, "finish_reason": null}}{self._suffix}\n\n'
 
     def usage_chunk(self, usage: Usage) -> str:
         """The last chunk, when `stream_options.include_usage` is set."""
@@ -43,6 +48,15 @@ class AnswerFormat(ABC):
             "choices": [self._choice(choice) for choice in choices],
             "usage": usage.as_dict(),
         }
+
+    def event(self, delta: ChoiceDelta) -> bytes:
+        """The chunks of a delta as server-sent events. Mere text, as nearly every delta is, goes between prepared ends,
+        once the choice has begun."""
+        head = self._heads.get(delta.index)
+        if head is not None and not delta.tokens and delta.finish_reason is None:
+            return f"{head}{quote(delta.text)}{self._tail}".encode()
+        self._heads[delta.index] = f'data: {self._prefix}{{"index": {delta.index}, {self.before_text}'
+        return b"".join(map(encode_event, self.chunks(delta)))
 
     @abstractmethod
     def chunks(self, delta: ChoiceDelta) -> list[str]:
@@ -60,6 +74,8 @@ class AnswerFormat(ABC):
 
 class CompletionFormat(AnswerFormat):
     object_name = chunk_object_name = "text_completion"
+    before_text = '"text": '
+    after_text = ""
 
     def __init__(self, answer_id: str, created: int, model: str, tokens: TokenText, *, include_usage: bool) -> None:
         super().__init__(answer_id, created, model, tokens, include_usage=include_usage)
@@ -105,6 +121,8 @@ class CompletionFormat(AnswerFormat):
 class ChatFormat(AnswerFormat):
     object_name = "chat.completion"
     chunk_object_name = "chat.completion.chunk"
+    before_text = '"delta": {"content": '
+    after_text = "}"
 
     def __init__(self, answer_id: str, created: int, model: str, tokens: TokenText, *, include_usage: bool) -> None:
         super().__init__(answer_id, created, model, tokens, include_usage=include_usage)

@@ -26,6 +26,7 @@ from max_ray.interfaces import (
     TextGenerationOutput,
     TextGenerationRequest,
 )
+from max_ray.token_text import token_text_of
 from max_ray.tokenizer import TextTokenizer
 
 _FINISH_REASONS = {GenerationStatus.END_OF_SEQUENCE: "stop", GenerationStatus.MAXIMUM_LENGTH: "length"}
@@ -78,7 +79,12 @@ class Choice:
         self._with_log_probabilities = job.logprobs is not None
         self._echo: str | None = None
         self._prompt_entries: list[LogProbabilities | None] = []
-        self._detokenizer = IncrementalDetokenizer(partial(tokenizer.decode_ids, skip_special_tokens=True))
+        self._detokenizer = IncrementalDetokenizer(
+            partial(tokenizer.decode_ids, skip_special_tokens=True), token_text_of(tokenizer).whole_text_of
+        )
+        self._is_plain = not (
+            job.discard_output or job.echo or job.logprobs is not None or context.sampling_params.stop
+        )
         self._matcher = StopStringMatcher(context.sampling_params.stop)
 
     def echo(self, prompt_text: str) -> None:
@@ -87,6 +93,8 @@ class Choice:
 
     def feed(self, output: TextGenerationOutput) -> ChoiceDelta | None:
         """Takes what a step gave; None when there is nothing to tell yet."""
+        if self._is_plain and output.final_status is GenerationStatus.ACTIVE:
+            return self._feed_plain(output)
         self.num_cached_tokens = max(self.num_cached_tokens, output.num_cached_tokens)
         self._prompt_entries += output.prompt_log_probabilities or []
         delta = ChoiceDelta(self.index, "")
@@ -98,6 +106,13 @@ class Choice:
             self._end(delta, output.final_status)
         delta.finish_reason = self.finish_reason
         return delta if delta.text or delta.tokens or delta.finish_reason else None
+
+    def _feed_plain(self, output: TextGenerationOutput) -> ChoiceDelta | None:
+        """`feed` for what nearly every step is: tokens, and nothing else to look at or to tell."""
+        self.num_cached_tokens = output.num_cached_tokens
+        self.num_tokens += len(output.tokens)
+        text = self._detokenizer.push(output.tokens)
+        return ChoiceDelta(self.index, text) if text else None
 
     def _give_prompt(self, delta: ChoiceDelta) -> None:
         """The prompt goes out with the first token: by then all its log probabilities are known."""
@@ -175,14 +190,9 @@ class Generation:
             raise
         self._engine.metrics.prompt_tokens += sum(c.context.tokens.prompt_length for c in self.choices)
 
-    async def deltas(self) -> AsyncIterator[list[ChoiceDelta]]:
+    def deltas(self) -> AsyncIterator[list[ChoiceDelta]]:
         """What the choices gain; those that gain together come together. Raises WorkerGroupError."""
-        if len(self.choices) > 1:
-            async for deltas in self._merged():
-                yield deltas
-        else:
-            async for delta in self._follow(self.choices[0]):
-                yield [delta]
+        return self._merged() if len(self.choices) > 1 else self._follow(self.choices[0])
 
     def close(self) -> None:
         """Cancels what still runs. Idempotent."""
@@ -200,13 +210,13 @@ class Generation:
             cached_tokens=sum(c.num_cached_tokens for c in per_prompt),
         )
 
-    async def _follow(self, choice: Choice) -> AsyncIterator[ChoiceDelta]:
+    async def _follow(self, choice: Choice) -> AsyncIterator[list[ChoiceDelta]]:
         assert choice.stream is not None, "deltas() before start()"
         async for output in choice.stream:
             self._observe(choice, output)
             delta = choice.feed(output)
             if delta is not None:
-                yield delta
+                yield [delta]
             if choice.finish_reason is not None:
                 if not output.is_done:
                     self._engine.cancel(choice.context.request_id)
@@ -217,7 +227,7 @@ class Generation:
         queue: asyncio.Queue[ChoiceDelta | asyncio.Task[None]] = asyncio.Queue()
 
         async def pump(choice: Choice) -> None:
-            async for delta in self._follow(choice):
+            async for (delta,) in self._follow(choice):
                 queue.put_nowait(delta)
 
         tasks = [asyncio.create_task(pump(choice)) for choice in self.choices]

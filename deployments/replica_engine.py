@@ -175,4 +175,5 @@ def _limits(spec: GroupSpec, max_queued_requests: int) -> SchedulerLimits:
         max_queued_requests=max_queued_requests,
         max_num_steps=plan.config.max_num_steps,
         enable_chunked_prefill=plan.config.enable_chunked_prefill,
+        enable_prefix_caching=plan.config.enable_prefix_caching,
     )

@@ -28,10 +28,11 @@ from deployments.openai import ChatCompletionRequest, CompletionRequest, parse_r
 from deployments.sse import (
     CLIENT_CLOSED,
     DONE,
+    SEND_KEY,
     STATUS_KEY,
     ClientGoneError,
     EventStream,
-    encode_events,
+    encode_event,
     until_disconnect,
 )
 from max_ray import __version__
@@ -108,6 +109,7 @@ class RequestCounter:
                 status = message["status"]
             await send(message)
 
+        scope[SEND_KEY] = send
         try:
             await self._app(scope, receive, watch)
         finally:
@@ -142,15 +144,15 @@ async def _answer(
 async def _events(answer: Answer, scope: Scope) -> AsyncGenerator[bytes, None]:
     """The stream's pieces. An error after the headers becomes an event, for the status has gone out already."""
     try:
-        async for chunks in answer.chunks():
-            yield encode_events(chunks)
+        async for piece in answer.events():
+            yield piece
     except MaxRayError as error:
         scope[STATUS_KEY] = type(error).http_status
-        yield encode_events([json.dumps(describe_and_log(error))])
+        yield encode_event(json.dumps(describe_and_log(error)))
     except Exception:
         logger.exception("A stream failed.")
         scope[STATUS_KEY] = 500
-        yield encode_events([json.dumps(internal_error())])
+        yield encode_event(json.dumps(internal_error()))
     else:
         yield DONE
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -16,6 +16,9 @@ DONE = b"data: [DONE]\n\n"
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 # Where the metrics middleware looks for a status that differs from the one sent with the headers.
 STATUS_KEY = "max_ray.status"
+# Where the outermost middleware leaves the server's own `send`. Once a response has begun, what is in between only
+# passes its pieces on, a coroutine each.
+SEND_KEY = "max_ray.send"
 CLIENT_CLOSED = 499
 
 
@@ -23,9 +26,9 @@ class ClientGoneError(Exception):
     """The client closed the connection before its answer was complete."""
 
 
-def encode_events(chunks: Sequence[str]) -> bytes:
-    """One `data:` event a JSON text, as one piece to write."""
-    return "".join([f"data: {chunk}\n\n" for chunk in chunks]).encode()
+def encode_event(chunk: str) -> bytes:
+    """The `data:` event of a JSON text."""
+    return f"data: {chunk}\n\n".encode()
 
 
 class EventStream(Response):
@@ -41,17 +44,17 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await until_disconnect(receive, self._write(send))
+            await until_disconnect(receive, self._write(send, scope.get(SEND_KEY, send)))
         except (ClientGoneError, OSError):
             scope[STATUS_KEY] = CLIENT_CLOSED
         finally:
             self._close()
 
-    async def _write(self, send: Send) -> None:
+    async def _write(self, send: Send, send_piece: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         async with aclosing(self._body) as pieces:
             async for piece in pieces:
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
+                await send_piece({"type": "http.response.body", "body": piece, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

@@ -17,6 +17,8 @@ class IncrementalDetokenizer:
     """Emits the text of tokens as soon as it is settled.
 
     decode: text of a list of ids (special tokens left out or not, as the caller wants them).
+    whole: the text of a token that is the same wherever it stands, None for one whose text depends on its neighbours.
+    Most tokens of a byte-level vocabulary are whole characters: they cost a look-up and no decoding.
 
     A window of the last tokens is decoded at each push; never the whole text:
 
@@ -28,8 +30,9 @@ class IncrementalDetokenizer:
     because decoders treat the first token of a text in a special way.
     """
 
-    def __init__(self, decode: Callable[[list[int]], str]) -> None:
+    def __init__(self, decode: Callable[[list[int]], str], whole: Callable[[int], str | None] | None = None) -> None:
         self._decode = decode
+        self._whole = whole
         self._window: list[int] = []
         self._emitted = 0
         self._clean = 0  # the last clean border inside the window, before the newest clean end
@@ -45,6 +48,12 @@ class IncrementalDetokenizer:
         return text
 
     def _push(self, token: int) -> str:
+        if self._whole is not None and self._clean == len(self._window):
+            text = self._whole(token)
+            if text is not None:
+                self._window = [token]
+                self._emitted, self._clean = len(text), 1
+                return text
         self._window.append(token)
         text = self._decode(self._window)
         clean = not text.endswith(REPLACEMENT)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,12 +15,20 @@ if TYPE_CHECKING:
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
+@lru_cache(maxsize=4)
+def token_text_of(tokenizer: TextTokenizer) -> TokenText:
+    """The one TokenText of a tokenizer: what it has looked up serves all requests."""
+    return TokenText(tokenizer)
+
+
 class TokenText:
     """Looks tokens up in one tokenizer's vocabulary and remembers them."""
 
     def __init__(self, tokenizer: TextTokenizer) -> None:
         self._tokenizer = tokenizer
         self._byte_level = '"ByteLevel"' in tokenizer.decoder_description()
+        self._is_glued = tokenizer.decoder_description().startswith('{"type":"ByteLevel"')
+        self._whole: dict[int, str | None] = {}
         self._known: dict[int, tuple[bytes, str]] = {}
 
     def bytes_of(self, token_id: int) -> bytes:
@@ -30,6 +38,23 @@ class TokenText:
     def text_of(self, token_id: int) -> str:
         r"""The bytes as text, or `bytes:\xe4\xbd` where they are no whole characters (as OpenAI writes it)."""
         return self._look_up(token_id)[1]
+
+    def whole_text_of(self, token_id: int) -> str | None:
+        """What the token adds to a text without special tokens, if that is the same wherever it stands: so it is where
+        texts are glued byte by byte and the token's bytes are whole characters. None otherwise."""
+        if not self._is_glued:
+            return None
+        try:
+            return self._whole[token_id]
+        except KeyError:
+            return self._whole.setdefault(token_id, self._find_whole(token_id))
+
+    def _find_whole(self, token_id: int) -> str | None:
+        if self.is_special(token_id):
+            return ""
+        text = self.text_of(token_id)
+        is_whole = token_id not in self._tokenizer.added_ids and text.encode() == self.bytes_of(token_id)
+        return text if is_whole and not text.endswith("\ufffd") else None
 
     def is_special(self, token_id: int) -> bool:
         """True for tokens that leave nothing in the text."""

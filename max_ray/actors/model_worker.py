@@ -1,8 +1,9 @@
 """ModelWorker: one rank of a worker group: one shard of the weights, the KV tensors, the sampler.
 
-It holds nothing that a context cannot rebuild. Rank 0 answers a run as a stream, one message a step; the other ranks
-follow the same run and answer once, at its end. Control calls (interrupt, renew, adopt, describe) come through a
-concurrency group of their own, so they are served in the middle of a run.
+It holds nothing that a context cannot rebuild. Runs come on a direct line from the replica (`serve`), or as Ray calls:
+then rank 0 answers a run as a stream, one message a step, and the other ranks answer once, at its end. Control calls
+(interrupt, renew, adopt, describe) come through a concurrency group of their own, so they are served in the middle of
+a run.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +19,7 @@ import numpy.typing as npt
 import ray
 
 from max_ray.actors.lease import Lease, watch
+from max_ray.actors.line import WorkerLine
 from max_ray.actors.messages import Membership, MemberStatus
 from max_ray.actors.placement import remove_group_placement
 from max_ray.errors import StaleLeaseError, WorkerGroupError
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from max_ray.pipelines.runner import ModelRunner
 
 _LOG = get_logger(__name__)
+_LEASE_LOOK_S = 0.2
+"""How often a worker without orders looks whether the lease has passed on."""
 
 
 class ModelWorker:
@@ -74,12 +78,30 @@ class ModelWorker:
 
     def run(self, request: RunRequest, epoch: int) -> Iterator[StepOutput]:
         """Rank 0: yields each step's output; ends early when interrupted or when the lease has passed on."""
-        yield from self._steps(request, epoch)
+        yield from self._steps(request, epoch, lambda: self._should_stop(request.run_id, epoch))
 
     def follow(self, request: RunRequest, epoch: int) -> None:
         """Rank > 0: takes part in the run that rank 0 streams."""
-        for _ in self._steps(request, epoch):
+        for _ in self._steps(request, epoch, lambda: False):
             pass
+
+    def serve(self, path: str, epoch: int) -> None:
+        """Takes orders on a line to the replica that listens at `path`, until that hangs up; returns at once where it
+        cannot be reached. Raises StaleLeaseError when the lease passes on."""
+        self._lease.check(epoch)
+        line = WorkerLine.call(path, self._rank, self._stop)
+        if line is None:
+            return
+        try:
+            while not line.is_closed:
+                self._lease.check(epoch)
+                order = line.next_order(_LEASE_LOOK_S)
+                if isinstance(order, RunRequest):
+                    self._run_on_line(order, epoch, line)
+                elif order is not None:
+                    self._loaded.release(order)
+        finally:
+            line.close()
 
     def flush(self, released: list[str], epoch: int) -> None:
         """Forgets the block tables of ended requests when no run follows."""
@@ -90,7 +112,12 @@ class ModelWorker:
     def interrupt(self, run_id: int, epoch: int) -> None:
         """Ends run `run_id` (running, queued or over) at its next step boundary."""
         self._lease.check(epoch)
-        self._stop_through = max(self._stop_through, run_id)
+        self._stop(run_id)
+
+    @ray.method(concurrency_group="control")
+    def check_lease(self, epoch: int) -> None:
+        """Raises StaleLeaseError for an older owner, whose `serve` would wait behind the present one's."""
+        self._lease.check(epoch)
 
     @ray.method(concurrency_group="control")
     def renew(self, epoch: int) -> None:
@@ -127,11 +154,25 @@ class ModelWorker:
         assert self._runner is not None, "a worker was used before setup() ended"
         return self._runner
 
-    def _steps(self, request: RunRequest, epoch: int) -> Iterator[StepOutput]:
+    def _stop(self, run_id: int) -> None:
+        self._stop_through = max(self._stop_through, run_id)
+
+    def _run_on_line(self, request: RunRequest, epoch: int, line: WorkerLine) -> None:
+        """Orders that arrive meanwhile wait, but for interrupts. A replica that has gone reads no more steps."""
+
+        def should_stop() -> bool:
+            line.look()
+            return line.is_closed or self._should_stop(request.run_id, epoch)
+
+        for output in self._steps(request, epoch, should_stop):
+            if self._rank == 0:
+                line.send((request.run_id, output))
+
+    def _steps(self, request: RunRequest, epoch: int, should_stop: Callable[[], bool]) -> Iterator[StepOutput]:
         self._idle.clear()
         try:
             self._lease.check(epoch)
-            yield from self._loaded.run(request, lambda: self._should_stop(request.run_id, epoch))
+            yield from self._loaded.run(request, should_stop)
         except (StaleLeaseError, GeneratorExit):
             raise
         except BaseException:

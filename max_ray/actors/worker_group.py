@@ -1,20 +1,24 @@
 """GroupExecutor and ActorKVLedger: a leased worker group behind the contracts that the pipeline and the loop know.
 
-A run costs one call a rank, however many steps it has: rank 0 streams a message a step, the others answer at the end.
+On one node runs and steps travel on a direct line (`group_line`), which is opened with the first run. Where workers are
+on another node, and for blocking callers, a run is one Ray call a rank, however many steps it has: rank 0 streams a
+message a step, the others answer at the end.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError
 
+from max_ray.actors.group_line import GroupLine
 from max_ray.actors.messages import GroupInfo
-from max_ray.errors import MaxRayError, StaleLeaseError, WorkerGroupError
+from max_ray.actors.ray_errors import typed
+from max_ray.errors import WorkerGroupError
 from max_ray.interfaces import LeaseReply, LeaseRequest, RunRequest, StepOutput
 
 _LOOK_S = 1.0
@@ -28,6 +32,8 @@ class GroupExecutor:
     def __init__(self, info: GroupInfo, *, step_timeout_s: float | None = None) -> None:
         self._info = info
         self._step_timeout_s = step_timeout_s or info.spec.collective_timeout_s + 10
+        self._line: GroupLine | None = None
+        self._is_line_possible = True
 
     @property
     def info(self) -> GroupInfo:
@@ -35,9 +41,18 @@ class GroupExecutor:
 
     def adopt(self, info: GroupInfo) -> None:
         """Goes on with a rebuilt group."""
+        self.hang_up()
         self._info = info
 
+    def hang_up(self) -> None:
+        """Closes the direct line; the next run opens one again. Idempotent."""
+        if self._line is not None:
+            self._line.close()
+        self._line = None
+        self._is_line_possible = True
+
     def execute(self, request: RunRequest) -> Iterator[StepOutput]:
+        self.hang_up()  # its workers would wait for orders from the line, and never come to the call
         run = _GroupRun(self._info, request, self._step_timeout_s)
         try:
             while (output := run.next_blocking()) is not None:
@@ -47,6 +62,42 @@ class GroupExecutor:
                 self.interrupt(request.run_id)
 
     async def stream(self, request: RunRequest) -> AsyncIterator[StepOutput]:
+        line = await self._open_line()
+        if line is None:
+            steps = self._stream_by_calls(request)
+        else:
+            steps = line.run(request)
+        async with aclosing(steps):
+            async for output in steps:
+                yield output
+
+    def interrupt(self, run_id: int) -> None:
+        if self._line is not None:
+            self._line.interrupt(run_id)
+        else:
+            self._info.workers[0].interrupt.remote(run_id, self._info.epoch)
+
+    async def flush(self, released: list[str]) -> None:
+        """Tells the workers of ended requests when no run follows. A dead worker has nothing to forget."""
+        if self._line is not None:
+            self._line.flush(released)
+            return
+        calls = [worker.flush.remote(released, self._info.epoch) for worker in self._info.workers]
+        try:
+            await asyncio.gather(*calls)
+        except RayError as error:
+            raise typed(error) from error
+
+    async def _open_line(self) -> GroupLine | None:
+        """The open line; None where the workers cannot reach this process, which is found out once."""
+        if self._line is not None and not self._line.is_open:
+            self.hang_up()
+        if self._line is None and self._is_line_possible:
+            self._line = await GroupLine.open(self._info, self._step_timeout_s)
+            self._is_line_possible = self._line is not None
+        return self._line
+
+    async def _stream_by_calls(self, request: RunRequest) -> AsyncGenerator[StepOutput]:
         run = _GroupRun(self._info, request, self._step_timeout_s)
         try:
             while (output := await run.next()) is not None:
@@ -55,24 +106,13 @@ class GroupExecutor:
             if not run.is_over:
                 self.interrupt(request.run_id)
 
-    def interrupt(self, run_id: int) -> None:
-        self._info.workers[0].interrupt.remote(run_id, self._info.epoch)
-
-    async def flush(self, released: list[str]) -> None:
-        """Tells the workers of ended requests when no run follows. A dead worker has nothing to forget."""
-        calls = [worker.flush.remote(released, self._info.epoch) for worker in self._info.workers]
-        try:
-            await asyncio.gather(*calls)
-        except RayError as error:
-            raise _typed(error) from error
-
     async def renew(self) -> None:
         """Renews the lease with every member. Raises WorkerGroupError, StaleLeaseError."""
         members = [*self._info.workers, self._info.kv_manager]
         try:
             await asyncio.gather(*[member.renew.remote(self._info.epoch) for member in members])
         except RayError as error:
-            raise _typed(error) from error
+            raise typed(error) from error
 
 
 class _GroupRun:
@@ -96,7 +136,7 @@ class _GroupRun:
                 self._look_around(deadline)
             return self._received(waiting.result())
         except RayError as error:
-            raise _typed(error) from error
+            raise typed(error) from error
         finally:
             waiting.cancel()
 
@@ -113,7 +153,7 @@ class _GroupRun:
                 self._look_around(deadline)
             return self._received(ray.get(ref))
         except RayError as error:
-            raise _typed(error) from error
+            raise typed(error) from error
 
     def _received(self, output: StepOutput) -> StepOutput:
         self.is_over = output.last
@@ -152,17 +192,5 @@ class ActorKVLedger:
         try:
             reply: LeaseReply = await self._info.kv_manager.exchange.remote(self._info.epoch, request)
         except RayError as error:
-            raise _typed(error) from error
+            raise typed(error) from error
         return reply
-
-
-def _typed(error: RayError) -> MaxRayError:
-    """Ray's error as one of ours."""
-    cause: Any = error.cause if isinstance(error, RayTaskError) else None
-    if isinstance(cause, StaleLeaseError):
-        return StaleLeaseError(str(cause))
-    if isinstance(error, RayActorError):
-        return WorkerGroupError(f"A worker died: {str(error).splitlines()[0]}")
-    if cause is not None:
-        return WorkerGroupError(f"A worker failed: {type(cause).__name__}: {cause}")
-    return WorkerGroupError(f"The worker group does not answer: {error}")

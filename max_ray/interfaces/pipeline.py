@@ -94,7 +94,7 @@ class TextGenerationOutput:
         return self.final_status is not GenerationStatus.ACTIVE
 
     def merge(self, later: TextGenerationOutput) -> None:
-        """Appends what a later step of the same run gave."""
+        """Appends what a later step gave."""
         self.tokens += later.tokens
         self.final_status = later.final_status
         if later.log_probabilities is not None:

@@ -118,10 +118,11 @@ def _active(inputs: _TextInputs) -> list[TextContext]:
 def _apply(contexts: list[TextContext], request: RunRequest, step: StepOutput) -> Outputs:
     """Updates the contexts with one step's tokens. A context that was cancelled meanwhile is left alone."""
     outputs: Outputs = {}
+    reports_prompt = step.prompt_log_probabilities is not None
     for index, (context, token) in enumerate(zip(contexts, step.tokens.tolist(), strict=True)):
         if context.is_done:
             continue
-        echo = _echoed(context, request.rows[index], index, step)
+        echo = _echoed(context, request.rows[index], index, step) if reports_prompt else None
         if token >= 0:
             context.update(token)
         elif step.step == 0:

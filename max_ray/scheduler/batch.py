@@ -8,7 +8,8 @@ A request is a Row and is in one of three places:
     gone      ended; its id is in `releases` until the next exchange and in `released` until the next run
 
 One decision = `decide()` (what to ask of the ledger), one exchange, `apply()` (the batch that its answer allows).
-Decode rows come first, then prompts within the token budget, oldest first. The oldest running row is never preempted,
+Decode rows come first, then prompts within the token budget, oldest first. A prompt whose beginning another row is
+computing waits for it, and lets others pass. The oldest running row is never preempted,
 so somebody always makes progress.
 """
 
@@ -21,6 +22,7 @@ import numpy as np
 from max_ray.errors import InsufficientBlocksError
 from max_ray.interfaces import LeaseGrant, LeaseReply, LeaseRequest, LeaseWant, TextContext
 from max_ray.kv_cache import commit_hashes, insufficient_blocks, lookup_hashes, tokens_to_cover
+from max_ray.scheduler.prefixes import KnownPrefixes, PrefixesInProgress
 from max_ray.scheduler.row import Batch, Decision, Row, SchedulerLimits
 from max_ray.scheduler.stats import SchedulerStats
 
@@ -46,6 +48,7 @@ class Batcher:
         self.page_size = page_size
         self.total_blocks = total_blocks
         self.free_blocks = total_blocks
+        self._known_prefixes = KnownPrefixes(total_blocks)
 
     @property
     def is_idle(self) -> bool:
@@ -190,6 +193,7 @@ class Batcher:
         hashes = commit_hashes(row.context, self.page_size, row.num_committed)
         if hashes:
             self._commits.append((row.key, row.num_committed, hashes))
+            self._known_prefixes.note(hashes)
             row.num_committed += len(hashes)
 
     def _candidates(self) -> tuple[list[Row], list[Row]]:
@@ -197,18 +201,31 @@ class Batcher:
         with the prefix cache (not while preempted rows wait for somebody to end)."""
         candidates: list[Row] = []
         free = self.free_blocks
+        in_progress = PrefixesInProgress(self.page_size, self._known_prefixes)
+        for row in self.running.values():
+            in_progress.add(row)
         budget = self.limits.max_batch_input_tokens - sum(row.pending for row in self.running.values())
         for row in self.waiting.values():
             num_others = len(self.running) + len(candidates)
             if num_others >= self.limits.max_batch_size or (budget <= 0 and num_others):
                 break
+            if self.limits.enable_prefix_caching and in_progress.has_much_of(row):
+                continue
             needed = self._missing(row.context, 1)
             if needed + num_others > free:
                 return candidates, [] if num_others and (candidates or self._is_tight) else [row]
             candidates.append(row)
+            in_progress.add(row)
             free -= needed
-            budget -= row.pending
+            budget -= self._cost(row)
         return candidates, []
+
+    def _cost(self, row: Row) -> int:
+        """Tokens that a waiting row will probably add to the first step."""
+        if not self.limits.enable_prefix_caching:
+            return row.pending
+        hashes = lookup_hashes(row.context, self.page_size)
+        return row.pending - self._known_prefixes.num_leading(hashes) * self.page_size
 
     def _num_steps(self, candidates: list[Row]) -> int:
         """1 while somebody's prompt is left over for the next step; else the longest run whose blocks are free."""
@@ -247,6 +264,7 @@ class Batcher:
         context = row.context
         context.processed_length = grant.cached_tokens
         row.num_committed = grant.cached_tokens // self.page_size
+        self._known_prefixes.note(row.context.block_hashes[: row.num_committed])
         _append_blocks(context, grant)
         if not row.was_admitted:
             row.was_admitted = True

@@ -1,6 +1,7 @@
 """The way of tokens from the loop to whoever asked: one Channel a request, read through a TokenStream.
 
-The loop pushes one output a step and never waits; the reader is woken once a step. Single event loop, no threads.
+The loop pushes one output a step and never waits; the reader is woken once for all that has come, and reads it as one
+output: a reader that falls behind catches up. Single event loop, no threads.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 
-from max_ray.interfaces import TextGenerationOutput
+from max_ray.interfaces import GenerationStatus, TextGenerationOutput
 
 
 class Channel:
@@ -45,7 +46,8 @@ class Channel:
         self._wake()
 
     async def get(self) -> TextGenerationOutput:
-        """The next output; the error after the last; StopAsyncIteration at the end."""
+        """What has come since the last call, merged; the error after the last; StopAsyncIteration at the end. A
+        cancellation stays apart, so that the tokens before it are read."""
         while not self._items and not self.closed:
             assert self._waiter is None, "two readers of one stream"
             self._waiter = asyncio.get_running_loop().create_future()
@@ -53,8 +55,12 @@ class Channel:
                 await self._waiter
             finally:
                 self._waiter = None
-        if self._items:
-            return self._items.popleft()
+        items = self._items
+        if items:
+            output = items.popleft()
+            while items and items[0].final_status is not GenerationStatus.CANCELLED:
+                output.merge(items.popleft())
+            return output
         if self._error is not None:
             raise self._error
         raise StopAsyncIteration
@@ -65,8 +71,8 @@ class Channel:
 
 
 class TokenStream(AsyncIterator[TextGenerationOutput]):
-    """What `GenerationLoop.submit` gives: one output a step. Closing it, dropping it before its end, or cancelling
-    the task that reads it cancels the request."""
+    """What `GenerationLoop.submit` gives: an output a step, or one for several steps where the reader is slower.
+    Closing it, dropping it before its end, or cancelling the task that reads it cancels the request."""
 
     def __init__(self, channel: Channel, cancel: Callable[[], None]) -> None:
         self._channel = channel

@@ -13,13 +13,15 @@ from max_ray.scheduler.channel import Channel
 class SchedulerLimits:
     """max_batch_size: rows that may run at once. max_batch_input_tokens: tokens of a run's first step (decode rows
     count one each and always run). max_queued_requests: requests that may wait beyond the free rows. max_num_steps:
-    longest run. Without chunked prefill a prompt runs whole, over the budget if it must."""
+    longest run. Without chunked prefill a prompt runs whole, over the budget if it must. enable_prefix_caching: whether
+    the ledger finds prefixes again, so that waiting for one can pay."""
 
     max_batch_size: int
     max_batch_input_tokens: int
     max_queued_requests: int
     max_num_steps: int
     enable_chunked_prefill: bool = True
+    enable_prefix_caching: bool = True
 
     def __post_init__(self) -> None:
         for name, least in (

@@ -9,7 +9,7 @@ import pytest
 
 from max_ray.actors import lease as lease_module
 from max_ray.actors.lease import Lease, watch
-from max_ray.actors.worker_group import _typed
+from max_ray.actors.ray_errors import typed
 from max_ray.errors import StaleLeaseError
 from tests.actors.helpers import make_spec
 
@@ -69,7 +69,7 @@ def test_errors_of_ray_become_ours() -> None:
     import ray.exceptions as raised
 
     stale = raised.RayTaskError("f", "traceback", StaleLeaseError("gone"))
-    assert isinstance(_typed(stale), StaleLeaseError)
+    assert isinstance(typed(stale), StaleLeaseError)
     broken = raised.RayTaskError("f", "traceback", ZeroDivisionError("1/0"))
-    assert "ZeroDivisionError" in str(_typed(broken))
-    assert "died" in str(_typed(raised.ActorDiedError()))
+    assert "ZeroDivisionError" in str(typed(broken))
+    assert "died" in str(typed(raised.ActorDiedError()))

@@ -47,9 +47,17 @@ async def test_a_reader_is_woken_once_for_all_that_has_come() -> None:
     await asyncio.sleep(0)
     channel.push(output(1))
     channel.push(output(2))
-    assert (await reader).tokens == [1]
-    assert (await anext(stream)).tokens == [2]
+    assert (await reader).tokens == [1, 2]
     await stream.aclose()
+
+
+async def test_tokens_before_a_cancellation_are_read_by_themselves() -> None:
+    channel = Channel()
+    channel.push(output(1))
+    channel.push(output(2))
+    channel.push(TextGenerationOutput(request_id=RequestID("a"), final_status=GenerationStatus.CANCELLED))
+    assert (await channel.get()).tokens == [1, 2]
+    assert (await channel.get()).final_status is GenerationStatus.CANCELLED
 
 
 async def test_two_readers_are_a_mistake() -> None:

@@ -1,0 +1,116 @@
+"""The direct line between a replica and the workers of its group on one node: runs go out, steps come back.
+
+A Ray call or a streamed Ray object costs about a millisecond of CPU on either side; a frame on a Unix socket costs a
+twentieth of that, and a step may be shorter than a millisecond. Ray still starts, watches and ends the workers: each
+sits in one actor call, `ModelWorker.serve`, for as long as the line is open, and that call's end tells of its death.
+
+A frame is a length (4 bytes, little-endian) and a pickle. The socket lies in a folder that only this user can enter,
+and is removed as soon as all ranks have called.
+
+    to a worker      RunRequest: a run; int: interrupt runs up to this id; list[str]: requests that ended
+    to the replica   int: the rank that calls; (run id, StepOutput): a step, from rank 0 only
+"""
+
+from __future__ import annotations
+
+import pickle
+import select
+import socket
+import struct
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from max_ray.interfaces import RunRequest
+
+_LENGTH = struct.Struct("<I")
+_READ_BYTES = 1 << 16
+_PICKLE = pickle.HIGHEST_PROTOCOL
+
+
+def encode_frame(message: Any) -> bytes:
+    data = pickle.dumps(message, _PICKLE)
+    return _LENGTH.pack(len(data)) + data
+
+
+class FrameReader:
+    """Takes bytes as they come and gives whole messages."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[Any]:
+        """The messages that are complete with these bytes."""
+        self._buffer += data
+        messages: list[Any] = []
+        start = 0
+        while len(self._buffer) - start >= _LENGTH.size:
+            end = start + _LENGTH.size + _LENGTH.unpack_from(self._buffer, start)[0]
+            if end > len(self._buffer):
+                break
+            with memoryview(self._buffer) as view:
+                messages.append(pickle.loads(view[start + _LENGTH.size : end]))
+            start = end
+        if start:
+            del self._buffer[:start]
+        return messages
+
+
+class WorkerLine:
+    """A worker's end: blocking, for one thread. `interrupt` is called with the id of each interrupt that arrives."""
+
+    def __init__(self, sock: socket.socket, interrupt: Callable[[int], None]) -> None:
+        self._sock = sock
+        self._interrupt = interrupt
+        self._reader = FrameReader()
+        self._orders: deque[RunRequest | list[str]] = deque()
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
+        self.is_closed = False
+
+    @classmethod
+    def call(cls, path: str, rank: int, interrupt: Callable[[int], None]) -> WorkerLine | None:
+        """Calls the replica that listens at `path`; None where nobody does (it is on another node, or gone)."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.connect(path)
+        except OSError:
+            sock.close()
+            return None
+        line = cls(sock, interrupt)
+        line.send(rank)
+        return line
+
+    def send(self, message: Any) -> None:
+        """Sends; a replica that has hung up is found out by the next look at the line."""
+        try:
+            self._sock.sendall(encode_frame(message))
+        except OSError:
+            self.is_closed = True
+
+    def next_order(self, timeout_s: float) -> RunRequest | list[str] | None:
+        """The next run, or requests to forget; None when nothing came in time or the line is closed."""
+        if not self._orders:
+            self.look(timeout_s)
+        return self._orders.popleft() if self._orders else None
+
+    def look(self, timeout_s: float = 0.0) -> None:
+        """Takes in what has arrived. Without a timeout it costs a microsecond: made for every step boundary."""
+        if not self.is_closed and self._poll.poll(timeout_s * 1000):
+            self._receive()
+
+    def _receive(self) -> None:
+        try:
+            data = self._sock.recv(_READ_BYTES)
+        except OSError:
+            data = b""
+        self.is_closed = not data
+        for message in self._reader.feed(data):
+            if isinstance(message, int):
+                self._interrupt(message)
+            else:
+                self._orders.append(message)
+
+    def close(self) -> None:
+        self.is_closed = True
+        self._sock.close()

@@ -1,0 +1,21 @@
+"""Ray's errors as ours: one sentence, and the type that says what to do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray.exceptions import RayActorError, RayError, RayTaskError
+
+from max_ray.errors import MaxRayError, StaleLeaseError, WorkerGroupError
+
+
+def typed(error: RayError) -> MaxRayError:
+    """Ray's error as one of ours."""
+    cause: Any = error.cause if isinstance(error, RayTaskError) else None
+    if isinstance(cause, StaleLeaseError):
+        return StaleLeaseError(str(cause))
+    if isinstance(error, RayActorError):
+        return WorkerGroupError(f"A worker died: {str(error).splitlines()[0]}")
+    if cause is not None:
+        return WorkerGroupError(f"A worker failed: {type(cause).__name__}: {cause}")
+    return WorkerGroupError(f"The worker group does not answer: {error}")

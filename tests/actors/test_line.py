@@ -1,0 +1,182 @@
+"""The direct line: frames however they are cut, runs in order, and what is told when a rank cannot call or fails.
+
+The ranks are threads of this process behind objects that look like Ray's handles; Ray itself is not needed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import stat
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from max_ray.actors.group_line import GroupLine
+from max_ray.actors.line import FrameReader, WorkerLine, encode_frame
+from max_ray.actors.messages import GroupInfo
+from max_ray.errors import StaleLeaseError, WorkerGroupError
+from max_ray.interfaces import RunRequest, StepOutput
+from tests.actors.helpers import make_run
+
+MESSAGES = [3, ["a", "b"], "x" * 1000, [], 2**40]
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 5, 500, 10_000])
+def test_frames_cut_anywhere(size: int) -> None:
+    data = b"".join(map(encode_frame, MESSAGES))
+    reader = FrameReader()
+    got = [message for i in range(0, len(data), size) for message in reader.feed(data[i : i + size])]
+    assert got == MESSAGES
+
+
+def test_interrupts_overtake_the_orders_that_wait() -> None:
+    ours, theirs = socket.socketpair()
+    stopped: list[int] = []
+    line = WorkerLine(theirs, stopped.append)
+    with ours:
+        ours.sendall(encode_frame(["a"]) + encode_frame(7) + encode_frame(["b"]))
+        line.look()
+        assert stopped == [7]
+        assert [line.next_order(0), line.next_order(0), line.next_order(0)] == [["a"], ["b"], None]
+        assert not line.is_closed
+    line.look()
+    assert line.is_closed
+    assert line.next_order(1.0) is None
+    line.close()
+
+
+def test_nobody_listens(tmp_path: Path) -> None:
+    assert WorkerLine.call(str(tmp_path / "line"), 0, print) is None
+
+
+@dataclass
+class Rank:
+    """A rank on a thread. A run makes `num_steps` steps unless it is interrupted. `reach`: False on another node."""
+
+    rank: int
+    reach: bool = True
+    fail_in_run: int = 0
+    silent: bool = False
+    stopped: int = 0
+    orders: list[Any] = field(default_factory=list)
+    folder_mode: int = 0
+
+    def handle(self) -> Any:
+        async def serve(path: str, epoch: int) -> None:
+            assert epoch == 5
+            await asyncio.to_thread(self.run, path)
+
+        async def check_lease(epoch: int) -> None:
+            await asyncio.sleep(0)
+
+        return SimpleNamespace(serve=_remote(serve), check_lease=_remote(check_lease))
+
+    def run(self, path: str) -> None:
+        self.folder_mode = stat.S_IMODE(os.stat(os.path.dirname(path)).st_mode)
+        line = WorkerLine.call(path, self.rank, self.stop) if self.reach else None
+        while line is not None and not line.is_closed:
+            order = line.next_order(0.02)
+            if order is not None:
+                self.orders.append(order)
+            if isinstance(order, RunRequest) and not self.silent:
+                self.answer(order, line)
+
+    def stop(self, run_id: int) -> None:
+        self.stopped = max(self.stopped, run_id)
+
+    def answer(self, request: RunRequest, line: WorkerLine) -> None:
+        if self.fail_in_run == request.run_id:
+            raise WorkerGroupError("rank is out of luck")
+        for step in range(request.num_steps if self.rank == 0 else 0):
+            line.look(0.001)
+            last = step + 1 == request.num_steps or request.run_id <= self.stopped or line.is_closed
+            line.send((request.run_id, StepOutput(step, np.array([step, request.run_id]), last)))
+            if last:
+                return
+
+
+def _remote(call: Callable[..., Awaitable[None]]) -> Any:
+    return SimpleNamespace(remote=call)
+
+
+def info_of(*ranks: Rank) -> GroupInfo:
+    workers = tuple(rank.handle() for rank in ranks)
+    spec: Any = None
+    return GroupInfo("g", 5, workers, kv_manager=None, num_blocks=1, spec=spec)
+
+
+async def opened(*ranks: Rank, step_timeout_s: float = 10.0) -> GroupLine:
+    line = await GroupLine.open(info_of(*ranks), step_timeout_s)
+    assert line is not None
+    return line
+
+
+async def steps_of(line: GroupLine, run_id: int, num_steps: int = 4) -> list[list[int]]:
+    return [output.tokens.tolist() async for output in line.run(make_run(run_id, num_steps=num_steps))]
+
+
+async def test_runs_reach_all_ranks_and_steps_come_back_in_order() -> None:
+    ranks = Rank(0), Rank(1)
+    line = await opened(*ranks)
+    assert await steps_of(line, 1) == [[i, 1] for i in range(4)]
+    both = await asyncio.gather(steps_of(line, 2), steps_of(line, 3))  # the second is handed over early
+    assert both == [[[i, run] for i in range(4)] for run in (2, 3)]
+    line.flush(["a"])
+    assert await steps_of(line, 4, num_steps=1) == [[0, 4]]
+    line.close()
+    assert [[getattr(o, "run_id", o) for o in rank.orders] for rank in ranks] == [[1, 2, 3, ["a"], 4]] * 2
+    assert all(rank.folder_mode == 0o700 for rank in ranks), "others must not be able to call"
+
+
+async def test_a_reader_that_leaves_interrupts_its_run() -> None:
+    rank = Rank(0)
+    line = await opened(rank)
+    async with aclosing(line.run(make_run(1, num_steps=10_000))) as steps:
+        await anext(steps)
+    assert await steps_of(line, 2) == [[i, 2] for i in range(4)]
+    assert rank.stopped == 1
+    line.interrupt(3)
+    assert await steps_of(line, 3) == [[0, 3]]
+    line.close()
+
+
+async def test_no_line_where_one_rank_is_on_another_node() -> None:
+    here = Rank(0)
+    assert await GroupLine.open(info_of(here, Rank(1, reach=False)), 10.0) is None
+    assert here.orders == []
+
+
+async def test_a_rank_that_fails_ends_all_runs() -> None:
+    line = await opened(Rank(0), Rank(1, fail_in_run=2))
+    assert len(await steps_of(line, 1)) == 4
+    with pytest.raises(WorkerGroupError, match="out of luck"):
+        await steps_of(line, 2, num_steps=100_000)
+    assert not line.is_open
+    with pytest.raises(WorkerGroupError, match="out of luck"):
+        line.flush(["a"])
+    line.close()
+
+
+async def test_a_silent_worker_is_found_out() -> None:
+    line = await opened(Rank(0, silent=True), step_timeout_s=0.1)
+    with pytest.raises(WorkerGroupError, match="have not finished a step"):
+        await asyncio.wait_for(steps_of(line, 1), 10)
+    line.close()
+
+
+async def test_a_lease_that_has_passed_on_is_told_at_once() -> None:
+    async def refuse(epoch: int) -> None:
+        raise StaleLeaseError("passed on")
+
+    worker = SimpleNamespace(check_lease=_remote(refuse))
+    spec: Any = None
+    with pytest.raises(StaleLeaseError):
+        await GroupLine.open(GroupInfo("g", 1, (worker,), kv_manager=None, num_blocks=1, spec=spec), 10.0)
