@@ -1,6 +1,7 @@
 """Layers: the plain ones, and those that a tensor-parallel group holds together. Forward passes only, no training."""
 
 from max_ray.nn.attention import Attention
+from max_ray.nn.causal_lm import CausalLMModel
 from max_ray.nn.embedding import ParallelLMHead, VocabParallelEmbedding
 from max_ray.nn.linear import (
     ColumnParallelLinear,
@@ -20,6 +21,7 @@ from max_ray.nn.text_pipeline_model import TextPipelineModel
 
 __all__ = [
     "Attention",
+    "CausalLMModel",
     "ColumnParallelLinear",
     "GatedMLP",
     "LayerWeight",

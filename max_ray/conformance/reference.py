@@ -1,0 +1,25 @@
+"""What a family is held against: Hugging Face's own network in float32, each sequence alone, no cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+Reference = Callable[[Sequence[Sequence[int]]], list[torch.Tensor]]
+"""Sequences of token ids -> the float32 logits [length, vocabulary] of each."""
+
+
+def huggingface_reference(path: Path, dtype: torch.dtype = torch.float32) -> Reference:
+    """The model of a folder, as `transformers` computes it with plain ("eager") attention."""
+    model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="eager")
+    model.eval()
+
+    def logits_of(sequences: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+        with torch.inference_mode():
+            return [model(torch.tensor([list(s)]), use_cache=False).logits[0].float() for s in sequences]
+
+    return logits_of

@@ -1,0 +1,98 @@
+"""The table of tiny random checkpoints, some for each family: what the parity test runs, and the parity table shows.
+
+Sizes are small and awkward: windows shorter than the prompts, heads wider than hidden / heads, few KV heads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+COMMON: dict[str, Any] = {
+    "vocab_size": 160,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "tie_word_embeddings": False,
+}
+
+
+@dataclass(frozen=True)
+class TinyModel:
+    """A class of transformers and what its configuration is given beside COMMON.
+
+    logit_limit: how far float32 logits may be off; norms_around: the middle of the random norm weights.
+    """
+
+    name: str
+    class_name: str
+    overrides: dict[str, Any] = field(default_factory=dict)
+    logit_limit: float = 1e-4
+    norms_around: float = 1.0
+
+
+TINY_MODELS = [
+    TinyModel("Llama 3", "LlamaForCausalLM"),
+    TinyModel("Qwen2", "Qwen2ForCausalLM", {"head_dim": 8}),
+    TinyModel("Qwen2, sliding window, tied", "Qwen2ForCausalLM", {
+        "head_dim": 8, "use_sliding_window": True, "sliding_window": 11, "max_window_layers": 1,
+        "tie_word_embeddings": True,
+    }),
+    TinyModel("Qwen3", "Qwen3ForCausalLM", {"tie_word_embeddings": True}),
+    TinyModel("Qwen3, biases, one KV head", "Qwen3ForCausalLM", {"attention_bias": True, "num_key_value_heads": 1}),
+    TinyModel("Mistral", "MistralForCausalLM", {"sliding_window": 11}),
+    TinyModel("Mistral, no window", "MistralForCausalLM", {"sliding_window": None}),
+    TinyModel("Ministral", "MinistralForCausalLM", {
+        "sliding_window": 5, "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+    }),
+    TinyModel("Gemma 3", "Gemma3ForCausalLM", {
+        "num_hidden_layers": 4, "sliding_window": 7, "query_pre_attn_scalar": 24, "tie_word_embeddings": True,
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"],
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 100_000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 5_000.0},
+        },
+    }, norms_around=0.0),
+    TinyModel("Gemma 3, biases, soft cap, untied", "Gemma3ForCausalLM", {
+        "sliding_window": 9, "attention_bias": True, "final_logit_softcapping": 3.0, "num_key_value_heads": 1,
+    }, norms_around=0.0),
+]  # fmt: skip
+
+
+def make_tiny(model: TinyModel, directory: Path, seed: int = 0, dtype: torch.dtype = torch.float32) -> Path:
+    """Writes config.json and model.safetensors into `directory`; the same arguments give the same bytes."""
+    network_class = getattr(transformers, model.class_name)
+    config = network_class.config_class(**{**COMMON, **model.overrides})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = network_class(config).float().eval()
+        with torch.no_grad():
+            for name, parameter in [*network.named_parameters(), *network.named_buffers()]:
+                _randomize(name, parameter, model.norms_around, config.tie_word_embeddings)
+    network.to(dtype).save_pretrained(directory)
+    return directory
+
+
+def _randomize(name: str, parameter: torch.Tensor, norms_around: float, tied: bool) -> None:
+    """Weights large enough that logits differ clearly between tokens; norm weights and biases are not trivial."""
+    if "inv_freq" in name or "embed_scale" in name:
+        return
+    if "norm" in name:
+        parameter.uniform_(norms_around - 0.5, norms_around + 0.5)
+    elif name.endswith("bias") or parameter.dim() == 1:
+        parameter.normal_(0.0, 0.1)
+    elif "embed_tokens" in name and not tied:
+        parameter.normal_(0.0, 1.0)
+    else:
+        parameter.normal_(0.0, 1.2 / parameter.shape[-1] ** 0.5)
