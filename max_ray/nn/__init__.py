@@ -15,6 +15,7 @@ from max_ray.nn.linear import (
 )
 from max_ray.nn.mlp import GatedMLP
 from max_ray.nn.module import Module, Parameter
+from max_ray.nn.moe import Experts, softmax_top_k
 from max_ray.nn.norm import RMSNorm
 from max_ray.nn.rope import RopeConfig, RotaryEmbedding
 from max_ray.nn.text_pipeline_model import TextPipelineModel
@@ -23,6 +24,7 @@ __all__ = [
     "Attention",
     "CausalLMModel",
     "ColumnParallelLinear",
+    "Experts",
     "GatedMLP",
     "LayerWeight",
     "Linear",
@@ -39,4 +41,5 @@ __all__ = [
     "VocabParallelEmbedding",
     "linear",
     "pack_weights",
+    "softmax_top_k",
 ]

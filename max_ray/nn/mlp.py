@@ -15,6 +15,7 @@ from max_ray.nn.module import Module
 class GatedMLP(Module):
     """down(silu(gate(x)) * up(x)): [T, D] -> [T, D].
 
+    reduce: see RowParallelLinear.
     gate: the gated activation, [gate | up] [..., 2F] -> [..., F]; by default silu(gate) * up.
     """
 
@@ -25,6 +26,7 @@ class GatedMLP(Module):
         tp: TPGroup,
         *,
         bias: bool = False,
+        reduce: bool = True,
         gate: Callable[[torch.Tensor], torch.Tensor] = kernels.silu_and_mul,
         dtype: torch.dtype = torch.float32,
     ) -> None:
@@ -32,7 +34,7 @@ class GatedMLP(Module):
         self.gate_up = MergedColumnParallelLinear(
             dim, {"gate": hidden_dim, "up": hidden_dim}, tp, bias=bias, dtype=dtype
         )
-        self.down = RowParallelLinear(hidden_dim, dim, tp, bias=bias, dtype=dtype)
+        self.down = RowParallelLinear(hidden_dim, dim, tp, bias=bias, reduce=reduce, dtype=dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y: torch.Tensor = self.down(self._gate(self.gate_up(x)))

@@ -32,13 +32,13 @@ COMMON: dict[str, Any] = {
 class TinyModel:
     """A class of transformers and what its configuration is given beside COMMON.
 
-    logit_limit: how far float32 logits may be off; norms_around: the middle of the random norm weights.
+    routed: a mixture of experts (see Suite). norms_around: the middle of the random norm weights.
     """
 
     name: str
     class_name: str
     overrides: dict[str, Any] = field(default_factory=dict)
-    logit_limit: float = 1e-4
+    routed: bool = False
     norms_around: float = 1.0
 
 
@@ -67,6 +67,16 @@ TINY_MODELS = [
     TinyModel("Gemma 3, biases, soft cap, untied", "Gemma3ForCausalLM", {
         "sliding_window": 9, "attention_bias": True, "final_logit_softcapping": 3.0, "num_key_value_heads": 1,
     }, norms_around=0.0),
+    TinyModel("Mixtral", "MixtralForCausalLM", {
+        "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 13,
+    }, routed=True),
+    TinyModel("Qwen3 MoE", "Qwen3MoeForCausalLM", {
+        "num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 24, "norm_topk_prob": True,
+    }, routed=True),
+    TinyModel("Qwen3 MoE, some layers dense", "Qwen3MoeForCausalLM", {
+        "num_hidden_layers": 4, "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+        "norm_topk_prob": False, "decoder_sparse_step": 2, "mlp_only_layers": [1], "attention_bias": True,
+    }, routed=True),
 ]  # fmt: skip
 
 
@@ -92,6 +102,8 @@ def _randomize(name: str, parameter: torch.Tensor, norms_around: float, tied: bo
         parameter.uniform_(norms_around - 0.5, norms_around + 0.5)
     elif name.endswith("bias") or parameter.dim() == 1:
         parameter.normal_(0.0, 0.1)
+    elif name.endswith(("gate.weight", "router.weight")):  # sharp, so that rounding rarely changes the choice
+        parameter.normal_(0.0, 5.0 / parameter.shape[-1] ** 0.5)
     elif "embed_tokens" in name and not tied:
         parameter.normal_(0.0, 1.0)
     else:

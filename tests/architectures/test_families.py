@@ -32,7 +32,7 @@ def suite_of(tmp_path_factory: pytest.TempPathFactory) -> SuiteOf:
         (model,) = [m for m in TINY_MODELS if m.name == name]
         path: Path = make_tiny(model, tmp_path_factory.mktemp("tiny"))
         architecture = PIPELINE_REGISTRY.retrieve_architecture(model.class_name)
-        return Suite(architecture, path, huggingface_reference(path), model.logit_limit)
+        return Suite(architecture, path, huggingface_reference(path), model.routed)
 
     cached = cache(make)
     return lambda model: cached(model.name)

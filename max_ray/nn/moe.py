@@ -1,0 +1,150 @@
+"""Mixture of experts: which experts a token goes to, and the experts' feed-forward layers over a tensor-parallel group.
+
+Axes: T tokens, K experts a token, E experts, D hidden size, F width of one expert, M = T * K choices.
+
+A group holds the experts in one of two ways: each expert cut over its inner width, like any feed-forward layer
+(default), or whole experts spread over the ranks, rank r holding E / size of them (`spread`, expert parallelism). In
+both, every rank sees all tokens and gives a summand of the result, so that one sum over the ranks follows.
+
+The choices are sorted by expert, so that each expert runs once over its tokens. On GPUs all experts run in one grouped
+product of a stacked weight, without asking the device how many tokens each expert got.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+
+from max_ray import kernels
+from max_ray.distributed import TPGroup, all_reduce
+from max_ray.nn.linear import MergedColumnParallelLinear, RowParallelLinear, shard_range
+from max_ray.nn.module import Module
+from max_ray.weights.parameter import PartSpec
+
+_ALIGNMENT = 16  # bytes: rows of a grouped product's operands begin at multiples of it
+
+
+def softmax_top_k(logits: torch.Tensor, top_k: int, *, renormalize: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Router logits [T, E] -> (weights float32 [T, K], experts int64 [T, K]): the largest of the softmax over all
+    experts, made to sum to 1 where `renormalize`."""
+    weights, experts = logits.float().softmax(-1).topk(top_k, dim=-1)
+    if renormalize:
+        weights = weights / weights.sum(-1, keepdim=True)
+    return weights, experts
+
+
+class Expert(Module):
+    """down(gated(gate(x), up(x))), [M, D] -> [M, D]: this rank's summand."""
+
+    def __init__(
+        self, dim: int, hidden_dim: int, tp: TPGroup, gate: Callable[[torch.Tensor], torch.Tensor], dtype: torch.dtype
+    ) -> None:
+        self._gate = gate
+        self.gate_up = MergedColumnParallelLinear(dim, {"gate": hidden_dim, "up": hidden_dim}, tp, dtype=dtype)
+        self.down = RowParallelLinear(hidden_dim, dim, tp, reduce=False, dtype=dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.down(self._gate(self.gate_up(x)))
+        return y
+
+
+class Experts(Module):
+    """The experts of one layer: tokens [T, D], weights and experts [T, K] -> [T, D], summed over K in float32.
+
+    spread: whole experts over the ranks instead of every expert cut. gate: see GatedMLP.
+    reduce: whether the result is summed over the ranks; False leaves each rank its summand, for a caller that adds
+    more before summing. grouped: one product for all experts; by default on GPUs, where sizes allow it.
+    """
+
+    def __init__(
+        self,
+        num_experts: int,
+        dim: int,
+        hidden_dim: int,
+        tp: TPGroup,
+        *,
+        spread: bool = False,
+        gate: Callable[[torch.Tensor], torch.Tensor] = kernels.silu_and_mul,
+        reduce: bool = True,
+        grouped: bool | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self._tp = tp
+        self._gate = gate
+        self._reduce = reduce
+        self._num_experts = num_experts
+        self._local = shard_range(num_experts, tp) if spread else range(num_experts)
+        part = TPGroup.single(tp.device) if spread else tp
+        self.all: list[Expert | _Elsewhere] = [
+            Expert(dim, hidden_dim, part, gate, dtype)
+            if index in self._local
+            else _Elsewhere(dim, hidden_dim, dtype, tp.device)
+            for index in range(num_experts)
+        ]
+        self._stacked: tuple[torch.Tensor, torch.Tensor] | None = None
+        aligned = all(size * dtype.itemsize % _ALIGNMENT == 0 for size in (dim, hidden_dim // part.size))
+        if grouped if grouped is not None else tp.device.type == "cuda" and aligned:
+            local = [expert for expert in self.all if isinstance(expert, Expert)]
+            self._stacked = (
+                _stack([expert.gate_up for expert in local]),
+                _stack([expert.down for expert in local]),
+            )
+
+    def forward(self, x: torch.Tensor, weights: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
+        num_choices = experts.shape[1]
+        expert_of_choice = (experts.flatten() - self._local.start) % self._num_experts  # this rank's come first
+        order = expert_of_choice.argsort(stable=True)
+        counts = torch.zeros(self._num_experts, dtype=torch.int64, device=x.device)
+        counts.scatter_add_(0, expert_of_choice, torch.ones_like(expert_of_choice))
+        tokens = order // num_choices  # [M]
+        run = self._loop if self._stacked is None else self._grouped
+        y = run(x[tokens], counts[: len(self._local)]).float() * weights.flatten()[order].unsqueeze(-1)
+        out = torch.zeros(x.shape, dtype=torch.float32, device=x.device).index_add_(0, tokens, y).to(x.dtype)
+        return all_reduce(out, self._tp) if self._reduce else out
+
+    def _loop(self, x: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+        """x [M, D] sorted by expert, counts: tokens of each local expert. Rows of other ranks' experts become zero."""
+        y = torch.zeros_like(x)
+        start = 0
+        for index, count in zip(self._local, counts.tolist(), strict=True):
+            if count:
+                expert = self.all[index]
+                y[start : start + count] = expert(x[start : start + count])
+            start += count
+        return y
+
+    def _grouped(self, x: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+        """The same in two grouped products."""
+        assert self._stacked is not None
+        gate_up, down = self._stacked
+        ends = counts.cumsum(0).to(torch.int32)
+        hidden = self._gate(F.grouped_mm(x, gate_up.transpose(1, 2), offs=ends))
+        y = F.grouped_mm(hidden, down.transpose(1, 2), offs=ends)
+        is_local = torch.arange(len(x), device=x.device) < ends[-1]
+        return y.where(is_local.unsqueeze(-1), 0)
+
+
+class _Elsewhere(Module):
+    """An expert that another rank holds: its names are known, nothing of it is read."""
+
+    def __init__(self, dim: int, hidden_dim: int, dtype: torch.dtype, device: torch.device) -> None:
+        nothing = PartSpec((hidden_dim, dim), 0, 0, 0, 0)
+        self.gate_up = Module()
+        self.gate_up.add_parameter(
+            "weight", torch.empty(0, dim, dtype=dtype, device=device), {"gate": nothing, "up": nothing}
+        )
+        self.down = Module()
+        self.down.add_parameter(
+            "weight", torch.empty(dim, 0, dtype=dtype, device=device), {"": PartSpec((dim, hidden_dim), 1, 0, 0, 0)}
+        )
+
+
+def _stack(layers: Sequence[MergedColumnParallelLinear | RowParallelLinear]) -> torch.Tensor:
+    """One tensor [len(layers), O, I] whose slices become the layers' weights, for loading to fill."""
+    first = layers[0].weight
+    stacked = torch.empty(len(layers), *first.shape, dtype=first.dtype, device=first.device)
+    for layer, weight in zip(layers, stacked, strict=True):
+        layer.weight = weight
+    return stacked
