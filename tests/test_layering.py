@@ -44,6 +44,7 @@ TABLE: dict[str, set[str]] = {
     "benchmark": {"settings", "tokenizer"},
     "conformance": {
         *("interfaces", "config", "registry", "architecture", "huggingface", "weights", "distributed", "pipelines"),
+        "nn",
     },
     "actors": {
         *("interfaces", "settings", "config", "registry", "custom_code", "huggingface", "kv_cache", "scheduler"),

@@ -24,6 +24,7 @@ from max_ray.conformance.reference import Reference
 from max_ray.distributed import TPGroup, init_tp_group
 from max_ray.huggingface import load_huggingface_config
 from max_ray.interfaces import PipelineModel, SupportedEncoding
+from max_ray.nn import Module, pack_weights
 from max_ray.weights import open_weights
 
 PAGE = 8
@@ -95,7 +96,7 @@ class Suite:
         """One rank of the model, as a worker loads it."""
         config = PipelineConfig(model_path=str(self.path), kv_cache_page_size=PAGE, max_length=None)
         record = self.architecture
-        return record.pipeline_model(
+        model = record.pipeline_model(
             config,
             load_huggingface_config(self.path),
             encoding,
@@ -104,6 +105,10 @@ class Suite:
             open_weights(self.path),
             record.weight_adapters.get(record.default_weights_format),
         )
+        for network in vars(model).values():
+            if isinstance(network, Module):
+                pack_weights(network)
+        return model
 
     def divergence(self, ours: Sequence[torch.Tensor], exact: Sequence[torch.Tensor]) -> float:
         """KL(exact || ours) in nats of the tokens' distributions: the mean, or the median where `routed`."""
@@ -114,16 +119,17 @@ class Suite:
 
     def _answers(self, tp: TPGroup, encoding: SupportedEncoding, cases: Sequence[Case]) -> list[_Answer]:
         model = self.load(tp, encoding)
-        return [_answer(Engine(model), case, self._sequences(case), encoding) for case in cases]
+        return [_answer(Engine(model), case, self.sequences(case), encoding) for case in cases]
 
-    def _sequences(self, case: Case) -> list[list[int]]:
+    def sequences(self, case: Case) -> list[list[int]]:
+        """The random prompts of a case; the same for everybody who asks."""
         vocab_size = load_huggingface_config(self.path).vocab_size
         sequences = random_tokens(case.lengths, vocab_size)
         sequences[-1][: case.prefix] = sequences[0][: case.prefix]
         return sequences
 
     def _verdict(self, case: Case, num_ranks: int, encoding: SupportedEncoding, answers: Sequence[_Answer]) -> Verdict:
-        sequences = self._sequences(case)
+        sequences = self.sequences(case)
         exact = self.reference(sequences)
         exact[-1] = exact[-1][case.prefix :]
         if encoding is SupportedEncoding.float32:

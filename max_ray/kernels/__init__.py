@@ -24,9 +24,11 @@ if TYPE_CHECKING:
     from max_ray.kernels.native import PackedWeight
 
 __all__ = [
+    "append_latent",
     "append_paged_kv_cache",
     "apply_rope",
     "fused_add_rmsnorm",
+    "latent_attention",
     "pack_weight",
     "paged_attention",
     "rmsnorm",
@@ -173,3 +175,21 @@ def paged_attention(
         q, k_cache, v_cache, kv, qo_indptr, scale=scale, sliding_window=sliding_window, logit_softcap=logit_softcap
     )
     return result
+
+
+def append_latent(latent: torch.Tensor, cache: torch.Tensor, slot_mapping: torch.Tensor) -> None:
+    """Writes latent [T, C] into a cache of latents [num_blocks, page_size, 1, C], in place. slot_mapping: as of
+    `append_paged_kv_cache`. The torch twin serves all devices."""
+    cpu.append_latent(latent, cache, slot_mapping)
+
+
+def latent_attention(
+    q: torch.Tensor, cache: torch.Tensor, kv: KVCacheInputs, qo_indptr: torch.Tensor, *, scale: float, latent_dim: int
+) -> torch.Tensor:
+    """Causal attention over a paged cache of latents [num_blocks, page_size, 1, C], which all heads share: keys are
+    whole latents, values their first `latent_dim` numbers. q [T, H, C] -> [T, H, latent_dim]. Rows as in
+    `paged_attention`.
+
+    DeepSeek-AI 2024 (DeepSeek-V2), section 2.1. The torch twin serves all devices; a Triton twin is not there yet.
+    """
+    return cpu.latent_attention(q, cache, kv, qo_indptr, scale=scale, latent_dim=latent_dim)

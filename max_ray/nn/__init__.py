@@ -3,6 +3,7 @@
 from max_ray.nn.attention import Attention
 from max_ray.nn.causal_lm import CausalLMModel
 from max_ray.nn.embedding import ParallelLMHead, VocabParallelEmbedding
+from max_ray.nn.latent_attention import LatentAttention, LatentAttentionShape
 from max_ray.nn.linear import (
     ColumnParallelLinear,
     LayerWeight,
@@ -15,7 +16,7 @@ from max_ray.nn.linear import (
 )
 from max_ray.nn.mlp import GatedMLP
 from max_ray.nn.module import Module, Parameter
-from max_ray.nn.moe import Experts, softmax_top_k
+from max_ray.nn.moe import Experts, keep_best_groups, softmax_top_k
 from max_ray.nn.norm import RMSNorm
 from max_ray.nn.rope import RopeConfig, RotaryEmbedding
 from max_ray.nn.text_pipeline_model import TextPipelineModel
@@ -26,6 +27,8 @@ __all__ = [
     "ColumnParallelLinear",
     "Experts",
     "GatedMLP",
+    "LatentAttention",
+    "LatentAttentionShape",
     "LayerWeight",
     "Linear",
     "MergedColumnParallelLinear",
@@ -39,6 +42,7 @@ __all__ = [
     "RowParallelLinear",
     "TextPipelineModel",
     "VocabParallelEmbedding",
+    "keep_best_groups",
     "linear",
     "pack_weights",
     "softmax_top_k",

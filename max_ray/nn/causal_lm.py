@@ -66,6 +66,8 @@ class CausalLMModel(TextPipelineModel):
     ParallelismError for ranks that cannot cut it, both before loading; WeightsError for a checkpoint that is not what
     config.json says.
 
+    A layer that has an attribute `waits_for_device`, and it is true, keeps decode steps out of CUDA graphs.
+
     The network is called as network(tokens, positions, qo_indptr, logit_indices, kv) -> logits [N, V], with
     `rope_lengths=` besides where the rope is dynamic.
     """
@@ -89,6 +91,8 @@ class CausalLMModel(TextPipelineModel):
         self._rope_is_dynamic = self.rope_config(huggingface_config).rope_type == "dynamic"
         name_map = (adapter or self.weight_names)(huggingface_config)
         load_weights(self.network.sharded_parameters(), weights, name_map)
+        waits = any(getattr(module, "waits_for_device", False) for _, module in self.network.named_modules())
+        self.decode_is_capturable = not waits and not self._rope_is_dynamic
         del self.weights  # nothing reads the checkpoint again
 
     @classmethod
@@ -109,7 +113,7 @@ class CausalLMModel(TextPipelineModel):
     def get_kv_params(
         cls, pipeline_config: PipelineConfig, huggingface_config: Any, encoding: Any, tp_size: int = 1
     ) -> KVCacheParams:
-        """Grouped-query attention; fewer KV heads than ranks are replicated."""
+        """Keys and values of `num_kv_heads`, replicated where they are fewer than the ranks."""
         config = cls.config_of(huggingface_config)
         return KVCacheParams(
             dtype=encoding.cache_dtype,

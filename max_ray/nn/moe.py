@@ -35,6 +35,15 @@ def softmax_top_k(logits: torch.Tensor, top_k: int, *, renormalize: bool) -> tup
     return weights, experts
 
 
+def keep_best_groups(scores: torch.Tensor, num_groups: int, num_kept: int, best_of_group: int) -> torch.Tensor:
+    """scores [T, E] with -inf outside of each token's `num_kept` best groups of E / num_groups neighbouring experts; a
+    group is worth the sum of its `best_of_group` best experts (DeepSeek-V3, DeepSeek-AI 2024, section 2.1.2)."""
+    groups = scores.view(len(scores), num_groups, -1)  # [T, G, E / G]
+    worth = groups.topk(best_of_group, dim=-1).values.sum(-1)
+    kept = torch.zeros_like(worth, dtype=torch.bool).scatter_(1, worth.topk(num_kept, dim=-1).indices, True)
+    return groups.masked_fill(~kept.unsqueeze(-1), -torch.inf).flatten(1)
+
+
 class Expert(Module):
     """down(gated(gate(x), up(x))), [M, D] -> [M, D]: this rank's summand."""
 
@@ -91,6 +100,11 @@ class Experts(Module):
                 _stack([expert.gate_up for expert in local]),
                 _stack([expert.down for expert in local]),
             )
+
+    @property
+    def waits_for_device(self) -> bool:
+        """Whether a forward pass asks the device how many tokens each expert got."""
+        return self._stacked is None
 
     def forward(self, x: torch.Tensor, weights: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
         num_choices = experts.shape[1]

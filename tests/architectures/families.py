@@ -27,6 +27,29 @@ COMMON: dict[str, Any] = {
     "tie_word_embeddings": False,
 }
 
+LATENT: dict[str, Any] = {
+    "num_key_value_heads": 4,
+    "head_dim": 8,
+    "kv_lora_rank": 24,
+    "q_lora_rank": 20,
+    "qk_nope_head_dim": 12,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 10,
+    "moe_intermediate_size": 16,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "n_shared_experts": 2,
+    "first_k_dense_replace": 1,
+    "rope_parameters": {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 32,
+        "rope_theta": 10_000.0,
+        "mscale": 0.7,
+        "mscale_all_dim": 1.0,
+    },
+}
+
 
 @dataclass(frozen=True)
 class TinyModel:
@@ -77,13 +100,34 @@ TINY_MODELS = [
         "num_hidden_layers": 4, "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
         "norm_topk_prob": False, "decoder_sparse_step": 2, "mlp_only_layers": [1], "attention_bias": True,
     }, routed=True),
+    TinyModel("DeepSeek V2", "DeepseekV2ForCausalLM", {
+        **LATENT, "topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2, "routed_scaling_factor": 2.0,
+    }, routed=True),
+    TinyModel("DeepSeek V2 Lite", "DeepseekV2ForCausalLM", {
+        **LATENT, "q_lora_rank": None, "topk_method": "greedy", "attention_bias": True,
+    }, routed=True),
+    TinyModel("DeepSeek V3", "DeepseekV3ForCausalLM", {**LATENT, "n_group": 4, "topk_group": 2}, routed=True),
+    TinyModel("DeepSeek V3, plain rope, no groups", "DeepseekV3ForCausalLM", {
+        **LATENT, "n_group": 1, "topk_group": 1, "rope_interleave": False, "first_k_dense_replace": 0,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
+    }, routed=True),
 ]  # fmt: skip
+
+
+def tiny_config(model: TinyModel) -> Any:
+    """The configuration, as an object of transformers."""
+    return getattr(transformers, model.class_name).config_class(**{**COMMON, **model.overrides})
+
+
+def find_tiny(name: str) -> TinyModel:
+    (model,) = [model for model in TINY_MODELS if model.name == name]
+    return model
 
 
 def make_tiny(model: TinyModel, directory: Path, seed: int = 0, dtype: torch.dtype = torch.float32) -> Path:
     """Writes config.json and model.safetensors into `directory`; the same arguments give the same bytes."""
     network_class = getattr(transformers, model.class_name)
-    config = network_class.config_class(**{**COMMON, **model.overrides})
+    config = tiny_config(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = network_class(config).float().eval()

@@ -14,7 +14,7 @@ from max_ray.conformance.reference import huggingface_reference
 from max_ray.conformance.suite import Suite
 from max_ray.interfaces import SupportedEncoding
 from max_ray.registry import PIPELINE_REGISTRY
-from tests.architectures.families import TINY_MODELS, TinyModel, make_tiny
+from tests.architectures.families import TINY_MODELS, TinyModel, find_tiny, make_tiny
 
 SuiteOf = Callable[[TinyModel], Suite]
 
@@ -29,7 +29,7 @@ def suite_of(tmp_path_factory: pytest.TempPathFactory) -> SuiteOf:
     """A tiny model's checkpoint and reference, made once."""
 
     def make(name: str) -> Suite:
-        (model,) = [m for m in TINY_MODELS if m.name == name]
+        model = find_tiny(name)
         path: Path = make_tiny(model, tmp_path_factory.mktemp("tiny"))
         architecture = PIPELINE_REGISTRY.retrieve_architecture(model.class_name)
         return Suite(architecture, path, huggingface_reference(path), model.routed)
