@@ -9,13 +9,23 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from max_ray.errors import ConfigError
+
 Reference = Callable[[Sequence[Sequence[int]]], list[torch.Tensor]]
 """Sequences of token ids -> the float32 logits [length, vocabulary] of each."""
 
 
 def huggingface_reference(path: Path, dtype: torch.dtype = torch.float32) -> Reference:
-    """The model of a folder, as `transformers` computes it with plain ("eager") attention."""
-    model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="eager")
+    """The model of a folder, as `transformers` computes it with plain ("eager") attention. Raises ConfigError where it
+    knows no such model."""
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="eager")
+    except (ValueError, KeyError) as error:
+        raise ConfigError(
+            f"transformers cannot load {path} as a causal language model, so there is nothing to compare with "
+            f"({error}). A family of one's own may bring a function reference_logits(path, sequences) beside its "
+            f"ARCHITECTURES."
+        ) from error
     model.eval()
 
     def logits_of(sequences: Sequence[Sequence[int]]) -> list[torch.Tensor]:
