@@ -72,6 +72,7 @@ FENCES: dict[str, set[str]] = {
     "torch": {
         *("max_ray.driver", "max_ray.distributed", "max_ray.kernels", "max_ray.nn", "max_ray.weights"),
         *("max_ray.pipelines", "max_ray.actors", "max_ray.conformance", "architectures", "deployments.demo"),
+        "deployments.examples",
     },
 }
 

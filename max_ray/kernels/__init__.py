@@ -159,6 +159,7 @@ def paged_attention(
     scale: float,
     sliding_window: int | None = None,
     logit_softcap: float | None = None,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Causal attention of a ragged batch over the paged cache; q [T, H, D] -> [T, H, D].
 
@@ -170,7 +171,14 @@ def paged_attention(
     scale: multiplies q k^T. sliding_window: a query sees its own and the `sliding_window - 1` keys before it.
     logit_softcap: scores s become logit_softcap * tanh(s / logit_softcap), after `scale` and before the softmax
         (Gemma Team 2024, "Gemma 2", section 2); positive.
+    sinks: [H], a score beside those of the keys in the softmax of each head, without a value (gpt-oss, OpenAI 2025);
+        not together with a soft cap. The torch twin serves all devices then: it waits for a GPU in every step.
     """
+    if sinks is not None:
+        args = (q, k_cache, v_cache, kv, qo_indptr)
+        return cpu.paged_attention(
+            *args, scale=scale, sliding_window=sliding_window, logit_softcap=logit_softcap, sinks=sinks
+        )
     result: torch.Tensor = _twin(q).paged_attention(
         q, k_cache, v_cache, kv, qo_indptr, scale=scale, sliding_window=sliding_window, logit_softcap=logit_softcap
     )

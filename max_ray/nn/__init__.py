@@ -16,7 +16,7 @@ from max_ray.nn.linear import (
 )
 from max_ray.nn.mlp import GatedMLP
 from max_ray.nn.module import Module, Parameter
-from max_ray.nn.moe import Experts, keep_best_groups, softmax_top_k
+from max_ray.nn.moe import Experts, grouped_matmul, keep_best_groups, run_by_expert, softmax_top_k
 from max_ray.nn.norm import RMSNorm
 from max_ray.nn.rope import RopeConfig, RotaryEmbedding
 from max_ray.nn.text_pipeline_model import TextPipelineModel
@@ -42,8 +42,10 @@ __all__ = [
     "RowParallelLinear",
     "TextPipelineModel",
     "VocabParallelEmbedding",
+    "grouped_matmul",
     "keep_best_groups",
     "linear",
     "pack_weights",
+    "run_by_expert",
     "softmax_top_k",
 ]

@@ -44,6 +44,42 @@ def keep_best_groups(scores: torch.Tensor, num_groups: int, num_kept: int, best_
     return groups.masked_fill(~kept.unsqueeze(-1), -torch.inf).flatten(1)
 
 
+def run_by_expert(
+    x: torch.Tensor,
+    weights: torch.Tensor,
+    experts: torch.Tensor,
+    num_experts: int,
+    run: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    """Sum over K of weight * expert(x), in float32: x [T, D], weights and experts [T, K] -> [T, D].
+
+    run: all experts at once, (x [M, D] sorted by expert, counts int64 [E]: rows of each expert) -> [M, D].
+    """
+    expert_of_choice = experts.flatten()
+    order = expert_of_choice.argsort(stable=True)
+    counts = torch.zeros(num_experts, dtype=torch.int64, device=x.device)
+    counts.scatter_add_(0, expert_of_choice, torch.ones_like(expert_of_choice))
+    tokens = order // experts.shape[1]  # [M]
+    y = run(x[tokens], counts).float() * weights.flatten()[order].unsqueeze(-1)
+    return torch.zeros(x.shape, dtype=torch.float32, device=x.device).index_add_(0, tokens, y).to(x.dtype)
+
+
+def grouped_matmul(x: torch.Tensor, weights: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """x [M, I] in groups of rows, group e times weights[e] of [E, I, O] -> [M, O].
+
+    ends: int32 [E], where each group's rows end; rows after the last are left as they come. Waits for the device
+    where the sizes are no multiples of 16 bytes, which torch's grouped product needs.
+    """
+    if all(size * x.element_size() % _ALIGNMENT == 0 for size in weights.shape[1:]):
+        return F.grouped_mm(x, weights, offs=ends)
+    out = x.new_zeros(len(x), weights.shape[2])
+    start = 0
+    for weight, end in zip(weights, ends.tolist(), strict=True):
+        out[start:end] = x[start:end] @ weight
+        start = end
+    return out
+
+
 class Expert(Module):
     """down(gated(gate(x), up(x))), [M, D] -> [M, D]: this rank's summand."""
 
@@ -107,22 +143,16 @@ class Experts(Module):
         return self._stacked is None
 
     def forward(self, x: torch.Tensor, weights: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
-        num_choices = experts.shape[1]
-        expert_of_choice = (experts.flatten() - self._local.start) % self._num_experts  # this rank's come first
-        order = expert_of_choice.argsort(stable=True)
-        counts = torch.zeros(self._num_experts, dtype=torch.int64, device=x.device)
-        counts.scatter_add_(0, expert_of_choice, torch.ones_like(expert_of_choice))
-        tokens = order // num_choices  # [M]
+        ours_first = (experts - self._local.start) % self._num_experts
         run = self._loop if self._stacked is None else self._grouped
-        y = run(x[tokens], counts[: len(self._local)]).float() * weights.flatten()[order].unsqueeze(-1)
-        out = torch.zeros(x.shape, dtype=torch.float32, device=x.device).index_add_(0, tokens, y).to(x.dtype)
+        out = run_by_expert(x, weights, ours_first, self._num_experts, run)
         return all_reduce(out, self._tp) if self._reduce else out
 
     def _loop(self, x: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-        """x [M, D] sorted by expert, counts: tokens of each local expert. Rows of other ranks' experts become zero."""
+        """See run_by_expert. Rows of other ranks' experts become zero."""
         y = torch.zeros_like(x)
         start = 0
-        for index, count in zip(self._local, counts.tolist(), strict=True):
+        for index, count in zip(self._local, counts[: len(self._local)].tolist(), strict=True):
             if count:
                 expert = self.all[index]
                 y[start : start + count] = expert(x[start : start + count])
@@ -133,9 +163,8 @@ class Experts(Module):
         """The same in two grouped products."""
         assert self._stacked is not None
         gate_up, down = self._stacked
-        ends = counts.cumsum(0).to(torch.int32)
-        hidden = self._gate(F.grouped_mm(x, gate_up.transpose(1, 2), offs=ends))
-        y = F.grouped_mm(hidden, down.transpose(1, 2), offs=ends)
+        ends = counts[: len(self._local)].cumsum(0).to(torch.int32)
+        y = grouped_matmul(self._gate(grouped_matmul(x, gate_up.mT, ends)), down.mT, ends)
         is_local = torch.arange(len(x), device=x.device) < ends[-1]
         return y.where(is_local.unsqueeze(-1), 0)
 

@@ -111,6 +111,14 @@ TINY_MODELS = [
         **LATENT, "n_group": 1, "topk_group": 1, "rope_interleave": False, "first_k_dense_replace": 0,
         "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
     }, routed=True),
+    TinyModel("gpt-oss", "GptOssForCausalLM", {
+        "num_hidden_layers": 4, "num_local_experts": 6, "num_experts_per_tok": 2, "sliding_window": 9,
+        "intermediate_size": 32,
+        "rope_parameters": {
+            "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "truncate": False,
+            "beta_fast": 32.0, "beta_slow": 1.0, "rope_theta": 10_000.0,
+        },
+    }, routed=True),
 ]  # fmt: skip
 
 
@@ -144,6 +152,8 @@ def _randomize(name: str, parameter: torch.Tensor, norms_around: float, tied: bo
         return
     if "norm" in name:
         parameter.uniform_(norms_around - 0.5, norms_around + 0.5)
+    elif name.endswith("sinks"):
+        parameter.normal_(0.0, 1.0)
     elif name.endswith("bias") or parameter.dim() == 1:
         parameter.normal_(0.0, 0.1)
     elif name.endswith(("gate.weight", "router.weight")):  # sharp, so that rounding rarely changes the choice

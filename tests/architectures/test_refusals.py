@@ -28,6 +28,8 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("Gemma 3", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
     ("Mixtral", {"num_local_experts": None}, "no 'num_local_experts'"),
     ("Qwen3 MoE", {"moe_intermediate_size": None}, "no 'moe_intermediate_size'"),
+    ("gpt-oss", {"quantization_config": {"quant_method": "mxfp4"}}, "quantized .mxfp4.*bfloat16 copy"),
+    ("gpt-oss", {"num_local_experts": None}, "no 'num_local_experts'"),
     ("DeepSeek V2", {"topk_method": "noaux_tc"}, "topk_method='noaux_tc'"),
     ("DeepSeek V2", {"norm_topk_prob": True}, "norm_topk_prob"),
     ("DeepSeek V3", {"scoring_func": "softmax"}, "scoring_func='softmax'"),

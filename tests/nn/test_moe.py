@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from max_ray.distributed import TPGroup
-from max_ray.nn import Experts, softmax_top_k
+from max_ray.nn import Experts, grouped_matmul, keep_best_groups, softmax_top_k
 from max_ray.weights import DictWeightSource
 from max_ray.weights.load import load_weights
 from max_ray.weights.mapping import NameMap
@@ -82,6 +82,24 @@ def test_spread_ranks_hold_their_own_experts_only() -> None:
     held = {index: expert.gate_up.weight.numel() for index, expert in enumerate(experts.all)}
     assert [index for index, count in held.items() if count] == [2, 3]
     torch.testing.assert_close(experts.all[2].gate_up.weight[:WIDTH], checkpoint()["2.gate"])
+
+
+@pytest.mark.parametrize("width", [8, 6])
+def test_grouped_products_of_any_size(width: int) -> None:
+    """6 float32 numbers are no multiple of 16 bytes, which torch's own grouped product refuses."""
+    torch.manual_seed(0)
+    x, weights = torch.randn(9, 8), torch.randn(4, 8, width)
+    got = grouped_matmul(x, weights, torch.tensor([3, 3, 8, 9], dtype=torch.int32))
+    expected = torch.cat((x[:3] @ weights[0], x[3:8] @ weights[2], x[8:] @ weights[3]))
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
+
+
+def test_the_best_groups_are_kept() -> None:
+    scores = torch.tensor([[5.0, 0.0, 3.0, 3.0, 4.0, 0.0]])  # groups worth 5, 6, 4 by their two best
+    kept = keep_best_groups(scores, num_groups=3, num_kept=2, best_of_group=2)
+    assert kept.tolist() == [[5.0, 0.0, 3.0, 3.0, -torch.inf, -torch.inf]]
+    kept = keep_best_groups(scores, num_groups=3, num_kept=2, best_of_group=1)
+    assert kept.tolist() == [[5.0, 0.0, -torch.inf, -torch.inf, 4.0, 0.0]]
 
 
 def test_weights_of_a_tokens_experts() -> None:
