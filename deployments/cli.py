@@ -1,4 +1,4 @@
-"""The command line `max-ray`: serve, generate, list, benchmark, version. Parses, builds the configuration, calls.
+"""The command line `max-ray`: serve, generate, list, check, benchmark, version. Parses, builds configurations, calls.
 
 Flags are made from the fields of PipelineConfig and ServeConfig, so names, defaults and help are written once, there.
 Values stay text until the configuration reads them. A user's mistake is one sentence on stderr and exit code 2.
@@ -53,7 +53,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = _parse(list(sys.argv[1:] if arguments is None else arguments))
         setup_logging(settings.log_level())
-        run = {"serve": _serve, "generate": _generate, "list": _list, "benchmark": benchmark.run, "version": _version}
+        run = {
+            "serve": _serve,
+            "generate": _generate,
+            "list": _list,
+            "check": _check,
+            "benchmark": benchmark.run,
+            "version": _version,
+        }
         run[options.pop("command")](options)
     except MaxRayError as error:
         print(f"max-ray: error: {error}", file=sys.stderr)
@@ -85,6 +92,7 @@ def build_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argum
         "serve": subparsers.add_parser("serve", help="serve a model over HTTP", allow_abbrev=False),
         "generate": subparsers.add_parser("generate", help="continue a prompt in this process", allow_abbrev=False),
         "list": subparsers.add_parser("list", help="list the model families", allow_abbrev=False),
+        "check": subparsers.add_parser("check", help="hold a model family against its reference", allow_abbrev=False),
         "benchmark": subparsers.add_parser("benchmark", help="measure a server, draw the results", allow_abbrev=False),
         "version": subparsers.add_parser("version", help="print the version", allow_abbrev=False),
     }
@@ -94,6 +102,8 @@ def build_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argum
     _add_settings(commands["generate"], PipelineConfig)
     _add_generate_flags(commands["generate"])
     commands["list"].add_argument("--json", action="store_true", help="machine-readable")
+    commands["check"].add_argument("family", help="A folder with a list ARCHITECTURES, or an installed module.")
+    commands["check"].add_argument("--model-path", required=True, metavar="PATH", help="A checkpoint of that family.")
     _add_setting(commands["list"], "custom_architectures", PipelineConfig.model_fields["custom_architectures"])
     return parser, commands
 
@@ -209,6 +219,12 @@ def _list(options: dict[str, Any]) -> None:
         return print(json.dumps({"architectures": families}, indent=2))
     rows = [[f["name"], f["task"], ", ".join(f["encodings"]), ", ".join(f["example_repo_ids"])] for f in families]
     _print_table(["architecture", "task", "encodings", "examples"], rows)
+
+
+def _check(options: dict[str, Any]) -> None:
+    from max_ray.conformance.command import run
+
+    run(options)
 
 
 def _version(options: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@
     |  |- EncodingNotSupportedError
     |  `- ParallelismError             tensor_parallel_size does not fit the heads or the cluster
     |- WeightsError                    a checkpoint that does not match its network
+    |- ConformanceError                a model family computes something else than its reference
     |- DeviceError                     no such device on this machine
     |- InsufficientBlocksError (503)   the KV cache has no room for this request
     |- QueueFullError (429)            the bounded queue is full; carries `retry_after` seconds
@@ -86,6 +87,10 @@ class ParallelismError(ConfigError):
 
 class WeightsError(MaxRayError):
     """The checkpoint and the network do not match: the message names the tensors."""
+
+
+class ConformanceError(MaxRayError):
+    """A model family computes something else than its reference."""
 
 
 class DeviceError(MaxRayError, RuntimeError):

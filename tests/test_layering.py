@@ -42,6 +42,10 @@ TABLE: dict[str, set[str]] = {
         *("tokenizer", "kv_cache", "kernels", "distributed", "driver", "nn"),
     },
     "benchmark": {"settings", "tokenizer"},
+    "conformance": {
+        *("interfaces", "config", "registry", "architecture", "huggingface", "weights", "distributed", "pipelines"),
+        "nn",
+    },
     "actors": {
         *("interfaces", "settings", "config", "registry", "custom_code", "huggingface", "kv_cache", "scheduler"),
         *("pipelines", "distributed", "tokenizer"),
@@ -63,11 +67,12 @@ FENCES: dict[str, set[str]] = {
     "starlette": {"deployments"},
     "uvicorn": {"deployments"},
     "triton": {"max_ray.kernels.gpu"},
-    "transformers": {"max_ray.tokenizer", "deployments.demo"},
+    "transformers": {"max_ray.tokenizer", "max_ray.conformance.reference", "deployments.demo"},
     "yaml": {"max_ray.config", "deployments"},
     "torch": {
         *("max_ray.driver", "max_ray.distributed", "max_ray.kernels", "max_ray.nn", "max_ray.weights"),
-        *("max_ray.pipelines", "max_ray.actors", "architectures", "deployments.demo"),
+        *("max_ray.pipelines", "max_ray.actors", "max_ray.conformance", "architectures", "deployments.demo"),
+        "deployments.examples",
     },
 }
 

@@ -27,6 +27,11 @@ class Llama3Config:
     attention_bias: bool = False
     mlp_bias: bool = False
 
+    @property
+    def widths(self) -> dict[str, int]:
+        """Sizes that the ranks must divide, by their names in config.json."""
+        return {"intermediate_size": self.intermediate_size}
+
     @classmethod
     def from_huggingface(cls, config: Any) -> Llama3Config:
         """From config.json as an attribute-style mapping. Raises ConfigError for a value that this family lacks."""

@@ -20,7 +20,8 @@ _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 class KVCacheParams:
     """Shape of one rank's cache: per layer, keys and values of [num_blocks, page_size, num_kv_heads, head_dim].
 
-    `num_kv_heads` counts the heads that one rank holds.
+    `num_kv_heads` counts the heads that one rank holds. `value_dim`: size of a value head, by default head_dim; 0 where
+    the keys serve as values too (latent attention).
     """
 
     dtype: str
@@ -28,10 +29,17 @@ class KVCacheParams:
     num_kv_heads: int
     head_dim: int
     page_size: int
+    value_dim: int | None = None
+
+    @property
+    def value_head_dim(self) -> int:
+        """Size of one value head."""
+        return self.head_dim if self.value_dim is None else self.value_dim
 
     @property
     def bytes_per_token(self) -> int:
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * _DTYPE_BYTES[self.dtype]
+        numbers = self.num_layers * self.num_kv_heads * (self.head_dim + self.value_head_dim)
+        return numbers * _DTYPE_BYTES[self.dtype]
 
     @property
     def bytes_per_block(self) -> int:

@@ -24,9 +24,11 @@ if TYPE_CHECKING:
     from max_ray.kernels.native import PackedWeight
 
 __all__ = [
+    "append_latent",
     "append_paged_kv_cache",
     "apply_rope",
     "fused_add_rmsnorm",
+    "latent_attention",
     "pack_weight",
     "paged_attention",
     "rmsnorm",
@@ -162,6 +164,7 @@ def paged_attention(
     scale: float,
     sliding_window: int | None = None,
     logit_softcap: float | None = None,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Causal attention of a ragged batch over the paged cache; q [T, H, D] -> [T, H, D].
 
@@ -173,8 +176,33 @@ def paged_attention(
     scale: multiplies q k^T. sliding_window: a query sees its own and the `sliding_window - 1` keys before it.
     logit_softcap: scores s become logit_softcap * tanh(s / logit_softcap), after `scale` and before the softmax
         (Gemma Team 2024, "Gemma 2", section 2); positive.
+    sinks: [H], a score beside those of the keys in the softmax of each head, without a value (gpt-oss, OpenAI 2025);
+        not together with a soft cap. The torch twin serves all devices then: it waits for a GPU in every step.
     """
+    if sinks is not None:
+        args = (q, k_cache, v_cache, kv, qo_indptr)
+        return cpu.paged_attention(
+            *args, scale=scale, sliding_window=sliding_window, logit_softcap=logit_softcap, sinks=sinks
+        )
     result: torch.Tensor = _twin(q).paged_attention(
         q, k_cache, v_cache, kv, qo_indptr, scale=scale, sliding_window=sliding_window, logit_softcap=logit_softcap
     )
     return result
+
+
+def append_latent(latent: torch.Tensor, cache: torch.Tensor, slot_mapping: torch.Tensor) -> None:
+    """Writes latent [T, C] into a cache of latents [num_blocks, page_size, 1, C], in place. slot_mapping: as of
+    `append_paged_kv_cache`. The torch twin serves all devices."""
+    cpu.append_latent(latent, cache, slot_mapping)
+
+
+def latent_attention(
+    q: torch.Tensor, cache: torch.Tensor, kv: KVCacheInputs, qo_indptr: torch.Tensor, *, scale: float, latent_dim: int
+) -> torch.Tensor:
+    """Causal attention over a paged cache of latents [num_blocks, page_size, 1, C], which all heads share: keys are
+    whole latents, values their first `latent_dim` numbers. q [T, H, C] -> [T, H, latent_dim]. Rows as in
+    `paged_attention`.
+
+    DeepSeek-AI 2024 (DeepSeek-V2), section 2.1. The torch twin serves all devices; a Triton twin is not there yet.
+    """
+    return cpu.latent_attention(q, cache, kv, qo_indptr, scale=scale, latent_dim=latent_dim)

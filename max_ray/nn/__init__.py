@@ -1,7 +1,9 @@
 """Layers: the plain ones, and those that a tensor-parallel group holds together. Forward passes only, no training."""
 
 from max_ray.nn.attention import Attention
+from max_ray.nn.causal_lm import CausalLMModel
 from max_ray.nn.embedding import ParallelLMHead, VocabParallelEmbedding
+from max_ray.nn.latent_attention import LatentAttention, LatentAttentionShape
 from max_ray.nn.linear import (
     ColumnParallelLinear,
     LayerWeight,
@@ -14,14 +16,19 @@ from max_ray.nn.linear import (
 )
 from max_ray.nn.mlp import GatedMLP
 from max_ray.nn.module import Module, Parameter
+from max_ray.nn.moe import Experts, grouped_matmul, keep_best_groups, run_by_expert, softmax_top_k
 from max_ray.nn.norm import RMSNorm
 from max_ray.nn.rope import RopeConfig, RotaryEmbedding
 from max_ray.nn.text_pipeline_model import TextPipelineModel
 
 __all__ = [
     "Attention",
+    "CausalLMModel",
     "ColumnParallelLinear",
+    "Experts",
     "GatedMLP",
+    "LatentAttention",
+    "LatentAttentionShape",
     "LayerWeight",
     "Linear",
     "MergedColumnParallelLinear",
@@ -35,6 +42,10 @@ __all__ = [
     "RowParallelLinear",
     "TextPipelineModel",
     "VocabParallelEmbedding",
+    "grouped_matmul",
+    "keep_best_groups",
     "linear",
     "pack_weights",
+    "run_by_expert",
+    "softmax_top_k",
 ]

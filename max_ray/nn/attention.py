@@ -10,14 +10,19 @@ import torch
 from max_ray import kernels
 from max_ray.distributed import TPGroup
 from max_ray.interfaces import KVCacheInputs
-from max_ray.nn.linear import QKVParallelLinear, RowParallelLinear
+from max_ray.nn.linear import QKVParallelLinear, RowParallelLinear, shard_range
 from max_ray.nn.module import Module
+from max_ray.weights.parameter import PartSpec
 
 
 class Attention(Module):
     """Self-attention of one layer: [T, hidden] -> [T, hidden].
 
     layer_index: which of `kv.keys` and `kv.values` are this layer's. scale: of q k^T, 1 / sqrt(head_dim) by default.
+    bias: of the fused q, k, v product; out_bias: of the output product, by default as `bias`.
+    q_norm, k_norm: layers that map each query and key head [T, H, D] -> the same, before the rotation.
+    sinks: whether each head has a learned score beside those of the keys (see kernels.paged_attention).
+    sliding_window: a token sees itself and the `sliding_window - 1` tokens before it; None: all before it.
     """
 
     def __init__(
@@ -30,23 +35,47 @@ class Attention(Module):
         tp: TPGroup,
         *,
         bias: bool = False,
+        out_bias: bool | None = None,
         scale: float | None = None,
+        q_norm: Module | None = None,
+        k_norm: Module | None = None,
+        sliding_window: int | None = None,
+        sinks: bool = False,
         dtype: torch.dtype = torch.float32,
     ) -> None:
+        out_bias = bias if out_bias is None else out_bias
         self.qkv = QKVParallelLinear(dim, num_heads, num_kv_heads, head_dim, tp, bias=bias, dtype=dtype)
-        self.out = RowParallelLinear(num_heads * head_dim, dim, tp, bias=bias, dtype=dtype)
+        self.out = RowParallelLinear(num_heads * head_dim, dim, tp, bias=out_bias, dtype=dtype)
+        self.q_norm, self.k_norm = q_norm, k_norm
         self._split = [n * head_dim for n in (self.qkv.num_heads, self.qkv.num_kv_heads, self.qkv.num_kv_heads)]
         self._head_dim = head_dim
         self._layer_index = layer_index
         self._scale = head_dim**-0.5 if scale is None else scale
+        self._sliding_window = sliding_window
+        self.sinks: torch.Tensor | None = None
+        if sinks:
+            heads = shard_range(num_heads, tp)
+            spec = PartSpec((num_heads,), 0, heads.start, heads.stop, 0)
+            self.add_parameter("sinks", torch.empty(len(heads), dtype=dtype, device=tp.device), {"": spec})
+
+    @property
+    def waits_for_device(self) -> bool:
+        """Whether a decode step waits for the device: sinks have no kernel of their own there."""
+        return self.sinks is not None
 
     def forward(
         self, x: torch.Tensor, cos_sin: torch.Tensor, kv: KVCacheInputs, qo_indptr: torch.Tensor
     ) -> torch.Tensor:
         """cos_sin: [T, R], the rotation of each new token, as RotaryEmbedding gives it."""
         q, k, v = (part.unflatten(-1, (-1, self._head_dim)) for part in self.qkv(x).split(self._split, dim=-1))
+        if self.q_norm is not None:
+            q = self.q_norm(q)
+        if self.k_norm is not None:
+            k = self.k_norm(k)
         keys, values = kv.keys[self._layer_index], kv.values[self._layer_index]
         q = kernels.rope_and_append(q, k, v, keys, values, cos_sin, None, kv.slot_mapping)  # [T, H, D]
-        attended = kernels.paged_attention(q, keys, values, kv, qo_indptr, scale=self._scale)
+        attended = kernels.paged_attention(
+            q, keys, values, kv, qo_indptr, scale=self._scale, sliding_window=self._sliding_window, sinks=self.sinks
+        )
         y: torch.Tensor = self.out(attended.flatten(-2))
         return y

@@ -187,15 +187,27 @@ class QKVParallelLinear(_ColumnCut):
 
 
 class RowParallelLinear(Packable):
-    """[T, I / size] -> [T, O], summed over the ranks; the bias is whole on every rank and added once, after the sum."""
+    """[T, I / size] -> [T, O], summed over the ranks; the bias is whole on every rank and added once, after the sum.
+
+    reduce: False leaves each rank its summand, for a caller that sums several layers at once; without a bias only.
+    """
 
     weight: torch.Tensor
     bias: torch.Tensor | None
 
     def __init__(
-        self, in_dim: int, out_dim: int, tp: TPGroup, *, bias: bool = False, dtype: torch.dtype = torch.float32
+        self,
+        in_dim: int,
+        out_dim: int,
+        tp: TPGroup,
+        *,
+        bias: bool = False,
+        reduce: bool = True,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
+        assert reduce or not bias, "the bias is added after the sum over the ranks"
         self._tp = tp
+        self._reduce = reduce
         columns = shard_range(in_dim, tp)
         weight = torch.empty(out_dim, len(columns), dtype=dtype, device=tp.device)
         self.add_parameter("weight", weight, {"": PartSpec((out_dim, in_dim), 1, columns.start, columns.stop, 0)})
@@ -204,7 +216,7 @@ class RowParallelLinear(Packable):
             self.add_parameter("bias", torch.empty(out_dim, dtype=dtype, device=tp.device))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self._tp.size == 1:
+        if self._tp.size == 1 or not self._reduce:
             return linear(x, self.weight, self.bias)
         y = all_reduce(linear(x, self.weight, None), self._tp)
         return y if self.bias is None else y + self.bias

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from max_ray import kernels
@@ -11,7 +13,11 @@ from max_ray.nn.module import Module
 
 
 class GatedMLP(Module):
-    """down(silu(gate(x)) * up(x)): [T, D] -> [T, D]."""
+    """down(silu(gate(x)) * up(x)): [T, D] -> [T, D].
+
+    reduce: see RowParallelLinear.
+    gate: the gated activation, [gate | up] [..., 2F] -> [..., F]; by default silu(gate) * up.
+    """
 
     def __init__(
         self,
@@ -20,13 +26,16 @@ class GatedMLP(Module):
         tp: TPGroup,
         *,
         bias: bool = False,
+        reduce: bool = True,
+        gate: Callable[[torch.Tensor], torch.Tensor] = kernels.silu_and_mul,
         dtype: torch.dtype = torch.float32,
     ) -> None:
+        self._gate = gate
         self.gate_up = MergedColumnParallelLinear(
             dim, {"gate": hidden_dim, "up": hidden_dim}, tp, bias=bias, dtype=dtype
         )
-        self.down = RowParallelLinear(hidden_dim, dim, tp, bias=bias, dtype=dtype)
+        self.down = RowParallelLinear(hidden_dim, dim, tp, bias=bias, reduce=reduce, dtype=dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = self.down(kernels.silu_and_mul(self.gate_up(x)))
+        y: torch.Tensor = self.down(self._gate(self.gate_up(x)))
         return y

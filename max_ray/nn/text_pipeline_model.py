@@ -5,7 +5,7 @@ Ragged layout of a batch of B rows with n_b new tokens each, T in all: row b is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,20 +42,10 @@ class TextPipelineModel(PipelineModel):
     @classmethod
     def check_tensor_parallel(cls, huggingface_config: Any, tp_size: int) -> None:
         """Query heads and the feed-forward width are cut evenly; KV heads are cut or replicated evenly."""
-        cfg = huggingface_config
-        num_heads = required(cfg, "num_attention_heads")
-        num_kv_heads = cfg.get("num_key_value_heads") or num_heads
-        width = required(cfg, "intermediate_size")
-        if _can_cut(tp_size, num_heads, num_kv_heads, width):
-            return
-        working = [n for n in range(1, min(num_heads, 1024) + 1) if _can_cut(n, num_heads, num_kv_heads, width)]
-        culprit = f"num_attention_heads={num_heads}"
-        if num_heads % tp_size == 0:
-            culprit = f"intermediate_size={width}" if width % tp_size else f"num_key_value_heads={num_kv_heads}"
-        raise ParallelismError(
-            f"{culprit} cannot be divided over tensor_parallel_size={tp_size}; "
-            f"sizes that work: {', '.join(map(str, working))}"
-        )
+        num_heads = required(huggingface_config, "num_attention_heads")
+        num_kv_heads = huggingface_config.get("num_key_value_heads") or num_heads
+        width = required(huggingface_config, "intermediate_size")
+        check_cut(tp_size, num_heads, num_kv_heads, {"intermediate_size": width})
 
     @classmethod
     def rope_config(cls, huggingface_config: Any) -> RopeConfig:
@@ -143,6 +133,23 @@ def head_dim(huggingface_config: Any) -> int:
     )
 
 
-def _can_cut(size: int, num_heads: int, num_kv_heads: int, width: int) -> bool:
-    kv_heads_fit = num_kv_heads % size == 0 or size % num_kv_heads == 0
-    return num_heads % size == 0 and width % size == 0 and kv_heads_fit
+def check_cut(tp_size: int, num_heads: int, num_kv_heads: int, widths: Mapping[str, int]) -> None:
+    """Raises ParallelismError, which names the sizes that work, where `tp_size` ranks cannot cut the query heads or
+    one of `widths` (by their names in config.json) evenly, or cut or replicate the KV heads evenly."""
+
+    def culprit(size: int) -> str | None:
+        if num_heads % size:
+            return f"num_attention_heads={num_heads}"
+        for name, width in widths.items():
+            if width % size:
+                return f"{name}={width}"
+        kv_heads_fit = num_kv_heads % size == 0 or size % num_kv_heads == 0
+        return None if kv_heads_fit else f"num_key_value_heads={num_kv_heads}"
+
+    wrong = culprit(tp_size)
+    if wrong is not None:
+        working = [n for n in range(1, min(num_heads, 1024) + 1) if culprit(n) is None]
+        raise ParallelismError(
+            f"{wrong} cannot be divided over tensor_parallel_size={tp_size}; "
+            f"sizes that work: {', '.join(map(str, working))}"
+        )

@@ -31,13 +31,13 @@ class KVStorage:
 
     @classmethod
     def allocate(cls, params: KVCacheParams, num_blocks: int, device: torch.device) -> KVStorage:
-        shape = (num_blocks + 1, params.page_size, params.num_kv_heads, params.head_dim)
+        shape = (num_blocks + 1, params.page_size, params.num_kv_heads)
         dtype = getattr(torch, params.dtype)
 
-        def layers() -> list[torch.Tensor]:
-            return [torch.zeros(shape, dtype=dtype, device=device) for _ in range(params.num_layers)]
+        def layers(head_dim: int) -> list[torch.Tensor]:
+            return [torch.zeros(*shape, head_dim, dtype=dtype, device=device) for _ in range(params.num_layers)]
 
-        return cls(layers(), layers(), params.page_size, num_blocks)
+        return cls(layers(params.head_dim), layers(params.value_head_dim), params.page_size, num_blocks)
 
 
 class RunTables:

@@ -18,6 +18,7 @@ def attention(
     scale: float,
     sliding_window: int | None = None,
     logit_softcap: float | None = None,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Every query, every head, every key by the definition; [T, H, D] float64."""
     out = torch.zeros(q.shape, dtype=torch.float64)
@@ -36,7 +37,9 @@ def attention(
                 scores = keys @ q[token, head].double() * scale
                 if logit_softcap is not None:
                     scores = logit_softcap * torch.tanh(scores / logit_softcap)
-                out[token, head] = torch.softmax(scores, 0) @ values
+                if sinks is not None:
+                    scores = torch.cat((scores, sinks[head].double().view(1)))
+                out[token, head] = torch.softmax(scores, 0)[: len(values)] @ values
     return out
 
 

@@ -2,15 +2,18 @@
 
 from max_ray.kernels.cpu.activation import silu_and_mul
 from max_ray.kernels.cpu.attention import paged_attention
+from max_ray.kernels.cpu.latent import append_latent, latent_attention
 from max_ray.kernels.cpu.norm import fused_add_rmsnorm, rmsnorm
 from max_ray.kernels.cpu.paged_cache import append_paged_kv_cache
 from max_ray.kernels.cpu.rope import apply_rope
 from max_ray.kernels.cpu.rope_append import rope_and_append
 
 __all__ = [
+    "append_latent",
     "append_paged_kv_cache",
     "apply_rope",
     "fused_add_rmsnorm",
+    "latent_attention",
     "paged_attention",
     "rmsnorm",
     "rope_and_append",

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
+from max_ray.kernels.cpu.sinks import attention_with_sinks
 from max_ray.kernels.cpu.softcap import softcapped_attention
 
 if TYPE_CHECKING:
@@ -72,10 +73,11 @@ class _Call:
 
 @dataclass(frozen=True, slots=True)
 class _Scores:
-    """What happens to q k^T before the softmax."""
+    """What happens to q k^T before the softmax, and what is beside it there (sinks [H], see kernels)."""
 
     scale: float
     softcap: float | None
+    sinks: torch.Tensor | None
 
     def attend(
         self,
@@ -87,6 +89,9 @@ class _Scores:
         enable_gqa: bool = False,
     ) -> torch.Tensor:
         """q [B, H, N, D], k and v [B, KVH, S, D] (KVH = H unless `enable_gqa`) -> [B, H, N, D]."""
+        if self.sinks is not None:
+            sinks = self.sinks.view(-1, 1) if enable_gqa else self.sinks.view(q.shape[1:3])
+            return attention_with_sinks(q, k, v, mask, is_causal, self.scale, sinks)
         if self.softcap is not None:
             return softcapped_attention(q, k, v, mask, is_causal, self.scale, self.softcap)
         return F.scaled_dot_product_attention(
@@ -104,7 +109,9 @@ def paged_attention(
     scale: float,
     sliding_window: int | None,
     logit_softcap: float | None,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
+    assert sinks is None or logit_softcap is None, "sinks and a soft cap together are not there"
     key_bytes = k_cache.shape[2] * k_cache.shape[3] * k_cache.element_size()
     calls = kv.plans.get((sliding_window, key_bytes))
     if calls is None:  # the first layer of a step plans for all
@@ -112,7 +119,7 @@ def paged_attention(
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     for call in calls:
         run = _prefill if call.queries is None else _decode
-        run(out, q, k_cache, v_cache, call, _Scores(scale, logit_softcap))
+        run(out, q, k_cache, v_cache, call, _Scores(scale, logit_softcap, sinks))
     return out
 
 

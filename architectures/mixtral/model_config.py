@@ -1,0 +1,61 @@
+"""MixtralConfig: the numbers of one Mixtral checkpoint, read once from config.json and frozen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from max_ray.errors import ConfigError
+from max_ray.nn.rope import RopeConfig
+from max_ray.nn.text_pipeline_model import head_dim, required
+
+
+@dataclass(frozen=True)
+class MixtralConfig:
+    """Shapes of the whole model, before it is cut over ranks. intermediate_size: the width of one expert.
+
+    sliding_window: of all layers, in tokens; None where they see everything.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    rope: RopeConfig
+    tie_word_embeddings: bool
+    sliding_window: int | None
+    num_experts: int
+    num_experts_per_token: int
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Sizes that the ranks must divide, by their names in config.json."""
+        return {"intermediate_size": self.intermediate_size}
+
+    @classmethod
+    def from_huggingface(cls, config: Any) -> MixtralConfig:
+        """From config.json as an attribute-style mapping. Raises ConfigError for a value that this family lacks."""
+        activation = config.get("hidden_act") or "silu"
+        if activation != "silu":
+            raise ConfigError(f"config.json: hidden_act={activation!r}, but the Mixtral family has 'silu' only.")
+        num_heads = required(config, "num_attention_heads")
+        size = head_dim(config)
+        return cls(
+            vocab_size=required(config, "vocab_size"),
+            hidden_size=required(config, "hidden_size"),
+            intermediate_size=required(config, "intermediate_size"),
+            num_layers=required(config, "num_hidden_layers"),
+            num_heads=num_heads,
+            num_kv_heads=config.get("num_key_value_heads") or num_heads,
+            head_dim=size,
+            rms_norm_eps=config.get("rms_norm_eps") or 1e-5,
+            rope=RopeConfig.from_huggingface(config, size),
+            tie_word_embeddings=bool(config.get("tie_word_embeddings")),
+            sliding_window=config.get("sliding_window"),
+            num_experts=required(config, "num_local_experts"),
+            num_experts_per_token=required(config, "num_experts_per_tok"),
+        )

@@ -1,0 +1,33 @@
+"""Qwen2Model and Qwen3Model: the dense Qwen network as the pipeline sees it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from architectures.qwen.model_config import QwenConfig
+from architectures.qwen.qwen import Qwen
+from architectures.qwen.weight_adapters import safetensors_name_map
+from max_ray.nn import CausalLMModel
+
+
+class Qwen2Model(CausalLMModel):
+    """One rank of a Qwen2 or Qwen2.5."""
+
+    weight_names = staticmethod(safetensors_name_map)
+
+    @classmethod
+    def config_of(cls, huggingface_config: Any) -> QwenConfig:
+        return QwenConfig.qwen2(huggingface_config)
+
+    def build_network(self, max_length: int, dtype: torch.dtype) -> Qwen:
+        return Qwen(self.config_of(self.huggingface_config), max_length, self.tp, dtype)
+
+
+class Qwen3Model(Qwen2Model):
+    """One rank of a Qwen3."""
+
+    @classmethod
+    def config_of(cls, huggingface_config: Any) -> QwenConfig:
+        return QwenConfig.qwen3(huggingface_config)

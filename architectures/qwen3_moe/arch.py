@@ -1,0 +1,26 @@
+"""The record of the Qwen3 mixture-of-experts family: data only."""
+
+from __future__ import annotations
+
+from architectures.qwen3_moe.model import Qwen3MoeModel
+from architectures.qwen3_moe.weight_adapters import safetensors_name_map
+from max_ray.interfaces import KVCacheStrategy, PipelineTask
+from max_ray.pipelines.lib import RopeType, SupportedArchitecture, SupportedEncoding, TextTokenizer, WeightsFormat
+
+qwen3_moe_arch = SupportedArchitecture(
+    name="Qwen3MoeForCausalLM",
+    task=PipelineTask.TEXT_GENERATION,
+    example_repo_ids=["Qwen/Qwen3-30B-A3B"],
+    default_encoding=SupportedEncoding.bfloat16,
+    supported_encodings={
+        SupportedEncoding.bfloat16: [KVCacheStrategy.PAGED],
+        SupportedEncoding.float16: [KVCacheStrategy.PAGED],
+        SupportedEncoding.float32: [KVCacheStrategy.PAGED],
+    },
+    pipeline_model=Qwen3MoeModel,
+    tokenizer=TextTokenizer,
+    default_weights_format=WeightsFormat.safetensors,
+    weight_adapters={WeightsFormat.safetensors: safetensors_name_map},
+    rope_type=RopeType.neox,
+    multi_gpu_supported=True,
+)

@@ -1,0 +1,166 @@
+"""CausalLMModel: the PipelineModel of a decoder-only family that gives its numbers, its network and its weight names.
+
+class MyModel(CausalLMModel):
+    weight_names = staticmethod(safetensors_name_map)
+
+    @classmethod
+    def config_of(cls, huggingface_config: Any) -> MyConfig:
+        return MyConfig.from_huggingface(huggingface_config)
+
+    def build_network(self, max_length: int, dtype: torch.dtype) -> MyNetwork:
+        return MyNetwork(self.config_of(self.huggingface_config), max_length, self.tp, dtype)
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+
+from max_ray.interfaces import KVCacheInputs, KVCacheParams, ModelInputs, ModelOutputs, RunRow
+from max_ray.nn.module import Module
+from max_ray.nn.rope import RopeConfig
+from max_ray.nn.text_pipeline_model import TextPipelineModel, check_cut
+from max_ray.weights.load import load_weights
+from max_ray.weights.mapping import NameMap
+
+if TYPE_CHECKING:
+    from max_ray.config import PipelineConfig
+    from max_ray.distributed import TPGroup
+    from max_ray.weights.source import WeightSource
+
+
+class DecoderConfig(Protocol):
+    """What a family's own configuration class tells CausalLMModel. Counts are of the whole model.
+
+    widths: sizes that the ranks must divide, by their names in config.json (the feed-forward width, for most).
+    """
+
+    @property
+    def num_layers(self) -> int: ...
+    @property
+    def num_heads(self) -> int: ...
+    @property
+    def num_kv_heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+    @property
+    def rope(self) -> RopeConfig: ...
+    @property
+    def widths(self) -> Mapping[str, int]: ...
+
+
+@dataclass
+class RopeLengthInputs(ModelInputs):
+    """rope_lengths: int64 [T], for checkpoints whose rope depends on the sequence length (rope_type "dynamic")."""
+
+    rope_lengths: torch.Tensor | None = None
+
+
+class CausalLMModel(TextPipelineModel):
+    """One rank of a decoder-only network. Raises ConfigError for a config.json that the family does not cover and
+    ParallelismError for ranks that cannot cut it, both before loading; WeightsError for a checkpoint that is not what
+    config.json says.
+
+    A layer that has an attribute `waits_for_device`, and it is true, keeps decode steps out of CUDA graphs.
+
+    The network is called as network(tokens, positions, qo_indptr, logit_indices, kv) -> logits [N, V], with
+    `rope_lengths=` besides where the rope is dynamic.
+    """
+
+    network: Module
+
+    def __init__(
+        self,
+        pipeline_config: PipelineConfig,
+        huggingface_config: Any,
+        encoding: Any,
+        device: torch.device,
+        tp: TPGroup,
+        weights: WeightSource,
+        adapter: Callable[..., Any] | None = None,
+    ) -> None:
+        super().__init__(pipeline_config, huggingface_config, encoding, device, tp, weights, adapter)
+        self.check_tensor_parallel(huggingface_config, tp.size)
+        max_length = self.calculate_max_seq_len(pipeline_config, huggingface_config)
+        self.network = self.build_network(max_length, getattr(torch, encoding.cache_dtype))
+        self._rope_is_dynamic = self.rope_config(huggingface_config).rope_type == "dynamic"
+        name_map = (adapter or self.weight_names)(huggingface_config)
+        load_weights(self.network.sharded_parameters(), weights, name_map)
+        waits = any(getattr(module, "waits_for_device", False) for _, module in self.network.named_modules())
+        self.decode_is_capturable = not waits and not self._rope_is_dynamic
+        del self.weights  # nothing reads the checkpoint again
+
+    @classmethod
+    @abstractmethod
+    def config_of(cls, huggingface_config: Any) -> DecoderConfig:
+        """The family's own configuration. Raises ConfigError for a value that it does not cover."""
+
+    @staticmethod
+    @abstractmethod
+    def weight_names(huggingface_config: Any) -> NameMap:
+        """The table from the checkpoint's names to the network's, where the record has no adapter for the format."""
+
+    @abstractmethod
+    def build_network(self, max_length: int, dtype: torch.dtype) -> Module:
+        """This rank's network, its weights not loaded yet."""
+
+    @classmethod
+    def get_kv_params(
+        cls, pipeline_config: PipelineConfig, huggingface_config: Any, encoding: Any, tp_size: int = 1
+    ) -> KVCacheParams:
+        """Keys and values of `num_kv_heads`, replicated where they are fewer than the ranks."""
+        config = cls.config_of(huggingface_config)
+        return KVCacheParams(
+            dtype=encoding.cache_dtype,
+            num_layers=config.num_layers,
+            num_kv_heads=max(1, config.num_kv_heads // tp_size),
+            head_dim=config.head_dim,
+            page_size=pipeline_config.kv_cache_page_size,
+        )
+
+    @classmethod
+    def check_tensor_parallel(cls, huggingface_config: Any, tp_size: int) -> None:
+        """See `check_cut`."""
+        config = cls.config_of(huggingface_config)
+        check_cut(tp_size, config.num_heads, config.num_kv_heads, config.widths)
+
+    @classmethod
+    def rope_config(cls, huggingface_config: Any) -> RopeConfig:
+        return cls.config_of(huggingface_config).rope
+
+    def execute(self, model_inputs: ModelInputs) -> ModelOutputs:
+        kv = model_inputs.kv_cache_inputs
+        assert kv is not None, "a decoder runs with a KV cache"
+        lengths = getattr(model_inputs, "rope_lengths", None)
+        options = {} if lengths is None else {"rope_lengths": lengths}
+        with torch.inference_mode():
+            logits = self.network(
+                model_inputs.tokens,
+                model_inputs.positions,
+                model_inputs.qo_indptr,
+                model_inputs.logit_indices,
+                kv,
+                **options,
+            )
+        return ModelOutputs(logits=logits)
+
+    def prepare_initial_token_inputs(
+        self,
+        context_batch: Sequence[RunRow],
+        kv_cache_inputs: KVCacheInputs | None = None,
+        return_n_logits: int = 1,
+    ) -> ModelInputs:
+        """See TextPipelineModel; with `rope_lengths` where the rope is dynamic."""
+        inputs = super().prepare_initial_token_inputs(context_batch, kv_cache_inputs, return_n_logits)
+        if not self._rope_is_dynamic:
+            return inputs
+        prompts = np.array([row.prompt_length for row in context_batch], dtype=np.int64)
+        counts = [len(row.active_tokens) for row in context_batch]
+        prompt_lengths = self._to_device(np.repeat(prompts, counts))
+        lengths = torch.maximum(inputs.positions + 1, prompt_lengths)  # following steps: the default, position + 1
+        return RopeLengthInputs(**vars(inputs), rope_lengths=lengths)

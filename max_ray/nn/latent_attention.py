@@ -1,0 +1,122 @@
+"""Multi-head latent attention (DeepSeek-V2, DeepSeek-AI 2024, section 2.1): the cache holds one latent and one rotated
+key a token, for all heads together.
+
+A head's key is [W_uk latent | rope key] and its value W_uv latent. The products with W_uk and W_uv are absorbed: the
+query is multiplied by W_uk^T once, attends to the latents themselves, and the attended latent is multiplied by W_uv. No
+key or value of a head is ever made.
+
+Axes: T new tokens, H heads of this rank, L latent width, P width of the part without position, R rotated width, V of a
+value head, Q width of the compressed query.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from max_ray import kernels
+from max_ray.distributed import TPGroup
+from max_ray.interfaces import KVCacheInputs
+from max_ray.nn.linear import ColumnParallelLinear, Linear, RowParallelLinear, shard_range
+from max_ray.nn.module import Module
+from max_ray.nn.norm import RMSNorm
+from max_ray.weights.parameter import PartSpec
+
+_LATENT_EPS = 1e-6  # of the norms of compressed vectors, whatever config.json says of the others
+
+
+@dataclass(frozen=True)
+class LatentAttentionShape:
+    """Sizes of the whole layer, before it is cut over ranks.
+
+    query_rank: Q, None where queries are not compressed. interleaved: pairs of rope, see kernels.apply_rope.
+    scale: multiplies q k^T. bias: of the products down to the compressed vectors, and of the output.
+    """
+
+    dim: int
+    num_heads: int
+    query_rank: int | None
+    latent_dim: int
+    plain_dim: int
+    rope_dim: int
+    value_dim: int
+    scale: float
+    interleaved: bool = True
+    bias: bool = False
+
+
+class LatentAttention(Module):
+    """Self-attention of one layer: [T, hidden] -> [T, hidden]. Its cache is `kv.keys[layer_index]`, one "head" of
+    L + R a token, whole on every rank; `kv.values` is not used. The ranks share the heads."""
+
+    waits_for_device = True  # latent_attention plans on the host
+
+    def __init__(self, shape: LatentAttentionShape, layer_index: int, tp: TPGroup, dtype: torch.dtype) -> None:
+        self._shape = shape
+        self._layer_index = layer_index
+        query_width = shape.num_heads * (shape.plain_dim + shape.rope_dim)
+        if shape.query_rank is None:
+            self.query = ColumnParallelLinear(shape.dim, query_width, tp, dtype=dtype)
+        else:
+            self.query_down = Linear(shape.dim, shape.query_rank, shape.bias, dtype=dtype, device=tp.device)
+            self.query_norm = RMSNorm(shape.query_rank, _LATENT_EPS, dtype=dtype, device=tp.device)
+            self.query = ColumnParallelLinear(shape.query_rank, query_width, tp, dtype=dtype)
+        cached_dim = shape.latent_dim + shape.rope_dim
+        self.latent_down = Linear(shape.dim, cached_dim, shape.bias, dtype=dtype, device=tp.device)
+        self.latent_norm = RMSNorm(shape.latent_dim, _LATENT_EPS, dtype=dtype, device=tp.device)
+        self.up = LatentUp(shape, tp, dtype)
+        self.out = RowParallelLinear(shape.num_heads * shape.value_dim, shape.dim, tp, bias=shape.bias, dtype=dtype)
+
+    def forward(
+        self, x: torch.Tensor, cos_sin: torch.Tensor, kv: KVCacheInputs, qo_indptr: torch.Tensor
+    ) -> torch.Tensor:
+        """cos_sin: [T, R], the rotation of each new token, as RotaryEmbedding gives it."""
+        shape, cache = self._shape, kv.keys[self._layer_index]
+        q_plain, q_rope = torch.split_with_sizes(self._queries(x), [shape.plain_dim, shape.rope_dim], dim=-1)
+        latent, k_rope = self.latent_down(x).split([shape.latent_dim, shape.rope_dim], dim=-1)  # [T, L], [T, R]
+        q_rope, k_rope = kernels.apply_rope(q_rope, k_rope.unsqueeze(1), cos_sin, None, interleaved=shape.interleaved)
+        latent = torch.cat((self.latent_norm(latent), k_rope.squeeze(1)), dim=-1)  # [T, L + R]
+        kernels.append_latent(latent, cache, kv.slot_mapping)
+        q = torch.cat((self.up.absorb_query(q_plain), q_rope), dim=-1)  # [T, H, L + R]
+        attended = kernels.latent_attention(
+            q, cache, kv, qo_indptr, scale=shape.scale, latent_dim=shape.latent_dim
+        )  # [T, H, L]
+        y: torch.Tensor = self.out(self.up.values(attended).flatten(-2))
+        return y
+
+    def _queries(self, x: torch.Tensor) -> torch.Tensor:
+        """[T, H, P + R]."""
+        if self._shape.query_rank is not None:
+            x = self.query_norm(self.query_down(x))
+        q: torch.Tensor = self.query(x)
+        return q.view(len(x), -1, self._shape.plain_dim + self._shape.rope_dim)
+
+
+class LatentUp(Module):
+    """W_uk and W_uv of this rank's heads, one weight as in a checkpoint: [H * (P + V), L], key rows before value rows
+    in each head."""
+
+    weight: torch.Tensor
+
+    def __init__(self, shape: LatentAttentionShape, tp: TPGroup, dtype: torch.dtype) -> None:
+        self._shape = shape
+        size = shape.plain_dim + shape.value_dim
+        heads, latent_dim = shard_range(shape.num_heads, tp), shape.latent_dim
+        spec = PartSpec((shape.num_heads * size, latent_dim), 0, heads.start * size, heads.stop * size, 0)
+        self.add_parameter(
+            "weight", torch.empty(len(heads) * size, latent_dim, dtype=dtype, device=tp.device), {"": spec}
+        )
+
+    def absorb_query(self, q: torch.Tensor) -> torch.Tensor:
+        """[T, H, P] -> [T, H, L]: W_uk^T q."""
+        keys = self._heads()[:, : self._shape.plain_dim]  # [H, P, L]
+        return torch.bmm(q.transpose(0, 1), keys).transpose(0, 1)
+
+    def values(self, attended: torch.Tensor) -> torch.Tensor:
+        """[T, H, L] -> [T, H, V]: W_uv latent."""
+        values = self._heads()[:, self._shape.plain_dim :]  # [H, V, L]
+        return torch.bmm(attended.transpose(0, 1), values.transpose(1, 2)).transpose(0, 1)
+
+    def _heads(self) -> torch.Tensor:
+        return self.weight.view(-1, self._shape.plain_dim + self._shape.value_dim, self._shape.latent_dim)

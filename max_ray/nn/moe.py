@@ -1,0 +1,193 @@
+"""Mixture of experts: which experts a token goes to, and the experts' feed-forward layers over a tensor-parallel group.
+
+Axes: T tokens, K experts a token, E experts, D hidden size, F width of one expert, M = T * K choices.
+
+A group holds the experts in one of two ways: each expert cut over its inner width, like any feed-forward layer
+(default), or whole experts spread over the ranks, rank r holding E / size of them (`spread`, expert parallelism). In
+both, every rank sees all tokens and gives a summand of the result, so that one sum over the ranks follows.
+
+The choices are sorted by expert, so that each expert runs once over its tokens. On GPUs all experts run in one grouped
+product of a stacked weight, without asking the device how many tokens each expert got.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+
+from max_ray import kernels
+from max_ray.distributed import TPGroup, all_reduce
+from max_ray.nn.linear import MergedColumnParallelLinear, RowParallelLinear, shard_range
+from max_ray.nn.module import Module
+from max_ray.weights.parameter import PartSpec
+
+_ALIGNMENT = 16  # bytes: rows of a grouped product's operands begin at multiples of it
+
+
+def softmax_top_k(logits: torch.Tensor, top_k: int, *, renormalize: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Router logits [T, E] -> (weights float32 [T, K], experts int64 [T, K]): the largest of the softmax over all
+    experts, made to sum to 1 where `renormalize`."""
+    weights, experts = logits.float().softmax(-1).topk(top_k, dim=-1)
+    if renormalize:
+        weights = weights / weights.sum(-1, keepdim=True)
+    return weights, experts
+
+
+def keep_best_groups(scores: torch.Tensor, num_groups: int, num_kept: int, best_of_group: int) -> torch.Tensor:
+    """scores [T, E] with -inf outside of each token's `num_kept` best groups of E / num_groups neighbouring experts; a
+    group is worth the sum of its `best_of_group` best experts (DeepSeek-V3, DeepSeek-AI 2024, section 2.1.2)."""
+    groups = scores.view(len(scores), num_groups, -1)  # [T, G, E / G]
+    worth = groups.topk(best_of_group, dim=-1).values.sum(-1)
+    kept = torch.zeros_like(worth, dtype=torch.bool).scatter_(1, worth.topk(num_kept, dim=-1).indices, True)
+    return groups.masked_fill(~kept.unsqueeze(-1), -torch.inf).flatten(1)
+
+
+def run_by_expert(
+    x: torch.Tensor,
+    weights: torch.Tensor,
+    experts: torch.Tensor,
+    num_experts: int,
+    run: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    """Sum over K of weight * expert(x), in float32: x [T, D], weights and experts [T, K] -> [T, D].
+
+    run: all experts at once, (x [M, D] sorted by expert, counts int64 [E]: rows of each expert) -> [M, D].
+    """
+    expert_of_choice = experts.flatten()
+    order = expert_of_choice.argsort(stable=True)
+    counts = torch.zeros(num_experts, dtype=torch.int64, device=x.device)
+    counts.scatter_add_(0, expert_of_choice, torch.ones_like(expert_of_choice))
+    tokens = order // experts.shape[1]  # [M]
+    y = run(x[tokens], counts).float() * weights.flatten()[order].unsqueeze(-1)
+    return torch.zeros(x.shape, dtype=torch.float32, device=x.device).index_add_(0, tokens, y).to(x.dtype)
+
+
+def grouped_matmul(x: torch.Tensor, weights: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """x [M, I] in groups of rows, group e times weights[e] of [E, I, O] -> [M, O].
+
+    ends: int32 [E], where each group's rows end; rows after the last are left as they come. Waits for the device
+    where the sizes are no multiples of 16 bytes, which torch's grouped product needs.
+    """
+    if all(size * x.element_size() % _ALIGNMENT == 0 for size in weights.shape[1:]):
+        return F.grouped_mm(x, weights, offs=ends)
+    out = x.new_zeros(len(x), weights.shape[2])
+    start = 0
+    for weight, end in zip(weights, ends.tolist(), strict=True):
+        out[start:end] = x[start:end] @ weight
+        start = end
+    return out
+
+
+class Expert(Module):
+    """down(gated(gate(x), up(x))), [M, D] -> [M, D]: this rank's summand."""
+
+    def __init__(
+        self, dim: int, hidden_dim: int, tp: TPGroup, gate: Callable[[torch.Tensor], torch.Tensor], dtype: torch.dtype
+    ) -> None:
+        self._gate = gate
+        self.gate_up = MergedColumnParallelLinear(dim, {"gate": hidden_dim, "up": hidden_dim}, tp, dtype=dtype)
+        self.down = RowParallelLinear(hidden_dim, dim, tp, reduce=False, dtype=dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.down(self._gate(self.gate_up(x)))
+        return y
+
+
+class Experts(Module):
+    """The experts of one layer: tokens [T, D], weights and experts [T, K] -> [T, D], summed over K in float32.
+
+    spread: whole experts over the ranks instead of every expert cut. gate: see GatedMLP.
+    reduce: whether the result is summed over the ranks; False leaves each rank its summand, for a caller that adds
+    more before summing. grouped: one product for all experts; by default on GPUs, where sizes allow it.
+    """
+
+    def __init__(
+        self,
+        num_experts: int,
+        dim: int,
+        hidden_dim: int,
+        tp: TPGroup,
+        *,
+        spread: bool = False,
+        gate: Callable[[torch.Tensor], torch.Tensor] = kernels.silu_and_mul,
+        reduce: bool = True,
+        grouped: bool | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self._tp = tp
+        self._gate = gate
+        self._reduce = reduce
+        self._num_experts = num_experts
+        self._local = shard_range(num_experts, tp) if spread else range(num_experts)
+        part = TPGroup.single(tp.device) if spread else tp
+        self.all: list[Expert | _Elsewhere] = [
+            Expert(dim, hidden_dim, part, gate, dtype)
+            if index in self._local
+            else _Elsewhere(dim, hidden_dim, dtype, tp.device)
+            for index in range(num_experts)
+        ]
+        self._stacked: tuple[torch.Tensor, torch.Tensor] | None = None
+        aligned = all(size * dtype.itemsize % _ALIGNMENT == 0 for size in (dim, hidden_dim // part.size))
+        if grouped if grouped is not None else tp.device.type == "cuda" and aligned:
+            local = [expert for expert in self.all if isinstance(expert, Expert)]
+            self._stacked = (
+                _stack([expert.gate_up for expert in local]),
+                _stack([expert.down for expert in local]),
+            )
+
+    @property
+    def waits_for_device(self) -> bool:
+        """Whether a forward pass asks the device how many tokens each expert got."""
+        return self._stacked is None
+
+    def forward(self, x: torch.Tensor, weights: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
+        ours_first = (experts - self._local.start) % self._num_experts
+        run = self._loop if self._stacked is None else self._grouped
+        out = run_by_expert(x, weights, ours_first, self._num_experts, run)
+        return all_reduce(out, self._tp) if self._reduce else out
+
+    def _loop(self, x: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+        """See run_by_expert. Rows of other ranks' experts become zero."""
+        y = torch.zeros_like(x)
+        start = 0
+        for index, count in zip(self._local, counts[: len(self._local)].tolist(), strict=True):
+            if count:
+                expert = self.all[index]
+                y[start : start + count] = expert(x[start : start + count])
+            start += count
+        return y
+
+    def _grouped(self, x: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+        """The same in two grouped products."""
+        assert self._stacked is not None
+        gate_up, down = self._stacked
+        ends = counts[: len(self._local)].cumsum(0).to(torch.int32)
+        y = grouped_matmul(self._gate(grouped_matmul(x, gate_up.mT, ends)), down.mT, ends)
+        is_local = torch.arange(len(x), device=x.device) < ends[-1]
+        return y.where(is_local.unsqueeze(-1), 0)
+
+
+class _Elsewhere(Module):
+    """An expert that another rank holds: its names are known, nothing of it is read."""
+
+    def __init__(self, dim: int, hidden_dim: int, dtype: torch.dtype, device: torch.device) -> None:
+        nothing = PartSpec((hidden_dim, dim), 0, 0, 0, 0)
+        self.gate_up = Module()
+        self.gate_up.add_parameter(
+            "weight", torch.empty(0, dim, dtype=dtype, device=device), {"gate": nothing, "up": nothing}
+        )
+        self.down = Module()
+        self.down.add_parameter(
+            "weight", torch.empty(dim, 0, dtype=dtype, device=device), {"": PartSpec((dim, hidden_dim), 1, 0, 0, 0)}
+        )
+
+
+def _stack(layers: Sequence[MergedColumnParallelLinear | RowParallelLinear]) -> torch.Tensor:
+    """One tensor [len(layers), O, I] whose slices become the layers' weights, for loading to fill."""
+    first = layers[0].weight
+    stacked = torch.empty(len(layers), *first.shape, dtype=first.dtype, device=first.device)
+    for layer, weight in zip(layers, stacked, strict=True):
+        layer.weight = weight
+    return stacked

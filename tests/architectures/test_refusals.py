@@ -1,0 +1,121 @@
+"""What a family cannot do is refused before a weight is read, with a sentence that names the number in config.json."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from max_ray.config import PipelineConfig
+from max_ray.errors import ConfigError, MaxRayError, ParallelismError
+from max_ray.huggingface import HuggingFaceConfig
+from max_ray.interfaces import SupportedEncoding
+from max_ray.pipelines.plan import resolve_plan
+from max_ray.registry import PIPELINE_REGISTRY
+from tests.architectures.families import find_tiny, tiny_config
+
+REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    ("Qwen2", {"hidden_act": "gelu"}, "hidden_act='gelu'"),
+    ("Qwen3", {"num_hidden_layers": None}, "no 'num_hidden_layers'"),
+    ("Qwen3", {"layer_types": ["sliding_attention"] * 3}, "sliding_window is None"),
+    ("Ministral", {"layer_types": ["full_attention"] * 2}, "names 2 layers, num_hidden_layers is 3"),
+    ("Ministral", {"layer_types": ["chunked_attention"] * 3}, "'chunked_attention'"),
+    ("Mistral", {"hidden_act": "relu"}, "hidden_act='relu'"),
+    ("Gemma 3", {"hidden_activation": "silu"}, "hidden_activation='silu'"),
+    ("Gemma 3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping=50.0"),
+    ("Gemma 3", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+    ("Mixtral", {"num_local_experts": None}, "no 'num_local_experts'"),
+    ("Qwen3 MoE", {"moe_intermediate_size": None}, "no 'moe_intermediate_size'"),
+    ("gpt-oss", {"quantization_config": {"quant_method": "mxfp4"}}, "quantized .mxfp4.*bfloat16 copy"),
+    ("gpt-oss", {"num_local_experts": None}, "no 'num_local_experts'"),
+    ("DeepSeek V2", {"topk_method": "noaux_tc"}, "topk_method='noaux_tc'"),
+    ("DeepSeek V2", {"norm_topk_prob": True}, "norm_topk_prob"),
+    ("DeepSeek V3", {"scoring_func": "softmax"}, "scoring_func='softmax'"),
+    ("DeepSeek V3", {"n_group": 3}, "n_routed_experts=8 .* n_group=3"),
+    ("DeepSeek V3", {"moe_layer_freq": 2}, "moe_layer_freq=2"),
+    ("DeepSeek V3", {"mlp_bias": True}, "mlp_bias"),
+]
+NOT_CUT: list[tuple[str, dict[str, Any], int, str]] = [
+    ("Qwen3", {}, 3, r"num_attention_heads=4 .* sizes that work: 1, 2, 4"),
+    ("Mistral", {"intermediate_size": 66}, 4, "intermediate_size=66 .* sizes that work: 1, 2"),
+    ("Gemma 3", {"num_attention_heads": 12, "num_key_value_heads": 3}, 2, "num_key_value_heads=3 .* work: 1"),
+    ("Qwen3 MoE", {"moe_intermediate_size": 18}, 4, "moe_intermediate_size=18"),
+    ("Qwen3 MoE, some layers dense", {"intermediate_size": 34}, 4, "intermediate_size=34"),
+    ("DeepSeek V3", {"moe_intermediate_size": 18}, 4, "moe_intermediate_size=18"),
+    ("DeepSeek V3", {"num_attention_heads": 6}, 4, "num_attention_heads=6"),
+]
+
+
+def config_folder(path: Path, name: str, changes: dict[str, Any]) -> Path:
+    """A folder with config.json and nothing else."""
+    values = tiny_config(find_tiny(name)).to_dict()
+    values = {**values, "architectures": [find_tiny(name).class_name], **changes}
+    (path / "config.json").write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
+    return path
+
+
+@pytest.mark.parametrize(("name", "changes", "message"), REFUSED)
+def test_a_config_that_the_family_lacks(tmp_path: Path, name: str, changes: dict[str, Any], message: str) -> None:
+    config = PipelineConfig(model_path=str(config_folder(tmp_path, name, changes)), devices="cpu")
+    with pytest.raises(ConfigError, match=message):
+        resolve_plan(config)
+
+
+@pytest.mark.parametrize(("name", "changes", "num_ranks", "message"), NOT_CUT)
+def test_ranks_that_cannot_cut_it(
+    tmp_path: Path, name: str, changes: dict[str, Any], num_ranks: int, message: str
+) -> None:
+    path = config_folder(tmp_path, name, changes)
+    config = PipelineConfig(model_path=str(path), devices="cpu", tensor_parallel_size=num_ranks)
+    with pytest.raises(ParallelismError, match=message):
+        resolve_plan(config)
+
+
+def test_an_encoding_that_the_family_lacks(tmp_path: Path) -> None:
+    path = config_folder(tmp_path, "DeepSeek V3", {})
+    with pytest.raises(MaxRayError, match="DeepseekV3ForCausalLM does not support quantization_encoding=q4_k"):
+        resolve_plan(PipelineConfig(model_path=str(path), devices="cpu", quantization_encoding="q4_k"))
+
+
+def test_defaults_of_a_checkpoint_that_says_little() -> None:
+    """Where config.json is silent, the numbers are those of transformers' configuration classes."""
+    least: dict[str, Any] = {
+        "vocab_size": 10,
+        "hidden_size": 8,
+        "intermediate_size": 4,
+        "num_hidden_layers": 7,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 64,
+    }
+
+    def config_of(name: str, **values: Any) -> Any:
+        model = PIPELINE_REGISTRY.retrieve_architecture(name).pipeline_model
+        return model.config_of(HuggingFaceConfig({**least, **values}))  # type: ignore[attr-defined]
+
+    assert config_of("Qwen3ForCausalLM").head_dim == 128
+    assert config_of("Qwen2ForCausalLM").head_dim == 4
+    assert config_of("Qwen2ForCausalLM").windows == (None,) * 7
+    assert config_of("MistralForCausalLM").windows == (4096,) * 7
+    assert config_of("MistralForCausalLM", sliding_window=None).windows == (None,) * 7
+    gemma = config_of("Gemma3ForCausalLM", rope_scaling={"rope_type": "linear", "factor": 8.0})
+    assert gemma.windows == (4096,) * 5 + (None, 4096)
+    assert (gemma.rope.theta, gemma.global_rope.theta, gemma.global_rope.scaling) == (1e4, 1e6, {"factor": 8.0})
+    assert (gemma.rope.rope_type, gemma.tie_word_embeddings, gemma.attention_scale) == ("default", True, 256**-0.5)
+    assert not config_of("MixtralForCausalLM", num_local_experts=4, num_experts_per_tok=2).tie_word_embeddings
+
+
+@pytest.mark.parametrize(("num_ranks", "encoding", "itemsize"), [(1, "bfloat16", 2), (2, "float32", 4)])
+def test_deepseek_caches_the_latent_and_not_the_heads(
+    tmp_path: Path, num_ranks: int, encoding: str, itemsize: int
+) -> None:
+    """A token costs one latent (24) and one rope key (8) a layer on each rank; heads would cost 4 * (20 + 10)."""
+    config = PipelineConfig(
+        model_path=str(config_folder(tmp_path, "DeepSeek V3", {})),
+        devices="cpu",
+        tensor_parallel_size=num_ranks,
+        quantization_encoding=SupportedEncoding(encoding),
+    )
+    plan = resolve_plan(config)
+    assert plan.kv_params.bytes_per_token == 3 * (24 + 8) * itemsize
