@@ -12,7 +12,7 @@ from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -27,6 +27,7 @@ __all__ = [
     "append_latent",
     "append_paged_kv_cache",
     "apply_rope",
+    "argmax",
     "fused_add_rmsnorm",
     "latent_attention",
     "pack_weight",
@@ -94,6 +95,15 @@ def fused_add_rmsnorm(
 def silu_and_mul(x: torch.Tensor) -> torch.Tensor:
     """silu(gate) * up for x = [gate | up], [..., 2F] -> [..., F]."""
     result: torch.Tensor = _twin(x).silu_and_mul(x)
+    return result
+
+
+def argmax(x: torch.Tensor) -> torch.Tensor:
+    """[N, V] -> int64 [N]: where each row's largest number is; the first of several. (Rows with NaN: some index.)
+
+    On a GPU torch's own operation serves.
+    """
+    result: torch.Tensor = (cpu if x.is_cuda else _cpu_twins()).argmax(x)
     return result
 
 
@@ -179,14 +189,12 @@ def paged_attention(
     sinks: [H], a score beside those of the keys in the softmax of each head, without a value (gpt-oss, OpenAI 2025);
         not together with a soft cap. The torch twin serves all devices then: it waits for a GPU in every step.
     """
+    options: dict[str, Any] = {"scale": scale, "sliding_window": sliding_window, "logit_softcap": logit_softcap}
+    twin = _twin(q)
     if sinks is not None:
-        args = (q, k_cache, v_cache, kv, qo_indptr)
-        return cpu.paged_attention(
-            *args, scale=scale, sliding_window=sliding_window, logit_softcap=logit_softcap, sinks=sinks
-        )
-    result: torch.Tensor = _twin(q).paged_attention(
-        q, k_cache, v_cache, kv, qo_indptr, scale=scale, sliding_window=sliding_window, logit_softcap=logit_softcap
-    )
+        twin = cpu if q.is_cuda else twin
+        options["sinks"] = sinks
+    result: torch.Tensor = twin.paged_attention(q, k_cache, v_cache, kv, qo_indptr, **options)
     return result
 
 

@@ -81,8 +81,8 @@ class DecodeGraphs:
     """The decode steps of one rank's model, by bucket. One run at a time, as for the model itself.
 
     max_batch_size, max_length: rows and tokens of a row that steps may have; larger batches are left to the caller
-    (see `fits`). buckets: ascending sizes up to max_batch_size; by default `buckets_up_to` it. max_replays: how many are
-    kept, each with its memory; those used last. All ranks of a group capture and replay in the same order.
+    (see `fits`). buckets: ascending sizes up to max_batch_size; by default `buckets_up_to` it. max_replays: how many
+    are kept, each with its memory; those used last. All ranks of a group capture and replay in the same order.
     """
 
     def __init__(

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from max_ray import kernels
 from max_ray.driver import upload
 from max_ray.interfaces.context import LogProbabilities
 from max_ray.interfaces.executor import RunRow
@@ -105,12 +106,12 @@ class Sampler:
 
     def _pick(self, logits: torch.Tensor, batch: _Batch, numbers: npt.NDArray[np.int64]) -> torch.Tensor:
         if batch.all_greedy:
-            return logits.argmax(1)
+            return kernels.argmax(logits)
         if batch.device_draw is not None:
             return batch.device_draw(logits)
         tokens = torch.empty(len(numbers), dtype=torch.int64, device=self._device)
         if len(batch.greedy):
-            tokens[batch.greedy] = logits[batch.greedy].argmax(1)
+            tokens[batch.greedy] = kernels.argmax(logits[batch.greedy])
         uniform = torch.from_numpy(self._uniforms.at(numbers, self._generated[numbers])).to(self._device)
         if len(batch.plain):
             tokens[batch.plain] = draw(logits[batch.plain].float(), batch.plain_temperature, uniform[batch.plain])

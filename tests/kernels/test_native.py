@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from tests.kernels import naive
 
 DTYPES = [torch.float32, torch.bfloat16]
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+PLAIN: dict[str, Any] = {"logit_softcap": None, "sinks": None}
 needs_library = pytest.mark.skipif(native.library() is None, reason="no C++ compiler on this machine")
 
 
@@ -47,7 +49,7 @@ def test_linear_equals_the_definition_at_every_number_of_rows(dtype: torch.dtype
     product = x.double() @ weight.double().T
     alone = torch.cat([packed.linear(row[None], None) for row in x])
     assert close(alone, product)
-    for rows in [1, 2, 5, 6, 7, 13, 14, 15, 16, 28, 29, 32, 33, 96, 97, 100]:
+    for rows in [1, 2, 5, 6, 7, 13, 14, 15, 16, 28, 29, 32, 33, 55, 56, 57, 96, 97, 100]:
         assert torch.equal(packed.linear(x[:rows], None), alone[:rows]), f"{rows} rows"
     assert torch.equal(packed.linear(x, bias), alone + bias)
 
@@ -118,6 +120,17 @@ def test_elementwise_twins(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
 
 
 @needs_library
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [1, 15, 16, 17, 32, 1000])
+def test_argmax_takes_the_first_of_the_largest(dtype: torch.dtype, width: int) -> None:
+    x = torch.randint(-3, 3, (40, width + 3)).to(dtype)[:, :width]
+    first = [row.index(max(row)) for row in x.tolist()]
+    assert native.argmax(x).tolist() == first
+    assert native.argmax(torch.full((2, width), -torch.inf).to(dtype)).tolist() == [0, 0]
+    assert native.argmax(x[:0]).tolist() == []
+
+
+@needs_library
 def test_silu_of_very_large_and_very_small_gates() -> None:
     gate = torch.tensor([[-1e4, -100, -88, -20, 0, 20, 88, 100, 1e4]])
     x = torch.cat([gate, torch.ones_like(gate)], 1)
@@ -179,7 +192,7 @@ def test_attention_at_the_borders_of_tiles(
 ) -> None:
     rows = [(0, 1), (62, 1), (63, 1), (64, 1), (65, 3), (0, 33), (30, 40), (130, 2)]
     q, k, v, kv, indptr = ragged(rows, heads, head_dim, 16, dtype)
-    result = native.paged_attention(q, k, v, kv, indptr, scale=0.3, sliding_window=window, logit_softcap=None)
+    result = native.paged_attention(q, k, v, kv, indptr, scale=0.3, sliding_window=window, **PLAIN)
     assert close(result, naive.attention(q, k, v, kv, indptr, 0.3, window))
 
 
@@ -188,7 +201,7 @@ def test_attention_at_the_borders_of_tiles(
 @pytest.mark.parametrize("window", [None, 50])
 def test_a_query_does_not_depend_on_its_chunk(dtype: torch.dtype, window: int | None) -> None:
     q, k, v, kv, indptr = ragged([(0, 150)], (4, 2), 32, 16, dtype)
-    whole = native.paged_attention(q, k, v, kv, indptr, scale=0.2, sliding_window=window, logit_softcap=None)
+    whole = native.paged_attention(q, k, v, kv, indptr, scale=0.2, sliding_window=window, **PLAIN)
     for start, stop in [(0, 1), (63, 64), (64, 65), (100, 150), (31, 97)]:
         kv.cache_lengths[0] = start
         part_indptr = torch.tensor([0, stop - start], dtype=torch.int32)
@@ -214,6 +227,15 @@ def test_random_ragged_batches() -> None:
         softcap = 2.0 if pick(0, 1) else None
         result = native.paged_attention(q, k, v, kv, indptr, scale=0.25, sliding_window=window, logit_softcap=softcap)
         assert close(result, naive.attention(q, k, v, kv, indptr, 0.25, window, softcap)), (rows, page, window)
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_attention_with_sinks(dtype: torch.dtype) -> None:
+    q, k, v, kv, indptr = ragged([(0, 1), (64, 1), (3, 70)], (4, 2), 32, 16, dtype)
+    options: dict[str, Any] = {"scale": 0.3, "sliding_window": 40, "logit_softcap": None, "sinks": torch.randn(4)}
+    result = native.paged_attention(q, k, v, kv, indptr, **options)
+    assert close(result, cpu.paged_attention(q, k, v, kv, indptr, **options).double())
 
 
 @pytest.fixture

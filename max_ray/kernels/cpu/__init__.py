@@ -1,6 +1,7 @@
 """The torch twins: each defines its operation and runs on any torch device, tuned for CPUs."""
 
 from max_ray.kernels.cpu.activation import silu_and_mul
+from max_ray.kernels.cpu.argmax import argmax
 from max_ray.kernels.cpu.attention import paged_attention
 from max_ray.kernels.cpu.latent import append_latent, latent_attention
 from max_ray.kernels.cpu.norm import fused_add_rmsnorm, rmsnorm
@@ -12,6 +13,7 @@ __all__ = [
     "append_latent",
     "append_paged_kv_cache",
     "apply_rope",
+    "argmax",
     "fused_add_rmsnorm",
     "latent_attention",
     "paged_attention",

@@ -2,9 +2,12 @@
 
 from max_ray.kernels.native.build import library
 from max_ray.kernels.native.ops import (
+    append_latent,
     append_paged_kv_cache,
     apply_rope,
+    argmax,
     fused_add_rmsnorm,
+    latent_attention,
     paged_attention,
     rmsnorm,
     rope_and_append,
@@ -14,9 +17,12 @@ from max_ray.kernels.native.packed import PackedWeight, pack_weight
 
 __all__ = [
     "PackedWeight",
+    "append_latent",
     "append_paged_kv_cache",
     "apply_rope",
+    "argmax",
     "fused_add_rmsnorm",
+    "latent_attention",
     "library",
     "pack_weight",
     "paged_attention",

@@ -40,8 +40,9 @@ _SIGNATURES: dict[str, list[type]] = {
     "rmsnorm": [_P, _P, _P, _L, _L, _F, _I],
     "add_rmsnorm": [_P, _P, _P, _P, _P, _L, _L, _F, _I],
     "silu_and_mul": [_P, _P, _L, _L, _I],
+    "argmax": [_P, _L, _L, _L, _P, _I],
     "rope_and_append": [_P, _P, _P, _P, _P, _P, _P, _P, _P, ctypes.POINTER(RopeShape), _I],
-    "paged_attention": [_P, _P, _P, _P, _P, _P, _P, ctypes.POINTER(AttentionShape), _I],
+    "paged_attention": [_P, _P, _P, _P, _P, _P, _P, _P, ctypes.POINTER(AttentionShape), _I],
 }
 _KINDS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 _MAX_ARGUMENTS = 12  # as in csrc/replay.cpp

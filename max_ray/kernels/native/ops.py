@@ -6,7 +6,7 @@ twin.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -57,8 +57,19 @@ def silu_and_mul(x: torch.Tensor) -> torch.Tensor:
     return y
 
 
+def argmax(x: torch.Tensor) -> torch.Tensor:
+    run = kernel("argmax", x.dtype)
+    if run is None or x.stride(1) != 1:
+        return cpu.argmax(x)
+    y = torch.empty(x.shape[0], dtype=torch.int64)
+    run(x.data_ptr(), x.stride(0), x.shape[0], x.shape[1], y.data_ptr(), torch.get_num_threads())
+    return y
+
+
 apply_rope = cpu.apply_rope
 append_paged_kv_cache = cpu.append_paged_kv_cache
+append_latent = cpu.append_latent
+latent_attention = cpu.latent_attention
 
 
 def rope_and_append(
@@ -119,14 +130,13 @@ def paged_attention(
     scale: float,
     sliding_window: int | None,
     logit_softcap: float | None,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     run = kernel("paged_attention", q.dtype)
     num_heads, head_dim = q.shape[1:]
     if run is None or head_dim % 16 or {k_cache.dtype, v_cache.dtype} != {q.dtype}:
-        targets = (k_cache, v_cache, kv, qo_indptr)
-        return cpu.paged_attention(
-            q, *targets, scale=scale, sliding_window=sliding_window, logit_softcap=logit_softcap
-        )
+        options: dict[str, Any] = {"scale": scale, "sliding_window": sliding_window, "logit_softcap": logit_softcap}
+        return cpu.paged_attention(q, k_cache, v_cache, kv, qo_indptr, **options, sinks=sinks)
     num_rows, width = kv.block_tables.shape
     shape = AttentionShape(
         num_rows,
@@ -141,6 +151,9 @@ def paged_attention(
     )
     q = q.contiguous()
     out = torch.empty_like(q)
-    tensors = (q, k_cache, v_cache, kv.block_tables, kv.cache_lengths, qo_indptr, out)
-    run(*[x.data_ptr() for x in tensors], shape, torch.get_num_threads())
+    caches = (k_cache.data_ptr(), v_cache.data_ptr())
+    rows = (kv.block_tables.data_ptr(), kv.cache_lengths.data_ptr(), qo_indptr.data_ptr())
+    sink_scores = None if sinks is None else sinks.float().contiguous()
+    sinks_address = None if sink_scores is None else sink_scores.data_ptr()
+    run(q.data_ptr(), *caches, *rows, sinks_address, out.data_ptr(), shape, torch.get_num_threads())
     return out

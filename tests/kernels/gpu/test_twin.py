@@ -44,12 +44,17 @@ def test_a_gpu_without_triton_gets_the_torch_twins_and_a_warning(
     assert "triton is not installed" in caplog.text
 
 
-@pytest.mark.parametrize("name", cpu.__all__)
+TORCH_ONLY = {"append_latent", "argmax", "latent_attention"}  # the torch twin serves GPUs
+
+
+@pytest.mark.parametrize("name", sorted(set(cpu.__all__) - TORCH_ONLY))
 def test_twins_have_the_same_signature(name: str) -> None:
     pytest.importorskip("triton")
     from max_ray.kernels import gpu
 
-    assert inspect.signature(getattr(gpu, name)) == inspect.signature(getattr(cpu, name))
+    ours = inspect.signature(getattr(cpu, name))
+    without_sinks = ours.replace(parameters=[p for p in ours.parameters.values() if p.name != "sinks"])
+    assert inspect.signature(getattr(gpu, name)) == without_sinks
 
 
 @pytest.mark.parametrize("name", cpu.__all__)

@@ -162,7 +162,7 @@ inline void soften(float *scores, int64_t from, int64_t to, const AttentionShape
 
 template <class T>
 void attend(const T *q, const T *k_cache, const T *v_cache, const int32_t *tables, int64_t cached, int64_t first_token,
-            const Piece &piece, T *y, const AttentionShape &s, Buffers &b) {
+            const Piece &piece, const float *sinks, T *y, const AttentionShape &s, Buffers &b) {
     const int64_t group = s.H / s.KVH, queries = piece.count * group;
     b.fit(queries, s.D);
     const int64_t head = piece.kv_head * group;
@@ -171,7 +171,8 @@ void attend(const T *q, const T *k_cache, const T *v_cache, const int32_t *table
         for (int64_t d = 0; d < s.D; d += LANES) store16(b.q + i * s.D + d, load16(from + d));
     }
     memset(b.out, 0, queries * s.D * sizeof(float));
-    for (int64_t i = 0; i < queries; i++) b.top[i] = LOWEST, b.total[i] = 0;
+    for (int64_t i = 0; i < queries; i++)  // a sink is a key of its head with a score and no value
+        b.top[i] = sinks ? sinks[head + i % group] : LOWEST, b.total[i] = sinks ? 1 : 0;
     const int64_t first_seen = cached + piece.first;  // position of the first query
     const int64_t stop = first_seen + piece.count;
     const int64_t start = s.window ? std::max<int64_t>(0, first_seen + 1 - s.window) / TILE * TILE : 0;
@@ -209,7 +210,7 @@ thread_local std::vector<Piece> pieces;
 
 template <class T>
 void paged_attention(const T *q, const T *k_cache, const T *v_cache, const int32_t *tables, const int32_t *lengths,
-                     const int32_t *indptr, T *y, const AttentionShape &s, int threads) {
+                     const int32_t *indptr, const float *sinks, T *y, const AttentionShape &s, int threads) {
     std::vector<Piece> &work = pieces;
     work.clear();
     int64_t keys = 0;
@@ -226,7 +227,7 @@ void paged_attention(const T *q, const T *k_cache, const T *v_cache, const int32
 #pragma omp parallel num_threads(threads) if (threads > 1)
     for (size_t i; (i = next++) < work.size();) {
         const Piece &piece = work[work.size() - 1 - i];
-        attend(q, k_cache, v_cache, tables, lengths[piece.row], indptr[piece.row], piece, y, s, buffers);
+        attend(q, k_cache, v_cache, tables, lengths[piece.row], indptr[piece.row], piece, sinks, y, s, buffers);
     }
 }
 
@@ -234,11 +235,13 @@ void paged_attention(const T *q, const T *k_cache, const T *v_cache, const int32
 
 extern "C" {
 void paged_attention_f32(const float *q, const float *k_cache, const float *v_cache, const int32_t *tables,
-                         const int32_t *lengths, const int32_t *indptr, float *y, const AttentionShape *shape, int threads) {
-    paged_attention<float>(q, k_cache, v_cache, tables, lengths, indptr, y, *shape, threads);
+                         const int32_t *lengths, const int32_t *indptr, const float *sinks, float *y,
+                         const AttentionShape *shape, int threads) {
+    paged_attention<float>(q, k_cache, v_cache, tables, lengths, indptr, sinks, y, *shape, threads);
 }
 void paged_attention_bf16(const bf16 *q, const bf16 *k_cache, const bf16 *v_cache, const int32_t *tables,
-                          const int32_t *lengths, const int32_t *indptr, bf16 *y, const AttentionShape *shape, int threads) {
-    paged_attention<bf16>(q, k_cache, v_cache, tables, lengths, indptr, y, *shape, threads);
+                          const int32_t *lengths, const int32_t *indptr, const float *sinks, bf16 *y,
+                          const AttentionShape *shape, int threads) {
+    paged_attention<bf16>(q, k_cache, v_cache, tables, lengths, indptr, sinks, y, *shape, threads);
 }
 }

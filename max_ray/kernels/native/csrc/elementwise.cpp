@@ -108,6 +108,35 @@ void rope_and_append(const T *q, const T *k, const T *v, T *q_out, T *k_cache, T
     }
 }
 
+// The first of the largest; NaN loses against every number.
+template <class T> int64_t argmax_row(const T *x, int64_t V) {
+    f32x16 best = splat(-INFINITY);
+    i32x16 where = splat_int(-1), block = splat_int(0);
+    int64_t i = 0;
+    for (; i + LANES <= V; i += LANES, block += 1) {
+        f32x16 value = load16(x + i);
+        i32x16 better = (i32x16)(value > best);
+        best = better ? value : best;
+        where = better ? block : where;
+    }
+    float top = -INFINITY;
+    int64_t index = 0;
+    bool found = false;
+    for (int lane = 0; lane < LANES; lane++) {
+        if (where[lane] < 0) continue;
+        const int64_t at = int64_t(where[lane]) * LANES + lane;
+        if (!found || best[lane] > top || (best[lane] == top && at < index)) top = best[lane], index = at, found = true;
+    }
+    for (; i < V; i++)
+        if (to_float(x[i]) > top) top = to_float(x[i]), index = i;
+    return index;
+}
+
+template <class T> void argmax(const T *x, int64_t stride, int64_t rows, int64_t V, int64_t *y, int threads) {
+#pragma omp parallel for num_threads(threads) if (threads > 1 && rows > 1 && rows * V > PARALLEL_ELEMENTS)
+    for (int64_t r = 0; r < rows; r++) y[r] = argmax_row(x + r * stride, V);
+}
+
 }  // namespace
 
 #define MAX_RAY_EXPORT(NAME, T)                                                                                           \
@@ -120,6 +149,9 @@ void rope_and_append(const T *q, const T *k, const T *v, T *q_out, T *k_cache, T
     }                                                                                                                     \
     void silu_and_mul_##NAME(const T *x, T *y, int64_t rows, int64_t F, int threads) {                                    \
         silu_and_mul<T>(x, y, rows, F, threads);                                                                          \
+    }                                                                                                                     \
+    void argmax_##NAME(const T *x, int64_t stride, int64_t rows, int64_t V, int64_t *y, int threads) {                    \
+        argmax<T>(x, stride, rows, V, y, threads);                                                                        \
     }                                                                                                                     \
     void rope_and_append_##NAME(const T *q, const T *k, const T *v, T *q_out, T *k_cache, T *v_cache,                     \
                                 const T *cos_sin, const int64_t *positions, const int64_t *slots,                         \

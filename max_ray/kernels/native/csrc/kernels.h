@@ -24,11 +24,12 @@ struct AttentionShape {
     void add_rmsnorm_##NAME(const T *x, const T *residual, const T *weight, T *y, T *total, int64_t rows, int64_t D,      \
                             float eps, int threads);                                                                      \
     void silu_and_mul_##NAME(const T *x, T *y, int64_t rows, int64_t F, int threads);                                     \
+    void argmax_##NAME(const T *x, int64_t stride, int64_t rows, int64_t V, int64_t *y, int threads);                     \
     void rope_and_append_##NAME(const T *q, const T *k, const T *v, T *q_out, T *k_cache, T *v_cache, const T *cos_sin,   \
                                 const int64_t *positions, const int64_t *slots, const RopeShape *shape, int threads);     \
     void paged_attention_##NAME(const T *q, const T *k_cache, const T *v_cache, const int32_t *tables,                    \
-                                const int32_t *lengths, const int32_t *indptr, T *y, const AttentionShape *shape,         \
-                                int threads);
+                                const int32_t *lengths, const int32_t *indptr, const float *sinks, T *y,                  \
+                                const AttentionShape *shape, int threads);
 
 extern "C" {
 MAX_RAY_DECLARE(f32, float)

@@ -8,8 +8,8 @@
 // Widening a bf16 to float is then one shift or one mask of a whole vector. Every output is one chain of fused
 // multiply-adds in the order of k, whatever the number of rows: a row's result does not depend on its batch.
 //
-// Up to SMALL_ROWS rows read the packed weights directly, each weight once, so that memory is busy all the time; more rows
-// widen a tile of weights once and use it for all of them. Threads take groups of panels from a common counter: a core that
+// Up to SMALL_ROWS rows use the packed weights directly, as they come from memory (the second half of the rows finds them
+// in the first cache); more rows widen a tile of weights once and use it for all of them. Threads take groups of panels from a common counter: a core that
 // is taken away for a while holds up nothing but its own group.
 #include "kernels.h"
 #include <algorithm>
@@ -27,7 +27,8 @@ namespace {
 constexpr int PANEL = LANES;
 constexpr int GROUP = 4;  // panels that a thread takes at once
 constexpr int WIDTH = GROUP * PANEL;
-constexpr int SMALL_ROWS = 28;  // with one panel 28 accumulators; up to 14 rows take two panels, up to 6 four
+constexpr int SMALL_BLOCK = 28;  // rows at once: 28 accumulators with one panel; up to 14 rows take two, up to 6 four
+constexpr int SMALL_ROWS = 2 * SMALL_BLOCK;
 constexpr int SMALL_CHUNK = 256;  // inputs at once
 constexpr int LARGE_BLOCK = 6;  // rows at once: 6 x 4 accumulators
 constexpr int LARGE_CHUNK = 64;  // inputs at once: a tile of 64 x 64 floats is half of the first cache
@@ -144,15 +145,15 @@ template <class T, int V, int... ROWS> SmallBlock<T> small_block_of(int64_t rows
     return table[rows - 1];
 }
 
-// The panels [v, v + count) of a group that one pass takes.
+// One pass over the first of `left` panels for M rows, the largest block of `most`. Gives how many panels it took.
 template <class T>
 int64_t small_pass(const typename Packed<T>::Word *const *panels, int64_t left, int64_t pairs, const float *x, int64_t M,
-                   float *sums) {
-    if (left >= 4 && M <= 6)
+                   int64_t most, float *sums) {
+    if (left >= 4 && most <= 6)
         return small_block_of<T, 4>(M, std::make_integer_sequence<int, 6>())(panels, pairs, x, sums), 4;
-    if (left >= 2 && M <= 14)
+    if (left >= 2 && most <= 14)
         return small_block_of<T, 2>(M, std::make_integer_sequence<int, 14>())(panels, pairs, x, sums), 2;
-    return small_block_of<T, 1>(M, std::make_integer_sequence<int, SMALL_ROWS>())(panels, pairs, x, sums), 1;
+    return small_block_of<T, 1>(M, std::make_integer_sequence<int, SMALL_BLOCK>())(panels, pairs, x, sums), 1;
 }
 
 // One finished row of up to 64 outputs: bias, rounding, out.
@@ -176,13 +177,18 @@ void small_group(const typename Packed<T>::Word *packed, const float *tiles, int
                  const T *bias, T *y, float *sums) {
     constexpr int ROW = SMALL_CHUNK + ROW_PAD;
     const int64_t words = Packed<T>::panel_words(round_up(K, 2)), count = panels_left(N, n);
+    const int64_t blocks = (M + SMALL_BLOCK - 1) / SMALL_BLOCK, most = (M + blocks - 1) / std::max<int64_t>(1, blocks);
     memset(sums, 0, M * WIDTH * sizeof(float));
     for (int64_t k = 0, c = 0; k < K; k += SMALL_CHUNK, c++) {
         const int64_t pairs = round_up(std::min<int64_t>(SMALL_CHUNK, K - k), 2) / 2;
         const typename Packed<T>::Word *panels[GROUP];
         for (int64_t v = 0; v < count; v++) panels[v] = packed + (n / PANEL + v) * words + Packed<T>::panel_words(k);
-        for (int64_t v = 0; v < count;)
-            v += small_pass<T>(panels + v, count - v, pairs, tiles + c * M * ROW, M, sums + v * LANES);
+        for (int64_t v = 0, taken = 1; v < count; v += taken)
+            for (int64_t b = 0; b < blocks; b++) {
+                const int64_t from = M * b / blocks, rows = M * (b + 1) / blocks - from;
+                const float *x = tiles + (c * M + from) * ROW;
+                taken = small_pass<T>(panels + v, count - v, pairs, x, rows, most, sums + from * WIDTH + v * LANES);
+            }
     }
     for (int64_t m = 0; m < M; m++)
         write_row(sums + m * WIDTH, bias ? bias + n : nullptr, y + m * N + n, std::min<int64_t>(WIDTH, N - n));

@@ -40,6 +40,7 @@ MAX_RAY_AGAIN(rows)
 MAX_RAY_AGAIN(rmsnorm)
 MAX_RAY_AGAIN(add_rmsnorm)
 MAX_RAY_AGAIN(silu_and_mul)
+MAX_RAY_AGAIN(argmax)
 MAX_RAY_AGAIN(rope_and_append)
 MAX_RAY_AGAIN(paged_attention)
 

@@ -20,6 +20,8 @@ struct bf16 {
 
 static inline f32x16 splat(float x) { return x - f32x16{}; }
 
+static inline i32x16 splat_int(int32_t x) { return x - i32x16{}; }
+
 static inline float to_float(float x) { return x; }
 static inline float to_float(bf16 x) {
     uint32_t u = uint32_t(x.bits) << 16;
