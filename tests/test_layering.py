@@ -24,7 +24,7 @@ TABLE: dict[str, set[str]] = {
     "huggingface": set(),
     "driver": set(),
     "distributed": {"driver", "interfaces"},
-    "kernels": {"interfaces"},
+    "kernels": {"interfaces", "settings"},
     "graph": {"interfaces"},
     "detokenizer": set(),
     "tokenizer": {"interfaces"},

@@ -4,4 +4,5 @@ from __future__ import annotations
 
 from max_ray.kernels.native.build import library
 
-print("The C++ kernels are ready." if library() else "No C++ kernels here: the CPU runs torch's operations.")
+if __name__ == "__main__":
+    print("The C++ kernels are ready." if library() else "No C++ kernels here: the CPU runs torch's operations.")
