@@ -42,9 +42,10 @@ class _Call(asyncio.Protocol):
 
     def hang_up(self) -> None:
         """At once: a caller that blocks the event loop next must not wait for it."""
-        fileno = os.dup(self.transport.get_extra_info("socket").fileno())
-        with socket.socket(fileno=fileno) as sock, contextlib.suppress(OSError):
-            sock.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):  # closed already: the worker was first, or is dead
+            fileno = os.dup(self.transport.get_extra_info("socket").fileno())
+            with socket.socket(fileno=fileno) as sock:
+                sock.shutdown(socket.SHUT_RDWR)
         self.transport.abort()
 
 
