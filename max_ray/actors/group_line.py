@@ -35,16 +35,20 @@ class _Call(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport
+        fileno = transport.get_extra_info("socket").fileno()
+        self._sock = socket.socket(fileno=os.dup(fileno))  # our own: event loops do not show theirs once it is closed
 
     def data_received(self, data: bytes) -> None:
         for message in self._reader.feed(data):
             self._line.receive(self, message)
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._sock.close()
+
     def hang_up(self) -> None:
-        """At once: a caller that blocks the event loop next must not wait for it."""
-        fileno = os.dup(self.transport.get_extra_info("socket").fileno())
-        with socket.socket(fileno=fileno) as sock, contextlib.suppress(OSError):
-            sock.shutdown(socket.SHUT_RDWR)
+        """At once: a caller that blocks the event loop next must not wait for it. Idempotent."""
+        with contextlib.suppress(OSError):  # closed already: the worker was first, or is dead
+            self._sock.shutdown(socket.SHUT_RDWR)
         self.transport.abort()
 
 

@@ -82,7 +82,15 @@ class Rank:
     def run(self, path: str) -> None:
         self.folder_mode = stat.S_IMODE(os.stat(os.path.dirname(path)).st_mode)
         line = WorkerLine.call(path, self.rank, self.stop) if self.reach else None
-        while line is not None and not line.is_closed:
+        if line is None:
+            return
+        try:
+            self.take_orders(line)
+        finally:
+            line.close()
+
+    def take_orders(self, line: WorkerLine) -> None:
+        while not line.is_closed:
             order = line.next_order(0.02)
             if order is not None:
                 self.orders.append(order)
@@ -162,6 +170,8 @@ async def test_a_rank_that_fails_ends_all_runs() -> None:
     assert not line.is_open
     with pytest.raises(WorkerGroupError, match="out of luck"):
         line.flush(["a"])
+    await asyncio.sleep(0.05)  # the dead rank's connection is closed by now
+    line.close()
     line.close()
 
 

@@ -28,6 +28,12 @@ async def run_all(executor: GroupExecutor, request: RunRequest) -> list[list[int
     return [output.tokens.tolist() async for output in executor.stream(request)]
 
 
+def without_line(executor: GroupExecutor) -> None:
+    """From now on runs are Ray calls, as where a worker is on another node."""
+    executor.hang_up()
+    executor._is_line_possible = False
+
+
 def pids(info: GroupInfo) -> list[int]:
     return [status.pid for status in worker_statuses(info)]
 
@@ -63,16 +69,19 @@ async def test_two_ranks_compute_what_one_process_computes(
     assert await run_all(group.executor, make_run(2, temperature=1.0)) == local_tokens[1.0]
     blocking = [output.tokens.tolist() for output in group.executor.execute(make_run(3))]
     assert blocking == local_tokens[0.0]
+    without_line(group.executor)  # as from another node
+    assert await run_all(group.executor, make_run(4)) == local_tokens[0.0]
     tables = ray.get([worker.block_tables.remote() for worker in group.info.workers])
     assert all(sorted(table) == ["a", "b"] for table in tables)
     await group.executor.flush(["a"])
+    group.executor.hang_up()
     assert sorted(ray.get(group.info.workers[1].block_tables.remote())) == ["b"]
 
     kill(group.info.workers[1])  # rank 0 must not hang in a collective with the dead
     with pytest.raises(WorkerGroupError):
-        await asyncio.wait_for(run_all(group.executor, make_run(4)), 20)
+        await asyncio.wait_for(run_all(group.executor, make_run(5)), 20)
     await group.rebuild()
-    assert await run_all(group.executor, make_run(5)) == local_tokens[0.0]
+    assert await run_all(group.executor, make_run(6)) == local_tokens[0.0]
     await group.release()
     await eventually(lambda: not actors_of("tp2"), 10, "members end")
     assert not [row for row in placement_group_table().values() if "tp2" in row["name"] and row["state"] != "REMOVED"]
@@ -91,6 +100,9 @@ async def test_interrupt_ends_a_run_at_a_step_boundary(tiny_llama: Path) -> None
     early = await run_all(group.executor, make_run(2, num_steps=50, row_ids="a"))
     assert len(early) == 1
     assert len(await run_all(group.executor, make_run(3, row_ids="a"))) == 12
+    without_line(group.executor)
+    group.executor.interrupt(4)
+    assert len(await run_all(group.executor, make_run(4, num_steps=50, row_ids="a"))) == 1
     await group.release()
 
 
