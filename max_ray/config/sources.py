@@ -17,6 +17,9 @@ import yaml
 from max_ray import settings
 from max_ray.config.models import ALIASES, PipelineConfig, ServeConfig, SettingsError, unknown_setting
 from max_ray.errors import ConfigError, nearest
+from max_ray.log import get_logger
+
+_logger = get_logger(__name__)
 
 ConfigT = TypeVar("ConfigT", bound=PipelineConfig)
 Origins = dict[str, str]
@@ -107,7 +110,7 @@ def _yaml_problem(error: yaml.YAMLError) -> str:
 
 
 def _read_variables(variables: Mapping[str, str]) -> dict[str, Any]:
-    """MAX_RAY_* variables by setting. Raises SettingsError for one that nothing reads."""
+    """MAX_RAY_* variables by setting. One that nothing reads is warned of: an environment is shared with other programs."""
     found: dict[str, Any] = {}
     known = {settings.PREFIX + name.upper() for name in [*ServeConfig.model_fields, *ALIASES]}
     for variable, value in variables.items():
@@ -115,7 +118,8 @@ def _read_variables(variables: Mapping[str, str]) -> dict[str, Any]:
             continue
         if variable not in known:
             hint = nearest(variable, known | settings.OTHER_VARIABLES)
-            raise SettingsError([(variable, f"There is no setting for the environment variable {variable}.{hint}")])
+            _logger.warning("There is no setting for the environment variable %s: it is ignored.%s", variable, hint)
+            continue
         found[variable.removeprefix(settings.PREFIX).lower()] = value
     return found
 

@@ -50,12 +50,19 @@ def test_process_environment_is_the_default(monkeypatch: pytest.MonkeyPatch) -> 
     assert origins["model_path"] == "environment MAX_RAY_MODEL_PATH"
 
 
+@pytest.mark.parametrize(("variable", "meant"), [("MAX_RAY_PROT", "MAX_RAY_PORT"), ("MAX_RAY_CONFG", "MAX_RAY_CONFIG")])
+def test_a_variable_that_nothing_reads_is_warned_of(
+    variable: str, meant: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sources._logger, "propagate", True)
+    load_config(PipelineConfig, {"model_path": "m"}, environ={variable: "1"})
+    assert f"{variable}: it is ignored. Did you mean '{meant}'?" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("arguments", "environ", "text", "message"),
     [
         ({"modl_path": "m"}, {}, "", "There is no setting 'modl_path'. Did you mean 'model_path'? (Set by: argument.)"),
-        ({}, {"MAX_RAY_PROT": "1"}, "", "variable MAX_RAY_PROT. Did you mean 'MAX_RAY_PORT'?"),
-        ({}, {"MAX_RAY_CONFG": "1"}, "", "variable MAX_RAY_CONFG. Did you mean 'MAX_RAY_CONFIG'?"),
         ({}, {}, "hots: 1", "There is no setting 'hots'. Did you mean 'host'? (Set by: file "),
         ({}, {"MAX_RAY_PORT": "x"}, "", "not 'x'. (Set by: environment MAX_RAY_PORT.)"),
         ({}, {}, "port: [1]", "port should be a valid integer, not [1]. (Set by: file "),
