@@ -115,11 +115,11 @@ class _Cases:
         x, residual = self._random(tokens, self._sizes.hidden), self._random(tokens, self._sizes.hidden)
         inputs = (x, residual, self._random(self._sizes.hidden))
 
-        def run(*args: torch.Tensor) -> torch.Tensor:
-            return kernels.fused_add_rmsnorm(*args, _EPS)[0]
+        def run(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+            return kernels.fused_add_rmsnorm(x, residual, weight, _EPS)[0]
 
-        def wide(*args: torch.Tensor) -> torch.Tensor:
-            return cpu.fused_add_rmsnorm(*args, _EPS)[0]
+        def wide(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+            return cpu.fused_add_rmsnorm(x, residual, weight, _EPS)[0]
 
         nbytes = 2 * _bytes(x, residual)
         return self._relative(f"fused_add_rmsnorm {tokens}", run, wide, inputs, nbytes, 6 * x.numel())

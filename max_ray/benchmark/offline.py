@@ -15,7 +15,6 @@ import argparse
 import gc
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -179,12 +178,12 @@ def _add_peer(
         if time.monotonic() > deadline:
             print(f"  transformers, {result['case']}: not measured, --peer-budget is spent", flush=True)
             continue
-        measure: Callable[[], float] = (
-            (lambda tokens=result["tokens"]: peer.prefill_tokens_per_s(tokens))
-            if result["case"].startswith("prefill")
-            else (lambda batch=result["batch"]: peer.decode_tokens_per_s(batch, context, steps))
+        is_prefill = result["case"].startswith("prefill")
+        result["transformers_tokens_per_s"] = (
+            peer.prefill_tokens_per_s(result["tokens"])
+            if is_prefill
+            else peer.decode_tokens_per_s(result["batch"], context, steps)
         )
-        result["transformers_tokens_per_s"] = measure()
         print(f"  transformers, {result['case']}: {result['transformers_tokens_per_s']:.1f} tokens/s", flush=True)
 
 

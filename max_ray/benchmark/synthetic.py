@@ -43,7 +43,7 @@ def transformers_model(config: dict[str, Any], dtype: torch.dtype, device: torch
     except (KeyError, ValueError) as error:
         raise ConfigError(f"transformers knows no model of this shape: {error}.") from None
     with torch.device(device):
-        return AutoModelForCausalLM.from_config(theirs, dtype=dtype).eval()
+        return cast(Any, AutoModelForCausalLM).from_config(theirs, dtype=dtype).eval()
 
 
 class RandomWeights(WeightSource):
