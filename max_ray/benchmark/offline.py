@@ -24,7 +24,7 @@ import torch
 from max_ray.benchmark.aligned import line, write_results
 from max_ray.benchmark.device_flags import add_offline_flags, check_positive, numbers
 from max_ray.benchmark.shapes import load_shape
-from max_ray.benchmark.synthetic import build_runner, run_request, transformers_model
+from max_ray.benchmark.synthetic import blocks_for, build_runner, run_request, transformers_model
 from max_ray.benchmark.timing import Machine, choose_device, choose_dtype
 from max_ray.benchmark.transformers_peer import TransformersPeer
 from max_ray.errors import ConfigError, MaxRayError
@@ -74,7 +74,7 @@ class Work:
 
 def decode_step_s(runner: ModelRunner, rows: int, context: int, steps: int, vocab_size: int) -> float:
     """Median seconds of a decode step, greedy, of three runs; the first run warms up."""
-    request = run_request(rows, context - 1, 1, steps + _WARM_STEPS + 1, 16, vocab_size)
+    request = run_request(rows, context - 1, 1, steps + _WARM_STEPS + 1, vocab_size)
 
     def timed() -> float:
         outputs = runner.run(request)
@@ -89,7 +89,7 @@ def decode_step_s(runner: ModelRunner, rows: int, context: int, steps: int, voca
 
 def prefill_s(runner: ModelRunner, tokens: int, vocab_size: int) -> float:
     """Median seconds from handing a prompt over to its first token on the host."""
-    request = run_request(1, 0, tokens, 1, 16, vocab_size)
+    request = run_request(1, 0, tokens, 1, vocab_size)
 
     def timed() -> float:
         start = time.perf_counter()
@@ -134,10 +134,16 @@ def _ours(
     batches: list[int],
 ) -> list[dict[str, Any]]:
     context, steps, prompt = options["context"], options["steps"], options["prompt"]
-    longest = max(context + steps + _WARM_STEPS + 1, prompt + 1)
-    blocks = -(-longest // 16) * 16
-    rows = max(*batches, -(-prompt // blocks))
-    runner = build_runner(config, options["family"], dtype, device, rows, blocks)
+    longest = context + steps + _WARM_STEPS + 1
+    runner = build_runner(
+        config,
+        options["family"],
+        dtype,
+        device,
+        max_rows=max(batches),
+        max_length=max(longest, prompt + 1),
+        num_blocks=max(max(batches) * blocks_for(longest), blocks_for(prompt + 1)),
+    )
     results = []
     for batch in batches:
         step_s = decode_step_s(runner, batch, context, steps, config["vocab_size"])

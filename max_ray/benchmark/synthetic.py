@@ -24,6 +24,7 @@ from max_ray.pipelines.kv_storage import KVStorage
 from max_ray.pipelines.runner import ModelRunner
 from max_ray.weights.source import WeightSource, no_such_tensor
 
+PAGE_SIZE = 16
 _SCALE = 0.02  # of weights; norms are around 1
 
 
@@ -32,7 +33,7 @@ class RunSettings:
     """The two settings of PipelineConfig that a model of one rank reads; pydantic is not needed for them."""
 
     max_length: int
-    kv_cache_page_size: int = 16
+    kv_cache_page_size: int = PAGE_SIZE
 
 
 def transformers_model(config: dict[str, Any], dtype: torch.dtype, device: torch.device | str) -> Any:
@@ -76,9 +77,16 @@ class RandomWeights(WeightSource):
 
 
 def build_runner(
-    config: dict[str, Any], family: str, dtype: torch.dtype, device: torch.device, max_rows: int, max_length: int
+    config: dict[str, Any],
+    family: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    max_rows: int,
+    max_length: int,
+    num_blocks: int,
 ) -> ModelRunner:
-    """The runner of one rank with room for `max_rows` sequences of `max_length` tokens; its cache holds random keys.
+    """The runner of one rank for batches of `max_rows` sequences of `max_length` tokens; its cache holds random keys.
 
     family: a module with ARCHITECTURES. Raises ConfigError where it has no model of this name.
     """
@@ -98,7 +106,7 @@ def build_runner(
         record.weight_adapters.get(record.default_weights_format),
     )
     params = model.get_kv_params(cast(Any, settings), theirs, encoding)
-    storage = KVStorage.allocate(params, max_rows * -(-max_length // params.page_size), device)
+    storage = KVStorage.allocate(params, num_blocks, device)
     for cache in (*storage.keys, *storage.values):
         cache.normal_()
     graphs = None
@@ -107,11 +115,14 @@ def build_runner(
     return ModelRunner(model, storage, TPGroup.single(device), config["vocab_size"], graphs)
 
 
-def run_request(
-    rows: int, cached: int, new: int, num_steps: int, page_size: int, vocab_size: int, **sampling: Any
-) -> RunRequest:
-    """`rows` sequences with `cached` tokens in the cache and `new` random ones to run, then `num_steps` tokens each."""
-    width = -(-(cached + new + num_steps) // page_size)
+def blocks_for(tokens: int) -> int:
+    """Blocks of a sequence of so many tokens."""
+    return -(-tokens // PAGE_SIZE)
+
+
+def run_request(rows: int, cached: int, new: int, num_steps: int, vocab_size: int) -> RunRequest:
+    """`rows` sequences with `cached` tokens in the cache and `new` random ones to run, then `num_steps` greedy ones."""
+    width = blocks_for(cached + new + num_steps)
     tables = np.random.default_rng(0).permutation(rows * width).astype(np.int32).reshape(rows, width)
     tokens = np.random.default_rng(1).integers(0, vocab_size, (rows, new))
     return RunRequest(
@@ -124,7 +135,7 @@ def run_request(
                 processed_length=cached,
                 block_table=tables[row],
                 max_new_tokens=num_steps,
-                sampling_params=SamplingParams(**{"temperature": 0.0, "seed": row} | sampling),
+                sampling_params=SamplingParams(temperature=0.0, seed=row),
                 stop_ids=frozenset(),
                 generated_length=0,
                 prompt_length=cached + new,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from statistics import median
 from typing import Any
 
@@ -50,11 +51,13 @@ class Machine:
 
 
 def choose_device(name: str | None) -> torch.device:
-    """The device of `--device`. Raises ConfigError where it is not there."""
+    """The device of `--device`. Raises ConfigError where it, or what its kernels need, is not there."""
     available = torch.cuda.is_available()
     device = torch.device(name or ("cuda" if available else "cpu"))
     if device.type == "cuda" and not available:
         raise ConfigError(f"--device {name} asks for a GPU, and PyTorch sees none here. Use --device cpu.")
+    if device.type == "cuda" and find_spec("triton") is None:
+        raise ConfigError("The kernels for GPUs need triton, which is not installed: pip install triton.")
     return torch.device("cuda", torch.cuda.current_device()) if str(device) == "cuda" else device
 
 

@@ -102,10 +102,11 @@ def test_eight_billion_parameters() -> None:
 
 
 def test_the_runner_of_random_weights_is_the_products() -> None:
-    runner = build_runner(SHAPES["tiny"], "architectures.llama3", torch.float32, CPU, max_rows=3, max_length=64)
+    sizes = {"max_rows": 3, "max_length": 64, "num_blocks": 12}
+    runner = build_runner(SHAPES["tiny"], "architectures.llama3", torch.float32, CPU, **sizes)
 
     def tokens(rows: int, cached: int, new: int, steps: int) -> list[list[int]]:
-        request = run_request(rows, cached, new, steps, 16, 272)
+        request = run_request(rows, cached, new, steps, 272)
         return [step.tokens.tolist() for step in runner.run(request)]
 
     steps = tokens(3, 0, 20, 5)
