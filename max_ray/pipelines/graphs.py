@@ -16,6 +16,7 @@ A graph is made of what `model.execute` launches, so the eager step and the repl
 
 from __future__ import annotations
 
+import threading
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -44,6 +45,8 @@ Capture = Callable[[Callable[[], torch.Tensor]], Replay]
 class CudaCapture:
     """Captures functions as CUDA graphs of one device that share one pool of memory: only one runs at a time."""
 
+    _one_in_a_process = threading.Lock()  # torch's rule; ranks may be threads
+
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -68,7 +71,10 @@ class CudaCapture:
 
     def _capture(self, graph: torch.cuda.CUDAGraph, function: Callable[[], torch.Tensor]) -> torch.Tensor:
         try:
-            with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
+            with (
+                self._one_in_a_process,
+                torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"),
+            ):
                 return function()
         except RuntimeError as error:  # what torch raises for every failure of a capture
             raise DeviceError(
