@@ -71,7 +71,7 @@ class TransformersPeer:
     def _next(self, forward: Callable[..., Any], tokens: torch.Tensor, cache: StaticCache) -> torch.Tensor:
         """int64 [rows, 1]: the likeliest tokens behind `tokens` [rows, n]."""
         if self._compiled:
-            torch.compiler.cudagraph_mark_step_begin()
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         logits = forward(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
         likeliest: torch.Tensor = logits[:, -1:].argmax(-1)
         return likeliest
