@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: serve setup test test-slow check format clean
+.PHONY: serve setup test test-slow gpu check format clean
 
 serve: setup  ## a model behind an OpenAI-compatible URL; ARGS="--model-path DIR ..." for your own
 	@exec $(BIN)/max-ray serve $(ARGS)
@@ -25,6 +25,12 @@ test: setup  ## the whole offline suite but the slow ones; those that need Ray s
 
 test-slow: setup  ## the slow ones: autoscaling, shutdown, long soaks
 	$(BIN)/python -m pytest -m slow --timeout 600
+
+RESULTS := .
+gpu:  ## tests and benchmarks of a GPU, with what its machine has: PYTHON=python3 RESULTS=folder; installs nothing
+	$(PYTHON) -m pytest -c tests/gpu/pytest.ini tests/gpu
+	$(PYTHON) -m max_ray.benchmark.kernels --json $(RESULTS)/kernels.json
+	$(PYTHON) -m max_ray.benchmark.offline --json $(RESULTS)/offline.json
 
 check: setup  ## formatting, lint, types
 	$(BIN)/ruff format --check .

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from max_ray.config import PipelineConfig
 from max_ray.errors import ConfigError
 from max_ray.interfaces import (
     KVCacheStrategy,
@@ -72,6 +71,12 @@ class SupportedArchitecture:
                 f"{self.name}: default_encoding={self.default_encoding.value} is not in supported_encodings "
                 f"({_names(self.supported_encodings)})."
             )
+        if self.required_arguments:
+            self._check_required_arguments()
+
+    def _check_required_arguments(self) -> None:
+        from max_ray.config import PipelineConfig
+
         unknown = sorted(set(self.required_arguments) - set(PipelineConfig.model_fields))
         if unknown:
             raise ConfigError(f"{self.name}: required_arguments names settings that do not exist: {unknown}.")

@@ -49,7 +49,7 @@ class PipelineRegistry:
             self.register(architecture)
 
     def set_builder(self, builder: Builder) -> None:
-        """Says who builds; `max_ray.pipelines` does this once, so that the registry imports no builder."""
+        """Says who builds; `max_ray.pipelines.builder` does this once, so that the registry imports no builder."""
         self._builder = builder
 
     def register(self, architecture: SupportedArchitecture, *, allow_override: bool = False) -> None:
@@ -105,7 +105,7 @@ class PipelineRegistry:
         override_architecture: the name to use instead of config.json's. Raises ConfigError for anything that can be
         known to fail before weights are read.
         """
-        assert self._builder is not None, "import max_ray.pipelines, which installs the builder"
+        assert self._builder is not None, "take PIPELINE_REGISTRY from max_ray.pipelines, which gives it a builder"
         return self._builder(config, task, override_architecture)
 
     def retrieve(

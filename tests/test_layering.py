@@ -41,7 +41,10 @@ TABLE: dict[str, set[str]] = {
         *("interfaces", "config", "registry", "architecture", "custom_code", "huggingface", "weights"),
         *("tokenizer", "kv_cache", "kernels", "distributed", "driver", "nn"),
     },
-    "benchmark": {"settings", "tokenizer"},
+    "benchmark": {
+        *("settings", "tokenizer"),
+        *("interfaces", "huggingface", "weights", "driver", "distributed", "kernels", "pipelines"),  # without a server
+    },
     "conformance": {
         *("interfaces", "config", "registry", "architecture", "huggingface", "weights", "distributed", "pipelines"),
         "nn",
@@ -67,12 +70,16 @@ FENCES: dict[str, set[str]] = {
     "starlette": {"deployments"},
     "uvicorn": {"deployments"},
     "triton": {"max_ray.kernels.gpu"},
-    "transformers": {"max_ray.tokenizer", "max_ray.conformance.reference", "deployments.demo"},
+    "transformers": {
+        *("max_ray.tokenizer", "max_ray.conformance.reference", "deployments.demo"),
+        *("max_ray.benchmark.synthetic", "max_ray.benchmark.transformers_peer"),
+    },
     "yaml": {"max_ray.config", "deployments"},
     "torch": {
         *("max_ray.driver", "max_ray.distributed", "max_ray.kernels", "max_ray.nn", "max_ray.weights"),
         *("max_ray.pipelines", "max_ray.actors", "max_ray.conformance", "architectures", "deployments.demo"),
-        "deployments.examples",
+        *(f"max_ray.benchmark.{name}" for name in ("kernels", "kernel_cases", "offline", "timing", "synthetic")),
+        *("max_ray.benchmark.transformers_peer", "deployments.examples"),
     },
 }
 
@@ -195,6 +202,13 @@ def loaded_by(modules: list[str], libraries: set[str]) -> str:
 
 def test_light_processes_load_no_heavy_library() -> None:
     assert loaded_by(WITHOUT_TORCH, {"torch", "ray", "architectures"}) == ""
+
+
+def test_a_bare_gpu_machine_needs_no_pydantic() -> None:
+    """Networks, the runner and the benchmarks of a device run where only torch and transformers are."""
+    modules = ["max_ray.pipelines.runner", "max_ray.pipelines.graphs", "architectures.llama3.model"]
+    modules += ["max_ray.benchmark.kernels", "max_ray.benchmark.offline"]
+    assert loaded_by(modules, {"pydantic", "ray", "fastapi"}) == ""
 
 
 def test_actors_without_a_model_load_no_torch() -> None:

@@ -58,6 +58,7 @@ SERVING_BENCHMARK_FLAGS = {
     *("--seed", "--dataset", "--input-len", "--output-len", "--prefix-len", "--turns", "--dataset-path"),
     *("--max-total-len", "--tokenizer", "--goodput", "--label", "--json", "--plot"),
 }
+DEVICE_BENCHMARK_FLAGS = {"--shape", "--device", "--dtype", "--json", "--context"}
 NAMES = {
     "max_ray.pipelines": [
         *("PIPELINE_REGISTRY", "PipelineConfig", "PipelinePlan", "PipelineRegistry", "SupportedArchitecture"),
@@ -125,13 +126,16 @@ def test_flags() -> None:
     def of(names: set[str]) -> set[str]:
         return {"--" + name.replace("_", "-") for name in names}
 
-    benchmarks = {"benchmark", "benchmark serving", "benchmark plot"}
+    benchmarks = {"benchmark", *(f"benchmark {kind}" for kind in ("serving", "kernels", "offline", "plot"))}
     assert set(commands) == {"serve", "generate", "list", "version"} | benchmarks
     assert flags("serve") == of(set(SERVE_SETTINGS) - {"api_keys"}) | common | switches
     assert flags("generate") == of(set(PIPELINE_SETTINGS)) | common | switches | GENERATE_FLAGS
     assert flags("list") == {"--help", "-h", "--json", "--custom-architectures"}
     assert flags("version") == flags("benchmark") == {"--help", "-h"}
     assert flags("benchmark plot") == {"--help", "-h", "--output"}
+    assert flags("benchmark kernels") == {"--help", "-h", "--tokens", "--rows"} | DEVICE_BENCHMARK_FLAGS
+    offline = {"--family", "--batches", "--steps", "--prompt", "--peer", "--peer-budget"}
+    assert flags("benchmark offline") == {"--help", "-h"} | offline | DEVICE_BENCHMARK_FLAGS
     assert flags("benchmark serving") == {"--help", "-h"} | SERVING_BENCHMARK_FLAGS
 
 

@@ -1,4 +1,5 @@
-"""`max-ray benchmark`: load for any OpenAI-compatible server, and plots of the results. No Ray and no torch here.
+"""`max-ray benchmark`: load for any OpenAI-compatible server and plots of the results; kernels, and whole models with
+random weights, in this process. No Ray here; torch only in the last six modules.
 
 | module     | what                                                                             |
 |------------|----------------------------------------------------------------------------------|
@@ -13,6 +14,12 @@
 | report     | the table, and the JSON file                                                     |
 | plot       | several JSON files side by side, as a PNG                                        |
 | progress   | the bar on a terminal                                                            |
+| kernels, kernel_cases | each kernel against its torch twin and the machine's ceilings         |
+| offline    | decode and prefill rates of a shape against the roofline and a peer              |
+| synthetic  | the product's runner over random weights                                         |
+| transformers_peer | the peer                                                                  |
+| timing     | times of device work; copy rate and matmul peak of the machine                   |
+| shapes, device_flags, aligned | shapes by name, flags, tables                                 |
 
 Measured results are kept in LOG.md beside this file.
 """

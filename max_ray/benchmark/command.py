@@ -1,4 +1,4 @@
-"""`max-ray benchmark serving|plot`: flags, and what they call. The command line hands over parsed options.
+"""`max-ray benchmark serving|kernels|offline|plot`: flags, and what they call. Options come parsed.
 
 The heavy parts are imported when their command runs.
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from max_ray import settings as environment
+from max_ray.benchmark.device_flags import add_kernel_flags, add_offline_flags
 from max_ray.errors import ConfigError, MaxRayError
 
 if TYPE_CHECKING:
@@ -21,19 +22,25 @@ def add_commands(parser: argparse.ArgumentParser) -> Mapping[str, argparse.Argum
     """Adds the subcommands to the parser of `benchmark`, and gives them by name."""
     kinds = parser.add_subparsers(dest="benchmark", required=True, metavar="KIND", parser_class=type(parser))
     serving = kinds.add_parser("serving", help="load for an OpenAI-compatible server", allow_abbrev=False)
+    kernels = kinds.add_parser("kernels", help="each kernel against its twin and the machine", allow_abbrev=False)
+    offline = kinds.add_parser(
+        "offline", help="decode and prefill rates of a shape, in this process", allow_abbrev=False
+    )
     drawing = kinds.add_parser("plot", help="results of several servers side by side, as a PNG", allow_abbrev=False)
     _add_server_flags(serving)
     _add_load_flags(serving)
     _add_data_flags(serving)
     _add_output_flags(serving)
+    add_kernel_flags(kernels)
+    add_offline_flags(offline)
     drawing.add_argument("results", nargs="+", metavar="FILE.json", help="What `serving --json` wrote.")
     drawing.add_argument("--output", required=True, metavar="FILE.png", help="The picture to write.")
-    return {"serving": serving, "plot": drawing}
+    return {"serving": serving, "kernels": kernels, "offline": offline, "plot": drawing}
 
 
 def run(options: dict[str, Any]) -> None:
     """Runs the subcommand named in `options["benchmark"]`. Raises MaxRayError."""
-    {"serving": _serving, "plot": _plot}[options.pop("benchmark")](options)
+    {"serving": _serving, "kernels": _kernels, "offline": _offline, "plot": _plot}[options.pop("benchmark")](options)
 
 
 def _add_server_flags(parser: argparse.ArgumentParser) -> None:
@@ -108,6 +115,18 @@ def _serving(options: dict[str, Any]) -> None:
 def _check_any_success(measured: Report) -> None:
     if not measured["requests"]["succeeded"]:
         raise MaxRayError("No request succeeded: nothing was measured.")
+
+
+def _kernels(options: dict[str, Any]) -> None:
+    from max_ray.benchmark import kernels
+
+    kernels.run(options)
+
+
+def _offline(options: dict[str, Any]) -> None:
+    from max_ray.benchmark import offline
+
+    offline.run(options)
 
 
 def _plot(options: dict[str, Any]) -> None:

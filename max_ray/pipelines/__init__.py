@@ -1,6 +1,6 @@
 """The pipeline system's front door: PIPELINE_REGISTRY, PipelineConfig, and the pieces a family is made of.
 
-Importing this package imports no torch; what needs it is imported when first asked for.
+Importing this package imports no torch and no pydantic; what needs them is imported when first asked for.
 """
 
 from __future__ import annotations
@@ -8,12 +8,11 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from max_ray.config import PipelineConfig
-from max_ray.interfaces import PipelineTask
-from max_ray.registry import PIPELINE_REGISTRY, PipelineRegistry, SupportedArchitecture
+from max_ray.architecture import SupportedArchitecture
 
 if TYPE_CHECKING:
-    from max_ray.interfaces import PipelinesFactory
+    from max_ray.config import PipelineConfig
+    from max_ray.pipelines.builder import PIPELINE_REGISTRY, PipelineRegistry
     from max_ray.pipelines.plan import PipelinePlan, resolve_plan
     from max_ray.pipelines.text_generation import TextGenerationPipeline
     from max_ray.tokenizer import TextTokenizer
@@ -30,6 +29,9 @@ __all__ = [
 ]
 
 _LATER = {
+    "PIPELINE_REGISTRY": "max_ray.pipelines.builder",
+    "PipelineConfig": "max_ray.config",
+    "PipelineRegistry": "max_ray.pipelines.builder",
     "PipelinePlan": "max_ray.pipelines.plan",
     "TextGenerationPipeline": "max_ray.pipelines.text_generation",
     "TextTokenizer": "max_ray.tokenizer",
@@ -41,14 +43,3 @@ def __getattr__(name: str) -> Any:
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_LATER[name]), name)
-
-
-def _build(
-    config: PipelineConfig, task: PipelineTask, override_architecture: str | None
-) -> tuple[Any, PipelinesFactory]:
-    from max_ray.pipelines.factory import build_factory
-
-    return build_factory(config, task, override_architecture)
-
-
-PIPELINE_REGISTRY.set_builder(_build)

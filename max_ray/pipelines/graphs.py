@@ -16,6 +16,7 @@ A graph is made of what `model.execute` launches, so the eager step and the repl
 
 from __future__ import annotations
 
+import threading
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -23,6 +24,7 @@ from typing import Protocol
 import torch
 
 from max_ray.driver import upload
+from max_ray.errors import DeviceError
 from max_ray.interfaces import KVCacheInputs, ModelInputs, PipelineModel
 from max_ray.log import get_logger
 from max_ray.pipelines.kv_storage import KVStorage, RunTables
@@ -43,27 +45,42 @@ Capture = Callable[[Callable[[], torch.Tensor]], Replay]
 class CudaCapture:
     """Captures functions as CUDA graphs of one device that share one pool of memory: only one runs at a time."""
 
+    _one_in_a_process = threading.Lock()  # torch's rule; ranks may be threads
+
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, function: Callable[[], torch.Tensor]) -> Replay:
-        """Runs `function` once, so that kernels are compiled and libraries set up, then captures it."""
+        """Runs `function` once, so that kernels are compiled and libraries set up, then captures it. Raises DeviceError
+        where it does something that no graph can hold."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(self._device):
             self._stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self._stream):
                 function()
             torch.cuda.current_stream().wait_stream(self._stream)
-            with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
-                output = function()
+            output = self._capture(graph, function)
 
         def replay() -> torch.Tensor:
             graph.replay()
             return output
 
         return replay
+
+    def _capture(self, graph: torch.cuda.CUDAGraph, function: Callable[[], torch.Tensor]) -> torch.Tensor:
+        try:
+            with (
+                self._one_in_a_process,
+                torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"),
+            ):
+                return function()
+        except RuntimeError as error:  # what torch raises for every failure of a capture
+            raise DeviceError(
+                f"A decode step could not be captured in a CUDA graph: {error}. Without graphs it may run: set "
+                f"cuda_graphs=never."
+            ) from error
 
 
 def capture_tape(function: Callable[[], torch.Tensor]) -> Replay:

@@ -1,11 +1,11 @@
-"""`max_ray.pipelines.lib`: what the author of an architecture imports. Importing it imports no torch."""
+"""`max_ray.pipelines.lib`: what the author of an architecture imports. Importing it imports no torch, no pydantic."""
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from max_ray.config import PipelineConfig
+from max_ray.architecture import SupportedArchitecture
 from max_ray.huggingface import HuggingFaceConfig
 from max_ray.interfaces import (
     KVCacheInputs,
@@ -17,10 +17,11 @@ from max_ray.interfaces import (
     SupportedEncoding,
     WeightsFormat,
 )
-from max_ray.registry import PIPELINE_REGISTRY, PipelineRegistry, SupportedArchitecture
 
 if TYPE_CHECKING:
+    from max_ray.config import PipelineConfig
     from max_ray.nn.text_pipeline_model import TextPipelineModel
+    from max_ray.pipelines.builder import PIPELINE_REGISTRY, PipelineRegistry
     from max_ray.tokenizer import TextTokenizer
 
 __all__ = [
@@ -41,7 +42,13 @@ __all__ = [
     "WeightsFormat",
 ]
 
-_LATER = {"TextPipelineModel": "max_ray.nn.text_pipeline_model", "TextTokenizer": "max_ray.tokenizer"}
+_LATER = {
+    "PIPELINE_REGISTRY": "max_ray.pipelines.builder",
+    "PipelineConfig": "max_ray.config",
+    "PipelineRegistry": "max_ray.pipelines.builder",
+    "TextPipelineModel": "max_ray.nn.text_pipeline_model",
+    "TextTokenizer": "max_ray.tokenizer",
+}
 
 
 def __getattr__(name: str) -> Any:

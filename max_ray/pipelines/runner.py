@@ -108,6 +108,7 @@ class _Run:
     """State of one run. Rows leave `tables` when a step is launched without them.
 
     num_launched: steps so far, also the number of the next one. `_ended`: bool [rows], known to have ended.
+    `_least_new`: steps that no row's limit ends.
     """
 
     def __init__(
@@ -130,7 +131,9 @@ class _Run:
         self._in_flight: deque[_Launched] = deque()
         self._go_on = True
         self._ended = np.zeros(len(request.rows), dtype=bool)
+        self._some_ended = False
         self._max_new = np.array([row.max_new_tokens for row in request.rows], dtype=np.int64)
+        self._least_new = min((row.max_new_tokens for row in request.rows if row.samples), default=0)
         self._inputs: ModelInputs | None = None
         self._tokens = torch.empty(0, dtype=torch.int64, device=tp.device)
 
@@ -143,10 +146,15 @@ class _Run:
     def _may_launch(self) -> bool:
         if self.num_launched == 0:
             return True
-        return self._go_on and self.num_launched < self._num_steps and len(self._alive()) > 0
+        if not self._go_on or self.num_launched >= self._num_steps:
+            return False
+        alive = self._alive()
+        return len(self._tables.rows if alive is None else alive) > 0
 
-    def _alive(self) -> TokenArray:
-        """Positions in the present batch of the rows that take the next step, as far as is known."""
+    def _alive(self) -> TokenArray | None:
+        """Positions in the present batch of the rows that take the next step, as far as is known; None: all."""
+        if not self._some_ended and self.num_launched < self._least_new:
+            return None
         rows = self._tables.rows
         return np.flatnonzero(~self._ended[rows] & (self.num_launched < self._max_new[rows]))
 
@@ -158,9 +166,7 @@ class _Run:
             logits = self._following_step()
         message, sampled = self._sample(logits, should_stop)
         self._tokens = message[:-1]
-        self._in_flight.append(
-            _Launched(self.num_launched, self._tables.rows.copy(), Download(message), sampled, entries)
-        )
+        self._in_flight.append(_Launched(self.num_launched, self._tables.rows, Download(message), sampled, entries))
         self.num_launched += 1
 
     def _first_step(self) -> tuple[torch.Tensor, dict[int, list[LogProbabilities | None]] | None]:
@@ -181,7 +187,7 @@ class _Run:
         """Logits of the rows that go on, from the tokens that the step before has sampled."""
         alive = self._alive()
         tokens = self._tokens
-        if len(alive) < len(tokens):
+        if alive is not None and len(alive) < len(tokens):
             tokens = tokens.index_select(0, upload(alive, self._tp.device))
             self._tables.keep(alive.tolist())
         if self._inputs is None or (self._graphs is not None and self._graphs.fits(self._tables)):
@@ -218,15 +224,18 @@ class _Run:
     def _collect(self, launched: _Launched) -> StepOutput:
         host: TokenArray = launched.message.wait().numpy()
         self._go_on = self._go_on and bool(host[-1])
-        counted = ~self._ended[launched.rows]  # a row that ended while the step was under way is not
-        rows, tokens = launched.rows[counted], host[:-1][counted]
+        rows, tokens = launched.rows, host[:-1]
+        if self._some_ended:  # a row that ended while the step was under way does not count
+            counted = ~self._ended[rows]
+            rows, tokens = rows[counted], tokens[counted]
         output = StepOutput(step=launched.step, tokens=np.full(len(self._rows), -1, dtype=np.int64), last=False)
         output.tokens[rows] = tokens
         output.prompt_log_probabilities = launched.prompt_log_probabilities
         if launched.sampled is not None:
             output.log_probabilities = _of_rows(launched.sampled.log_probabilities, rows)
         for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
-            self._ended[row] = self._ends(row, token, launched.step)
+            if self._ends(row, token, launched.step):
+                self._ended[row] = self._some_ended = True
         while self._in_flight and self._ended[self._in_flight[0].rows].all():
             self._in_flight.popleft()
         output.last = not self._in_flight and not self._may_launch()
@@ -244,8 +253,10 @@ def _is_decode(row: RunRow) -> bool:
 
 
 def _of_rows(entries: dict[int, LogProbabilities] | None, rows: TokenArray) -> dict[int, LogProbabilities] | None:
+    if entries is None:
+        return None
     wanted = set(rows.tolist())
-    return None if entries is None else {row: entry for row, entry in entries.items() if row in wanted}
+    return {row: entry for row, entry in entries.items() if row in wanted}
 
 
 def _prompt_entries(row: RunRow, logits: torch.Tensor) -> list[LogProbabilities | None]:

@@ -7,13 +7,20 @@ from __future__ import annotations
 
 import itertools
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from max_ray.interfaces import RunRequest, RunRow, TextContext
+from max_ray.pipelines import factory
 from max_ray.pipelines.graphs import buckets_up_to
+from max_ray.pipelines.plan import resolve_plan
 from max_ray.pipelines.text_generation import TextGenerationPipeline
+from tests.architectures.engine import load_model
+from tests.checkpoints import make_llama
 from tests.pipelines.ahead import Recorder, ahead
 from tests.pipelines.conftest import Lab, execute, make_context, random_prompt, run_to_end
 from tests.pipelines.test_parity import check_log_probabilities
@@ -177,3 +184,23 @@ def test_buckets() -> None:
     assert buckets_up_to(32) == [1, 2, 4, 8, 16, 32]
     assert buckets_up_to(100) == [1, 2, 4, 8, 16, 32, 64, 96, 100]
     assert buckets_up_to(256)[-4:] == [160, 192, 224, 256]
+
+
+@pytest.mark.parametrize(
+    ("device", "capturable", "setting"), [("cpu", False, "start"), ("cuda", False, "start"), ("cuda", True, "never")]
+)
+def test_nothing_is_captured_where_it_cannot_be_or_shall_not(
+    lab: Lab, device: str, capturable: bool, setting: str
+) -> None:
+    plan = resolve_plan(lab.config(cuda_graphs=setting))
+    model: Any = SimpleNamespace(device=torch.device(device), decode_is_capturable=capturable)
+    storage: Any = None
+    assert factory._decode_graphs(plan, model, storage) is None
+
+
+def test_llama_can_be_captured_unless_its_rope_asks_the_host(lab: Lab, tmp_path: Path) -> None:
+    model = lab.pipeline().executor.runners[0]._model
+    assert model.decode_is_capturable
+    scaling = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0}
+    path = make_llama(tmp_path / "dynamic", tokenizer=False, rope_parameters=scaling)
+    assert not load_model(path).decode_is_capturable

@@ -1,0 +1,241 @@
+"""What `max-ray benchmark kernels` measures: each kernel of a decoder layer and the sampler, at one model's sizes.
+
+A case's bytes and operations are the least that the work needs: each input read once, each output written once. The
+reference is the torch twin over the same values in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from max_ray import kernels
+from max_ray.driver import upload
+from max_ray.interfaces import KVCacheInputs, SamplingParams
+from max_ray.kernels import cpu
+from max_ray.pipelines.device_draw import DeviceDraw, sampling_kernel
+from max_ray.pipelines.draw import Filters, draw_filtered
+from max_ray.pipelines.philox import uniforms
+
+PAGE_SIZE = 16
+_EPS = 1e-5
+_COMPARED_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Case:
+    """`run` and `reference` give what is compared; `error` of the two is at most `tolerance` where they agree."""
+
+    name: str
+    run: Callable[[], torch.Tensor]
+    reference: Callable[[], torch.Tensor]
+    nbytes: int
+    flops: int
+    error: Callable[[torch.Tensor, torch.Tensor], float]
+    tolerance: float = 2e-2
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """One model's, and the batches to measure. tokens: of a prefill step. rows: of decode batches."""
+
+    hidden: int
+    inner: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    tokens: int
+    context: int
+    rows: tuple[int, ...]
+
+    @classmethod
+    def of(cls, config: dict[str, Any], tokens: int, context: int, rows: Sequence[int]) -> Sizes:
+        heads = config["num_attention_heads"]
+        return cls(
+            hidden=config["hidden_size"],
+            inner=config["intermediate_size"],
+            heads=heads,
+            kv_heads=config.get("num_key_value_heads") or heads,
+            head_dim=config.get("head_dim") or config["hidden_size"] // heads,
+            vocab=config["vocab_size"],
+            tokens=tokens,
+            context=context,
+            rows=tuple(rows),
+        )
+
+
+def all_cases(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
+    """One after the other, so that only one case's tensors exist at a time."""
+    make = _Cases(sizes, device, dtype)
+    for tokens in sorted({min(64, sizes.tokens), sizes.tokens}):
+        yield from (make.linear(tokens), make.norm(tokens), make.activation(tokens), make.rope(tokens))
+    for rows in sizes.rows:
+        context = max(PAGE_SIZE, sizes.context // max(1, min(rows, 8)))
+        yield make.attention(f"decode {rows} x {context}", [(context - 1, 1)] * rows)
+    half, part = max(2, sizes.context // 2), max(2, sizes.context // 8)
+    yield make.attention(f"prefill 1 x {half}", [(0, half)])
+    yield make.attention(f"prefill 4 x {part} after {part}", [(part, part)] * 4)
+    yield make.attention(f"prefill 1 x {half}, window {part}, soft cap", [(0, half)], sliding_window=part, softcap=50.0)
+    for rows in sizes.rows:
+        yield make.sampling(rows, "temperature", {})
+        yield make.sampling(rows, "top-k 50", {"top_k": 50})
+        yield make.sampling(rows, "top-p 0.95", {"top_p": 0.95})
+
+
+class _Cases:
+    def __init__(self, sizes: Sizes, device: torch.device, dtype: torch.dtype) -> None:
+        self._sizes, self._device, self._dtype = sizes, device, dtype
+
+    def _random(self, *shape: int) -> torch.Tensor:
+        return torch.randn(shape, device=self._device).to(self._dtype)
+
+    def _relative(
+        self, name: str, run: Callable[..., torch.Tensor], wide: Callable[..., torch.Tensor],
+        inputs: Sequence[torch.Tensor], nbytes: int, flops: int,
+    ) -> Case:  # fmt: skip
+        def reference() -> torch.Tensor:
+            return wide(*(x.float() for x in inputs))
+
+        return Case(name, lambda: run(*inputs), reference, nbytes, flops, relative_error)
+
+    def linear(self, tokens: int) -> Case:
+        """The library's product, the largest of a layer: what the rest of a layer is to be compared with."""
+        inputs = (self._random(tokens, self._sizes.hidden), self._random(2 * self._sizes.inner, self._sizes.hidden))
+        out = tokens * 2 * self._sizes.inner
+        nbytes, flops = _bytes(*inputs) + out * self._dtype.itemsize, 2 * out * self._sizes.hidden
+        return self._relative(f"linear (torch) {tokens}", F.linear, F.linear, inputs, nbytes, flops)
+
+    def norm(self, tokens: int) -> Case:
+        x, residual = self._random(tokens, self._sizes.hidden), self._random(tokens, self._sizes.hidden)
+        inputs = (x, residual, self._random(self._sizes.hidden))
+
+        def run(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+            return kernels.fused_add_rmsnorm(x, residual, weight, _EPS)[0]
+
+        def wide(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+            return cpu.fused_add_rmsnorm(x, residual, weight, _EPS)[0]
+
+        nbytes = 2 * _bytes(x, residual)
+        return self._relative(f"fused_add_rmsnorm {tokens}", run, wide, inputs, nbytes, 6 * x.numel())
+
+    def activation(self, tokens: int) -> Case:
+        x = self._random(tokens, 2 * self._sizes.inner)
+        nbytes, flops = _bytes(x) * 3 // 2, 3 * x.numel()
+        return self._relative(f"silu_and_mul {tokens}", kernels.silu_and_mul, cpu.silu_and_mul, (x,), nbytes, flops)
+
+    def rope(self, tokens: int) -> Case:
+        """With the write into the cache; what is compared are the queries, then the keys that the cache holds."""
+        sizes, num_blocks = self._sizes, -(-tokens // PAGE_SIZE)
+        q, k, v = (self._random(tokens, heads, sizes.head_dim) for heads in (sizes.heads, *[sizes.kv_heads] * 2))
+        angles = torch.rand(tokens, sizes.head_dim // 2, device=self._device) * 7
+        cos_sin = torch.cat([angles.cos(), angles.sin()], dim=1)
+        slots = torch.randperm(num_blocks * PAGE_SIZE, device=self._device)[:tokens]
+        shape = (num_blocks, PAGE_SIZE, sizes.kv_heads, sizes.head_dim)
+
+        def rotate(twin: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Callable[[], torch.Tensor]:
+            caches = [torch.zeros(shape, dtype=q.dtype, device=q.device) for _ in range(2)]
+
+            def call() -> torch.Tensor:
+                rotated: torch.Tensor = twin(q, k, v, *caches, cos_sin, None, slots, interleaved=False)
+                return rotated
+
+            call.caches = caches  # type: ignore[attr-defined]
+            return call
+
+        run = rotate(kernels.rope_and_append, q, k, v)
+        wide = rotate(cpu.rope_and_append, q.float(), k.float(), v.float())
+
+        def error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+            pairs = zip(run.caches, wide.caches, strict=True)  # type: ignore[attr-defined]
+            return max(relative_error(actual, expected), *(relative_error(a, b) for a, b in pairs))
+
+        nbytes = 2 * _bytes(q, k, v) + _bytes(cos_sin, slots)
+        return Case(f"rope_and_append {tokens}", run, wide, nbytes, 6 * (q.numel() + k.numel()), error)
+
+    def attention(
+        self, name: str, rows: Sequence[tuple[int, int]], sliding_window: int | None = None,
+        softcap: float | None = None,
+    ) -> Case:  # fmt: skip
+        """rows: (tokens in the cache before, new tokens)."""
+        sizes = self._sizes
+        kv, indptr = self._paged(rows)
+        q = self._random(int(indptr[-1]), sizes.heads, sizes.head_dim)
+        scores: dict[str, Any] = {"sliding_window": sliding_window, "logit_softcap": softcap}
+        scores["scale"] = sizes.head_dim**-0.5
+        keys, values = kv.keys[0], kv.values[0]
+
+        def run() -> torch.Tensor:
+            return kernels.paged_attention(q, keys, values, kv, indptr, **scores)
+
+        def reference() -> torch.Tensor:
+            wide = replace(kv, plans={})
+            return cpu.paged_attention(q.float(), keys.float(), values.float(), wide, indptr, **scores)
+
+        window = sliding_window or 2**62
+        pairs = sum(sum(min(cached + i + 1, window) for i in range(new)) for cached, new in rows)
+        reads = sum(min(cached + new, window + new - 1) for cached, new in rows)
+        nbytes = 2 * _bytes(q) + 2 * reads * sizes.kv_heads * sizes.head_dim * self._dtype.itemsize
+        flops = 4 * pairs * sizes.heads * sizes.head_dim
+        return Case(f"attention {name}", run, reference, nbytes, flops, relative_error)
+
+    def _paged(self, rows: Sequence[tuple[int, int]]) -> tuple[KVCacheInputs, torch.Tensor]:
+        """Random keys and values in scattered blocks, and qo_indptr."""
+        width = max(-(-(cached + new) // PAGE_SIZE) for cached, new in rows)
+        shape = (len(rows) * width, PAGE_SIZE, self._sizes.kv_heads, self._sizes.head_dim)
+        tables = np.random.default_rng(0).permutation(len(rows) * width).astype(np.int32).reshape(len(rows), width)
+        kv = KVCacheInputs(
+            keys=[self._random(*shape)],
+            values=[self._random(*shape)],
+            block_tables=upload(tables, self._device),
+            cache_lengths=upload(np.array([cached for cached, _ in rows], dtype=np.int32), self._device),
+            slot_mapping=torch.empty(0, dtype=torch.int64, device=self._device),
+            max_kv_length=max(cached + new for cached, new in rows),
+            page_size=PAGE_SIZE,
+        )
+        indptr = np.cumsum([0, *(new for _, new in rows)]).astype(np.int32)
+        return kv, upload(indptr, self._device)
+
+    def sampling(self, rows: int, name: str, filters: dict[str, Any]) -> Case:
+        """The share of rows whose token is another one is the error, over `_COMPARED_ROWS` rows of their own: exp may
+        differ in its last bit, and now and then a draw falls between. Without a kernel for draws: torch's own way."""
+        logits = self._random(rows, self._sizes.vocab) * 3
+        run, _ = self._draws(logits, filters)
+        compared, expected = self._draws(self._random(_COMPARED_ROWS, self._sizes.vocab) * 3, filters)
+        return Case(f"sampling {rows}, {name}", run, expected, _bytes(logits), 0, lambda _, b: _unequal(compared(), b))
+
+    def _draws(
+        self, logits: torch.Tensor, filters: dict[str, Any]
+    ) -> tuple[Callable[[], torch.Tensor], Callable[[], torch.Tensor]]:
+        """(draws by the kernel, each call the next one; the first of them by the torch twin)."""
+        params = [SamplingParams(**{"temperature": 0.9, "seed": seed} | filters) for seed in range(len(logits))]
+        counters = np.zeros(len(logits), dtype=np.int64)
+        kernel, vocab = sampling_kernel(self._device), self._sizes.vocab
+
+        def by_torch() -> torch.Tensor:
+            numbers = upload(uniforms([p.seed for p in params], counters, 1)[:, 0], self._device)
+            return draw_filtered(logits.float(), Filters.from_params(params, vocab, self._device), numbers)
+
+        if kernel is None:
+            return by_torch, by_torch
+        draw = DeviceDraw(kernel, params, counters, vocab, self._device)
+        return lambda: draw(logits), by_torch
+
+
+def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """Norm of the difference over the norm of what is expected; infinite where a value is no number."""
+    error = float((actual.float() - expected.float()).norm() / expected.float().norm().clamp(min=1e-30))
+    return error if error == error else float("inf")
+
+
+def _unequal(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((actual != expected).float().mean())
+
+
+def _bytes(*tensors: torch.Tensor) -> int:
+    return sum(x.numel() * x.element_size() for x in tensors)

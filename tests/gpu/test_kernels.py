@@ -1,0 +1,86 @@
+"""Each Triton kernel on the hardware against its torch twin: the cases of the interpreter, with tensors on the GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from max_ray.interfaces import SamplingParams
+from max_ray.kernels import gpu
+from max_ray.pipelines.device_draw import DeviceDraw
+from max_ray.pipelines.draw import Filters, draw_filtered
+from max_ray.pipelines.philox import uniforms
+from tests.kernels.gpu.interpreted_attention import (  # noqa: F401
+    test_decode_at_page_borders,
+    test_few_tokens,
+    test_head_dims,
+    test_head_groups,
+    test_prefill_at_page_borders,
+    test_prefill_chunk_decode_and_empty_rows_share_a_batch,
+    test_queries_may_be_a_view_of_a_projection,
+    test_rows_at_the_borders_of_tiles,
+    test_sliding_window,
+    test_soft_cap,
+    test_soft_cap_in_bfloat16,
+    test_splits_beyond_a_rows_keys_count_nothing,
+)
+from tests.kernels.gpu.interpreted_elementwise import (  # noqa: F401
+    test_append,
+    test_fused_add_rmsnorm,
+    test_rmsnorm,
+    test_rmsnorm_of_a_view_and_with_a_float32_weight,
+    test_rmsnorm_of_zeros_is_zero,
+    test_rope,
+    test_rope_and_append,
+    test_rope_with_head_counts_that_do_not_fill_blocks,
+    test_silu_and_mul,
+    test_silu_of_large_values_does_not_overflow,
+)
+
+VOCAB_SIZE = 128_256
+FILTERS: list[dict[str, Any]] = [
+    {},
+    {"top_k": 1},
+    {"top_k": 50},
+    {"top_p": 0.9},
+    {"min_p": 0.1},
+    {"top_k": 200, "top_p": 0.95, "min_p": 0.001, "temperature": 0.7},
+]
+
+
+@pytest.fixture(autouse=True)
+def _tensors_are_made_on_the_gpu() -> Iterator[None]:
+    with torch.device("cuda"):
+        yield
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("filters", FILTERS, ids=str)
+def test_draws(filters: dict[str, Any], dtype: torch.dtype) -> None:
+    """Equal to the torch twin, but for the few draws that fall between two last bits of exp."""
+    rows, device = 128, torch.device("cuda", 0)
+    logits = (torch.randn(rows, VOCAB_SIZE) * 3).to(dtype)
+    params = [SamplingParams(**{"temperature": 1.0, "seed": seed} | filters) for seed in range(rows)]
+    counters = np.arange(rows, dtype=np.int64)
+    numbers = torch.from_numpy(uniforms([p.seed for p in params], counters, 1)[:, 0]).to(device)
+    draw = DeviceDraw(gpu.sample, params, counters, VOCAB_SIZE, device)
+    expected = draw_filtered(logits.float(), Filters.from_params(params, VOCAB_SIZE, device), numbers)
+    assert int((draw(logits) != expected).sum()) <= 3
+    numbers = torch.from_numpy(uniforms([p.seed for p in params], counters + 1, 1)[:, 0]).to(device)
+    expected = draw_filtered(logits.float(), Filters.from_params(params, VOCAB_SIZE, device), numbers)
+    assert int((draw(logits) != expected).sum()) <= 3, "the second draw of a row has the next number"
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_greedy_rows_beside_drawn_ones(temperature: float) -> None:
+    logits = torch.randn(8, 5000)
+    params = [SamplingParams(temperature=temperature if row % 2 else 0.0, top_k=1, seed=row) for row in range(8)]
+    draw = DeviceDraw(gpu.sample, params, np.zeros(8, dtype=np.int64), 5000, torch.device("cuda", 0))
+    if temperature:
+        assert torch.equal(draw(logits), logits.argmax(1)), "top-k 1 is greedy, too"
