@@ -124,9 +124,7 @@ def paged_attention(
     num_heads, head_dim = q.shape[1:]
     if run is None or head_dim % 16 or {k_cache.dtype, v_cache.dtype} != {q.dtype}:
         targets = (k_cache, v_cache, kv, qo_indptr)
-        return cpu.paged_attention(
-            q, *targets, scale=scale, sliding_window=sliding_window, logit_softcap=logit_softcap
-        )
+        return cpu.paged_attention(q, *targets, scale=scale, sliding_window=sliding_window, logit_softcap=logit_softcap)
     num_rows, width = kv.block_tables.shape
     shape = AttentionShape(
         num_rows,
