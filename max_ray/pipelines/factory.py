@@ -123,7 +123,7 @@ def build_runner(plan: PipelinePlan, tp: TPGroup) -> ModelRunner:
         plan.encoding,
         tp.device,
         tp,
-        open_weights(Path(plan.model_dir), plan.weights_format),
+        open_weights(Path(plan.model_dir), plan.weights_format, keep_quantized=plan.encoding.is_quantized),
         architecture.weight_adapters.get(plan.weights_format),
     )
     _pack(model)

@@ -13,7 +13,7 @@ from typing import Any
 
 from max_ray.config import PipelineConfig
 from max_ray.custom_code import PackedCode, pack_architectures
-from max_ray.errors import ConfigError, EncodingNotSupportedError, ParallelismError
+from max_ray.errors import ConfigError, ParallelismError
 from max_ray.huggingface import (
     HuggingFaceConfig,
     load_generation_config,
@@ -21,6 +21,7 @@ from max_ray.huggingface import (
     resolve_model_path,
 )
 from max_ray.interfaces import KVCacheParams, PipelineTask, SupportedEncoding, WeightsFormat
+from max_ray.pipelines.encoding import choose_encoding
 from max_ray.pipelines.hardware import GIB, Hardware
 from max_ray.registry import PIPELINE_REGISTRY, SupportedArchitecture
 from max_ray.tokenizer import TextTokenizer
@@ -95,7 +96,7 @@ def resolve_plan(
     config = _with_required_arguments(config, architecture)
     origins: dict[str, str] = {"architecture": "model: config.json"}
     device = _device(config, hardware, origins)
-    encoding = _encoding(config, architecture, hf_config, origins)
+    encoding = choose_encoding(config, architecture, hf_config, origins)
     _check_parallelism(config, architecture, hf_config, device, hardware)
     config = _with_exact_prefixes(config, architecture, hf_config, origins)
     kv_params = architecture.pipeline_model.get_kv_params(config, hf_config, encoding, config.tensor_parallel_size)
@@ -136,27 +137,6 @@ def _device(config: PipelineConfig, hardware: Hardware, origins: dict[str, str])
     if not hardware.num_gpus:
         raise ConfigError(f"devices={config.devices!r} asks for GPUs and there are none here. Use --devices cpu.")
     return "cuda"
-
-
-def _encoding(
-    config: PipelineConfig, architecture: SupportedArchitecture, hf_config: HuggingFaceConfig, origins: dict[str, str]
-) -> SupportedEncoding:
-    supported = architecture.supported_encodings
-    if config.quantization_encoding is not None:
-        if config.quantization_encoding not in supported:
-            names = ", ".join(sorted(e.value for e in supported))
-            raise EncodingNotSupportedError(
-                f"{architecture.name} does not support quantization_encoding={config.quantization_encoding.value}. "
-                f"It supports: {names}."
-            )
-        origins["quantization_encoding"] = "given"
-        return config.quantization_encoding
-    stored = str(hf_config.get("dtype") or hf_config.get("torch_dtype") or "")
-    if stored in SupportedEncoding.__members__ and SupportedEncoding(stored) in supported:
-        origins["quantization_encoding"] = "model: dtype in config.json"
-        return SupportedEncoding(stored)
-    origins["quantization_encoding"] = "default of the architecture"
-    return architecture.default_encoding
 
 
 def _check_parallelism(
@@ -260,6 +240,11 @@ def _num_threads(config: PipelineConfig, hardware: Hardware, model_dir: Path, or
 
 
 def _weights_format(model_dir: Path, architecture: SupportedArchitecture) -> WeightsFormat:
-    if model_dir.suffix == ".gguf":
-        return WeightsFormat.gguf
-    return architecture.default_weights_format
+    """Raises ConfigError for a GGUF file of a family that has no table of names for it."""
+    if model_dir.suffix != ".gguf":
+        return architecture.default_weights_format
+    if WeightsFormat.gguf not in architecture.weight_adapters:
+        raise ConfigError(
+            f"{architecture.name} cannot be loaded from a GGUF file yet: give its safetensors checkpoint."
+        )
+    return WeightsFormat.gguf

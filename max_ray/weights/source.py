@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-
-import torch
+from typing import TYPE_CHECKING
 
 from max_ray.errors import WeightsError, nearest
+
+if TYPE_CHECKING:
+    import torch
+
+    from max_ray.weights.quantized import QuantizedRows
 
 
 class WeightSource(ABC):
@@ -24,7 +28,7 @@ class WeightSource(ABC):
 
     @abstractmethod
     def dtype(self, name: str) -> torch.dtype:
-        """The dtype stored in the checkpoint."""
+        """The dtype stored in the checkpoint; of quantized tensors, the one that `get_slice` gives."""
 
     @abstractmethod
     def get_slice(self, name: str, axis: int, start: int, stop: int) -> torch.Tensor:
@@ -34,6 +38,18 @@ class WeightSource(ABC):
         """The whole tensor, on the CPU. It may share memory with the source: do not write to it."""
         shape = self.shape(name)
         return self.get_slice(name, 0, 0, shape[0] if shape else 1)
+
+    def quantization(self, name: str) -> str:
+        """How the tensor is quantized ("q4_k", "fp8", ...) where it is to be kept so, else ""."""
+        self.shape(name)
+        return ""
+
+    def get_quantized(self, name: str, rows: range, columns: range) -> QuantizedRows:
+        """A rectangle of a tensor that is quantized: its codes and scales.
+
+        Raises ParallelismError where `columns` cuts through a group of codes that share a scale.
+        """
+        raise AssertionError(f"{name} is not quantized")
 
     def nbytes(self) -> int:
         """Bytes of all tensors as stored."""
