@@ -19,6 +19,7 @@ TABLE: dict[str, set[str]] = {
     "max_ray": set(),
     "errors": set(),
     "log": set(),
+    "phases": set(),
     "settings": set(),
     "interfaces": set(),
     "gguf": set(),
@@ -56,7 +57,7 @@ TABLE: dict[str, set[str]] = {
         "pipelines",  # only `max_ray.pipelines.lib`, what authors of architectures import
     },
 }
-FREE = {"max_ray", "errors", "log"}
+FREE = {"max_ray", "errors", "log", "phases"}
 
 # (unit, imported unit): imports inside a function that close a circle of modules, not of load times.
 LATE = {("custom_code", "registry")}

@@ -28,7 +28,9 @@ def choose_encoding(
         origins["quantization_encoding"] = "given"
         return wanted
     if stored is not None and stored in usable:
-        origins["quantization_encoding"] = "model: what the checkpoint is in"
+        origins["quantization_encoding"] = (
+            "model: dtype in config.json" if not stored.is_quantized else "model: its weights"
+        )
         return stored
     if stored is not None and stored.is_quantized:
         raise EncodingNotSupportedError(

@@ -101,8 +101,8 @@ class SafetensorsSource(WeightSource):
 
         return DTYPES[self._entry(name).dtype]
 
-    def nbytes(self) -> int:
-        return sum(entry.nbytes for entry in self._entries.values())
+    def tensor_bytes(self, name: str) -> int:
+        return self._entry(name).nbytes
 
     def get_slice(self, name: str, axis: int, start: int, stop: int) -> torch.Tensor:
         from max_ray.weights.safetensors_file import read_slice

@@ -43,8 +43,8 @@ class GgufSource(WeightSource):
 
         return {"F16": torch.float16, "BF16": torch.bfloat16}.get(self._tensor(name).type.name, torch.float32)
 
-    def nbytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self._file.tensors.values())
+    def tensor_bytes(self, name: str) -> int:
+        return self._tensor(name).nbytes
 
     def quantization(self, name: str) -> str:
         kind = self._tensor(name).type
@@ -56,7 +56,7 @@ class GgufSource(WeightSource):
             return self._dequantized(tensor, axis, start, stop)
         if axis == 0:
             return self._read_rows(_plain_entry(tensor), tensor, start, stop)
-        return self._in_order(_read(_plain_entry(tensor), axis, start, stop), tensor, 0)
+        return self._in_order(_read(_plain_entry(tensor), axis, start, stop), tensor)
 
     def _dequantized(self, tensor: GgufTensor, axis: int, start: int, stop: int) -> torch.Tensor:
         if axis == 0:
@@ -93,15 +93,16 @@ class GgufSource(WeightSource):
         if size == 1:
             return _read(entry, 0, start, stop)
         first, last = start // size * size, min(-(-stop // size) * size, tensor.shape[0])
-        heads = self._in_order(_read(entry, 0, first, last), tensor, 0)
+        heads = self._in_order(_read(entry, 0, first, last), tensor)
         return heads[start - first : stop - first]
 
-    def _in_order(self, data: torch.Tensor, tensor: GgufTensor, axis: int) -> torch.Tensor:
+    def _in_order(self, data: torch.Tensor, tensor: GgufTensor) -> torch.Tensor:
+        """Whole heads of rows, [rows, ...], in Hugging Face's order."""
         size = self._head_rows(tensor)
         if size == 1:
             return data
-        heads = torch.unflatten(data, axis, (-1, size // 2, 2))
-        return heads.transpose(axis + 1, axis + 2).flatten(axis, axis + 2)
+        pairs = data.reshape(-1, size // 2, 2, *data.shape[1:])
+        return pairs.transpose(1, 2).flatten(0, 2)
 
     def _head_rows(self, tensor: GgufTensor) -> int:
         """Rows of a head of a tensor whose rows are reordered within heads; 1 for all others."""

@@ -6,6 +6,7 @@ Then one tensor (one rank's piece of it) is read at a time: beyond the shards, l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ import torch
 from max_ray.errors import WeightsError
 from max_ray.weights.mapping import NameMap, OwnName, Renaming
 from max_ray.weights.parameter import PartSpec, ShardedParameter, StoredPart
+from max_ray.weights.progress import LoadProgress
 from max_ray.weights.source import WeightSource
 
 _MAX_NAMED = 10  # names listed in one error
@@ -48,14 +50,23 @@ def load_weights(
     for own, spec in wanted.items():
         _check_tensor(source, tensors[own], spec, parameters[own.parameter].data.dtype)
     nbytes = 0
+    progress = LoadProgress(sum(_stored_bytes(source, tensors[own], spec) for own, spec in wanted.items()))
     for name, parameter in parameters.items():
         named = {part: tensors[OwnName(name, part)] for part in parameter.parts}
         if parameter.keep_quantized is not None and any(source.quantization(tensor) for tensor in named.values()):
             nbytes += _keep_quantized(parameter, source, named)
-            continue
-        _zero_uncovered(name, parameter)
-        nbytes += sum(_fill_part(parameter, spec, source, named[part]) for part, spec in parameter.parts.items())
+        else:
+            _zero_uncovered(name, parameter)
+            nbytes += sum(_fill_part(parameter, spec, source, named[part]) for part, spec in parameter.parts.items())
+        progress.add(sum(_stored_bytes(source, named[part], spec) for part, spec in parameter.parts.items()))
+    progress.end()
     return LoadReport(len(parameters), len(tensors), nbytes, tuple(renaming.dropped))
+
+
+def _stored_bytes(source: WeightSource, tensor: str, spec: PartSpec) -> int:
+    """Bytes of a part as the checkpoint has it."""
+    whole = math.prod(spec.checkpoint_shape)
+    return source.tensor_bytes(tensor) * math.prod(spec.local_shape) // whole if whole else 0
 
 
 def _keep_quantized(parameter: ShardedParameter, source: WeightSource, tensors: Mapping[str, str]) -> int:

@@ -37,8 +37,8 @@ class QuantizingSource(WeightSource):
     def get_slice(self, name: str, axis: int, start: int, stop: int) -> torch.Tensor:
         return self._source.get_slice(name, axis, start, stop)
 
-    def nbytes(self) -> int:
-        return self._source.nbytes()
+    def tensor_bytes(self, name: str) -> int:
+        return self._source.tensor_bytes(name)
 
     def quantization(self, name: str) -> str:
         shape = self.shape(name)

@@ -51,9 +51,13 @@ class WeightSource(ABC):
         """
         raise AssertionError(f"{name} is not quantized")
 
+    def tensor_bytes(self, name: str) -> int:
+        """Bytes of a tensor as stored."""
+        return math.prod(self.shape(name)) * self.dtype(name).itemsize
+
     def nbytes(self) -> int:
         """Bytes of all tensors as stored."""
-        return sum(math.prod(self.shape(name)) * self.dtype(name).itemsize for name in self.names())
+        return sum(self.tensor_bytes(name) for name in self.names())
 
 
 class DictWeightSource(WeightSource):
