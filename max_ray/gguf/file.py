@@ -165,7 +165,7 @@ class _Cursor:
 
 def _parse(cursor: _Cursor) -> GgufFile:
     if cursor.memory[:4] != _MAGIC:
-        raise _damaged(cursor.path, "it does not begin with GGUF; a Git LFS pointer, or another format?")
+        raise _damaged(cursor.path, "it does not begin with GGUF; a Git LFS pointer, or another format")
     cursor.position = 4
     version = cursor.number("<I")
     if version not in _VERSIONS:

@@ -149,6 +149,22 @@ class PackedQ4(PackedMatrix):
         return scales, scales * zeros.float()
 
 
+@dataclass(frozen=True)
+class PackedFP8(PackedMatrix):
+    """codes: float8_e4m3fn [N/16, 16, K], rows as they are. scales: float32 of groups of any size, up to whole rows."""
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+
+    def codes_of(self, tiles: slice | torch.Tensor, lanes: torch.Tensor | None) -> torch.Tensor:
+        raw = self.codes.view(torch.uint8)  # float8 tensors cannot be indexed by tensors
+        picked = raw[tiles] if lanes is None else raw[tiles, lanes]
+        return picked.view(torch.float8_e4m3fn)
+
+    def scales_of(self, tiles: slice | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return self.scales[tiles], None
+
+
 def _pick(codes: torch.Tensor, tiles: slice | torch.Tensor, lanes: torch.Tensor | None) -> torch.Tensor:
     return codes[tiles] if lanes is None else codes[tiles, :, :, lanes]
 

@@ -60,14 +60,22 @@ class QuantizedWeight(Module):
 
 
 class PackedSegment(Segment):
-    """Rows that are quantized. Its tensors are parameters, so they count and move as others do."""
+    """Rows that are quantized. Its tensors are parameters, so they count and move as others do.
 
-    def __init__(self, matrix: PackedMatrix) -> None:
+    order: int64 [I], which input each column of the matrix stands for, where columns were reordered.
+    """
+
+    order: torch.Tensor | None
+
+    def __init__(self, matrix: PackedMatrix, order: torch.Tensor | None = None) -> None:
         self.num_rows, self.num_columns = matrix.rows, matrix.columns
         self._kind = type(matrix)
         self._names = [field.name for field in fields(matrix) if field.name not in ("rows", "columns")]
         for name in self._names:
             self.add_parameter(name, getattr(matrix, name))
+        self.order = None
+        if order is not None:
+            self.add_parameter("order", order)
 
     @property
     def matrix(self) -> PackedMatrix:
@@ -75,9 +83,11 @@ class PackedSegment(Segment):
         return self._kind(self.num_rows, self.num_columns, **tensors)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x if self.order is None else x.index_select(-1, self.order)
         return kernels.quantized_linear(x, self.matrix)
 
     def gather(self, indices: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        assert self.order is None, "embeddings are not in act-order"
         return kernels.quantized_rows(self.matrix, indices, dtype)
 
 
@@ -122,7 +132,7 @@ def build_weight(
     for part in parts:
         padding = missing if part is parts[-1] else 0
         if part.quantization:
-            segments.append(PackedSegment(pack(part, padding, device)))
+            segments.append(PackedSegment(*pack(part, padding, device)))
         else:
             plain = torch.zeros(len(part.rows) + padding, len(part.columns), dtype=dtype, device=device)
             plain[: len(part.rows)] = part.read()
@@ -130,8 +140,9 @@ def build_weight(
     return QuantizedWeight(segments, dtype)
 
 
-def pack(part: StoredPart, padding: int, device: torch.device) -> PackedMatrix:
-    """One part as a PackedMatrix of its rows and `padding` more. Beside the result it holds one chunk of codes."""
+def pack(part: StoredPart, padding: int, device: torch.device) -> tuple[PackedMatrix, torch.Tensor | None]:
+    """One part as a PackedMatrix of its rows and `padding` more, and the order of its columns where they were moved.
+    Beside the result it holds one chunk of codes."""
     rows = len(part.rows) + padding
     num_tiles = -(-rows // TILE)
     step = max(TILE, _CHUNK_ELEMENTS // max(1, len(part.columns)) // TILE * TILE)
@@ -150,7 +161,8 @@ def pack(part: StoredPart, padding: int, device: torch.device) -> PackedMatrix:
             target = tensors.setdefault(name, torch.zeros(num_tiles, *data.shape[1:], dtype=data.dtype, device=device))
             if part.rows:
                 target[first : first + len(data)] = data
-    return make(rows, len(part.columns), **tensors)
+    order = None if chunk.order is None else chunk.order.to(device)
+    return make(rows, len(part.columns), **tensors), order
 
 
 def _whole_tiles(data: torch.Tensor) -> torch.Tensor:
@@ -195,9 +207,15 @@ def _tile_q4(rows: QuantizedRows) -> _Tiled:
     return packed.PackedQ4, {"codes": codes, "scales": _scales(rows.scales), "zeros": zeros}
 
 
+def _tile_fp8(rows: QuantizedRows) -> _Tiled:
+    codes = _whole_tiles(rows.codes.view(torch.uint8)).view(torch.float8_e4m3fn)
+    return packed.PackedFP8, {"codes": codes.reshape(-1, TILE, codes.shape[1]), "scales": _scales(rows.scales)}
+
+
 _TILED: dict[str, Callable[[QuantizedRows], _Tiled]] = {
     "q4_k": _tile_q4_k,
     "q6_k": _tile_q6_k,
     "q8_0": _tile_q8_0,
     "q4": _tile_q4,
+    "fp8": _tile_fp8,
 }

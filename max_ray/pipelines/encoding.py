@@ -11,6 +11,13 @@ from max_ray.huggingface import HuggingFaceConfig
 from max_ray.interfaces import SupportedEncoding
 from max_ray.registry import SupportedArchitecture
 
+_QUANTIZED_WHILE_READ = (
+    SupportedEncoding.q8_0,
+    SupportedEncoding.q6_k,
+    SupportedEncoding.q4_k,
+    SupportedEncoding.q4_0,
+)
+
 
 def choose_encoding(
     config: PipelineConfig, architecture: SupportedArchitecture, hf_config: HuggingFaceConfig, origins: dict[str, str]
@@ -42,8 +49,14 @@ def choose_encoding(
 
 
 def usable_encodings(architecture: SupportedArchitecture, stored: SupportedEncoding | None) -> list[SupportedEncoding]:
-    """Those of the family's encodings that this checkpoint can be run in."""
-    return [e for e in architecture.supported_encodings if not e.is_quantized or e is stored]
+    """Those of the family's encodings that this checkpoint can be run in: its own, plain ones, and for a plain
+    checkpoint those that weights are quantized to while they are read."""
+    is_plain = stored is None or not stored.is_quantized
+    return [
+        e
+        for e in architecture.supported_encodings
+        if not e.is_quantized or e is stored or (is_plain and e in _QUANTIZED_WHILE_READ)
+    ]
 
 
 def stored_encoding(hf_config: HuggingFaceConfig) -> SupportedEncoding | None:

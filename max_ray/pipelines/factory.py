@@ -19,6 +19,7 @@ from max_ray.interfaces import PipelineModel, PipelineTask
 from max_ray.kv_cache import PagedKVCacheManager
 from max_ray.log import get_logger
 from max_ray.phases import phase
+from max_ray.pipelines.checkpoint import open_checkpoint
 from max_ray.pipelines.hardware import MIB
 from max_ray.pipelines.held_memory import held_bytes
 from max_ray.pipelines.plan import PipelinePlan, resolve_plan
@@ -120,7 +121,6 @@ def build_runner(plan: PipelinePlan, tp: TPGroup) -> ModelRunner:
     """Loads one rank's shard and allocates its cache. Raises WeightsError and ConfigError."""
     from max_ray.pipelines.kv_storage import KVStorage
     from max_ray.pipelines.runner import ModelRunner
-    from max_ray.weights import open_weights
 
     install_packed(plan.custom_code)
     architecture = PIPELINE_REGISTRY.retrieve_architecture(plan.architecture, task=plan.task)
@@ -132,7 +132,7 @@ def build_runner(plan: PipelinePlan, tp: TPGroup) -> ModelRunner:
             plan.encoding,
             tp.device,
             tp,
-            open_weights(Path(plan.model_dir), plan.weights_format, keep_quantized=plan.encoding.is_quantized),
+            open_checkpoint(Path(plan.model_dir), plan.weights_format, plan.huggingface_config, plan.encoding),
             architecture.weight_adapters.get(plan.weights_format),
         )
     with phase("compile"):

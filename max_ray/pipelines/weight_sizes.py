@@ -13,12 +13,11 @@ from pathlib import Path
 
 from max_ray.huggingface import HuggingFaceConfig
 from max_ray.interfaces import SupportedEncoding, WeightsFormat
+from max_ray.pipelines.checkpoint import open_checkpoint
 from max_ray.registry import SupportedArchitecture
-from max_ray.weights import NameMap, OwnName, WeightSource, open_weights
+from max_ray.weights import NameMap, OwnName, WeightSource
 
 _ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-_PACKED_BITS = {"q4_k": 4.625, "q6_k": 6.5625, "q8_0": 8.5, "q4_0": 4.5}
-"""Bits a weight in memory, by what `WeightSource.quantization` says (see `max_ray.kernels.quantized`)."""
 _TILE = 16  # rows of a quantized matrix are padded to whole tiles
 _GROUPS = {"layers": "layers", "embed_tokens": "embedding", "lm_head": "head"}
 
@@ -44,7 +43,7 @@ def weight_sizes(
     num_kv_heads: int,
 ) -> WeightSizes:
     """num_kv_heads: of one rank. Raises ModelPathError and WeightsError where the files cannot be used."""
-    source = open_weights(model_path, weights_format, keep_quantized=encoding.is_quantized)
+    source = open_checkpoint(model_path, weights_format, hf_config, encoding)
     adapter = architecture.weight_adapters.get(weights_format)
     own = _own_names(source, None if adapter is None else adapter(hf_config))
     all_kv_heads = hf_config.get("num_key_value_heads") or hf_config.get("num_attention_heads") or num_kv_heads
@@ -68,10 +67,9 @@ def _own_names(source: WeightSource, name_map: object) -> dict[str, OwnName]:
 
 def _tensor_bytes(source: WeightSource, tensor: str, encoding: SupportedEncoding, share: float) -> int:
     shape = source.shape(tensor)
-    quantization = source.quantization(tensor)
     if len(shape) < 2:
         return math.prod(shape) * _ITEM_BYTES[encoding.cache_dtype]
-    if not quantization:
+    if not source.quantization(tensor):
         return math.ceil(math.prod(shape) * share) * _ITEM_BYTES[encoding.cache_dtype]
     rows = -(-shape[0] // _TILE) * _TILE
-    return math.ceil(rows * math.prod(shape[1:]) * share * _PACKED_BITS[quantization] / 8)
+    return math.ceil(rows * math.prod(shape[1:]) * share * source.packed_bits(tensor) / 8)

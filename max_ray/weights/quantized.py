@@ -31,6 +31,7 @@ class QuantizedRows:
     scales, mins: [R, K / group_size]; uint8 or int8 below super-scales, float16 or float32 otherwise.
     zeros: uint8 [R, K / group_size], or [1] for all.
     super_scales, super_mins: float16 [R, K / 256].
+    order: int64 [K] where columns were brought into the order of their groups: column k here is order[k] of the matrix.
     """
 
     kind: str
@@ -41,6 +42,7 @@ class QuantizedRows:
     zeros: torch.Tensor | None = None
     super_scales: torch.Tensor | None = None
     super_mins: torch.Tensor | None = None
+    order: torch.Tensor | None = None
 
     def dequantize(self) -> torch.Tensor:
         """float32 [R, K]: the definition that kernels are held against."""
@@ -55,7 +57,8 @@ class QuantizedRows:
         values = codes * scales.unsqueeze(-1)
         if self.mins is not None and self.super_mins is not None:
             values = values - (self.mins.float() * self._spread(self.super_mins)).unsqueeze(-1)
-        return values.flatten(-2)
+        result = values.flatten(-2)
+        return result if self.order is None else torch.empty_like(result).index_copy_(-1, self.order, result)
 
     def has_finite_scales(self) -> bool:
         tensors = (self.scales, self.super_scales, self.super_mins)

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from max_ray.weights.quantized import QuantizedRows
 
+_PACKED_BITS = {"q4_k": 4.625, "q6_k": 6.5625, "q8_0": 8.5, "q4_0": 4.5}
+
 
 class WeightSource(ABC):
     """A checkpoint by tensor name. Opening one reads headers only; every `get` reads from the file anew."""
@@ -50,6 +52,10 @@ class WeightSource(ABC):
         Raises ParallelismError where `columns` cuts through a group of codes that share a scale.
         """
         raise AssertionError(f"{name} is not quantized")
+
+    def packed_bits(self, name: str) -> float:
+        """Bits of memory that a weight of a quantized tensor takes once it is packed (`max_ray.kernels.quantized`)."""
+        return _PACKED_BITS[self.quantization(name)]
 
     def tensor_bytes(self, name: str) -> int:
         """Bytes of a tensor as stored."""

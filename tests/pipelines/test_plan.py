@@ -49,7 +49,9 @@ def test_gpus_are_used_where_there_are_any_and_measured_by_the_workers(model_pat
 
 def test_encoding_is_checked_before_loading(model_path: Path) -> None:
     assert plan(model_path, quantization_encoding="bfloat16").kv_params.dtype == "bfloat16"
-    with pytest.raises(EncodingNotSupportedError, match=r"gptq.*It supports: bfloat16, float16, float32, q4_0"):
+    with pytest.raises(
+        EncodingNotSupportedError, match=r"gptq needs a checkpoint in that.*: bfloat16, float16, float32, q4_0"
+    ):
         plan(model_path, quantization_encoding="gptq")
 
 
