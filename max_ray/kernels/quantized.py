@@ -181,23 +181,30 @@ def _spread(per_super_group: torch.Tensor, times: int) -> torch.Tensor:
 
 def tile_nibbles(codes: torch.Tensor) -> torch.Tensor:
     """uint8 [16 n, K] of 0..15 -> [n, K/32, 4, 16, 4]."""
-    split = _tiles(torch.unflatten(codes, 1, (-1, 2, 4, 4)))  # [n, r, g, half, i, b]
-    return (split[:, :, :, 0] | split[:, :, :, 1] << 4).permute(0, 2, 3, 1, 4).contiguous()
+    split = torch.unflatten(_words(codes), 2, (-1, 2, 4))  # [n, r, g, half, i]
+    return _lines(split[:, :, :, 0] | split[:, :, :, 1] << 4, codes.dtype)
 
 
 def tile_pairs(codes: torch.Tensor) -> torch.Tensor:
     """uint8 [16 n, K] of 0..3 -> [n, K/32, 2, 16, 4]."""
-    split = _tiles(torch.unflatten(codes, 1, (-1, 2, 2, 2, 4)))  # [n, r, g, half, h, i of the pair, b]
-    fields = [split[:, :, :, half, :, i] << shift for shift, (i, half) in zip((0, 2, 4, 6), _PAIRS, strict=True)]
-    return (fields[0] | fields[1] | fields[2] | fields[3]).permute(0, 2, 3, 1, 4).contiguous()
-
-
-_PAIRS = ((0, 0), (0, 1), (1, 0), (1, 1))
+    split = torch.unflatten(_words(codes), 2, (-1, 2, 2, 2))  # [n, r, g, half, h, i of the pair]
+    low, high = split[:, :, :, 0], split[:, :, :, 1]
+    return _lines(low[..., 0] | high[..., 0] << 2 | low[..., 1] << 4 | high[..., 1] << 6, codes.dtype)
 
 
 def tile_bytes(codes: torch.Tensor) -> torch.Tensor:
     """int8 [16 n, K] -> [n, K/32, 8, 16, 4]."""
-    return _tiles(torch.unflatten(codes, 1, (-1, 8, 4))).permute(0, 2, 3, 1, 4).contiguous()
+    return _lines(torch.unflatten(_words(codes), 2, (-1, 8)), codes.dtype)
+
+
+def _words(codes: torch.Tensor) -> torch.Tensor:
+    """One-byte [16 n, K] -> int32 [n, 16, K / 4]: four codes at a time; shifts keep within their bytes."""
+    return _tiles(codes.contiguous().view(torch.int32))
+
+
+def _lines(words: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """int32 [n, r, g, i] -> bytes [n, g, i, r, 4]."""
+    return words.permute(0, 2, 3, 1).contiguous().unsqueeze(-1).view(dtype)
 
 
 def tile_scales(scales: torch.Tensor) -> torch.Tensor:

@@ -22,8 +22,8 @@ from max_ray.weights.parameter import StoredPart
 from max_ray.weights.quantized import QuantizedRows
 
 _Tiled = tuple[Callable[..., PackedMatrix], dict[str, torch.Tensor]]
-_CHUNK_ELEMENTS = 1 << 24
-"""So many weights are unpacked at a time: 16 MiB of codes."""
+_CHUNK_ELEMENTS = 1 << 19
+"""So many weights are unpacked at a time: what is unpacked stays in the processor's cache until it is packed."""
 
 
 class Segment(Module):
