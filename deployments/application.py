@@ -12,9 +12,12 @@ from deployments.serve_config import load_serve_config
 from max_ray.actors.leased_group import get_registry
 from max_ray.actors.messages import GroupSpec
 from max_ray.config import PipelineConfig, ServeConfig
+from max_ray.log import get_logger
+from max_ray.phases import phase
 from max_ray.pipelines.hardware import Hardware
 from max_ray.pipelines.plan import resolve_plan
 
+_LOG = get_logger(__name__)
 UPSCALE_DELAY_S = 10.0
 DOWNSCALE_DELAY_S = 300.0
 """A new replica means a new worker group with its weights to load: quick to add one, slow to give one up."""
@@ -30,10 +33,13 @@ def build_application(config: ServeConfig) -> serve.Application:
     if not config.model_path:
         config = load_serve_config(given_settings(config), environ={})[0]
     pipeline_config = PipelineConfig(**{name: getattr(config, name) for name in PipelineConfig.model_fields})
-    resolve_plan(pipeline_config, hardware=_hardware_to_be(config))
-    connect(config)
+    with phase("resolve and plan"):
+        resolve_plan(pipeline_config, hardware=_hardware_to_be(config))
+    with phase("connect to Ray"):
+        connect(config)
     get_registry()  # its process starts while Serve does
     plan = resolve_plan(pipeline_config, hardware=cluster_hardware())
+    _LOG.info("memory plan of a worker group:\n%s", plan.memory.text())
     spec = GroupSpec(
         app=config.app_name,
         plan=plan,
@@ -54,7 +60,9 @@ def _hardware_to_be(config: ServeConfig) -> Hardware:
     local = Hardware.local()
     if config.device_choice.kind != "gpu":
         return local
-    return Hardware(local.num_cpus, local.memory_bytes, max(local.num_gpus, config.tensor_parallel_size))
+    num_gpus = max(local.num_gpus, config.tensor_parallel_size)
+    seen = local.gpu_memory if num_gpus == local.num_gpus else ()
+    return Hardware(local.num_cpus, local.memory_bytes, num_gpus, seen)
 
 
 def _scaling(config: ServeConfig) -> dict[str, Any]:

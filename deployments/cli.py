@@ -1,4 +1,6 @@
-"""The command line `max-ray`: serve, generate, list, check, benchmark, version. Parses, builds configurations, calls.
+"""The command line `max-ray`: serve, generate, plan, warm-cache, list, check, benchmark, version.
+
+It parses, builds the configuration, and calls.
 
 Flags are made from the fields of PipelineConfig and ServeConfig, so names, defaults and help are written once, there.
 Values stay text until the configuration reads them. A user's mistake is one sentence on stderr and exit code 2.
@@ -15,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import max_ray
+from deployments.model_commands import run_plan, run_warm_cache
 from deployments.serve_config import DEMO_MODEL, load_serve_config
 from max_ray import settings
 from max_ray.benchmark import command as benchmark
@@ -56,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run = {
             "serve": _serve,
             "generate": _generate,
+            "plan": lambda given: run_plan(given, {"model_path": str(DEMO_MODEL)}),
+            "warm-cache": run_warm_cache,
             "list": _list,
             "check": _check,
             "benchmark": benchmark.run,
@@ -91,6 +96,8 @@ def build_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argum
     commands: dict[str, argparse.ArgumentParser] = {
         "serve": subparsers.add_parser("serve", help="serve a model over HTTP", allow_abbrev=False),
         "generate": subparsers.add_parser("generate", help="continue a prompt in this process", allow_abbrev=False),
+        "plan": subparsers.add_parser("plan", help="say what memory a model needs", allow_abbrev=False),
+        "warm-cache": subparsers.add_parser("warm-cache", help="fetch a model and check it", allow_abbrev=False),
         "list": subparsers.add_parser("list", help="list the model families", allow_abbrev=False),
         "check": subparsers.add_parser("check", help="hold a model family against its reference", allow_abbrev=False),
         "benchmark": subparsers.add_parser("benchmark", help="measure a server, draw the results", allow_abbrev=False),
@@ -101,6 +108,10 @@ def build_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argum
     _add_settings(commands["serve"], ServeConfig)
     _add_settings(commands["generate"], PipelineConfig)
     _add_generate_flags(commands["generate"])
+    _add_settings(commands["plan"], PipelineConfig, print_config=False)
+    commands["plan"].add_argument("--json", action="store_true", help="machine-readable")
+    for name in ("model_path", "revision", "custom_architectures"):
+        _add_setting(commands["warm-cache"], name, PipelineConfig.model_fields[name])
     commands["list"].add_argument("--json", action="store_true", help="machine-readable")
     commands["check"].add_argument("family", help="A folder with a list ARCHITECTURES, or an installed module.")
     commands["check"].add_argument("--model-path", required=True, metavar="PATH", help="A checkpoint of that family.")
@@ -108,11 +119,13 @@ def build_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argum
     return parser, commands
 
 
-def _add_settings(parser: argparse.ArgumentParser, cls: type[PipelineConfig]) -> None:
+def _add_settings(parser: argparse.ArgumentParser, cls: type[PipelineConfig], print_config: bool = True) -> None:
     for name, field in cls.model_fields.items():
         if name not in _NOT_A_FLAG:
             _add_setting(parser, name, field)
     parser.add_argument("--config", metavar="FILE", help="YAML file with settings (or MAX_RAY_CONFIG).")
+    if not print_config:
+        return
     parser.add_argument(
         "--print-config", action="store_true", help="Print every setting and where it came from, and stop."
     )
@@ -174,6 +187,8 @@ def _generate(options: dict[str, Any]) -> None:
         return _print_config(config, origins)
     if prompt is None:
         raise UsageError("max-ray generate needs --prompt TEXT.")
+    if settings.variable(settings.LOG_LEVEL) is None:
+        setup_logging("WARNING")  # the text is what was asked for; how the model starts is not
     from max_ray.interfaces import RequestID, TextGenerationRequest
 
     text: dict[str, Any] = {"messages": [{"role": "user", "content": prompt}]} if chat else {"prompt": prompt}

@@ -84,4 +84,5 @@ def cluster_hardware() -> Hardware:
     """
     local = Hardware.local()
     gpus = max((int(node["Resources"].get("GPU", 0)) for node in _ray.nodes() if node["Alive"]), default=0)
-    return Hardware(num_cpus=local.num_cpus, memory_bytes=local.memory_bytes, num_gpus=gpus)
+    seen = local.gpu_memory if gpus <= local.num_gpus else ()  # the best node is another one: its memory is not seen
+    return Hardware(num_cpus=local.num_cpus, memory_bytes=local.memory_bytes, num_gpus=gpus, gpu_memory=seen)

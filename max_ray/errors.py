@@ -8,7 +8,8 @@
     |  |- ModelPathError               no such path, no config.json, nothing to load
     |  |- ArchitectureNotFoundError    no registered family has this name
     |  |- EncodingNotSupportedError
-    |  `- ParallelismError             tensor_parallel_size does not fit the heads or the cluster
+    |  |- ParallelismError             tensor_parallel_size does not fit the heads or the cluster
+    |  `- DoesNotFitError              the memory plan is larger than the machine; says what fits
     |- WeightsError                    a checkpoint that does not match its network
     |- ConformanceError                a model family computes something else than its reference
     |- DeviceError                     no such device on this machine
@@ -82,6 +83,10 @@ class EncodingNotSupportedError(ConfigError):
 
 
 class ParallelismError(ConfigError):
+    pass
+
+
+class DoesNotFitError(ConfigError):
     pass
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from max_ray.errors import ConfigError, ModelPathError, nearest
+from max_ray.gguf import huggingface_values, lone_gguf, read_gguf
 
 _SNAPSHOT_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 _COUNTS = (
@@ -95,8 +96,12 @@ class HuggingFaceConfig(Mapping[str, Any]):
 
 
 def load_huggingface_config(path: str | Path) -> HuggingFaceConfig:
-    """config.json of a local model folder. Raises ModelPathError (no such file) or ConfigError (not JSON, or a number
-    that no network can have)."""
+    """config.json of a local model folder, or what a .gguf file says in its place. Raises ModelPathError (no such
+    file), ConfigError (not JSON, or a number that no network can have), WeightsError (a damaged .gguf file)."""
+    if Path(path).suffix == ".gguf":
+        values = huggingface_values(read_gguf(path))
+        _check_values(values, str(path))
+        return HuggingFaceConfig(values, str(path))
     file = Path(path) / "config.json"
     if not file.is_file():
         raise ModelPathError(f"There is no config.json in {path}: give the folder of a model in Hugging Face's layout.")
@@ -134,14 +139,19 @@ def load_generation_config(path: str | Path) -> dict[str, Any]:
 
 
 def resolve_model_path(model_path: str | Path, revision: str | None = None) -> Path:
-    """The absolute local folder of a model: the folder itself, or the snapshot of a Hugging Face repository.
+    """The absolute local path of a model: its folder, a lone .gguf file, or the snapshot of a Hugging Face repository.
 
-    A repository is taken from the local cache first, and downloaded only when it is not there. Raises ModelPathError
-    for no such folder, a file instead of a folder, no config.json, and a repository that cannot be had.
+    A folder without config.json that holds one GGUF model stands for that file. A repository is taken from the local
+    cache first, and downloaded only when it is not there. Raises ModelPathError for no such folder, another kind of
+    file, no config.json, and a repository that cannot be had.
     """
     path = Path(model_path).expanduser().absolute()
+    if path.is_file() and path.suffix == ".gguf":
+        return path
     if path.is_dir():
         if not (path / "config.json").is_file():
+            if (lone := lone_gguf(path)) is not None:
+                return lone
             raise ModelPathError(
                 f"There is no config.json in {model_path}: give the folder of a model in Hugging Face's layout."
             )
@@ -151,7 +161,9 @@ def resolve_model_path(model_path: str | Path, revision: str | None = None) -> P
             )
         return path
     if path.exists():
-        raise ModelPathError(f"{model_path} is a file: give the folder that holds config.json and the weights.")
+        raise ModelPathError(
+            f"{model_path} is a file: give a .gguf file, or the folder that holds config.json and the weights."
+        )
     if not _is_repository_id(str(model_path)):
         raise ModelPathError(
             f"There is no folder {model_path}: give an existing folder or a Hugging Face repository id."

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from jinja2 import TemplateError
 
 from max_ray.errors import ConfigError, InputError, ModelPathError, PromptTooLongError
+from max_ray.gguf import huggingface_values, read_gguf
 from max_ray.interfaces import SamplingParams, TextContext, TextGenerationRequest, TokenBuffer
 
 TokenArray = npt.NDArray[np.int64]
@@ -37,7 +38,7 @@ _LONG_TOKEN_CHARACTERS = 16
 
 
 class TextTokenizer:
-    """Tokenizer of one model folder (or hub id, fetched at `revision`).
+    """Tokenizer of one model folder, .gguf file, or hub id (fetched at `revision`).
 
     max_length: prompt + generated tokens of one request.
     generation_config: defaults of the sampling parameters; None reads generation_config.json of the folder.
@@ -60,7 +61,7 @@ class TextTokenizer:
         context_validators: Sequence[ContextValidator] = (),
     ) -> None:
         folder = _local_folder(str(model_path), revision)
-        model_config = _read_json(folder / "config.json")
+        model_config = huggingface_values(read_gguf(folder)) if _is_gguf(folder) else _read_json(folder / "config.json")
         if generation_config is None:
             generation_config = _read_json(folder / "generation_config.json")
         self.max_length = max_length
@@ -256,7 +257,7 @@ class TextTokenizer:
 
 
 def _local_folder(model_path: str, revision: str | None) -> Path:
-    if Path(model_path).is_dir():
+    if Path(model_path).is_dir() or _is_gguf(Path(model_path)):
         return Path(model_path)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
@@ -267,6 +268,10 @@ def _local_folder(model_path: str, revision: str | None) -> Path:
         raise ModelPathError(
             f"{model_path!r} is neither a folder nor a model that the hub gives: {error}. Check the path."
         ) from error
+
+
+def _is_gguf(path: Path) -> bool:
+    return path.suffix == ".gguf" and path.is_file()
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -289,6 +294,8 @@ def _text_config(model_config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _load(folder: Path) -> Any:
+    if _is_gguf(folder):
+        return _load_gguf(folder)
     generic = _read_json(folder / "tokenizer_config.json").get("tokenizer_class") in _GENERIC_CLASSES
     try:
         if generic and (folder / "tokenizer.json").is_file():
@@ -302,6 +309,24 @@ def _load(folder: Path) -> Any:
         raise ModelPathError(
             f"{folder} holds no tokenizer that can be loaded: {error}. Put tokenizer.json beside config.json."
         ) from error
+
+
+def _load_gguf(path: Path) -> Any:
+    """The tokenizer that a .gguf file holds."""
+    from transformers import PreTrainedTokenizerFast
+
+    from max_ray.gguf.tokenizer import build_tokenizer
+
+    built = build_tokenizer(read_gguf(path))
+    others = [token for token in built.control_tokens if token not in built.names.values()]
+    make: Any = PreTrainedTokenizerFast
+    return make(
+        tokenizer_object=built.tokenizer,
+        chat_template=built.chat_template,
+        additional_special_tokens=others,
+        clean_up_tokenization_spaces=False,
+        **built.names,
+    )
 
 
 def _check_defaults(generation_config: Mapping[str, Any], folder: Path) -> None:

@@ -19,18 +19,20 @@ TABLE: dict[str, set[str]] = {
     "max_ray": set(),
     "errors": set(),
     "log": set(),
+    "phases": set(),
     "settings": set(),
     "interfaces": set(),
-    "huggingface": set(),
+    "gguf": set(),
+    "huggingface": {"gguf"},
     "driver": set(),
     "distributed": {"driver", "interfaces"},
     "kernels": {"interfaces", "settings"},
     "graph": {"interfaces"},
     "detokenizer": set(),
-    "tokenizer": {"interfaces"},
+    "tokenizer": {"interfaces", "gguf"},
     "token_text": {"tokenizer"},
     "kv_cache": {"interfaces"},
-    "weights": {"interfaces"},
+    "weights": {"interfaces", "gguf"},
     "config": {"settings", "interfaces"},
     "nn": {"interfaces", "kernels", "distributed", "driver", "weights", "huggingface"},
     "architecture": {"interfaces", "config"},
@@ -58,7 +60,7 @@ TABLE: dict[str, set[str]] = {
         "pipelines",  # only `max_ray.pipelines.lib`, what authors of architectures import
     },
 }
-FREE = {"max_ray", "errors", "log"}
+FREE = {"max_ray", "errors", "log", "phases"}
 
 # (unit, imported unit): imports inside a function that close a circle of modules, not of load times.
 LATE = {("custom_code", "registry")}
@@ -88,7 +90,9 @@ WITHOUT_TORCH = [
     "max_ray.interfaces",
     "max_ray.settings",
     "max_ray.config",
+    "max_ray.gguf.tokenizer",
     "max_ray.huggingface",
+    "max_ray.weights",
     "max_ray.registry",
     "max_ray.custom_code",
     "max_ray.kv_cache",

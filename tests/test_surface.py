@@ -128,9 +128,11 @@ def test_flags() -> None:
         return {"--" + name.replace("_", "-") for name in names}
 
     benchmarks = {"benchmark", *(f"benchmark {kind}" for kind in ("serving", "kernels", "offline", "plot"))}
-    assert set(commands) == {"serve", "generate", "list", "check", "version"} | benchmarks
+    assert set(commands) == {"serve", "generate", "plan", "warm-cache", "list", "check", "version"} | benchmarks
     assert flags("serve") == of(set(SERVE_SETTINGS) - {"api_keys"}) | common | switches
     assert flags("generate") == of(set(PIPELINE_SETTINGS)) | common | switches | GENERATE_FLAGS
+    assert flags("plan") == (of(set(PIPELINE_SETTINGS)) | common | switches | {"--json"}) - {"--print-config"}
+    assert flags("warm-cache") == of({"model_path", "model", "revision", "custom_architectures"}) | {"--help", "-h"}
     assert flags("list") == {"--help", "-h", "--json", "--custom-architectures"}
     assert flags("check") == {"--help", "-h", "--model-path"}
     assert flags("version") == flags("benchmark") == {"--help", "-h"}

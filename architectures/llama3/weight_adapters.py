@@ -8,6 +8,15 @@ from max_ray.weights.mapping import NameMap
 
 _ATTENTION = [("q_proj", "qkv", ":q"), ("k_proj", "qkv", ":k"), ("v_proj", "qkv", ":v"), ("o_proj", "out", "")]
 _MLP = [("gate_proj", "gate_up", ":gate"), ("up_proj", "gate_up", ":up"), ("down_proj", "down", "")]
+_GGUF = [
+    ("attn_q", "attention.qkv", ":q"),
+    ("attn_k", "attention.qkv", ":k"),
+    ("attn_v", "attention.qkv", ":v"),
+    ("attn_output", "attention.out", ""),
+    ("ffn_gate", "mlp.gate_up", ":gate"),
+    ("ffn_up", "mlp.gate_up", ":up"),
+    ("ffn_down", "mlp.down", ""),
+]
 
 
 def safetensors_name_map(huggingface_config: Any) -> NameMap:
@@ -26,4 +35,20 @@ def safetensors_name_map(huggingface_config: Any) -> NameMap:
             table.append((f"model.layers.{{}}.self_attn.{theirs}.{kind}", f"layers.{{}}.attention.{ours}.{kind}{part}"))
         for theirs, ours, part in _MLP:
             table.append((f"model.layers.{{}}.mlp.{theirs}.{kind}", f"layers.{{}}.mlp.{ours}.{kind}{part}"))
+    return NameMap(table)
+
+
+def gguf_name_map(huggingface_config: Any) -> NameMap:
+    """The table for GGUF's names. `rope_freqs` is in the configuration already; a file without `output` is tied."""
+    table: list[tuple[str, str | None]] = [
+        ("token_embd.weight", "embed_tokens.weight"),
+        ("output_norm.weight", "norm.weight"),
+        ("output.weight", None if huggingface_config.get("tie_word_embeddings") else "lm_head.weight"),
+        ("blk.{}.attn_norm.weight", "layers.{}.attention_norm.weight"),
+        ("blk.{}.ffn_norm.weight", "layers.{}.mlp_norm.weight"),
+        ("rope_freqs.weight", None),
+    ]
+    for kind in ("weight", "bias"):
+        for theirs, ours, part in _GGUF:
+            table.append((f"blk.{{}}.{theirs}.{kind}", f"layers.{{}}.{ours}.{kind}{part}"))
     return NameMap(table)

@@ -16,6 +16,7 @@ from max_ray.actors.placement import place_group, placement_of, remove_group_pla
 from max_ray.actors.spawn import spawn_kv_manager, spawn_worker
 from max_ray.errors import MaxRayError, WorkerGroupError
 from max_ray.log import get_logger
+from max_ray.phases import phase
 
 _LOG = get_logger(__name__)
 _PROGRESS_S = 5.0
@@ -81,11 +82,13 @@ async def start(group: Group) -> None:
     try:
         if not group.placement_id or not _is_placed(group.placement_id):
             group.state = "placing"
-            placement = await place_group(group.group_id, group.spec, group.progress)
+            with phase("place"):
+                placement = await place_group(group.group_id, group.spec, group.progress)
             group.placement_id = placement.id.hex()
         group.state = "loading"
         _spawn_members(group)
-        await _load(group)
+        with phase("workers: start and load"):
+            await _load(group)
     except (RayError, MaxRayError, asyncio.CancelledError) as error:
         await end(group)
         raise _cause_of(error) from error

@@ -20,6 +20,11 @@ class SupportedEncoding(str, Enum):
     awq = "awq"
 
     @property
+    def is_quantized(self) -> bool:
+        """Whether weights are codes and scales, and not plain numbers."""
+        return self.value not in ("float32", "bfloat16", "float16")
+
+    @property
     def cache_dtype(self) -> str:
         """dtype of keys and values, and of the activations, under this encoding."""
         return self.value if self.value in ("float32", "float16") else "bfloat16"

@@ -22,6 +22,7 @@ from max_ray.log import get_logger
 if TYPE_CHECKING:
     from max_ray.interfaces.model import KVCacheInputs
     from max_ray.kernels.native import PackedWeight
+    from max_ray.kernels.quantized import PackedMatrix
 
 __all__ = [
     "append_latent",
@@ -32,6 +33,8 @@ __all__ = [
     "latent_attention",
     "pack_weight",
     "paged_attention",
+    "quantized_linear",
+    "quantized_rows",
     "rmsnorm",
     "rope_and_append",
     "silu_and_mul",
@@ -215,3 +218,16 @@ def latent_attention(
     The torch twin serves all devices; a Triton twin is not there yet.
     """
     return cpu.latent_attention(q, cache, kv, qo_indptr, up=up, scale=scale)
+
+
+def quantized_linear(x: torch.Tensor, weight: PackedMatrix) -> torch.Tensor:
+    """x [..., K] @ weight [N, K]^T -> [..., N] in x's dtype; products and sums in float32.
+
+    The torch twin runs on GPUs too: there is no other yet.
+    """
+    return cpu.quantized_linear(x, weight)
+
+
+def quantized_rows(weight: PackedMatrix, indices: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Rows of a weight [N, K] by number, int64 [...] -> [..., K]: an embedding whose table is quantized."""
+    return cpu.quantized_rows(weight, indices, dtype)

@@ -22,6 +22,7 @@ from max_ray import kernels
 from max_ray.distributed import TPGroup, all_reduce
 from max_ray.driver import DeviceLike, as_torch_device
 from max_ray.nn.module import Module
+from max_ray.nn.quantized_linear import keeper
 from max_ray.weights.parameter import PartSpec
 
 
@@ -116,7 +117,7 @@ class _ColumnCut(Packable):
     def __init__(self, in_dim: int, slabs: list[_Slab], bias: bool, dtype: torch.dtype, device: torch.device) -> None:
         rows = sum(slab.stop - slab.start for slab in slabs)
         weight = torch.empty(rows, in_dim, dtype=dtype, device=device)
-        self.add_parameter("weight", weight, _row_parts(slabs, (in_dim,)))
+        self.add_parameter("weight", weight, _row_parts(slabs, (in_dim,)), keep_quantized=keeper(self, "weight"))
         self.bias = None
         if bias:
             self.add_parameter("bias", torch.empty(rows, dtype=dtype, device=device), _row_parts(slabs, ()))
@@ -210,7 +211,8 @@ class RowParallelLinear(Packable):
         self._reduce = reduce
         columns = shard_range(in_dim, tp)
         weight = torch.empty(out_dim, len(columns), dtype=dtype, device=tp.device)
-        self.add_parameter("weight", weight, {"": PartSpec((out_dim, in_dim), 1, columns.start, columns.stop, 0)})
+        parts = {"": PartSpec((out_dim, in_dim), 1, columns.start, columns.stop, 0)}
+        self.add_parameter("weight", weight, parts, keep_quantized=keeper(self, "weight"))
         self.bias = None
         if bias:
             self.add_parameter("bias", torch.empty(out_dim, dtype=dtype, device=tp.device))

@@ -17,7 +17,7 @@ one) counts once, under its first name.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, dataclass_transform
 
@@ -25,7 +25,7 @@ import torch
 
 from max_ray.driver import DeviceLike, as_torch_device
 from max_ray.errors import nearest
-from max_ray.weights.parameter import PartSpec, ShardedParameter
+from max_ray.weights.parameter import PartSpec, ShardedParameter, StoredPart
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,20 @@ class Module:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.forward(*args, **kwargs)
 
-    def add_parameter(self, name: str, data: torch.Tensor, parts: Mapping[str, PartSpec] | None = None) -> None:
+    def add_parameter(
+        self,
+        name: str,
+        data: torch.Tensor,
+        parts: Mapping[str, PartSpec] | None = None,
+        *,
+        keep_quantized: Callable[[Sequence[StoredPart]], int] | None = None,
+    ) -> None:
         """Sets attribute `name` to `data` and lists it as a parameter.
 
-        parts: how it is cut from a checkpoint; by default one part, read whole.
+        parts: how it is cut from a checkpoint; by default one part, read whole. keep_quantized: see ShardedParameter.
         """
+        if keep_quantized is not None:
+            self.__dict__.setdefault("_keepers", {})[name] = keep_quantized
         specs = dict(parts) if parts is not None else {"": PartSpec.whole(tuple(data.shape))}
         self.__dict__.setdefault("_parts", {})[name] = specs
         setattr(self, name, data)
@@ -94,7 +103,8 @@ class Module:
         """(dotted name, this rank's shard and how it is cut): what `load_weights` fills."""
         for prefix, module in self.named_modules():
             for name, parts in module.__dict__.get("_parts", {}).items():
-                yield prefix + name, ShardedParameter(data=getattr(module, name), parts=parts)
+                keeper = module.__dict__.get("_keepers", {}).get(name)
+                yield prefix + name, ShardedParameter(getattr(module, name), parts, keeper)
 
     def named_modules(self) -> Iterator[tuple[str, Module]]:
         """(prefix, module) of this module ("") and all below it ("layers.0.mlp."), each once."""

@@ -17,6 +17,11 @@ from max_ray.custom_code import install_packed
 from max_ray.errors import ConfigError
 from max_ray.interfaces import PipelineModel, PipelineTask
 from max_ray.kv_cache import PagedKVCacheManager
+from max_ray.log import get_logger
+from max_ray.phases import phase
+from max_ray.pipelines.checkpoint import open_checkpoint
+from max_ray.pipelines.hardware import MIB
+from max_ray.pipelines.held_memory import held_bytes
 from max_ray.pipelines.plan import PipelinePlan, resolve_plan
 from max_ray.pipelines.text_generation import TextGenerationPipeline
 from max_ray.registry import PIPELINE_REGISTRY
@@ -32,6 +37,9 @@ if TYPE_CHECKING:
     from max_ray.pipelines.runner import ModelRunner
 
 _CPU_TAPES = 16  # batch sizes; each keeps the step's activations
+
+
+_LOG = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -113,23 +121,27 @@ def build_runner(plan: PipelinePlan, tp: TPGroup) -> ModelRunner:
     """Loads one rank's shard and allocates its cache. Raises WeightsError and ConfigError."""
     from max_ray.pipelines.kv_storage import KVStorage
     from max_ray.pipelines.runner import ModelRunner
-    from max_ray.weights import open_weights
 
     install_packed(plan.custom_code)
     architecture = PIPELINE_REGISTRY.retrieve_architecture(plan.architecture, task=plan.task)
-    model = architecture.pipeline_model(
-        plan.config,
-        plan.huggingface_config,
-        plan.encoding,
-        tp.device,
-        tp,
-        open_weights(Path(plan.model_dir), plan.weights_format),
-        architecture.weight_adapters.get(plan.weights_format),
-    )
-    _pack(model)
+    before = held_bytes(tp.device)
+    with phase("load"):
+        model = architecture.pipeline_model(
+            plan.config,
+            plan.huggingface_config,
+            plan.encoding,
+            tp.device,
+            tp,
+            open_checkpoint(Path(plan.model_dir), plan.weights_format, plan.huggingface_config, plan.encoding),
+            architecture.weight_adapters.get(plan.weights_format),
+        )
+    with phase("compile"):
+        _pack(model)
+    _log_weights(plan, before, held_bytes(tp.device))
     num_blocks = plan.num_blocks if plan.num_blocks is not None else _blocks_that_fit(plan, tp)
     storage = KVStorage.allocate(plan.kv_params, num_blocks, tp.device)
-    graphs = _decode_graphs(plan, model, storage)
+    with phase("warm"):
+        graphs = _decode_graphs(plan, model, storage)
     return ModelRunner(model, storage, tp, plan.huggingface_config.vocab_size, graphs)
 
 
@@ -162,6 +174,18 @@ def _pack(model: PipelineModel) -> None:
     for network in vars(model).values():
         if isinstance(network, Module):
             pack_weights(network)
+
+
+def _log_weights(plan: PipelinePlan, before: int | None, after: int | None) -> None:
+    """Planned against measured. Ranks that are threads of one process are measured together."""
+    if before is None or after is None:
+        return
+    _LOG.info(
+        "weights of a rank: planned %.1f MiB, measured %.1f MiB; KV cache: planned %.1f MiB",
+        plan.memory.weights / MIB,
+        (after - before) / MIB,
+        plan.memory.kv_cache / MIB,
+    )
 
 
 def _blocks_that_fit(plan: PipelinePlan, tp: TPGroup) -> int:

@@ -3,27 +3,42 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+MIB = 1024**2
 GIB = 1024**3
+_ANSWER_WITHIN_S = 10.0
+
+
+@dataclass(frozen=True)
+class GpuMemory:
+    """Bytes. What other processes hold is in `total` and not in `free`."""
+
+    total: int
+    free: int
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """num_cpus: cores a worker group may use. memory_bytes: host memory. num_gpus: devices for workers."""
+    """num_cpus: cores a worker group may use. memory_bytes: host memory. num_gpus: devices for workers.
+    gpu_memory: of each device by its number; empty where it cannot be seen from here."""
 
     num_cpus: int
     memory_bytes: int
     num_gpus: int
+    gpu_memory: tuple[GpuMemory, ...] = ()
 
     @classmethod
     def local(cls) -> Hardware:
         """This machine: cores this process may run on, physical memory (or the container's limit), NVIDIA devices."""
+        num_gpus = _count_nvidia_devices()
         return cls(
             num_cpus=len(os.sched_getaffinity(0)),
             memory_bytes=min(_physical_memory(), _container_memory()),
-            num_gpus=_count_nvidia_devices(),
+            num_gpus=num_gpus,
+            gpu_memory=_gpu_memory() if num_gpus else (),
         )
 
 
@@ -46,3 +61,24 @@ def _container_memory() -> int:
 def _count_nvidia_devices() -> int:
     """Counts /dev/nvidia<N>, so that no CUDA library has to be loaded to know that there is no GPU."""
     return sum(1 for path in Path("/dev").glob("nvidia*") if path.name.removeprefix("nvidia").isdigit())
+
+
+def _gpu_memory() -> tuple[GpuMemory, ...]:
+    """What the driver's own tool says, so that no CUDA context is made; empty where it does not answer."""
+    command = ["nvidia-smi", "--query-gpu=memory.total,memory.free", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=_ANSWER_WITHIN_S, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    return parse_gpu_memory(answer)
+
+
+def parse_gpu_memory(answer: str) -> tuple[GpuMemory, ...]:
+    """Lines of "total, free" in MiB; empty when one is anything else (a device in MIG mode says "[N/A]")."""
+    devices = []
+    for line in answer.strip().splitlines():
+        numbers = [field.strip() for field in line.split(",")]
+        if len(numbers) != 2 or not all(number.isdigit() for number in numbers):
+            return ()
+        devices.append(GpuMemory(int(numbers[0]) * 1024**2, int(numbers[1]) * 1024**2))
+    return tuple(devices)

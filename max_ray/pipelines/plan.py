@@ -13,7 +13,7 @@ from typing import Any
 
 from max_ray.config import PipelineConfig
 from max_ray.custom_code import PackedCode, pack_architectures
-from max_ray.errors import ConfigError, EncodingNotSupportedError, ParallelismError
+from max_ray.errors import ConfigError, ParallelismError
 from max_ray.huggingface import (
     HuggingFaceConfig,
     load_generation_config,
@@ -21,13 +21,13 @@ from max_ray.huggingface import (
     resolve_model_path,
 )
 from max_ray.interfaces import KVCacheParams, PipelineTask, SupportedEncoding, WeightsFormat
-from max_ray.pipelines.hardware import GIB, Hardware
+from max_ray.pipelines.encoding import choose_encoding
+from max_ray.pipelines.fit import ModelFacts, fit_memory
+from max_ray.pipelines.hardware import Hardware
+from max_ray.pipelines.memory_plan import MemoryPlan
 from max_ray.registry import PIPELINE_REGISTRY, SupportedArchitecture
 from max_ray.tokenizer import TextTokenizer
 
-CPU_BATCH_SIZE = 64
-GPU_BATCH_SIZE = 256
-CPU_CACHE_SHARE = 0.25
 SMALL_MODEL_BYTES = 64 * 1024**2
 """Below this a matrix product is over before a second thread has woken up, and waking it costs more than it saves."""
 
@@ -38,8 +38,8 @@ class PipelinePlan:
 
     `stock_tokenizer`: TextTokenizer serves as it is, so a process that only tokenizes need not import the family's
     code (and torch with it). `num_blocks` is None on GPUs: each worker measures what its device has left once the
-    weights are in, and the group takes the smallest. `kv_params` are one rank's. `origins` says where each resolved
-    value came from.
+    weights are in, and the group takes the smallest. `memory` is the plan that the start was checked against.
+    `kv_params` are one rank's. `origins` says where each resolved value came from.
     """
 
     config: PipelineConfig
@@ -57,6 +57,7 @@ class PipelinePlan:
     max_batch_size: int
     kv_params: KVCacheParams
     num_blocks: int | None
+    memory: MemoryPlan
     stock_tokenizer: bool = False
     custom_code: tuple[PackedCode, ...] = ()
     origins: Mapping[str, str] = field(default_factory=dict)
@@ -85,7 +86,8 @@ def resolve_plan(
     override_architecture: str | None = None,
     hardware: Hardware | None = None,
 ) -> PipelinePlan:
-    """Decides everything, or raises a ConfigError that says what to change. Reads config.json, no weights."""
+    """Decides everything, or raises a ConfigError that says what to change. Reads config.json and the headers of the
+    weights."""
     hardware = hardware or Hardware.local()
     model_dir = resolve_model_path(config.model_path, config.revision)
     hf_config = load_huggingface_config(model_dir)
@@ -95,15 +97,14 @@ def resolve_plan(
     config = _with_required_arguments(config, architecture)
     origins: dict[str, str] = {"architecture": "model: config.json"}
     device = _device(config, hardware, origins)
-    encoding = _encoding(config, architecture, hf_config, origins)
+    encoding = choose_encoding(config, architecture, hf_config, origins)
     _check_parallelism(config, architecture, hf_config, device, hardware)
     architecture.pipeline_model.check_settings(config, hf_config)
     config = _with_exact_prefixes(config, architecture, hf_config, origins)
-    kv_params = architecture.pipeline_model.get_kv_params(config, hf_config, encoding, config.tensor_parallel_size)
-    max_batch_size = _max_batch_size(config, device, origins)
-    max_length = architecture.pipeline_model.calculate_max_seq_len(config, hf_config)
-    origins["max_length"] = "given" if config.max_length is not None else "model: config.json"
-    max_length, num_blocks = _cache(config, kv_params, device, hardware, max_length, max_batch_size, origins)
+    weights_format = _weights_format(model_dir, architecture)
+    facts = ModelFacts(model_dir, weights_format, architecture, hf_config, device, hardware)
+    memory = fit_memory(config, facts, encoding, origins)
+    measured = device == "cuda" and config.kv_cache_memory is None  # by the workers, after loading
     origins["tensor_parallel_size"] = "given" if config.tensor_parallel_size != 1 else "default"
     return PipelinePlan(
         config=config,
@@ -113,14 +114,15 @@ def resolve_plan(
         huggingface_config=hf_config,
         generation_config=load_generation_config(model_dir),
         encoding=encoding,
-        weights_format=_weights_format(model_dir, architecture),
+        weights_format=weights_format,
         device=device,
         tensor_parallel_size=config.tensor_parallel_size,
-        num_threads=_num_threads(config, hardware, model_dir, origins),
-        max_length=max_length,
-        max_batch_size=max_batch_size,
-        kv_params=kv_params,
-        num_blocks=num_blocks,
+        num_threads=_num_threads(config, hardware, memory, origins),
+        max_length=memory.max_length,
+        max_batch_size=memory.max_batch_size,
+        kv_params=facts.kv_params(config, encoding),
+        num_blocks=None if measured else memory.num_blocks,
+        memory=memory,
         stock_tokenizer=architecture.tokenizer is TextTokenizer and not architecture.context_validators,
         custom_code=pack_architectures(config.custom_architectures),
         origins=origins,
@@ -137,27 +139,6 @@ def _device(config: PipelineConfig, hardware: Hardware, origins: dict[str, str])
     if not hardware.num_gpus:
         raise ConfigError(f"devices={config.devices!r} asks for GPUs and there are none here. Use --devices cpu.")
     return "cuda"
-
-
-def _encoding(
-    config: PipelineConfig, architecture: SupportedArchitecture, hf_config: HuggingFaceConfig, origins: dict[str, str]
-) -> SupportedEncoding:
-    supported = architecture.supported_encodings
-    if config.quantization_encoding is not None:
-        if config.quantization_encoding not in supported:
-            names = ", ".join(sorted(e.value for e in supported))
-            raise EncodingNotSupportedError(
-                f"{architecture.name} does not support quantization_encoding={config.quantization_encoding.value}. "
-                f"It supports: {names}."
-            )
-        origins["quantization_encoding"] = "given"
-        return config.quantization_encoding
-    stored = str(hf_config.get("dtype") or hf_config.get("torch_dtype") or "")
-    if stored in SupportedEncoding.__members__ and SupportedEncoding(stored) in supported:
-        origins["quantization_encoding"] = "model: dtype in config.json"
-        return SupportedEncoding(stored)
-    origins["quantization_encoding"] = "default of the architecture"
-    return architecture.default_encoding
 
 
 def _check_parallelism(
@@ -204,56 +185,11 @@ def _with_exact_prefixes(
     return config.replace(enable_prefix_caching=False)
 
 
-def _max_batch_size(config: PipelineConfig, device: str, origins: dict[str, str]) -> int:
-    if config.max_batch_size is not None:
-        origins["max_batch_size"] = "given"
-        return config.max_batch_size
-    origins["max_batch_size"] = f"default for {device}"
-    return GPU_BATCH_SIZE if device == "cuda" else CPU_BATCH_SIZE
-
-
-def _cache(
-    config: PipelineConfig,
-    params: KVCacheParams,
-    device: str,
-    hardware: Hardware,
-    max_length: int,
-    max_batch_size: int,
-    origins: dict[str, str],
-) -> tuple[int, int | None]:
-    """(max_length, blocks a rank): a length that was not asked for shrinks to what the cache can hold."""
-    if config.kv_cache_memory is None and device == "cuda":
-        origins["kv_cache_blocks"] = "hardware: device memory left after loading"
-        return max_length, None
-    given = config.kv_cache_memory
-    if given is None:
-        budget = int(hardware.memory_bytes * CPU_CACHE_SHARE) // config.tensor_parallel_size
-        origins["kv_cache_blocks"] = f"hardware: {CPU_CACHE_SHARE:.0%} of {hardware.memory_bytes / GIB:.1f} GiB at most"
-    else:
-        budget = int(given * GIB)
-        origins["kv_cache_blocks"] = f"kv_cache_memory={given} GiB a rank"
-    fits = budget // params.bytes_per_block
-    full_length = -(-max_length // params.page_size)
-    if fits < full_length:
-        longest = int(fits) * params.page_size
-        if config.max_length is not None or longest < 2:
-            raise ConfigError(
-                f"The KV cache budget of {budget / GIB:.3f} GiB a rank holds {longest} tokens, and one request of "
-                f"max_length={max_length} needs {full_length * params.page_size}. Set --max-length {max(longest, 1)} "
-                f"or --kv-cache-memory {full_length * params.bytes_per_block / GIB + 0.001:.3f}."
-            )
-        max_length = longest
-        origins["max_length"] = f"hardware: the KV cache holds {longest} tokens"
-        full_length = int(fits)
-    wanted = full_length * max_batch_size
-    return max_length, int(min(fits, wanted))
-
-
-def _num_threads(config: PipelineConfig, hardware: Hardware, model_dir: Path, origins: dict[str, str]) -> int:
+def _num_threads(config: PipelineConfig, hardware: Hardware, memory: MemoryPlan, origins: dict[str, str]) -> int:
     if config.num_threads is not None:
         origins["num_threads"] = "given"
         return config.num_threads
-    if sum(file.stat().st_size for file in model_dir.glob("*.safetensors")) < SMALL_MODEL_BYTES:
+    if memory.weights * memory.num_ranks < SMALL_MODEL_BYTES:
         origins["num_threads"] = f"model: less than {SMALL_MODEL_BYTES // 1024**2} MiB of weights"
         return 1
     origins["num_threads"] = f"hardware: {hardware.num_cpus} cores over {config.tensor_parallel_size} workers"
@@ -261,6 +197,11 @@ def _num_threads(config: PipelineConfig, hardware: Hardware, model_dir: Path, or
 
 
 def _weights_format(model_dir: Path, architecture: SupportedArchitecture) -> WeightsFormat:
-    if model_dir.suffix == ".gguf":
-        return WeightsFormat.gguf
-    return architecture.default_weights_format
+    """Raises ConfigError for a GGUF file of a family that has no table of names for it."""
+    if model_dir.suffix != ".gguf":
+        return architecture.default_weights_format
+    if WeightsFormat.gguf not in architecture.weight_adapters:
+        raise ConfigError(
+            f"{architecture.name} cannot be loaded from a GGUF file yet: give its safetensors checkpoint."
+        )
+    return WeightsFormat.gguf

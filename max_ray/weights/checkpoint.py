@@ -1,4 +1,4 @@
-"""open_weights: finds the files of a checkpoint folder and presents them as one WeightSource.
+"""open_weights: finds the files of a checkpoint folder and presents them as one WeightSource. No torch before reading.
 
 What is read, in this order of preference: a file given by name; `model.safetensors`; the shards named by
 `model.safetensors.index.json`; every `*.safetensors` of the folder.
@@ -10,13 +10,17 @@ import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from max_ray.errors import ModelPathError, WeightsError
+from max_ray.gguf import lone_gguf, read_gguf
 from max_ray.interfaces.encoding import WeightsFormat
-from max_ray.weights.safetensors_file import TensorEntry, read_header, read_slice
+from max_ray.weights.gguf_source import GgufSource
+from max_ray.weights.safetensors_header import TensorEntry, read_header
 from max_ray.weights.source import WeightSource, no_such_tensor
+
+if TYPE_CHECKING:
+    import torch
 
 _SINGLE_FILE = "model.safetensors"
 _INDEX_FILE = "model.safetensors.index.json"
@@ -24,17 +28,20 @@ _SHARD_NAME = re.compile(r"(?P<stem>.+)-\d+-of-(?P<total>\d+)\.safetensors")
 _PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt"}
 
 
-def open_weights(path: str | Path, format: WeightsFormat | None = None) -> WeightSource:
+def open_weights(
+    path: str | Path, format: WeightsFormat | None = None, *, keep_quantized: bool = False
+) -> WeightSource:
     """Opens the checkpoint in a folder, or one weights file; reads headers only.
 
     format: the wanted format; None takes what is there.
+    keep_quantized: quantized tensors are offered as codes and scales; otherwise they are dequantized as they are read.
     Raises ModelPathError when there is nothing to load, WeightsError when the files cannot be used.
     """
     path = Path(path)
     if not path.exists():
-        raise ModelPathError(f"{path} does not exist. Give the folder of a checkpoint or a .safetensors file.")
+        raise ModelPathError(f"{path} does not exist. Give the folder of a checkpoint, a .safetensors or .gguf file.")
     if format is WeightsFormat.gguf or path.suffix == ".gguf":
-        raise WeightsError(f"{path}: GGUF checkpoints cannot be read; give one in the safetensors format.")
+        return GgufSource(read_gguf(_gguf_file(path)), keep_quantized=keep_quantized)
     if path.is_file():
         return _open_file(path)
     if (path / _SINGLE_FILE).is_file():
@@ -90,15 +97,32 @@ class SafetensorsSource(WeightSource):
         return self._entry(name).shape
 
     def dtype(self, name: str) -> torch.dtype:
-        return self._entry(name).dtype
+        from max_ray.weights.safetensors_file import DTYPES
+
+        return DTYPES[self._entry(name).dtype]
+
+    def tensor_bytes(self, name: str) -> int:
+        return self._entry(name).nbytes
 
     def get_slice(self, name: str, axis: int, start: int, stop: int) -> torch.Tensor:
+        from max_ray.weights.safetensors_file import read_slice
+
         return read_slice(self._entry(name), axis, start, stop)
 
     def _entry(self, name: str) -> TensorEntry:
         if name not in self._entries:
             raise no_such_tensor(name, self._entries)
         return self._entries[name]
+
+
+def _gguf_file(path: Path) -> Path:
+    """The .gguf file itself, or the one in the folder."""
+    if path.is_file():
+        return path
+    lone = lone_gguf(path)
+    if lone is None:
+        raise ModelPathError(f"{path} has no .gguf file in it.")
+    return lone
 
 
 def _open_file(path: Path) -> WeightSource:
@@ -108,7 +132,9 @@ def _open_file(path: Path) -> WeightSource:
         return SafetensorsSource.from_index(path)
     if path.suffix in _PICKLE_SUFFIXES:
         raise _pickled(path)
-    raise WeightsError(f"{path} is not a weights file. Give a .safetensors file or the folder of a checkpoint.")
+    raise WeightsError(
+        f"{path} is not a weights file. Give a .safetensors or .gguf file, or the folder of a checkpoint."
+    )
 
 
 def _read_weight_map(index: Path) -> dict[str, str]:
@@ -145,7 +171,7 @@ def _nothing_to_load(folder: Path) -> WeightsError | ModelPathError:
         if file.suffix in _PICKLE_SUFFIXES:
             return _pickled(file)
         if file.suffix == ".gguf":
-            return WeightsError(f"{file}: GGUF checkpoints cannot be read; give one in the safetensors format.")
+            return ModelPathError(f"{folder} has no *.safetensors file, but {file.name}: give the path of that file.")
     return ModelPathError(f"{folder} has no weights: there is no *.safetensors file in it.")
 
 

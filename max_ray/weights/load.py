@@ -6,14 +6,16 @@ Then one tensor (one rank's piece of it) is read at a time: beyond the shards, l
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from max_ray.errors import WeightsError
 from max_ray.weights.mapping import NameMap, OwnName, Renaming
-from max_ray.weights.parameter import PartSpec, ShardedParameter
+from max_ray.weights.parameter import PartSpec, ShardedParameter, StoredPart
+from max_ray.weights.progress import LoadProgress
 from max_ray.weights.source import WeightSource
 
 _MAX_NAMED = 10  # names listed in one error
@@ -33,7 +35,8 @@ class LoadReport:
 def load_weights(
     module_parameters: Iterable[tuple[str, ShardedParameter]], source: WeightSource, name_map: NameMap
 ) -> LoadReport:
-    """Fills every parameter in place, converting dtypes on the way; what no part covers becomes zero.
+    """Fills every parameter in place, converting dtypes on the way; what no part covers becomes zero. A parameter that
+    may stay quantized, and is so in the source, is not filled but replaced.
 
     Raises WeightsError, before any parameter is touched, when tensors are missing or left over, two tensors lead to
     the same part, or a shape or kind of dtype is not what the network wants. (A file found damaged while it is read
@@ -46,10 +49,31 @@ def load_weights(
     tensors = {own: renaming.sources[own][0] for own in wanted}
     for own, spec in wanted.items():
         _check_tensor(source, tensors[own], spec, parameters[own.parameter].data.dtype)
+    nbytes = 0
+    progress = LoadProgress(sum(_stored_bytes(source, tensors[own], spec) for own, spec in wanted.items()))
     for name, parameter in parameters.items():
-        _zero_uncovered(name, parameter)
-    nbytes = sum(_fill_part(parameters[own.parameter], spec, source, tensors[own]) for own, spec in wanted.items())
+        named = {part: tensors[OwnName(name, part)] for part in parameter.parts}
+        if parameter.keep_quantized is not None and any(source.quantization(tensor) for tensor in named.values()):
+            nbytes += _keep_quantized(parameter, source, named)
+        else:
+            _zero_uncovered(name, parameter)
+            nbytes += sum(_fill_part(parameter, spec, source, named[part]) for part, spec in parameter.parts.items())
+        progress.add(sum(_stored_bytes(source, named[part], spec) for part, spec in parameter.parts.items()))
+    progress.end()
     return LoadReport(len(parameters), len(tensors), nbytes, tuple(renaming.dropped))
+
+
+def _stored_bytes(source: WeightSource, tensor: str, spec: PartSpec) -> int:
+    """Bytes of a part as the checkpoint has it."""
+    whole = math.prod(spec.checkpoint_shape)
+    return source.tensor_bytes(tensor) * math.prod(spec.local_shape) // whole if whole else 0
+
+
+def _keep_quantized(parameter: ShardedParameter, source: WeightSource, tensors: Mapping[str, str]) -> int:
+    """`tensors`: the checkpoint's tensor by part."""
+    assert parameter.keep_quantized is not None
+    ordered = sorted(parameter.parts.items(), key=lambda item: item[1].dest_start)
+    return parameter.keep_quantized([StoredPart.of(spec, source, tensors[part]) for part, spec in ordered])
 
 
 def _by_name(module_parameters: Iterable[tuple[str, ShardedParameter]]) -> dict[str, ShardedParameter]:

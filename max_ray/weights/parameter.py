@@ -7,11 +7,16 @@ Regions of one parameter's `data` along the cut axis, here the fused query, key 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
+
+from max_ray.weights.source import WeightSource
+
+if TYPE_CHECKING:
+    from max_ray.weights.quantized import QuantizedRows
 
 
 @dataclass(frozen=True)
@@ -45,16 +50,52 @@ class PartSpec:
         return tuple(shape)
 
 
+@dataclass(frozen=True)
+class StoredPart:
+    """A part of a matrix as it lies in the checkpoint: what this rank reads of one tensor.
+
+    quantization: as `WeightSource.quantization` says it; "" for a plain tensor.
+    """
+
+    source: WeightSource
+    tensor: str
+    rows: range
+    columns: range
+    quantization: str
+
+    @classmethod
+    def of(cls, spec: PartSpec, source: WeightSource, tensor: str) -> StoredPart:
+        rows, columns = (range(size) for size in spec.checkpoint_shape)
+        if spec.axis == 0:
+            rows = range(spec.start, spec.stop)
+        elif spec.axis == 1:
+            columns = range(spec.start, spec.stop)
+        return cls(source, tensor, rows, columns, source.quantization(tensor))
+
+    def read(self) -> torch.Tensor:
+        """A plain part, [rows, columns]."""
+        whole_rows = len(self.columns) == self.source.shape(self.tensor)[1]
+        axis, cut = (0, self.rows) if whole_rows else (1, self.columns)
+        return self.source.get_slice(self.tensor, axis, cut.start, cut.stop)
+
+    def read_quantized(self, rows: range) -> QuantizedRows:
+        """Some rows (numbers of the checkpoint's) of a quantized part, with the part's columns."""
+        return self.source.get_quantized(self.tensor, rows, self.columns)
+
+
 @dataclass
 class ShardedParameter:
     """A rank's shard of one parameter and how each part of it is cut from the checkpoint.
 
     data: the rank's own memory, filled in place; its dtype is the one that the network runs with.
     parts: "" for a plain parameter; "q", "k", "v" or "gate", "up" for fused ones.
+    keep_quantized: of a matrix that may stay quantized: puts one made of these parts (in the order of their places)
+    where `data` was, and gives its bytes. None for all others.
     """
 
     data: torch.Tensor
     parts: dict[str, PartSpec]
+    keep_quantized: Callable[[Sequence[StoredPart]], int] | None = None
 
 
 class HasShardedParameters(Protocol):

@@ -5,10 +5,16 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-
-import torch
+from typing import TYPE_CHECKING
 
 from max_ray.errors import WeightsError, nearest
+
+if TYPE_CHECKING:
+    import torch
+
+    from max_ray.weights.quantized import QuantizedRows
+
+_PACKED_BITS = {"q4_k": 4.625, "q6_k": 6.5625, "q8_0": 8.5, "q4_0": 4.5}
 
 
 class WeightSource(ABC):
@@ -24,7 +30,7 @@ class WeightSource(ABC):
 
     @abstractmethod
     def dtype(self, name: str) -> torch.dtype:
-        """The dtype stored in the checkpoint."""
+        """The dtype stored in the checkpoint; of quantized tensors, the one that `get_slice` gives."""
 
     @abstractmethod
     def get_slice(self, name: str, axis: int, start: int, stop: int) -> torch.Tensor:
@@ -35,9 +41,29 @@ class WeightSource(ABC):
         shape = self.shape(name)
         return self.get_slice(name, 0, 0, shape[0] if shape else 1)
 
+    def quantization(self, name: str) -> str:
+        """How the tensor is quantized ("q4_k", "fp8", ...) where it is to be kept so, else ""."""
+        self.shape(name)
+        return ""
+
+    def get_quantized(self, name: str, rows: range, columns: range) -> QuantizedRows:
+        """A rectangle of a tensor that is quantized: its codes and scales.
+
+        Raises ParallelismError where `columns` cuts through a group of codes that share a scale.
+        """
+        raise AssertionError(f"{name} is not quantized")
+
+    def packed_bits(self, name: str) -> float:
+        """Bits of memory that a weight of a quantized tensor takes once it is packed (`max_ray.kernels.quantized`)."""
+        return _PACKED_BITS[self.quantization(name)]
+
+    def tensor_bytes(self, name: str) -> int:
+        """Bytes of a tensor as stored."""
+        return math.prod(self.shape(name)) * self.dtype(name).itemsize
+
     def nbytes(self) -> int:
         """Bytes of all tensors as stored."""
-        return sum(math.prod(self.shape(name)) * self.dtype(name).itemsize for name in self.names())
+        return sum(self.tensor_bytes(name) for name in self.names())
 
 
 class DictWeightSource(WeightSource):

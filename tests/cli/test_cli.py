@@ -151,7 +151,9 @@ def test_models_that_cannot_be_had(command: str, capsys: pytest.CaptureFixture[s
     (tmp_path / "config.json").write_text('{"architectures": ["LamaForCausalLM"]}')
     assert "No architecture LamaForCausalLM is known. Did you mean 'LlamaForCausalLM'?" in said(tmp_path)
     assert "is a file" in said(tmp_path / "config.json")
-    assert "does not support quantization_encoding=awq" in said(DEMO_MODEL, "--quantization-encoding", "awq")
+    assert "quantization_encoding=awq needs a checkpoint in that encoding" in said(
+        DEMO_MODEL, "--quantization-encoding", "awq"
+    )
     assert "has no __init__.py" in said(DEMO_MODEL, "--custom-architectures", str(tmp_path))
 
 

@@ -49,8 +49,10 @@ def test_gpus_are_used_where_there_are_any_and_measured_by_the_workers(model_pat
 
 def test_encoding_is_checked_before_loading(model_path: Path) -> None:
     assert plan(model_path, quantization_encoding="bfloat16").kv_params.dtype == "bfloat16"
-    with pytest.raises(EncodingNotSupportedError, match=r"q4_k.*supports: bfloat16, float16, float32"):
-        plan(model_path, quantization_encoding="q4_k")
+    with pytest.raises(
+        EncodingNotSupportedError, match=r"gptq needs a checkpoint in that.*: bfloat16, float16, float32, q4_0"
+    ):
+        plan(model_path, quantization_encoding="gptq")
 
 
 def test_tensor_parallel_size_is_checked_before_loading(model_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_one_file_by_folder_and_by_name(tmp_path: Path) -> None:
     check_tensors(open_weights(str(tmp_path / "model.safetensors")))
 
 
-@pytest.mark.parametrize("dtype", list(reader._DTYPES.values()), ids=str)
+@pytest.mark.parametrize("dtype", list(reader.DTYPES.values()), ids=str)
 def test_every_dtype(tmp_path: Path, dtype: torch.dtype) -> None:
     tensor = torch.arange(6).reshape(2, 3).to(dtype)
     save_file({"x": tensor}, tmp_path / "x.safetensors")
@@ -169,13 +169,6 @@ def test_pickles_are_refused_with_the_way_out(tmp_path: Path, name: str) -> None
     for path in (tmp_path, tmp_path / name):
         with pytest.raises(WeightsError, match=rf"{name} is a pickle.*save_pretrained"):
             open_weights(path)
-
-
-def test_gguf_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "model.gguf").write_bytes(b"GGUF")
-    for path, wanted in ((tmp_path, None), (tmp_path / "model.gguf", None), (tmp_path, WeightsFormat.gguf)):
-        with pytest.raises(WeightsError, match="GGUF"):
-            open_weights(path, wanted)
 
 
 @pytest.mark.parametrize("keep", [0, 4, 8, 60, -1])

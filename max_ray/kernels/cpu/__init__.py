@@ -6,6 +6,7 @@ from max_ray.kernels.cpu.attention import paged_attention
 from max_ray.kernels.cpu.latent import append_latent, latent_attention
 from max_ray.kernels.cpu.norm import fused_add_rmsnorm, rmsnorm
 from max_ray.kernels.cpu.paged_cache import append_paged_kv_cache
+from max_ray.kernels.cpu.quantized import quantized_linear, quantized_rows
 from max_ray.kernels.cpu.rope import apply_rope
 from max_ray.kernels.cpu.rope_append import rope_and_append
 
@@ -17,6 +18,8 @@ __all__ = [
     "fused_add_rmsnorm",
     "latent_attention",
     "paged_attention",
+    "quantized_linear",
+    "quantized_rows",
     "rmsnorm",
     "rope_and_append",
     "silu_and_mul",

@@ -1,0 +1,44 @@
+"""`max-ray plan` and `max-ray warm-cache`: what a model needs, and fetching it ahead of time. Neither reads weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from max_ray.config import PipelineConfig, load_config
+from max_ray.pipelines.hardware import GIB
+
+
+def run_plan(options: dict[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Prints the memory plan of a start. Raises DoesNotFitError with the same table and settings that fit."""
+    from max_ray.pipelines import resolve_plan
+
+    as_json, config_file = options.pop("json"), options.pop("config")
+    config, _ = load_config(
+        PipelineConfig, options, config_file=config_file, defaults=defaults, arguments_are="command line"
+    )
+    plan = resolve_plan(config)
+    if as_json:
+        return print(json.dumps({"model": plan.model_dir} | plan.values | {"memory": plan.memory.to_json()}, indent=2))
+    print(f"{plan.architecture} in {plan.encoding.value}, from {plan.model_dir}")
+    print(plan.memory.text())
+
+
+def run_warm_cache(options: dict[str, Any]) -> None:
+    """Fetches a model into the hub's cache, and checks what a start would check first: configuration, headers of the
+    weights, tokenizer. Raises ConfigError and WeightsError."""
+    from max_ray.huggingface import load_huggingface_config, resolve_model_path
+    from max_ray.registry import PIPELINE_REGISTRY
+    from max_ray.tokenizer import TextTokenizer
+    from max_ray.weights import open_weights
+
+    config = PipelineConfig(**options)
+    path = resolve_model_path(config.model_path, config.revision)
+    hf_config = load_huggingface_config(path)
+    record = PIPELINE_REGISTRY.retrieve_architecture(hf_config, custom_architectures=config.custom_architectures)
+    source = open_weights(path)
+    if record.tokenizer is TextTokenizer:
+        TextTokenizer(path, max_length=1 << 20)
+    size = source.nbytes() / GIB
+    print(f"{config.served_model_name}: {record.name}, {len(source.names())} tensors, {size:.2f} GiB, in {path}")

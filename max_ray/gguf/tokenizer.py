@@ -1,0 +1,162 @@
+"""The tokenizer that a GGUF file holds, as an object of the `tokenizers` library.
+
+| tokenizer.ggml.model | kind                                                                                      |
+|----------------------|-------------------------------------------------------------------------------------------|
+| gpt2                 | byte-level BPE with merges; tokenizer.ggml.pre names the rule that cuts text into words     |
+| llama                | SentencePiece BPE: pieces with scores; merges follow from the scores; bytes as <0x0A>       |
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+from max_ray.errors import WeightsError
+from max_ray.gguf.file import GgufFile
+
+_CONTROL, _USER_DEFINED, _UNKNOWN = 3, 4, 2
+_SPACE = "\u2581"  # SentencePiece's sign for a space
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
+_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+# tokenizer.ggml.pre -> the regular expression of the words; None is GPT-2's own.
+_WORD_RULES: dict[str, str | None] = {
+    "default": None,
+    "gpt-2": None,
+    "llama-bpe": rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}{{1,3}}|{_REST}",
+    "llama3": rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}{{1,3}}|{_REST}",
+    "smaug-bpe": rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}{{1,3}}|{_REST}",
+    "qwen2": rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}|{_REST}",
+}
+_WHOLE_WORDS_FIRST = ("llama-bpe", "llama3", "smaug-bpe")  # a word that is a token is not merged together from pieces
+
+
+@dataclass(frozen=True)
+class GgufTokenizer:
+    """tokenizer: encodes and decodes; adds the beginning-of-text token where the model wants one.
+
+    names: special token by role (bos_token, eos_token, unk_token, pad_token); chat_template: Jinja text, or None.
+    """
+
+    tokenizer: Tokenizer
+    names: dict[str, str]
+    control_tokens: tuple[str, ...]
+    chat_template: str | None
+
+
+def build_tokenizer(file: GgufFile) -> GgufTokenizer:
+    """The tokenizer of a model. Raises WeightsError where the file has none, or one of a kind that is not read."""
+    keys = file.metadata
+    tokens, kinds = _tokens(file)
+    kind = keys.get("tokenizer.ggml.model")
+    if kind == "gpt2":
+        tokenizer = _byte_level(file, tokens)
+    elif kind == "llama":
+        tokenizer = _sentencepiece(file, tokens, kinds)
+    else:
+        raise WeightsError(f"{file.path}: a tokenizer of the kind {kind!r} cannot be read; gpt2 and llama can.")
+    control = [token for token, of in zip(tokens, kinds, strict=True) if of in (_CONTROL, _UNKNOWN)]
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control])
+    extra = [token for token, of in zip(tokens, kinds, strict=True) if of == _USER_DEFINED]
+    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in extra])
+    names = _special_names(file, tokens)
+    _add_ends(file, tokenizer, tokens, names)
+    template = keys.get("tokenizer.chat_template")
+    return GgufTokenizer(tokenizer, names, tuple(control), template if isinstance(template, str) else None)
+
+
+def _tokens(file: GgufFile) -> tuple[list[str], list[int]]:
+    tokens = file.metadata.get("tokenizer.ggml.tokens")
+    kinds = file.metadata.get("tokenizer.ggml.token_type") or [1] * len(tokens or [])
+    if not isinstance(tokens, list) or not tokens or not all(isinstance(token, str) for token in tokens):
+        raise WeightsError(f"{file.path} holds no tokenizer: tokenizer.ggml.tokens is missing or no list of texts.")
+    if not isinstance(kinds, list) or len(kinds) != len(tokens):
+        raise WeightsError(f"{file.path}: tokenizer.ggml.token_type must have {len(tokens)} entries.")
+    return tokens, kinds
+
+
+def _byte_level(file: GgufFile, tokens: list[str]) -> Tokenizer:
+    rule = file.metadata.get("tokenizer.ggml.pre", "default")
+    if rule not in _WORD_RULES:
+        raise WeightsError(
+            f"{file.path}: the word rule {rule!r} (tokenizer.ggml.pre) is not known; known are "
+            f"{', '.join(sorted(_WORD_RULES))}."
+        )
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    merges = [_merge(file, text, vocabulary) for text in file.metadata.get("tokenizer.ggml.merges") or []]
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=rule in _WHOLE_WORDS_FIRST))
+    words = _WORD_RULES[rule]
+    if words is None:
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    else:
+        cut = pre_tokenizers.Split(Regex(words), behavior="isolated")
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [cut, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        )
+    if rule == "qwen2":
+        tokenizer.normalizer = normalizers.NFC()
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _merge(file: GgufFile, text: object, vocabulary: dict[str, int]) -> tuple[str, str]:
+    parts = text.split(" ") if isinstance(text, str) else []
+    if len(parts) != 2 or not {*parts, "".join(parts)} <= vocabulary.keys():
+        raise WeightsError(f"{file.path}: {text!r} in tokenizer.ggml.merges does not make one token of two others.")
+    return parts[0], parts[1]
+
+
+def _sentencepiece(file: GgufFile, tokens: list[str], kinds: list[int]) -> Tokenizer:
+    scores = file.metadata.get("tokenizer.ggml.scores")
+    if not isinstance(scores, list) or len(scores) != len(tokens):
+        raise WeightsError(f"{file.path}: tokenizer.ggml.scores must have {len(tokens)} entries.")
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    unknown = next((token for token, kind in zip(tokens, kinds, strict=True) if kind == _UNKNOWN), None)
+    merges = _merges_by_score(vocabulary, scores)
+    tokenizer = Tokenizer(
+        models.BPE(vocab=vocabulary, merges=merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
+    )
+    prefixed = file.metadata.get("tokenizer.ggml.add_space_prefix", True)
+    steps: list[Any] = [normalizers.Prepend(_SPACE)] if prefixed else []
+    tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", _SPACE)])
+    undo = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence([*undo, *([decoders.Strip(" ", 1, 0)] if prefixed else [])])
+    return tokenizer
+
+
+def _merges_by_score(vocabulary: dict[str, int], scores: list[float]) -> list[tuple[str, str]]:
+    """SentencePiece merges the pair with the best-scored result first: that order as a list of merges."""
+    found: list[tuple[float, int, int, str, str]] = []
+    for token, i in vocabulary.items():
+        for cut in range(1, len(token)):
+            left, right = token[:cut], token[cut:]
+            if left in vocabulary and right in vocabulary:
+                found.append((-scores[i], vocabulary[left], vocabulary[right], left, right))
+    return [(left, right) for *_, left, right in sorted(found)]
+
+
+def _special_names(file: GgufFile, tokens: list[str]) -> dict[str, str]:
+    names: dict[str, str] = {}
+    for role, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
+        index = file.metadata.get(f"tokenizer.ggml.{key}_token_id")
+        if index is None:
+            continue
+        if type(index) is not int or not 0 <= index < len(tokens):
+            raise WeightsError(f"{file.path}: tokenizer.ggml.{key}_token_id is {index!r}, and there is no such token.")
+        names[f"{role}_token"] = tokens[index]
+    return names
+
+
+def _add_ends(file: GgufFile, tokenizer: Tokenizer, tokens: list[str], names: dict[str, str]) -> None:
+    """Makes the tokenizer put beginning- and end-of-text around a text where the file asks for it."""
+    begins = file.metadata.get("tokenizer.ggml.model") == "llama" or (
+        file.metadata.get("tokenizer.ggml.pre") in _WHOLE_WORDS_FIRST
+    )
+    begin = names.get("bos_token") if file.metadata.get("tokenizer.ggml.add_bos_token", begins) else None
+    end = names.get("eos_token") if file.metadata.get("tokenizer.ggml.add_eos_token", False) else None
+    template = [piece for piece in (begin, "$A", end) if piece is not None]
+    if len(template) > 1:
+        ids = [(token, tokens.index(token)) for token in dict.fromkeys(template) if token != "$A"]
+        tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=ids)

@@ -1,0 +1,27 @@
+"""Products with quantized weights in plain torch: the definition. Slow: it dequantizes the matrix in every call."""
+
+from __future__ import annotations
+
+import torch
+
+from max_ray.kernels.quantized import TILE, PackedMatrix
+
+_CHUNK_ELEMENTS = 1 << 18
+"""So many weights are dequantized at a time: 1 MiB of float32, which stays in cache."""
+
+
+def quantized_linear(x: torch.Tensor, weight: PackedMatrix) -> torch.Tensor:
+    """See `kernels.quantized_linear`."""
+    flat = x.reshape(-1, weight.columns).float()
+    step = max(1, _CHUNK_ELEMENTS // (TILE * weight.columns))
+    pieces = [
+        flat @ weight.dequantize(slice(first, min(first + step, weight.num_tiles))).t()
+        for first in range(0, weight.num_tiles, step)
+    ]
+    result = torch.cat(pieces, dim=-1)[:, : weight.rows].to(x.dtype)
+    return result.reshape(*x.shape[:-1], weight.rows)
+
+
+def quantized_rows(weight: PackedMatrix, indices: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """See `kernels.quantized_rows`."""
+    return weight.gather(indices.reshape(-1)).to(dtype).reshape(*indices.shape, weight.columns)

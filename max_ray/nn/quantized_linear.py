@@ -1,0 +1,221 @@
+"""QuantizedWeight: what stands in a layer's `weight` where the checkpoint is quantized and stays so in memory.
+
+A fused layer (query, key and value) may hold parts in different encodings, as Q4_K_M files have them, so a weight is a
+list of segments one below the other, each quantized or plain. Products of the segments are put side by side.
+
+Axes: T tokens, I in_dim, O out_dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+
+import torch
+import torch.nn.functional as F
+
+from max_ray import kernels
+from max_ray.kernels import quantized as packed
+from max_ray.kernels.quantized import TILE, PackedMatrix
+from max_ray.nn.module import Module
+from max_ray.weights.parameter import StoredPart
+from max_ray.weights.quantized import QuantizedRows
+
+_Tiled = tuple[Callable[..., PackedMatrix], dict[str, torch.Tensor]]
+_CHUNK_ELEMENTS = 1 << 19
+"""So many weights are unpacked at a time: what is unpacked stays in the processor's cache until it is packed."""
+
+
+class Segment(Module):
+    """Some rows of a weight: forward is x [..., I] -> [..., rows]; gather gives rows by number."""
+
+    num_rows: int
+    num_columns: int
+
+    def gather(self, indices: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        raise NotImplementedError
+
+
+class QuantizedWeight(Module):
+    """A LayerWeight [O, I] of several segments. `dtype` is that of gathered rows and of plain segments."""
+
+    def __init__(self, segments: Sequence[Segment], dtype: torch.dtype) -> None:
+        self.segments = list(segments)
+        self.dtype = dtype
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return sum(segment.num_rows for segment in self.segments), self.segments[0].num_columns
+
+    def linear(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """x [..., I] -> x W^T + bias [..., O]."""
+        pieces = [segment(x) for segment in self.segments]
+        result: torch.Tensor = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-1)
+        return result if bias is None else result + bias
+
+    def rows(self, indices: torch.Tensor) -> torch.Tensor:
+        """Rows by number, [T] -> [T, I]. Of a weight of one segment only: an embedding has one part."""
+        assert len(self.segments) == 1, "rows are gathered from embeddings only"
+        return self.segments[0].gather(indices, self.dtype)
+
+
+class PackedSegment(Segment):
+    """Rows that are quantized. Its tensors are parameters, so they count and move as others do.
+
+    order: int64 [I], which input each column of the matrix stands for, where columns were reordered.
+    """
+
+    order: torch.Tensor | None
+
+    def __init__(self, matrix: PackedMatrix, order: torch.Tensor | None = None) -> None:
+        self.num_rows, self.num_columns = matrix.rows, matrix.columns
+        self._kind = type(matrix)
+        self._names = [field.name for field in fields(matrix) if field.name not in ("rows", "columns")]
+        for name in self._names:
+            self.add_parameter(name, getattr(matrix, name))
+        self.order = None
+        if order is not None:
+            self.add_parameter("order", order)
+
+    @property
+    def matrix(self) -> PackedMatrix:
+        tensors = {name: getattr(self, name) for name in self._names}
+        return self._kind(self.num_rows, self.num_columns, **tensors)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x if self.order is None else x.index_select(-1, self.order)
+        return kernels.quantized_linear(x, self.matrix)
+
+    def gather(self, indices: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        assert self.order is None, "embeddings are not in act-order"
+        return kernels.quantized_rows(self.matrix, indices, dtype)
+
+
+class PlainSegment(Segment):
+    """Rows that are not quantized."""
+
+    weight: torch.Tensor
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        self.num_rows, self.num_columns = weight.shape
+        self.add_parameter("weight", weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight)
+
+    def gather(self, indices: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        return F.embedding(indices, self.weight).to(dtype)
+
+
+def keeper(module: Module, name: str) -> Callable[[Sequence[StoredPart]], int]:
+    """For `add_parameter`: replaces the parameter `name` of `module` by a QuantizedWeight of the same rows."""
+
+    def replace(parts: Sequence[StoredPart]) -> int:
+        plain: torch.Tensor = getattr(module, name)
+        weight = build_weight(parts, plain.shape[0], plain.dtype, plain.device)
+        module.drop_parameter(name)
+        setattr(module, name, weight)
+        return sum(parameter.data.nbytes for _, parameter in weight.parameters)
+
+    return replace
+
+
+def build_weight(
+    parts: Sequence[StoredPart], num_rows: int, dtype: torch.dtype, device: torch.device
+) -> QuantizedWeight:
+    """Reads the parts of one weight, in their order, and packs them; rows that no part covers (padding) are zero.
+
+    Raises WeightsError for scales that are not finite, ParallelismError where ranks would share a group of columns.
+    """
+    segments: list[Segment] = []
+    missing = num_rows - sum(len(part.rows) for part in parts)
+    for part in parts:
+        padding = missing if part is parts[-1] else 0
+        if part.quantization:
+            segments.append(PackedSegment(*pack(part, padding, device)))
+        else:
+            plain = torch.zeros(len(part.rows) + padding, len(part.columns), dtype=dtype, device=device)
+            plain[: len(part.rows)] = part.read()
+            segments.append(PlainSegment(plain))
+    return QuantizedWeight(segments, dtype)
+
+
+def pack(part: StoredPart, padding: int, device: torch.device) -> tuple[PackedMatrix, torch.Tensor | None]:
+    """One part as a PackedMatrix of its rows and `padding` more, and the order of its columns where they were moved.
+    Beside the result it holds one chunk of codes."""
+    rows = len(part.rows) + padding
+    num_tiles = -(-rows // TILE)
+    step = max(TILE, _CHUNK_ELEMENTS // max(1, len(part.columns)) // TILE * TILE)
+    tensors: dict[str, torch.Tensor] = {}
+    make: Callable[..., PackedMatrix]
+    # A rank that holds padding only reads a row all the same, to know the layout.
+    starts = range(part.rows.start, part.rows.stop, step) or [0]
+    for start in starts:
+        chunk = part.read_quantized(range(start, min(start + step, part.rows.stop) if part.rows else start + 1))
+        make, tiled = _TILED[chunk.kind](chunk)
+        first = (start - part.rows.start) // TILE
+        for name, data in tiled.items():
+            if data.numel() == 1:
+                tensors[name] = data.to(device)
+                continue
+            target = tensors.setdefault(name, torch.zeros(num_tiles, *data.shape[1:], dtype=data.dtype, device=device))
+            if part.rows:
+                target[first : first + len(data)] = data
+    order = None if chunk.order is None else chunk.order.to(device)
+    return make(rows, len(part.columns), **tensors), order
+
+
+def _whole_tiles(data: torch.Tensor) -> torch.Tensor:
+    """[R, ...] with zero rows added up to a multiple of the tile."""
+    missing = -len(data) % TILE
+    return torch.cat([data, data.new_zeros(missing, *data.shape[1:])]) if missing else data
+
+
+def _scales(data: torch.Tensor | None) -> torch.Tensor:
+    assert data is not None, "this kind of quantization has these scales"
+    return packed.tile_scales(_whole_tiles(data))
+
+
+def _tile_q4_k(rows: QuantizedRows) -> _Tiled:
+    return packed.PackedQ4K, {
+        "codes": packed.tile_nibbles(_whole_tiles(rows.codes)),
+        "scales": _scales(rows.scales),
+        "mins": _scales(rows.mins),
+        "super_scales": _scales(rows.super_scales),
+        "super_mins": _scales(rows.super_mins),
+    }
+
+
+def _tile_q6_k(rows: QuantizedRows) -> _Tiled:
+    codes = _whole_tiles(rows.codes)
+    return packed.PackedQ6K, {
+        "codes": packed.tile_nibbles(codes & 15),
+        "high_codes": packed.tile_pairs(codes >> 4),
+        "scales": _scales(rows.scales),
+        "super_scales": _scales(rows.super_scales),
+    }
+
+
+def _tile_q8_0(rows: QuantizedRows) -> _Tiled:
+    return packed.PackedQ8, {"codes": packed.tile_bytes(_whole_tiles(rows.codes)), "scales": _scales(rows.scales)}
+
+
+def _tile_q4(rows: QuantizedRows) -> _Tiled:
+    assert rows.zeros is not None, "q4 has zero points"
+    zeros = rows.zeros if rows.zeros.numel() == 1 else _scales(rows.zeros)
+    codes = packed.tile_nibbles(_whole_tiles(rows.codes))
+    return packed.PackedQ4, {"codes": codes, "scales": _scales(rows.scales), "zeros": zeros}
+
+
+def _tile_fp8(rows: QuantizedRows) -> _Tiled:
+    codes = _whole_tiles(rows.codes.view(torch.uint8)).view(torch.float8_e4m3fn)
+    return packed.PackedFP8, {"codes": codes.reshape(-1, TILE, codes.shape[1]), "scales": _scales(rows.scales)}
+
+
+_TILED: dict[str, Callable[[QuantizedRows], _Tiled]] = {
+    "q4_k": _tile_q4_k,
+    "q6_k": _tile_q6_k,
+    "q8_0": _tile_q8_0,
+    "q4": _tile_q4,
+    "fp8": _tile_fp8,
+}

@@ -1,0 +1,75 @@
+"""How many bytes of weights a rank will hold, from the headers of the checkpoint. No torch, no weights.
+
+Matrices are cut over the ranks, everything of one axis (norms, biases) is counted whole on each; keys and values are
+held twice where there are fewer KV heads than ranks. What the table of names drops is not counted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from max_ray.huggingface import HuggingFaceConfig
+from max_ray.interfaces import SupportedEncoding, WeightsFormat
+from max_ray.pipelines.checkpoint import open_checkpoint
+from max_ray.registry import SupportedArchitecture
+from max_ray.weights import NameMap, OwnName, WeightSource
+
+_ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_TILE = 16  # rows of a quantized matrix are padded to whole tiles
+_GROUPS = {"layers": "layers", "embed_tokens": "embedding", "lm_head": "head"}
+
+
+@dataclass(frozen=True)
+class WeightSizes:
+    """Bytes of one rank by group ("layers", "embedding", "head", "other")."""
+
+    groups: Mapping[str, int]
+
+    @property
+    def total(self) -> int:
+        return sum(self.groups.values())
+
+
+def weight_sizes(
+    model_path: Path,
+    weights_format: WeightsFormat,
+    architecture: SupportedArchitecture,
+    hf_config: HuggingFaceConfig,
+    encoding: SupportedEncoding,
+    num_ranks: int,
+    num_kv_heads: int,
+) -> WeightSizes:
+    """num_kv_heads: of one rank. Raises ModelPathError and WeightsError where the files cannot be used."""
+    source = open_checkpoint(model_path, weights_format, hf_config, encoding)
+    adapter = architecture.weight_adapters.get(weights_format)
+    own = _own_names(source, None if adapter is None else adapter(hf_config))
+    all_kv_heads = hf_config.get("num_key_value_heads") or hf_config.get("num_attention_heads") or num_kv_heads
+    kv_share = num_kv_heads / all_kv_heads
+    groups: dict[str, int] = {}
+    for tensor, name in own.items():
+        share = kv_share if name.part in ("k", "v") else 1 / num_ranks
+        size = _tensor_bytes(source, tensor, encoding, share)
+        group = _GROUPS.get(name.parameter.split(".")[0], "other")
+        groups[group] = groups.get(group, 0) + size
+    return WeightSizes(groups)
+
+
+def _own_names(source: WeightSource, name_map: object) -> dict[str, OwnName]:
+    """Checkpoint tensor -> own name of every tensor that is loaded; with no table, its own."""
+    if not isinstance(name_map, NameMap):
+        return {name: OwnName(name) for name in source.names()}
+    renaming = name_map.rename(source.names())
+    return {tensor: own for own, tensors in renaming.sources.items() for tensor in tensors}
+
+
+def _tensor_bytes(source: WeightSource, tensor: str, encoding: SupportedEncoding, share: float) -> int:
+    shape = source.shape(tensor)
+    if len(shape) < 2:
+        return math.prod(shape) * _ITEM_BYTES[encoding.cache_dtype]
+    if not source.quantization(tensor):
+        return math.ceil(math.prod(shape) * share) * _ITEM_BYTES[encoding.cache_dtype]
+    rows = -(-shape[0] // _TILE) * _TILE
+    return math.ceil(rows * math.prod(shape[1:]) * share * source.packed_bits(tensor) / 8)

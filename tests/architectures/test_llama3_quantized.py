@@ -1,0 +1,218 @@
+"""Llama from GPTQ, AWQ and FP8 checkpoints, and quantized while it is read, against Hugging Face on what they mean."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from architectures.llama3.model import Llama3Model
+from architectures.llama3.weight_adapters import safetensors_name_map
+from max_ray.config import PipelineConfig
+from max_ray.distributed import TPGroup
+from max_ray.errors import ConfigError, ParallelismError, WeightsError
+from max_ray.huggingface import load_huggingface_config
+from max_ray.interfaces import SupportedEncoding, WeightsFormat
+from max_ray.nn.quantized_linear import QuantizedWeight
+from max_ray.pipelines import resolve_plan
+from max_ray.pipelines.checkpoint import open_checkpoint
+from tests.architectures.engine import Engine, random_tokens
+from tests.architectures.reference import reference_logits
+from tests.checkpoints import make_llama
+from tests.nn.ranks import run_ranks
+
+SIZES = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 1}
+AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+Made = tuple[Path, Path]
+
+
+@dataclass(frozen=True)
+class Float32Activations:
+    cache_dtype: str = "float32"
+
+
+def pack_nibbles(codes: torch.Tensor, order: tuple[int, ...] = tuple(range(8))) -> torch.Tensor:
+    """[a, 8 b] -> int32 [a, b]."""
+    split = codes.long().reshape(codes.shape[0], -1, 8)
+    packed = sum(split[..., column] << 4 * i for i, column in enumerate(order))
+    assert isinstance(packed, torch.Tensor)
+    return torch.where(packed >= 1 << 31, packed - (1 << 32), packed).to(torch.int32)
+
+
+def four_bits(
+    method: str, size: int, act_order: bool, generator: torch.Generator, shape: tuple[int, int]
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """The tensors of one layer, and the matrix [N, K] that they mean."""
+    num_rows, num_columns = shape
+    codes = torch.randint(0, 16, (num_columns, num_rows), generator=generator)
+    zeros = torch.randint(1, 16, (num_columns // size, num_rows), generator=generator)
+    scales = (torch.rand(num_columns // size, num_rows, generator=generator) * 0.03).half()
+    groups = torch.arange(num_columns) // size
+    if act_order:
+        groups = groups[torch.randperm(num_columns, generator=generator)]
+    weight = ((codes - zeros[groups]) * scales.float()[groups]).t().contiguous()
+    if method == "awq":
+        return {
+            "qweight": pack_nibbles(codes, AWQ_ORDER),
+            "qzeros": pack_nibbles(zeros, AWQ_ORDER),
+            "scales": scales,
+        }, weight
+    return {
+        "qweight": pack_nibbles(codes.t()).t().contiguous(),
+        "qzeros": pack_nibbles(zeros - 1),
+        "scales": scales,
+        "g_idx": groups.to(torch.int32),
+    }, weight
+
+
+def fp8(strategy: str, weight: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    if strategy == "block":
+        scales = torch.rand(-(-weight.shape[0] // 128), weight.shape[1] // 128) * 0.01 + 0.01
+        spread = scales.repeat_interleave(128, 0)[: weight.shape[0]].repeat_interleave(128, 1)
+        name = "weight_scale_inv"
+    else:
+        scales = torch.rand(weight.shape[0] if strategy == "channel" else 1, 1) * 0.01 + 0.01
+        spread, name = scales, "weight_scale"
+    codes = (weight / spread).clamp(-448, 448).to(torch.float8_e4m3fn)
+    return {"weight": codes, name: scales}, codes.float() * spread
+
+
+def make(folder: Path, quantization: dict[str, Any], layer: Callable[[torch.Tensor], Any]) -> Made:
+    """(quantized checkpoint, the same dequantized to float32)."""
+    plain, quantized = make_llama(folder / "plain", **SIZES), make_llama(folder / "quantized", **SIZES)
+    tensors, means = {}, {}
+    for name, tensor in load_file(plain / "model.safetensors").items():
+        tensors[name] = means[name] = tensor
+        if ".layers." in name and tensor.dim() == 2:
+            parts, means[name] = layer(tensor)
+            del tensors[name]
+            tensors |= {f"{name.removesuffix('.weight')}.{part}": data.contiguous() for part, data in parts.items()}
+    save_file(tensors, quantized / "model.safetensors", metadata={"format": "pt"})
+    save_file(means, plain / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((quantized / "config.json").read_text()) | {"quantization_config": quantization}
+    (quantized / "config.json").write_text(json.dumps(config))
+    return quantized, plain
+
+
+def make_four_bits(folder: Path, method: str, size: int, act_order: bool = False) -> Made:
+    generator = torch.Generator().manual_seed(3)
+    settings = {"quant_method": method, "bits": 4, "group_size": size, "desc_act": act_order}
+
+    def layer(tensor: torch.Tensor) -> Any:
+        return four_bits(method, size, act_order, generator, (tensor.shape[0], tensor.shape[1]))
+
+    return make(folder, settings, layer)
+
+
+def make_fp8(folder: Path, strategy: str) -> Made:
+    weights = {"num_bits": 8, "type": "float", "strategy": strategy}
+    settings: dict[str, Any] = {
+        "quant_method": "compressed-tensors",
+        "config_groups": {"group_0": {"weights": weights}},
+    }
+    if strategy == "block":
+        settings = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    torch.manual_seed(4)
+    return make(folder, settings, lambda tensor: fp8(strategy, tensor))
+
+
+CASES: dict[str, Callable[[Path], Made]] = {
+    "gptq 32": lambda folder: make_four_bits(folder, "gptq", 32),
+    "gptq 64 act-order": lambda folder: make_four_bits(folder, "gptq", 64, act_order=True),
+    "gptq 128": lambda folder: make_four_bits(folder, "gptq", 128),
+    "awq 64": lambda folder: make_four_bits(folder, "awq", 64),
+    "awq 128": lambda folder: make_four_bits(folder, "awq", 128),
+    "fp8 tensor": lambda folder: make_fp8(folder, "tensor"),
+    "fp8 channel": lambda folder: make_fp8(folder, "channel"),
+    "fp8 block": lambda folder: make_fp8(folder, "block"),
+}
+
+
+def load(path: Path, tp: TPGroup, encoding: SupportedEncoding | None = None) -> Llama3Model:
+    settings = PipelineConfig(model_path=str(path), quantization_encoding=encoding)
+    plan = resolve_plan(settings)
+    source = open_checkpoint(path, WeightsFormat.safetensors, load_huggingface_config(path), plan.encoding)
+    activations = Float32Activations()
+    return Llama3Model(settings, plan.huggingface_config, activations, tp.device, tp, source, safetensors_name_map)
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_logits_equal_those_of_what_the_checkpoint_means(name: str, tmp_path: Path) -> None:
+    path, reference = CASES[name](tmp_path)
+    model = load(path, TPGroup.single())
+    assert isinstance(model.network.layers[0].mlp.down.weight, QuantizedWeight)
+    sequences = random_tokens([9, 1], 272)
+    expected = reference_logits(reference, sequences)
+    plan = resolve_plan(PipelineConfig(model_path=str(path)))
+    held = sum(
+        p.data.nbytes // (2 if p.data.dtype == torch.float32 and "scales" not in n else 1)
+        for n, p in model.network.parameters
+    )
+    assert plan.memory.weights == pytest.approx(held, rel=0.05)  # plain ones are planned in bfloat16
+    dequantized = load(path, TPGroup.single(), SupportedEncoding.float32)
+    assert isinstance(dequantized.network.layers[0].mlp.down.weight, torch.Tensor)
+    for loaded in (model, dequantized):
+        for mine, theirs in zip(Engine(loaded).logits_of(sequences, [[4, 5], [1]]), expected, strict=True):
+            torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["gptq 32", "awq 64", "fp8 channel"])
+def test_two_ranks_equal_one(name: str, tmp_path: Path) -> None:
+    path, reference = CASES[name](tmp_path)
+    sequences = random_tokens([9], 272)
+    expected = reference_logits(reference, sequences)[0]
+    for logits in run_ranks(2, lambda tp: Engine(load(path, tp)).logits_of(sequences, [[9]])):
+        torch.testing.assert_close(logits[0], expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("gptq 128", "groups of 128"), ("gptq 64 act-order", "desc_act"), ("fp8 block", "groups of")]
+)
+def test_ranks_that_would_cut_through_a_group_are_refused(name: str, message: str, tmp_path: Path) -> None:
+    path, _ = CASES[name](tmp_path)
+    with pytest.raises(ParallelismError, match=message):
+        load(path, TPGroup(rank=1, size=2, device=torch.device("cpu")))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bits": 8}, "bits 8; what can be read: 4 bits"),
+        ({"group_size": -1}, "group_size -1"),
+        ({"quant_method": "bitsandbytes"}, "quant_method='bitsandbytes'"),
+    ],
+)
+def test_schemes_that_are_not_read_are_named(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    path, _ = make_four_bits(tmp_path, "gptq", 64)
+    config = json.loads((path / "config.json").read_text())
+    config["quantization_config"] |= change
+    (path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=message):
+        resolve_plan(PipelineConfig(model_path=str(path)))
+
+
+def test_scales_that_are_no_numbers(tmp_path: Path) -> None:
+    path, _ = make_fp8(tmp_path, "channel")
+    tensors = load_file(path / "model.safetensors")
+    tensors["model.layers.0.mlp.down_proj.weight_scale"][3] = float("nan")
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(WeightsError, match=r"mlp.down_proj.weight' has scales that are no finite numbers"):
+        load(path, TPGroup.single())
+
+
+def test_plain_checkpoints_are_quantized_while_they_are_read(tmp_path: Path) -> None:
+    path = make_llama(tmp_path, hidden_size=256, intermediate_size=256, num_hidden_layers=1)
+    sequences = random_tokens([16], 272)
+    exact = reference_logits(path, sequences)[0].log_softmax(-1)
+    losses = []
+    for encoding in ("q8_0", "q6_k", "q4_k"):
+        model = load(path, TPGroup.single(), SupportedEncoding(encoding))
+        ours = Engine(model).logits_of(sequences, [[16]])[0].log_softmax(-1)
+        losses.append((exact.exp() * (exact - ours)).sum(-1).mean().item())
+    assert 0 < losses[0] < losses[1] < losses[2] < 0.1

@@ -1,0 +1,88 @@
+"""Packed matrices: unpacking gives back every weight; products and rows equal those of the dequantized matrix."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from max_ray import kernels
+from max_ray.kernels.quantized import PackedMatrix, PackedQ4
+from max_ray.nn.quantized_linear import PackedSegment, pack
+from max_ray.weights import DictWeightSource
+from max_ray.weights.parameter import PartSpec, StoredPart
+from max_ray.weights.quantize import QuantizingSource, quantize
+from max_ray.weights.quantized import QuantizedRows
+
+ENCODINGS = ["q4_k", "q4_0", "q6_k", "q8_0"]
+BITS = {"q4_k": 4.625, "q4_0": 4.5, "q6_k": 6.5625, "q8_0": 8.5}
+CPU = torch.device("cpu")
+
+
+def packed(
+    encoding: str, values: torch.Tensor, rows: range, columns: range, padding: int = 0
+) -> tuple[PackedMatrix, torch.Tensor]:
+    """A part packed, and what it must be: its dequantized rows, then zeros."""
+    source = QuantizingSource(DictWeightSource({"w": values}), encoding)
+    part = StoredPart(source, "w", rows, columns, encoding)
+    cut = values[rows.start : rows.stop, columns.start : columns.stop]
+    expected = quantize(encoding, cut).dequantize() if len(rows) else cut
+    return pack(part, padding, CPU)[0], torch.cat([expected, torch.zeros(padding, len(columns))])
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize(("rows", "padding"), [(range(32), 0), (range(3, 40), 0), (range(5), 14), (range(7, 7), 20)])
+def test_packing_keeps_every_weight(encoding: str, rows: range, padding: int) -> None:
+    values = torch.randn(48, 768, generator=torch.Generator().manual_seed(0))
+    matrix, expected = packed(encoding, values, rows, range(256, 768), padding)
+    got = matrix.dequantize(slice(0, matrix.num_tiles))
+    torch.testing.assert_close(got[: matrix.rows], expected, atol=1e-6, rtol=1e-6)
+    assert not got[matrix.rows :].any()
+    indices = torch.tensor([len(expected) - 1, 0, 2, 0])
+    torch.testing.assert_close(matrix.gather(indices), expected[indices], atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_products_equal_those_of_the_dequantized_matrix(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("max_ray.kernels.cpu.quantized._CHUNK_ELEMENTS", 16 * 256)  # several chunks
+    values = torch.randn(70, 256, generator=torch.Generator().manual_seed(1))
+    matrix, expected = packed(encoding, values, range(70), range(256))
+    for shape in ((1, 256), (3, 256), (2, 3, 256), (0, 256)):
+        x = torch.randn(shape)
+        torch.testing.assert_close(kernels.quantized_linear(x, matrix), x @ expected.t(), atol=1e-4, rtol=1e-5)
+    half = torch.randn(2, 256).bfloat16()
+    assert torch.equal(kernels.quantized_linear(half, matrix), (half.float() @ expected.t()).bfloat16())
+    rows = kernels.quantized_rows(matrix, torch.tensor([[1, 69], [0, 5]]), torch.bfloat16)
+    assert torch.equal(rows, expected[torch.tensor([[1, 69], [0, 5]])].bfloat16())
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_memory_is_that_of_the_codes_and_scales(encoding: str) -> None:
+    matrix, _ = packed(encoding, torch.randn(64, 512), range(64), range(512))
+    nbytes = sum(parameter.data.nbytes for _, parameter in PackedSegment(matrix).parameters)
+    assert nbytes == pytest.approx(64 * 512 * BITS[encoding] / 8, abs=1)
+
+
+def test_wider_groups_with_a_zero_each() -> None:
+    generator = torch.Generator().manual_seed(2)
+    codes = torch.randint(0, 16, (32, 256), dtype=torch.uint8, generator=generator)
+    zeros = torch.randint(0, 16, (32, 2), dtype=torch.uint8, generator=generator)
+    scales = torch.rand(32, 2, generator=generator).half()
+    rows = QuantizedRows("q4", 128, codes, scales, zeros=zeros)
+
+    class Source(DictWeightSource):
+        def get_quantized(self, name: str, rows_wanted: range, columns: range) -> QuantizedRows:
+            return rows
+
+    part = StoredPart(Source({"w": codes}), "w", range(32), range(256), "gptq")
+    matrix, order = pack(part, 0, CPU)
+    assert order is None
+    assert isinstance(matrix, PackedQ4)
+    torch.testing.assert_close(matrix.dequantize(slice(0, 2)), rows.dequantize(), atol=1e-5, rtol=1e-5)
+
+
+def test_parts_know_their_rectangle() -> None:
+    source = DictWeightSource({"w": torch.arange(24.0).reshape(4, 6)})
+    rows = StoredPart.of(PartSpec((4, 6), 0, 1, 3, 0), source, "w")
+    columns = StoredPart.of(PartSpec((4, 6), 1, 2, 6, 0), source, "w")
+    assert torch.equal(rows.read(), source.get("w")[1:3])
+    assert torch.equal(columns.read(), source.get("w")[:, 2:])

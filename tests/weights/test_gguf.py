@@ -1,0 +1,181 @@
+"""GGUF files: every readable type against the `gguf` package, slices, and each way for a file to be wrong."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from gguf.constants import GGMLQuantizationType as Type
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from max_ray.errors import MaxRayError, ModelPathError, ParallelismError, WeightsError
+from max_ray.gguf import huggingface_values, read_gguf
+from max_ray.weights import open_weights
+from max_ray.weights.quantize import quantize
+from tests.gguf_files import encoded
+
+TYPES = ["F32", "F16", "BF16", "Q4_0", "Q8_0", "Q4_K", "Q6_K"]
+ROWS, COLUMNS = 24, 512
+
+
+def write(path: Path, tensors: dict[str, tuple[str, torch.Tensor]], **keys: int | str) -> Path:
+    writer = gguf.GGUFWriter(path, "llama")
+    for key, value in keys.items():
+        (writer.add_string if isinstance(value, str) else writer.add_uint32)(key.replace("__", "."), value)
+    for name, (kind, data) in tensors.items():
+        writer.add_tensor(name, encoded(data, kind), raw_dtype=Type[kind])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.fixture(scope="module")
+def every_type(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    tensors = {kind: (kind, torch.randn(ROWS, COLUMNS)) for kind in TYPES}
+    return write(tmp_path_factory.mktemp("gguf") / "types.gguf", tensors)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_tensors_equal_the_gguf_package(every_type: Path, kind: str) -> None:
+    stored = next(t for t in gguf.GGUFReader(every_type).tensors if t.name == kind)
+    expected = torch.from_numpy(np.array(gguf.quants.dequantize(stored.data, stored.tensor_type), dtype=np.float32))
+    source = open_weights(every_type)
+    assert source.shape(kind) == (ROWS, COLUMNS)
+    assert source.tensor_bytes(kind) == stored.n_bytes
+    assert torch.equal(source.get(kind).float(), expected)
+    assert torch.equal(source.get_slice(kind, 0, 5, 17).float(), expected[5:17])
+    assert torch.equal(source.get_slice(kind, 1, 100, 300).float(), expected[:, 100:300])
+
+
+def test_quantized_tensors_are_offered_as_codes_only_when_wanted(every_type: Path) -> None:
+    kept, plain = open_weights(every_type, keep_quantized=True), open_weights(every_type)
+    assert [kept.quantization(kind) for kind in TYPES] == ["", "", "", "q4_0", "q8_0", "q4_k", "q6_k"]
+    assert [plain.quantization(kind) for kind in TYPES] == [""] * len(TYPES)
+    rows = kept.get_quantized("Q4_K", range(3, 9), range(256, 512))
+    assert torch.equal(rows.dequantize(), plain.get("Q4_K")[3:9, 256:512])
+    with pytest.raises(ParallelismError, match=r"2 blocks of 256 columns.*divides 2"):
+        kept.get_quantized("Q4_K", range(1), range(128))
+
+
+@pytest.mark.parametrize(("encoding", "most"), [("q4_k", 0.085), ("q4_0", 0.09), ("q6_k", 0.02), ("q8_0", 0.006)])
+def test_quantizing_is_close(encoding: str, most: float) -> None:
+    values = torch.randn(16, 512, generator=torch.Generator().manual_seed(1))
+    values[0] = 0
+    error = (quantize(encoding, values).dequantize() - values).norm() / values.norm()
+    assert 0 < error < most
+    assert torch.equal(quantize(encoding, values).dequantize()[0], values[0])
+
+
+# --- what is wrong, and what is said
+
+
+def test_rows_of_queries_come_in_hugging_faces_order(tmp_path: Path) -> None:
+    heads, size = 3, 8
+    theirs = torch.arange(heads * size * 4.0).reshape(heads * size, 4)
+    stored = theirs.unflatten(0, (heads, 2, size // 2)).transpose(1, 2).flatten(0, 2).contiguous()
+    keys = {"llama__attention__head_count": heads, "llama__attention__head_count_kv": heads}
+    source = open_weights(write(tmp_path / "q.gguf", {"blk.0.attn_q.weight": ("F32", stored)}, **keys))
+    assert torch.equal(source.get("blk.0.attn_q.weight"), theirs)
+    assert torch.equal(source.get_slice("blk.0.attn_q.weight", 0, 3, 14), theirs[3:14])
+    assert torch.equal(source.get_slice("blk.0.attn_q.weight", 1, 1, 3), theirs[:, 1:3])
+
+
+def small(tmp_path: Path) -> Path:
+    return write(tmp_path / "m.gguf", {"a": ("F32", torch.ones(4, 8)), "b": ("Q8_0", torch.ones(2, 32))})
+
+
+@pytest.mark.parametrize("keep", [0, 3, 20, 60, 130, -40])
+def test_a_truncated_file_is_named(tmp_path: Path, keep: int) -> None:
+    path = small(tmp_path)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(WeightsError, match=r"m.gguf is truncated or corrupt"):
+        open_weights(path)
+
+
+def changed(path: Path, at: int, layout: str, value: int) -> Path:
+    data = bytearray(path.read_bytes())
+    struct.pack_into(layout, data, at, value)
+    path.write_bytes(data)
+    return path
+
+
+def at_tensor(path: Path, name: str) -> int:
+    """Where the description of a tensor goes on behind its name."""
+    return path.read_bytes().index(struct.pack("<Q", len(name)) + name.encode() + struct.pack("<I", 2)) + 8 + len(name)
+
+
+def test_headers_that_lie(tmp_path: Path) -> None:
+    def said(at: int, layout: str, value: int) -> str:
+        with pytest.raises(WeightsError) as raised:
+            open_weights(changed(small(tmp_path), at, layout, value))
+        return str(raised.value)
+
+    place = at_tensor(small(tmp_path), "a")
+    assert "does not begin with GGUF" in said(0, "<I", 1)
+    assert "GGUF version 1" in said(4, "<I", 1)
+    assert "big-endian" in said(4, "<I", 3 << 24)
+    assert "truncated or corrupt" in said(8, "<Q", 1 << 60)
+    assert "cut off" in said(16, "<Q", 1 << 60)
+    assert "9 dimensions" in said(place, "<I", 9)
+    assert "reaches to" in said(place + 4, "<Q", 8000)
+    assert "shape" in said(place + 4, "<Q", 0)
+    assert "unknown type 77" in said(place + 20, "<I", 77)
+    assert "type Q5_K; types that can be read" in said(place + 20, "<I", 13)
+    assert "has the shape" in said(place + 20, "<I", 12)
+    assert "overlap" in said(at_tensor(small(tmp_path), "b") + 24, "<Q", 32)
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_mutated_headers_never_crash(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = small(tmp_path_factory.mktemp("mutated"))
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(0, len(content) - 200))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content[: data.draw(st.sampled_from([len(content), len(content) // 2]))])
+    try:
+        file = read_gguf(path)
+        for name in file.tensors:
+            open_weights(path).get(name)
+        huggingface_values(file)
+    except MaxRayError as error:
+        said = str(error)
+        if str(path) not in said:
+            raise AssertionError(f"the file is not named: {said}") from error
+
+
+def test_scales_that_are_no_numbers(tmp_path: Path) -> None:
+    path = small(tmp_path)
+    tensor = read_gguf(path).tensors["b"]
+    with pytest.raises(WeightsError, match=r"'b' has scales that are no finite numbers"):
+        open_weights(changed(path, tensor.offset, "<H", 0x7E00)).get("b")
+
+
+def test_models_in_several_files(tmp_path: Path) -> None:
+    first, second = tmp_path / "m-00001-of-00002.gguf", tmp_path / "m-00002-of-00002.gguf"
+    write(first, {"a": ("F32", torch.ones(2, 2))})
+    with pytest.raises(WeightsError, match=r"m-00002-of-00002.gguf is not beside it"):
+        open_weights(first)
+    write(second, {"b": ("F32", torch.zeros(2, 2))})
+    assert open_weights(second).names() == open_weights(tmp_path / first.name).names() == ["a", "b"]
+    write(second, {"a": ("F32", torch.zeros(2, 2))})
+    with pytest.raises(WeightsError, match=r"'a' is in two files"):
+        open_weights(first)
+
+
+def test_a_folder_with_several_models(tmp_path: Path) -> None:
+    from max_ray.huggingface import resolve_model_path
+
+    one = small(tmp_path)
+    assert resolve_model_path(tmp_path) == one
+    write(tmp_path / "other.gguf", {"a": ("F32", torch.ones(2, 2))})
+    with pytest.raises(ModelPathError, match=r"several GGUF files \(m.gguf, other.gguf\)"):
+        resolve_model_path(tmp_path)
