@@ -225,7 +225,8 @@ def quantized_linear(x: torch.Tensor, weight: PackedMatrix) -> torch.Tensor:
 
     The torch twin runs on GPUs too: there is no other yet.
     """
-    return cpu.quantized_linear(x, weight)
+    result: torch.Tensor = (cpu if x.is_cuda else _cpu_twins()).quantized_linear(x, weight)
+    return result
 
 
 def quantized_rows(weight: PackedMatrix, indices: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from max_ray import kernels
+from max_ray.kernels import native
 from max_ray.kernels.quantized import PackedMatrix, PackedQ4
 from max_ray.nn.quantized_linear import PackedSegment, pack
 from max_ray.weights import DictWeightSource
@@ -50,9 +51,22 @@ def test_products_equal_those_of_the_dequantized_matrix(encoding: str, monkeypat
         x = torch.randn(shape)
         torch.testing.assert_close(kernels.quantized_linear(x, matrix), x @ expected.t(), atol=1e-4, rtol=1e-5)
     half = torch.randn(2, 256).bfloat16()
-    assert torch.equal(kernels.quantized_linear(half, matrix), (half.float() @ expected.t()).bfloat16())
+    exact = (half.float() @ expected.t()).bfloat16()
+    torch.testing.assert_close(kernels.quantized_linear(half, matrix), exact, atol=2e-3, rtol=8e-3)
     rows = kernels.quantized_rows(matrix, torch.tensor([[1, 69], [0, 5]]), torch.bfloat16)
     assert torch.equal(rows, expected[torch.tensor([[1, 69], [0, 5]])].bfloat16())
+
+
+@pytest.mark.skipif(native.library() is None, reason="no C++ compiler on this machine")
+@pytest.mark.parametrize(("encoding", "columns"), [("q4_k", 768), ("q4_0", 352), ("q6_k", 512), ("q8_0", 96)])
+def test_the_compiled_twin_gives_a_row_the_same_bits_in_every_batch(encoding: str, columns: int) -> None:
+    values = torch.randn(70, columns, generator=torch.Generator().manual_seed(3)) / columns**0.5
+    matrix, expected = packed(encoding, values, range(70), range(columns))
+    x = torch.randn(60, columns)
+    alone = torch.cat([native.quantized_linear(row[None], matrix) for row in x])
+    torch.testing.assert_close(alone, x @ expected.t(), atol=1e-5, rtol=1e-5)
+    for rows in (2, 16, 28, 29, 56, 57, 60):
+        assert torch.equal(native.quantized_linear(x[:rows], matrix), alone[:rows])
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
@@ -78,6 +92,8 @@ def test_wider_groups_with_a_zero_each() -> None:
     assert order is None
     assert isinstance(matrix, PackedQ4)
     torch.testing.assert_close(matrix.dequantize(slice(0, 2)), rows.dequantize(), atol=1e-5, rtol=1e-5)
+    x = torch.randn(3, 256, generator=generator)
+    torch.testing.assert_close(kernels.quantized_linear(x, matrix), x @ rows.dequantize().t(), atol=1e-3, rtol=1e-5)
 
 
 def test_parts_know_their_rectangle() -> None:

@@ -2,30 +2,28 @@
 
 from max_ray.kernels.native.build import library
 from max_ray.kernels.native.ops import (
-    append_latent,
     append_paged_kv_cache,
     apply_rope,
     argmax,
     fused_add_rmsnorm,
-    latent_attention,
     paged_attention,
     rmsnorm,
     rope_and_append,
     silu_and_mul,
 )
 from max_ray.kernels.native.packed import PackedWeight, pack_weight
+from max_ray.kernels.native.quantized import quantized_linear
 
 __all__ = [
     "PackedWeight",
-    "append_latent",
     "append_paged_kv_cache",
     "apply_rope",
     "argmax",
     "fused_add_rmsnorm",
-    "latent_attention",
     "library",
     "pack_weight",
     "paged_attention",
+    "quantized_linear",
     "rmsnorm",
     "rope_and_append",
     "silu_and_mul",

@@ -23,6 +23,15 @@ class RopeShape(ctypes.Structure):
     ]
 
 
+class QuantizedMatrix(ctypes.Structure):
+    """As in csrc/kernels.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("codes", "more_codes", "scales", "super_scales", "super_mins")),
+        *((name, ctypes.c_int64) for name in ("group_size", "single_zero")),
+    ]
+
+
 class AttentionShape(ctypes.Structure):
     """As in csrc/kernels.h."""
 
@@ -44,6 +53,8 @@ _SIGNATURES: dict[str, list[type]] = {
     "rope_and_append": [_P, _P, _P, _P, _P, _P, _P, _P, _P, ctypes.POINTER(RopeShape), _I],
     "paged_attention": [_P, _P, _P, _P, _P, _P, _P, _P, ctypes.POINTER(AttentionShape), _I],
 }
+for _kind in ("q4k", "q6k", "q8", "q4"):
+    _SIGNATURES[f"{_kind}_linear"] = [ctypes.POINTER(QuantizedMatrix), _P, _L, _L, _L, _P, _I]
 _KINDS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 _MAX_ARGUMENTS = 12  # as in csrc/replay.cpp
 

@@ -68,8 +68,6 @@ def argmax(x: torch.Tensor) -> torch.Tensor:
 
 apply_rope = cpu.apply_rope
 append_paged_kv_cache = cpu.append_paged_kv_cache
-append_latent = cpu.append_latent
-latent_attention = cpu.latent_attention
 
 
 def rope_and_append(

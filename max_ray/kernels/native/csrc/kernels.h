@@ -15,6 +15,17 @@ struct AttentionShape {
     float scale, softcap;  // softcap 0: none
 };
 
+// A matrix of max_ray/kernels/quantized.py. more_codes: Q4_K's minima, Q6_K's high bits, the zeros of plain 4-bit groups;
+// super_scales: the only scales of 8-bit and plain 4-bit groups.
+struct QuantizedMatrix {
+    const uint8_t *codes, *more_codes, *scales;
+    const uint16_t *super_scales, *super_mins;
+    int64_t group_size, single_zero;
+};
+
+#define MAX_RAY_DECLARE_QUANTIZED(KIND, NAME, T)                                                                          \
+    void KIND##_linear_##NAME(const QuantizedMatrix *w, const T *x, int64_t M, int64_t K, int64_t N, T *y, int threads);
+
 #define MAX_RAY_DECLARE(NAME, T)                                                                                          \
     void linear_##NAME(const T *x, int64_t x_stride, int64_t M, int64_t K, const void *packed, int64_t N, const T *bias,  \
                        T *y, int threads);                                                                                \
@@ -34,4 +45,12 @@ struct AttentionShape {
 extern "C" {
 MAX_RAY_DECLARE(f32, float)
 MAX_RAY_DECLARE(bf16, bf16)
+MAX_RAY_DECLARE_QUANTIZED(q4k, f32, float)
+MAX_RAY_DECLARE_QUANTIZED(q4k, bf16, bf16)
+MAX_RAY_DECLARE_QUANTIZED(q6k, f32, float)
+MAX_RAY_DECLARE_QUANTIZED(q6k, bf16, bf16)
+MAX_RAY_DECLARE_QUANTIZED(q8, f32, float)
+MAX_RAY_DECLARE_QUANTIZED(q8, bf16, bf16)
+MAX_RAY_DECLARE_QUANTIZED(q4, f32, float)
+MAX_RAY_DECLARE_QUANTIZED(q4, bf16, bf16)
 }

@@ -43,6 +43,10 @@ MAX_RAY_AGAIN(silu_and_mul)
 MAX_RAY_AGAIN(argmax)
 MAX_RAY_AGAIN(rope_and_append)
 MAX_RAY_AGAIN(paged_attention)
+MAX_RAY_AGAIN(q4k_linear)
+MAX_RAY_AGAIN(q6k_linear)
+MAX_RAY_AGAIN(q8_linear)
+MAX_RAY_AGAIN(q4_linear)
 
 void replay(const Call *calls, int64_t count) {
     for (int64_t i = 0; i < count; i++) calls[i].again(calls[i].arguments);

@@ -1,0 +1,205 @@
+// y = x W^T with a quantized W, from the tiles that max_ray/kernels/quantized.py describes.
+//
+// For a tile of 16 outputs, CHUNK inputs at a time, the codes become floats (code * scale - offset, exact up to one rounding)
+// in a small buffer in the first cache; then all rows use them. So memory is read at the codes' size, once, and an output is
+// the same chain of multiply-adds in the order of K, whatever the number of rows.
+#include "kernels.h"
+#include <algorithm>
+#include <atomic>
+#include <omp.h>
+#include <utility>
+#include <vector>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
+namespace {
+
+constexpr int CHUNK = 256;  // inputs: a super-group, and 16 KiB of widened weights
+constexpr int ROW = CHUNK + 16;
+constexpr int BLOCK = 28;  // rows at once: 28 accumulators
+constexpr int GROUP = 32;
+
+static inline f32x16 load_halves(const uint16_t *p) {
+#ifdef __AVX512F__
+    return (f32x16)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+#else
+    f32x16 v;
+    for (int i = 0; i < LANES; i++) v[i] = float(*(const _Float16 *)(p + i));
+    return v;
+#endif
+}
+static inline f32x16 load_bytes(const uint8_t *p) {
+    typedef uint8_t u8x16u __attribute__((vector_size(16), aligned(1)));
+    return __builtin_convertvector(__builtin_convertvector(*(const u8x16u *)p, i32x16), f32x16);
+}
+static inline f32x16 load_signed_bytes(const int8_t *p) {
+    typedef int8_t i8x16u __attribute__((vector_size(16), aligned(1)));
+    return __builtin_convertvector(__builtin_convertvector(*(const i8x16u *)p, i32x16), f32x16);
+}
+static inline f32x16 number(u32x16 code) { return __builtin_convertvector((i32x16)code, f32x16); }
+static inline u32x16 words(const uint8_t *p) { return *(const u32x16u *)p; }
+
+// A group of 32 columns of 4-bit codes: 4 lines of 16 words of 4 bytes, low nibbles k = 4i + b, high nibbles 16 more.
+template <class F> static inline void each_nibble(const uint8_t *codes, F give) {
+    for (int i = 0; i < 4; i++) {
+        const u32x16 line = words(codes + i * 64);
+        for (int b = 0; b < 4; b++) {
+            give(4 * i + b, (line >> (8 * b)) & 15u);
+            give(16 + 4 * i + b, (line >> (8 * b + 4)) & 15u);
+        }
+    }
+}
+
+// Each kind: `widen` turns group g of tile t into floats [32][16].
+struct Q4K {
+    const uint8_t *codes, *scales, *mins;
+    const uint16_t *super_scales, *super_mins;
+    void widen(int64_t t, int64_t g, int64_t groups, float *to) const {
+        const int64_t at = t * groups + g, super = (t * groups + g) / 8;
+        const f32x16 scale = load_bytes(scales + at * LANES) * load_halves(super_scales + super * LANES);
+        const f32x16 offset = load_bytes(mins + at * LANES) * load_halves(super_mins + super * LANES);
+        each_nibble(codes + at * 256, [&](int k, u32x16 code) { store16(to + k * LANES, number(code) * scale - offset); });
+    }
+};
+
+struct Q6K {
+    const uint8_t *codes, *high;
+    const int8_t *scales;
+    const uint16_t *super_scales;
+    void widen(int64_t t, int64_t g, int64_t groups, float *to) const {
+        const int64_t at = t * groups + g;
+        const f32x16 whole = load_halves(super_scales + at / 8 * LANES);
+        const f32x16 scale[2] = {load_signed_bytes(scales + at * 2 * LANES) * whole,
+                                 load_signed_bytes(scales + (at * 2 + 1) * LANES) * whole};
+        const f32x16 offset[2] = {scale[0] * 32.0f, scale[1] * 32.0f};
+        const u32x16 pairs[2] = {words(high + at * 128), words(high + at * 128 + 64)};
+        // bits 0-1 of byte b of line h: k = 8h + b; 2-3: 16 + 8h + b; 4-5 and 6-7: those + 4
+        each_nibble(codes + at * 256, [&](int k, u32x16 low) {
+            const int half = k / 16, in_half = k % 16, field = in_half % 8 / 4 * 4 + half * 2;
+            const u32x16 bits = (pairs[in_half / 8] >> (8 * (k % 4) + field)) & 3u;
+            store16(to + k * LANES, number(low | bits << 4) * scale[half] - offset[half]);
+        });
+    }
+};
+
+struct Q8 {
+    const int8_t *codes;
+    const uint16_t *scales;
+    void widen(int64_t t, int64_t g, int64_t groups, float *to) const {
+        const int64_t at = t * groups + g;
+        const f32x16 scale = load_halves(scales + at * LANES);
+        for (int i = 0; i < 8; i++) {
+            const i32x16 line = (i32x16)words((const uint8_t *)codes + at * 512 + i * 64);
+            for (int b = 0; b < 4; b++)
+                store16(to + (4 * i + b) * LANES, __builtin_convertvector((line << (24 - 8 * b)) >> 24, f32x16) * scale);
+        }
+    }
+};
+
+// Scales of groups of `size` columns; zeros of the same groups, or a single one.
+struct Q4 {
+    const uint8_t *codes;
+    const uint16_t *scales;
+    const uint8_t *zeros;
+    int64_t size, single_zero;
+    void widen(int64_t t, int64_t g, int64_t groups, float *to) const {
+        const int64_t scale_at = t * (groups * GROUP / size) + g * GROUP / size;
+        const f32x16 scale = load_halves(scales + scale_at * LANES);
+        const f32x16 zero = single_zero ? splat(float(*zeros)) : load_bytes(zeros + scale_at * LANES);
+        const f32x16 offset = scale * zero;
+        each_nibble(codes + (t * groups + g) * 256,
+                    [&](int k, u32x16 code) { store16(to + k * LANES, number(code) * scale - offset); });
+    }
+};
+
+// sums [ROWS][16] += rows x a widened tile [inputs][16].
+template <int ROWS> void block(const float *tile, int64_t inputs, const float *x, float *sums) {
+    f32x16 acc[ROWS];
+#pragma GCC unroll 32
+    for (int m = 0; m < ROWS; m++) acc[m] = *(f32x16 *)(sums + m * LANES);
+    for (int64_t k = 0; k < inputs; k++) {
+        const f32x16 w = *(const f32x16 *)(tile + k * LANES);
+#pragma GCC unroll 32
+        for (int m = 0; m < ROWS; m++) acc[m] = w * x[m * ROW + k] + acc[m];
+    }
+#pragma GCC unroll 32
+    for (int m = 0; m < ROWS; m++) *(f32x16 *)(sums + m * LANES) = acc[m];
+}
+
+using Block = void (*)(const float *, int64_t, const float *, float *);
+template <int... ROWS> Block block_of(int64_t rows, std::integer_sequence<int, ROWS...>) {
+    static const Block table[] = {block<ROWS + 1>...};
+    return table[rows - 1];
+}
+
+struct Buffers {
+    std::vector<float> memory;
+    float *get(size_t count) {
+        if (memory.size() < count + LANES) memory.resize(count + LANES);
+        return (float *)(((uintptr_t)memory.data() + 63) / 64 * 64);
+    }
+};
+thread_local Buffers row_tiles, thread_buffers;
+
+// Rows as floats [chunk][M][ROW].
+template <class T> void widen_rows(const T *x, int64_t M, int64_t K, float *tiles) {
+    for (int64_t m = 0; m < M; m++)
+        for (int64_t k = 0; k < K; k += LANES)
+            *(f32x16 *)(tiles + (k / CHUNK * M + m) * ROW + k % CHUNK) = load16(x + m * K + k);
+}
+
+template <class W, class T>
+void multiply(const W &weight, const T *x, int64_t M, int64_t K, int64_t N, T *y, int threads) {
+    if (M == 0) return;
+    float *tiles = row_tiles.get((K + CHUNK - 1) / CHUNK * M * ROW);
+    widen_rows(x, M, K, tiles);
+    const int64_t count = (N + LANES - 1) / LANES, groups = K / GROUP, blocks = (M + BLOCK - 1) / BLOCK;
+    if (M * K * N < 1 << 16) threads = 1;
+    std::atomic<int64_t> next{0};
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        float *tile = thread_buffers.get(CHUNK * LANES + M * LANES), *sums = tile + CHUNK * LANES;
+        for (int64_t t; (t = next++) < count;) {
+            memset(sums, 0, M * LANES * sizeof(float));
+            for (int64_t k = 0; k < K; k += CHUNK) {
+                const int64_t inputs = std::min<int64_t>(CHUNK, K - k);
+                for (int64_t g = 0; g < inputs; g += GROUP) weight.widen(t, (k + g) / GROUP, groups, tile + g * LANES);
+                for (int64_t b = 0; b < blocks; b++) {
+                    const int64_t from = M * b / blocks, rows = M * (b + 1) / blocks - from;
+                    block_of(rows, std::make_integer_sequence<int, BLOCK>())(
+                        tile, inputs, tiles + (k / CHUNK * M + from) * ROW, sums + from * LANES);
+                }
+            }
+            const int64_t left = std::min<int64_t>(LANES, N - t * LANES);
+            for (int64_t m = 0; m < M; m++) {
+                const f32x16 value = *(const f32x16 *)(sums + m * LANES);
+                if (left == LANES)
+                    store16(y + m * N + t * LANES, value);
+                else
+                    store_part(y + m * N + t * LANES, value, left);
+            }
+        }
+    }
+}
+
+}  // namespace
+
+#define MAX_RAY_QUANTIZED(NAME, T)                                                                                        \
+    void q4k_linear_##NAME(const QuantizedMatrix *w, const T *x, int64_t M, int64_t K, int64_t N, T *y, int threads) {    \
+        multiply(Q4K{w->codes, w->scales, w->more_codes, w->super_scales, w->super_mins}, x, M, K, N, y, threads);        \
+    }                                                                                                                     \
+    void q6k_linear_##NAME(const QuantizedMatrix *w, const T *x, int64_t M, int64_t K, int64_t N, T *y, int threads) {    \
+        multiply(Q6K{w->codes, w->more_codes, (const int8_t *)w->scales, w->super_scales}, x, M, K, N, y, threads);       \
+    }                                                                                                                     \
+    void q8_linear_##NAME(const QuantizedMatrix *w, const T *x, int64_t M, int64_t K, int64_t N, T *y, int threads) {     \
+        multiply(Q8{(const int8_t *)w->codes, w->super_scales}, x, M, K, N, y, threads);                                  \
+    }                                                                                                                     \
+    void q4_linear_##NAME(const QuantizedMatrix *w, const T *x, int64_t M, int64_t K, int64_t N, T *y, int threads) {     \
+        multiply(Q4{w->codes, w->super_scales, w->more_codes, w->group_size, w->single_zero}, x, M, K, N, y, threads);    \
+    }
+
+extern "C" {
+MAX_RAY_QUANTIZED(f32, float)
+MAX_RAY_QUANTIZED(bf16, bf16)
+}
