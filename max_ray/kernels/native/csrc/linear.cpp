@@ -18,9 +18,6 @@
 #include <omp.h>
 #include <utility>
 #include <sys/mman.h>
-#ifdef __AVX512BW__
-#include <immintrin.h>
-#endif
 
 namespace {
 
@@ -63,22 +60,12 @@ template <> struct Packed<float> {
     }
 };
 
-// The low bf16 of each word as a float. A shift; where AVX-512 has byte shuffles these, for shifts and multiply-adds share a port.
-inline f32x16 low_half(u32x16 both) {
-#ifdef __AVX512BW__
-    const __m512i up = _mm512_set4_epi32(0x0d0c8080, 0x09088080, 0x05048080, 0x01008080);
-    return (f32x16)_mm512_shuffle_epi8((__m512i)both, up);
-#else
-    return (f32x16)(both << 16);
-#endif
-}
-
 template <> struct Packed<bf16> {
     static int64_t panel_words(int64_t K) { return K / 2 * PANEL; }
     typedef uint32_t Word;
     static inline void widen(const uint32_t *panel, int64_t pair, f32x16 &even, f32x16 &odd) {
         u32x16 both = *(const u32x16u *)(panel + pair * PANEL);
-        even = low_half(both);
+        even = (f32x16)(both << 16);
         odd = (f32x16)(both & 0xffff0000u);
     }
 };

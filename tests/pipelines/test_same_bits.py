@@ -1,0 +1,64 @@
+"""bfloat16 with the C++ kernels: a request gets the same tokens and log probabilities alone, in any batch, behind a cached
+prefix, and with decode steps from a tape or without. (With the torch twins sums depend on the batch: nothing is promised.)
+
+python -m pytest tests/pipelines/test_same_bits.py
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from max_ray.interfaces import TextContext
+from max_ray.kernels import native
+from max_ray.pipelines.text_generation import TextGenerationPipeline
+from tests.pipelines.conftest import Lab, make_context, random_prompt, run_to_end
+
+pytestmark = pytest.mark.skipif(native.library() is None, reason="no C++ compiler on this machine")
+LENGTHS = [1, 15, 16, 17, 40, 63, 64, 65, 100]
+
+
+def bf16(lab: Lab, **settings: Any) -> TextGenerationPipeline:
+    return lab.pipeline(quantization_encoding="bfloat16", **settings)
+
+
+def contexts() -> list[TextContext]:
+    """Greedy and sampled rows of many lengths."""
+    return [
+        make_context(random_prompt(n, seed=5), max_new_tokens=30, logprobs=0, temperature=0.9 * (i % 2), seed=i)
+        for i, n in enumerate(LENGTHS)
+    ]
+
+
+def answers(pipeline: TextGenerationPipeline, rows: list[TextContext], num_steps: int) -> list[tuple[list[int], Any]]:
+    outputs = run_to_end(pipeline, rows, num_steps)
+    return [(out.tokens, [e.log_probability for e in out.log_probabilities or []]) for out in outputs]
+
+
+@pytest.mark.parametrize("num_steps", [1, 8])
+def test_alone_equals_in_a_batch(lab: Lab, num_steps: int) -> None:
+    together = answers(bf16(lab), contexts(), num_steps)
+    alone = [answers(bf16(lab), [row], 8)[0] for row in contexts()]
+    assert together == alone
+
+
+def test_a_cached_prefix_changes_nothing(lab: Lab) -> None:
+    pipeline = bf16(lab)
+    cold = answers(pipeline, [contexts()[-1]], 8)
+    again = contexts()[-1]
+    assert answers(pipeline, [again], 8) == cold
+    assert again.cached_prefix_length > 0
+
+
+def test_a_tape_changes_nothing(lab: Lab) -> None:
+    pipeline = bf16(lab)
+    (runner,) = pipeline.executor.runners  # type: ignore[attr-defined]
+    assert runner._graphs is not None, "this model's decode steps come from tapes"
+    recorded = answers(pipeline, contexts(), 8)
+    assert runner._graphs._replays, "nothing was recorded: the case tests nothing"
+    graphs, runner._graphs = runner._graphs, None
+    try:
+        assert answers(bf16(lab), contexts(), 8) == recorded
+    finally:
+        runner._graphs = graphs
