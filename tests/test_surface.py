@@ -32,6 +32,7 @@ PIPELINE_SETTINGS = {
     "device_memory_utilization": 0.9,
     "enable_prefix_caching": True,
     "tensor_parallel_size": 1,
+    "expert_parallel": False,
     "devices": "auto",
     "custom_architectures": (),
     "cuda_graphs": "lazy",
@@ -118,7 +119,7 @@ def test_settings_and_their_defaults() -> None:
 def test_flags() -> None:
     _, commands = cli.build_parser()
     common = {"--help", "-h", "--config", "--print-config", "--model"}
-    switches = {"--no-enable-chunked-prefill", "--no-enable-prefix-caching"}
+    switches = {"--no-enable-chunked-prefill", "--no-enable-prefix-caching", "--no-expert-parallel"}
 
     def flags(command: str) -> set[str]:
         return {flag for action in commands[command]._actions for flag in action.option_strings}
@@ -127,10 +128,11 @@ def test_flags() -> None:
         return {"--" + name.replace("_", "-") for name in names}
 
     benchmarks = {"benchmark", *(f"benchmark {kind}" for kind in ("serving", "kernels", "offline", "plot"))}
-    assert set(commands) == {"serve", "generate", "list", "version"} | benchmarks
+    assert set(commands) == {"serve", "generate", "list", "check", "version"} | benchmarks
     assert flags("serve") == of(set(SERVE_SETTINGS) - {"api_keys"}) | common | switches
     assert flags("generate") == of(set(PIPELINE_SETTINGS)) | common | switches | GENERATE_FLAGS
     assert flags("list") == {"--help", "-h", "--json", "--custom-architectures"}
+    assert flags("check") == {"--help", "-h", "--model-path"}
     assert flags("version") == flags("benchmark") == {"--help", "-h"}
     assert flags("benchmark plot") == {"--help", "-h", "--output"}
     assert flags("benchmark kernels") == {"--help", "-h", "--tokens", "--rows"} | DEVICE_BENCHMARK_FLAGS

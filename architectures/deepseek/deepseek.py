@@ -54,11 +54,11 @@ class DeepseekRouter(Module):
 class DeepseekMoE(Module):
     """The chosen experts and the shared one: [T, D] -> [T, D], summed over the ranks once."""
 
-    def __init__(self, config: DeepseekConfig, tp: TPGroup, dtype: torch.dtype) -> None:
+    def __init__(self, config: DeepseekConfig, tp: TPGroup, dtype: torch.dtype, spread: bool) -> None:
         dim, num_experts = config.hidden_size, config.routing.num_experts
         self._tp = tp
         self.router = DeepseekRouter(config.routing, dim, tp)
-        self.experts = Experts(num_experts, dim, config.expert_size, tp, reduce=False, dtype=dtype)
+        self.experts = Experts(num_experts, dim, config.expert_size, tp, spread=spread, reduce=False, dtype=dtype)
         self.shared = GatedMLP(dim, config.shared_size, tp, reduce=False, dtype=dtype) if config.shared_size else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -71,7 +71,7 @@ class DeepseekMoE(Module):
 class DeepseekBlock(Module):
     """One transformer layer, pre-norm. The residual sum x + residual is left to the next norm, which fuses it."""
 
-    def __init__(self, config: DeepseekConfig, layer_index: int, tp: TPGroup, dtype: torch.dtype) -> None:
+    def __init__(self, config: DeepseekConfig, layer_index: int, tp: TPGroup, dtype: torch.dtype, spread: bool) -> None:
         dim, eps = config.hidden_size, config.rms_norm_eps
         self.attention_norm = RMSNorm(dim, eps, dtype=dtype, device=tp.device)
         self.attention = LatentAttention(config.attention, layer_index, tp, dtype)
@@ -79,7 +79,7 @@ class DeepseekBlock(Module):
         self.mlp: Module = (
             GatedMLP(dim, config.intermediate_size, tp, dtype=dtype)
             if layer_index < config.num_dense_layers
-            else DeepseekMoE(config, tp, dtype)
+            else DeepseekMoE(config, tp, dtype, spread)
         )
 
     def forward(
@@ -102,12 +102,12 @@ class DeepseekBlock(Module):
 
 
 class Deepseek(Module):
-    """Token ids in, logits out. Weights are uninitialised until loaded."""
+    """Token ids in, logits out. Weights are uninitialised until loaded. spread: see Experts."""
 
-    def __init__(self, config: DeepseekConfig, max_length: int, tp: TPGroup, dtype: torch.dtype) -> None:
+    def __init__(self, config: DeepseekConfig, max_length: int, tp: TPGroup, dtype: torch.dtype, spread: bool) -> None:
         dim = config.hidden_size
         self.embed_tokens = VocabParallelEmbedding(config.vocab_size, dim, tp, dtype=dtype)
-        self.layers = [DeepseekBlock(config, i, tp, dtype) for i in range(config.num_layers)]
+        self.layers = [DeepseekBlock(config, i, tp, dtype, spread) for i in range(config.num_layers)]
         self.norm = RMSNorm(dim, config.rms_norm_eps, dtype=dtype, device=tp.device)
         tied_to = self.embed_tokens if config.tie_word_embeddings else None
         self.lm_head = ParallelLMHead(config.vocab_size, dim, tp, tied_to=tied_to, dtype=dtype)

@@ -33,8 +33,13 @@ class DeepseekV2Model(CausalLMModel):
         """One latent and one rotated key a token and layer, on every rank; no values."""
         return replace(super().get_kv_params(pipeline_config, huggingface_config, encoding, tp_size), value_dim=0)
 
+    @classmethod
+    def num_experts(cls, huggingface_config: Any) -> int:
+        return cls.config_of(huggingface_config).routing.num_experts
+
     def build_network(self, max_length: int, dtype: torch.dtype) -> Deepseek:
-        return Deepseek(self.config_of(self.huggingface_config), max_length, self.tp, dtype)
+        spread = self.pipeline_config.expert_parallel
+        return Deepseek(self.config_of(self.huggingface_config), max_length, self.tp, dtype, spread)
 
 
 class DeepseekV3Model(DeepseekV2Model):

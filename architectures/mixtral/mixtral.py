@@ -26,11 +26,11 @@ from max_ray.nn import (
 class MixtralMoE(Module):
     """Each token goes to the experts that its router ranks highest: [T, D] -> [T, D]."""
 
-    def __init__(self, config: MixtralConfig, tp: TPGroup, dtype: torch.dtype) -> None:
+    def __init__(self, config: MixtralConfig, tp: TPGroup, dtype: torch.dtype, spread: bool) -> None:
         dim, num_experts = config.hidden_size, config.num_experts
         self._top_k = config.num_experts_per_token
         self.router = Linear(dim, num_experts, bias=False, dtype=dtype, device=tp.device)
-        self.experts = Experts(num_experts, dim, config.intermediate_size, tp, dtype=dtype)
+        self.experts = Experts(num_experts, dim, config.intermediate_size, tp, spread=spread, dtype=dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y: torch.Tensor = self.experts(x, *softmax_top_k(self.router(x), self._top_k, renormalize=True))
@@ -40,7 +40,7 @@ class MixtralMoE(Module):
 class MixtralBlock(Module):
     """One transformer layer, pre-norm. The residual sum x + residual is left to the next norm, which fuses it."""
 
-    def __init__(self, config: MixtralConfig, layer_index: int, tp: TPGroup, dtype: torch.dtype) -> None:
+    def __init__(self, config: MixtralConfig, layer_index: int, tp: TPGroup, dtype: torch.dtype, spread: bool) -> None:
         dim, eps = config.hidden_size, config.rms_norm_eps
         self.attention_norm = RMSNorm(dim, eps, dtype=dtype, device=tp.device)
         self.attention = Attention(
@@ -54,7 +54,7 @@ class MixtralBlock(Module):
             dtype=dtype,
         )
         self.moe_norm = RMSNorm(dim, eps, dtype=dtype, device=tp.device)
-        self.moe = MixtralMoE(config, tp, dtype)
+        self.moe = MixtralMoE(config, tp, dtype, spread)
 
     def forward(
         self,
@@ -76,12 +76,12 @@ class MixtralBlock(Module):
 
 
 class Mixtral(Module):
-    """Token ids in, logits out. Weights are uninitialised until loaded."""
+    """Token ids in, logits out. Weights are uninitialised until loaded. spread: see Experts."""
 
-    def __init__(self, config: MixtralConfig, max_length: int, tp: TPGroup, dtype: torch.dtype) -> None:
+    def __init__(self, config: MixtralConfig, max_length: int, tp: TPGroup, dtype: torch.dtype, spread: bool) -> None:
         dim = config.hidden_size
         self.embed_tokens = VocabParallelEmbedding(config.vocab_size, dim, tp, dtype=dtype)
-        self.layers = [MixtralBlock(config, i, tp, dtype) for i in range(config.num_layers)]
+        self.layers = [MixtralBlock(config, i, tp, dtype, spread) for i in range(config.num_layers)]
         self.norm = RMSNorm(dim, config.rms_norm_eps, dtype=dtype, device=tp.device)
         tied_to = self.embed_tokens if config.tie_word_embeddings else None
         self.lm_head = ParallelLMHead(config.vocab_size, dim, tp, tied_to=tied_to, dtype=dtype)

@@ -21,5 +21,10 @@ class Qwen3MoeModel(CausalLMModel):
     def config_of(cls, huggingface_config: Any) -> Qwen3MoeConfig:
         return Qwen3MoeConfig.from_huggingface(huggingface_config)
 
+    @classmethod
+    def num_experts(cls, huggingface_config: Any) -> int:
+        return cls.config_of(huggingface_config).num_experts
+
     def build_network(self, max_length: int, dtype: torch.dtype) -> Qwen3Moe:
-        return Qwen3Moe(self.config_of(self.huggingface_config), max_length, self.tp, dtype)
+        spread = self.pipeline_config.expert_parallel
+        return Qwen3Moe(self.config_of(self.huggingface_config), max_length, self.tp, dtype, spread)

@@ -28,12 +28,12 @@ from max_ray.nn import (
 class Qwen3MoeLayer(Module):
     """Each token goes to the experts that its router ranks highest: [T, D] -> [T, D]."""
 
-    def __init__(self, config: Qwen3MoeConfig, tp: TPGroup, dtype: torch.dtype) -> None:
+    def __init__(self, config: Qwen3MoeConfig, tp: TPGroup, dtype: torch.dtype, spread: bool) -> None:
         dim, num_experts = config.hidden_size, config.num_experts
         self._top_k = config.num_experts_per_token
         self._renormalize = config.renormalize
         self.router = Linear(dim, num_experts, bias=False, dtype=dtype, device=tp.device)
-        self.experts = Experts(num_experts, dim, config.expert_size, tp, dtype=dtype)
+        self.experts = Experts(num_experts, dim, config.expert_size, tp, spread=spread, dtype=dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y: torch.Tensor = self.experts(x, *softmax_top_k(self.router(x), self._top_k, renormalize=self._renormalize))
@@ -43,7 +43,7 @@ class Qwen3MoeLayer(Module):
 class Qwen3MoeBlock(Module):
     """One transformer layer, pre-norm. The residual sum x + residual is left to the next norm, which fuses it."""
 
-    def __init__(self, config: Qwen3MoeConfig, layer_index: int, tp: TPGroup, dtype: torch.dtype) -> None:
+    def __init__(self, config: Qwen3MoeConfig, layer_index: int, tp: TPGroup, dtype: torch.dtype, spread: bool) -> None:
         dim, eps = config.hidden_size, config.rms_norm_eps
         is_dense = layer_index in config.dense_layers
 
@@ -63,7 +63,9 @@ class Qwen3MoeBlock(Module):
         )
         self.mlp_norm = RMSNorm(dim, eps, dtype=dtype, device=tp.device)
         self.mlp: Module = (
-            GatedMLP(dim, config.intermediate_size, tp, dtype=dtype) if is_dense else Qwen3MoeLayer(config, tp, dtype)
+            GatedMLP(dim, config.intermediate_size, tp, dtype=dtype)
+            if is_dense
+            else Qwen3MoeLayer(config, tp, dtype, spread)
         )
 
     def forward(
@@ -86,12 +88,12 @@ class Qwen3MoeBlock(Module):
 
 
 class Qwen3Moe(Module):
-    """Token ids in, logits out. Weights are uninitialised until loaded."""
+    """Token ids in, logits out. Weights are uninitialised until loaded. spread: see Experts."""
 
-    def __init__(self, config: Qwen3MoeConfig, max_length: int, tp: TPGroup, dtype: torch.dtype) -> None:
+    def __init__(self, config: Qwen3MoeConfig, max_length: int, tp: TPGroup, dtype: torch.dtype, spread: bool) -> None:
         dim = config.hidden_size
         self.embed_tokens = VocabParallelEmbedding(config.vocab_size, dim, tp, dtype=dtype)
-        self.layers = [Qwen3MoeBlock(config, i, tp, dtype) for i in range(config.num_layers)]
+        self.layers = [Qwen3MoeBlock(config, i, tp, dtype, spread) for i in range(config.num_layers)]
         self.norm = RMSNorm(dim, config.rms_norm_eps, dtype=dtype, device=tp.device)
         tied_to = self.embed_tokens if config.tie_word_embeddings else None
         self.lm_head = ParallelLMHead(config.vocab_size, dim, tp, tied_to=tied_to, dtype=dtype)

@@ -131,6 +131,9 @@ class PipelineConfig(BaseModel):
     )
     enable_prefix_caching: bool = Field(True, description="Reuse keys and values of prompts with equal beginnings.")
     tensor_parallel_size: int = Field(1, ge=1, description="Over how many devices one copy of the model is cut.")
+    expert_parallel: bool = Field(
+        False, description="Spread whole experts over the devices instead of cutting every expert."
+    )
     devices: str = Field("auto", description="'auto' (GPUs where there are any), 'cpu', 'gpu', or 'gpu:0,1'.")
     custom_architectures: TextList = Field(
         (), description="Folder of a custom architecture, or module.path:NAME; may be given several times."

@@ -77,12 +77,14 @@ class Suite:
 
     routed: a mixture of experts. Rounding changes the choice of experts where two are nearly equal, in the reference's
     own bfloat16 as well; so there the median of the tokens' KL divergences counts rather than the mean.
+    expert_parallel: the setting of that name.
     """
 
     architecture: SupportedArchitecture
     path: Path
     reference: Reference
     routed: bool = False
+    expert_parallel: bool = False
 
     def run(self, num_ranks: int, encoding: SupportedEncoding, cases: Sequence[Case] = CASES) -> list[Verdict]:
         """Loads the model once on `num_ranks` ranks (threads of this process) and runs the cases on it. Raises
@@ -94,7 +96,9 @@ class Suite:
 
     def load(self, tp: TPGroup, encoding: SupportedEncoding) -> PipelineModel:
         """One rank of the model, as a worker loads it."""
-        config = PipelineConfig(model_path=str(self.path), kv_cache_page_size=PAGE, max_length=None)
+        config = PipelineConfig(
+            model_path=str(self.path), kv_cache_page_size=PAGE, expert_parallel=self.expert_parallel
+        )
         record = self.architecture
         model = record.pipeline_model(
             config,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from max_ray.errors import ConfigError
 from max_ray.interfaces.executor import RunRow
 from max_ray.interfaces.kv_cache import KVCacheParams
 
@@ -118,6 +119,14 @@ class PipelineModel(ABC):
     @classmethod
     def check_tensor_parallel(cls, huggingface_config: Any, tp_size: int) -> None:
         """Raises ParallelismError where the network cannot be cut into `tp_size` ranks. Called before loading."""
+
+    @classmethod
+    def check_settings(cls, pipeline_config: PipelineConfig, huggingface_config: Any) -> None:
+        """Raises ConfigError for a setting that this family cannot honour. Called before loading."""
+        if pipeline_config.expert_parallel:
+            raise ConfigError(
+                "expert_parallel=True: this family has no experts that can be spread over devices. Leave it out."
+            )
 
     @classmethod
     def prefix_is_reusable(cls, pipeline_config: PipelineConfig, huggingface_config: Any) -> bool:

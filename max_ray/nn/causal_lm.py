@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 
+from max_ray.errors import ParallelismError
 from max_ray.interfaces import KVCacheInputs, KVCacheParams, ModelInputs, ModelOutputs, RunRow
 from max_ray.nn.module import Module
 from max_ray.nn.rope import RopeConfig
@@ -86,6 +87,7 @@ class CausalLMModel(TextPipelineModel):
     ) -> None:
         super().__init__(pipeline_config, huggingface_config, encoding, device, tp, weights, adapter)
         self.check_tensor_parallel(huggingface_config, tp.size)
+        self.check_settings(pipeline_config, huggingface_config)
         max_length = self.calculate_max_seq_len(pipeline_config, huggingface_config)
         self.network = self.build_network(max_length, getattr(torch, encoding.cache_dtype))
         self._rope_is_dynamic = self.rope_config(huggingface_config).rope_type == "dynamic"
@@ -128,6 +130,23 @@ class CausalLMModel(TextPipelineModel):
         """See `check_cut`."""
         config = cls.config_of(huggingface_config)
         check_cut(tp_size, config.num_heads, config.num_kv_heads, config.widths)
+
+    @classmethod
+    def num_experts(cls, huggingface_config: Any) -> int:
+        """Experts of a layer that expert parallelism can spread over the ranks; 0 where there are none."""
+        return 0
+
+    @classmethod
+    def check_settings(cls, pipeline_config: PipelineConfig, huggingface_config: Any) -> None:
+        """See PipelineModel; and ParallelismError where the ranks do not divide the experts."""
+        num_experts, size = cls.num_experts(huggingface_config), pipeline_config.tensor_parallel_size
+        if not num_experts:
+            super().check_settings(pipeline_config, huggingface_config)
+        elif pipeline_config.expert_parallel and num_experts % size:
+            raise ParallelismError(
+                f"expert_parallel=True: {num_experts} experts cannot be spread evenly over tensor_parallel_size={size}."
+                f" Leave expert_parallel out, or take a size that divides {num_experts}."
+            )
 
     @classmethod
     def rope_config(cls, huggingface_config: Any) -> RopeConfig:

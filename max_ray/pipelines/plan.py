@@ -97,6 +97,7 @@ def resolve_plan(
     device = _device(config, hardware, origins)
     encoding = _encoding(config, architecture, hf_config, origins)
     _check_parallelism(config, architecture, hf_config, device, hardware)
+    architecture.pipeline_model.check_settings(config, hf_config)
     config = _with_exact_prefixes(config, architecture, hf_config, origins)
     kv_params = architecture.pipeline_model.get_kv_params(config, hf_config, encoding, config.tensor_parallel_size)
     max_batch_size = _max_batch_size(config, device, origins)

@@ -1,9 +1,10 @@
 """Every family against Hugging Face on tiny random checkpoints: 1 and 2 ranks; paged, chunked, prefix-hit runs and
-greedy tokens in float32, and the same runs in bfloat16."""
+greedy tokens in float32, and the same runs in bfloat16 (on 2 ranks with the slow tests)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -38,9 +39,23 @@ def suite_of(tmp_path_factory: pytest.TempPathFactory) -> SuiteOf:
     return lambda model: cached(model.name)
 
 
-@pytest.mark.parametrize("encoding", [SupportedEncoding.float32, SupportedEncoding.bfloat16], ids=lambda e: e.value)
+def assert_conforms(suite: Suite, num_ranks: int, encoding: SupportedEncoding) -> None:
+    assert [verdict for verdict in suite.run(num_ranks, encoding) if not verdict.passed] == []
+
+
 @pytest.mark.parametrize("num_ranks", [1, 2])
 @pytest.mark.parametrize("model", TINY_MODELS, ids=lambda m: m.name)
-def test_parity(suite_of: SuiteOf, model: TinyModel, num_ranks: int, encoding: SupportedEncoding) -> None:
-    verdicts = suite_of(model).run(num_ranks, encoding)
-    assert [verdict for verdict in verdicts if not verdict.passed] == []
+def test_float32(suite_of: SuiteOf, model: TinyModel, num_ranks: int) -> None:
+    assert_conforms(suite_of(model), num_ranks, SupportedEncoding.float32)
+
+
+@pytest.mark.parametrize("num_ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("model", TINY_MODELS, ids=lambda m: m.name)
+def test_bfloat16(suite_of: SuiteOf, model: TinyModel, num_ranks: int) -> None:
+    assert_conforms(suite_of(model), num_ranks, SupportedEncoding.bfloat16)
+
+
+@pytest.mark.parametrize("name", ["Mixtral", "Qwen3 MoE", "DeepSeek V3"])
+def test_experts_spread_over_the_ranks(suite_of: SuiteOf, name: str) -> None:
+    suite = replace(suite_of(find_tiny(name)), expert_parallel=True)
+    assert_conforms(suite, 2, SupportedEncoding.float32)

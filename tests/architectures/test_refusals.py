@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from max_ray.config import PipelineConfig
 from max_ray.errors import ConfigError, MaxRayError, ParallelismError
-from max_ray.huggingface import HuggingFaceConfig
+from max_ray.huggingface import HuggingFaceConfig, load_huggingface_config
 from max_ray.interfaces import SupportedEncoding
+from max_ray.pipelines.kv_storage import KVStorage
 from max_ray.pipelines.plan import resolve_plan
 from max_ray.registry import PIPELINE_REGISTRY
 from tests.architectures.families import find_tiny, tiny_config
@@ -106,16 +108,35 @@ def test_defaults_of_a_checkpoint_that_says_little() -> None:
     assert not config_of("MixtralForCausalLM", num_local_experts=4, num_experts_per_tok=2).tie_word_embeddings
 
 
+@pytest.mark.parametrize(
+    ("name", "changes", "num_ranks", "message"),
+    [
+        ("Qwen3", {}, 2, "this family has no experts that can be spread"),
+        ("gpt-oss", {}, 2, "this family has no experts that can be spread"),
+        ("Mixtral", {"num_local_experts": 3}, 2, "3 experts cannot be spread evenly over tensor_parallel_size=2"),
+    ],
+)
+def test_experts_that_cannot_be_spread(
+    tmp_path: Path, name: str, changes: dict[str, Any], num_ranks: int, message: str
+) -> None:
+    path = config_folder(tmp_path, name, changes)
+    with pytest.raises(ConfigError, match=message):
+        resolve_plan(
+            PipelineConfig(model_path=str(path), devices="cpu", tensor_parallel_size=num_ranks, expert_parallel=True)
+        )
+
+
 @pytest.mark.parametrize(("num_ranks", "encoding", "itemsize"), [(1, "bfloat16", 2), (2, "float32", 4)])
 def test_deepseek_caches_the_latent_and_not_the_heads(
     tmp_path: Path, num_ranks: int, encoding: str, itemsize: int
 ) -> None:
     """A token costs one latent (24) and one rope key (8) a layer on each rank; heads would cost 4 * (20 + 10)."""
-    config = PipelineConfig(
-        model_path=str(config_folder(tmp_path, "DeepSeek V3", {})),
-        devices="cpu",
-        tensor_parallel_size=num_ranks,
-        quantization_encoding=SupportedEncoding(encoding),
-    )
-    plan = resolve_plan(config)
-    assert plan.kv_params.bytes_per_token == 3 * (24 + 8) * itemsize
+    path = config_folder(tmp_path, "DeepSeek V3", {})
+    model = PIPELINE_REGISTRY.retrieve_architecture("DeepseekV3ForCausalLM").pipeline_model
+    config = PipelineConfig(model_path=str(path), kv_cache_page_size=4)
+    huggingface_config = load_huggingface_config(path)
+    params = model.get_kv_params(config, huggingface_config, SupportedEncoding(encoding), num_ranks)
+    assert params.bytes_per_token == 3 * (24 + 8) * itemsize
+    storage = KVStorage.allocate(params, 5, torch.device("cpu"))
+    held = sum(tensor.nbytes for tensor in [*storage.keys, *storage.values])
+    assert held == params.bytes_per_block * (5 + 1)  # one block is scratch
