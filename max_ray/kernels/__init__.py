@@ -205,12 +205,13 @@ def append_latent(latent: torch.Tensor, cache: torch.Tensor, slot_mapping: torch
 
 
 def latent_attention(
-    q: torch.Tensor, cache: torch.Tensor, kv: KVCacheInputs, qo_indptr: torch.Tensor, *, scale: float, latent_dim: int
+    q: torch.Tensor, cache: torch.Tensor, kv: KVCacheInputs, qo_indptr: torch.Tensor, *, up: torch.Tensor, scale: float
 ) -> torch.Tensor:
-    """Causal attention over a paged cache of latents [num_blocks, page_size, 1, C], which all heads share: keys are
-    whole latents, values their first `latent_dim` numbers. q [T, H, C] -> [T, H, latent_dim]. Rows as in
-    `paged_attention`.
+    """Causal attention of H heads over a paged cache of latents that they share (DeepSeek-AI 2024, "DeepSeek-V2",
+    section 2.1): q [T, H, P + R] -> [T, H, V]. Rows as in `paged_attention`.
 
-    DeepSeek-AI 2024 (DeepSeek-V2), section 2.1. The torch twin serves all devices; a Triton twin is not there yet.
+    cache: [num_blocks, page_size, 1, L + R], a token's latent and its rotated rope key. up: [H, P + V, L]; head h has
+    the key [up[h, :P] latent | rope key] and the value up[h, P:] latent. scale: multiplies q k^T.
+    The torch twin serves all devices; a Triton twin is not there yet.
     """
-    return cpu.latent_attention(q, cache, kv, qo_indptr, scale=scale, latent_dim=latent_dim)
+    return cpu.latent_attention(q, cache, kv, qo_indptr, up=up, scale=scale)

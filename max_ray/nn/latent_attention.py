@@ -1,9 +1,8 @@
 """Multi-head latent attention (DeepSeek-V2, DeepSeek-AI 2024, section 2.1): the cache holds one latent and one rotated
 key a token, for all heads together.
 
-A head's key is [W_uk latent | rope key] and its value W_uv latent. The products with W_uk and W_uv are absorbed: the
-query is multiplied by W_uk^T once, attends to the latents themselves, and the attended latent is multiplied by W_uv. No
-key or value of a head is ever made.
+A head's key is [W_uk latent | rope key] and its value W_uv latent. For decode rows, W_uk and W_uv are absorbed into the
+query and the result, and the heads attend to the latents themselves: see kernels.latent_attention.
 
 Axes: T new tokens, H heads of this rank, L latent width, P width of the part without position, R rotated width, V of a
 value head, Q width of the compressed query.
@@ -73,16 +72,16 @@ class LatentAttention(Module):
     ) -> torch.Tensor:
         """cos_sin: [T, R], the rotation of each new token, as RotaryEmbedding gives it."""
         shape, cache = self._shape, kv.keys[self._layer_index]
-        q_plain, q_rope = torch.split_with_sizes(self._queries(x), [shape.plain_dim, shape.rope_dim], dim=-1)
+        q = self._queries(x)
         latent, k_rope = self.latent_down(x).split([shape.latent_dim, shape.rope_dim], dim=-1)  # [T, L], [T, R]
-        q_rope, k_rope = kernels.apply_rope(q_rope, k_rope.unsqueeze(1), cos_sin, None, interleaved=shape.interleaved)
+        q_rope, k_rope = kernels.apply_rope(
+            q[..., shape.plain_dim :], k_rope.unsqueeze(1), cos_sin, None, interleaved=shape.interleaved
+        )
         latent = torch.cat((self.latent_norm(latent), k_rope.squeeze(1)), dim=-1)  # [T, L + R]
         kernels.append_latent(latent, cache, kv.slot_mapping)
-        q = torch.cat((self.up.absorb_query(q_plain), q_rope), dim=-1)  # [T, H, L + R]
-        attended = kernels.latent_attention(
-            q, cache, kv, qo_indptr, scale=shape.scale, latent_dim=shape.latent_dim
-        )  # [T, H, L]
-        y: torch.Tensor = self.out(self.up.values(attended).flatten(-2))
+        q = torch.cat((q[..., : shape.plain_dim], q_rope), dim=-1)
+        attended = kernels.latent_attention(q, cache, kv, qo_indptr, up=self.up.heads, scale=shape.scale)  # [T, H, V]
+        y: torch.Tensor = self.out(attended.flatten(-2))
         return y
 
     def _queries(self, x: torch.Tensor) -> torch.Tensor:
@@ -108,15 +107,7 @@ class LatentUp(Module):
             "weight", torch.empty(len(heads) * size, latent_dim, dtype=dtype, device=tp.device), {"": spec}
         )
 
-    def absorb_query(self, q: torch.Tensor) -> torch.Tensor:
-        """[T, H, P] -> [T, H, L]: W_uk^T q."""
-        keys = self._heads()[:, : self._shape.plain_dim]  # [H, P, L]
-        return torch.bmm(q.transpose(0, 1), keys).transpose(0, 1)
-
-    def values(self, attended: torch.Tensor) -> torch.Tensor:
-        """[T, H, L] -> [T, H, V]: W_uv latent."""
-        values = self._heads()[:, self._shape.plain_dim :]  # [H, V, L]
-        return torch.bmm(attended.transpose(0, 1), values.transpose(1, 2)).transpose(0, 1)
-
-    def _heads(self) -> torch.Tensor:
+    @property
+    def heads(self) -> torch.Tensor:
+        """[H, P + V, L]."""
         return self.weight.view(-1, self._shape.plain_dim + self._shape.value_dim, self._shape.latent_dim)

@@ -113,7 +113,7 @@ TINY_MODELS = [
     }, routed=True),
     TinyModel("gpt-oss", "GptOssForCausalLM", {
         "num_hidden_layers": 4, "num_local_experts": 6, "num_experts_per_tok": 2, "sliding_window": 9,
-        "intermediate_size": 32,
+        "intermediate_size": 32, "swiglu_limit": 0.8,
         "rope_parameters": {
             "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "truncate": False,
             "beta_fast": 32.0, "beta_slow": 1.0, "rope_theta": 10_000.0,
