@@ -84,6 +84,8 @@ class DeepseekConfig:
         method = config.get("topk_method") or "greedy"
         if method not in ("greedy", "group_limited_greedy"):
             raise ConfigError(f"config.json: topk_method={method!r}; DeepSeek-V2 has greedy and group_limited_greedy.")
+        if config.get("scoring_func", "softmax") != "softmax":
+            raise ConfigError(f"config.json: scoring_func={config.scoring_func!r}, but DeepSeek-V2 has 'softmax' only.")
         if config.get("norm_topk_prob"):
             raise ConfigError("config.json: norm_topk_prob=true is not supported for DeepSeek-V2.")
         has_groups = method == "group_limited_greedy"

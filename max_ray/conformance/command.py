@@ -15,6 +15,8 @@ from max_ray.errors import ConfigError, ConformanceError, ParallelismError
 from max_ray.huggingface import HuggingFaceConfig, load_huggingface_config, resolve_model_path
 from max_ray.interfaces import SupportedEncoding
 from max_ray.registry import PIPELINE_REGISTRY
+from max_ray.weights import open_weights
+from max_ray.weights.mapping import NameMap
 
 REFERENCE = "reference_logits"
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
@@ -30,6 +32,7 @@ def run(options: dict[str, Any]) -> None:
     record = _record(options["family"], config)
     suite = Suite(record, path, _reference(record, path), is_routed(config))
     print(f"{record.name}: {options['family']} on {path}")
+    print(_weights_line(record, config, path))
     print(_line(_HEAD))
     wrong = total = 0
     for num_ranks in (1, 2):
@@ -73,6 +76,20 @@ def _reference(record: SupportedArchitecture, path: Path) -> Reference:
     if own is not None:
         return lambda sequences: [torch.as_tensor(logits).float() for logits in own(path, sequences)]
     return huggingface_reference(path)
+
+
+def _weights_line(record: SupportedArchitecture, config: HuggingFaceConfig, path: Path) -> str:
+    """How many tensors the checkpoint has, and which the family's table drops. (Missing and left-over tensors, and
+    those of a wrong shape, are errors of loading.)"""
+    names = open_weights(path).names()
+    adapter = record.weight_adapters.get(record.default_weights_format)
+    table = adapter(config) if adapter is not None else None
+    if not isinstance(table, NameMap):
+        return f"{len(names)} tensors."
+    dropped = table.rename(names).dropped
+    return (
+        f"{len(names)} tensors, of which the table drops {len(dropped)}{': ' if dropped else '.'}{', '.join(dropped)}"
+    )
 
 
 def _refusal(record: SupportedArchitecture, config: HuggingFaceConfig, num_ranks: int) -> str:

@@ -33,6 +33,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("gpt-oss", {"quantization_config": {"quant_method": "mxfp4"}}, "quantized .mxfp4.*bfloat16 copy"),
     ("gpt-oss", {"num_local_experts": None}, "no 'num_local_experts'"),
     ("DeepSeek V2", {"topk_method": "noaux_tc"}, "topk_method='noaux_tc'"),
+    ("DeepSeek V2", {"scoring_func": "sigmoid"}, "scoring_func='sigmoid'"),
     ("DeepSeek V2", {"norm_topk_prob": True}, "norm_topk_prob"),
     ("DeepSeek V3", {"scoring_func": "softmax"}, "scoring_func='softmax'"),
     ("DeepSeek V3", {"n_group": 3}, "n_routed_experts=8 .* n_group=3"),
