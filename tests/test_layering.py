@@ -45,7 +45,7 @@ TABLE: dict[str, set[str]] = {
     },
     "benchmark": {
         *("settings", "tokenizer"),
-        *("interfaces", "huggingface", "weights", "driver", "distributed", "kernels", "pipelines"),  # without a server
+        *("interfaces", "huggingface", "weights", "driver", "distributed", "kernels", "nn", "pipelines"),  # no server
     },
     "conformance": {
         *("interfaces", "config", "registry", "architecture", "huggingface", "weights", "distributed", "pipelines"),

@@ -19,7 +19,8 @@ from max_ray.distributed import TPGroup
 from max_ray.errors import ConfigError
 from max_ray.huggingface import HuggingFaceConfig
 from max_ray.interfaces import PipelineModel, RunRequest, RunRow, SamplingParams, SupportedEncoding
-from max_ray.pipelines.graphs import CudaCapture, DecodeGraphs
+from max_ray.nn import Module, pack_weights
+from max_ray.pipelines.graphs import decode_graphs
 from max_ray.pipelines.kv_storage import KVStorage
 from max_ray.pipelines.runner import ModelRunner
 from max_ray.weights.source import WeightSource, no_such_tensor
@@ -105,13 +106,14 @@ def build_runner(
         RandomWeights(config, dtype, device),
         record.weight_adapters.get(record.default_weights_format),
     )
+    for network in vars(model).values():
+        if isinstance(network, Module):
+            pack_weights(network)
     params = model.get_kv_params(cast(Any, settings), theirs, encoding)
     storage = KVStorage.allocate(params, num_blocks, device)
     for cache in (*storage.keys, *storage.values):
         cache.normal_()
-    graphs = None
-    if device.type == "cuda" and model.decode_is_capturable:
-        graphs = DecodeGraphs(model, storage, max_rows, max_length, CudaCapture(device))
+    graphs = decode_graphs(model, storage, max_rows, max_length)
     return ModelRunner(model, storage, TPGroup.single(device), config["vocab_size"], graphs)
 
 

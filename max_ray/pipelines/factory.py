@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -32,11 +31,7 @@ if TYPE_CHECKING:
 
     from max_ray.distributed.group import TPGroup
     from max_ray.interfaces import PipelineModel
-    from max_ray.pipelines.graphs import DecodeGraphs
-    from max_ray.pipelines.kv_storage import KVStorage
     from max_ray.pipelines.runner import ModelRunner
-
-_CPU_TAPES = 16  # batch sizes; each keeps the step's activations
 
 
 _LOG = get_logger(__name__)
@@ -119,6 +114,7 @@ def build_local_runners(plan: PipelinePlan) -> list[ModelRunner]:
 
 def build_runner(plan: PipelinePlan, tp: TPGroup) -> ModelRunner:
     """Loads one rank's shard and allocates its cache. Raises WeightsError and ConfigError."""
+    from max_ray.pipelines.graphs import decode_graphs
     from max_ray.pipelines.kv_storage import KVStorage
     from max_ray.pipelines.runner import ModelRunner
 
@@ -141,30 +137,10 @@ def build_runner(plan: PipelinePlan, tp: TPGroup) -> ModelRunner:
     num_blocks = plan.num_blocks if plan.num_blocks is not None else _blocks_that_fit(plan, tp)
     storage = KVStorage.allocate(plan.kv_params, num_blocks, tp.device)
     with phase("warm"):
-        graphs = _decode_graphs(plan, model, storage)
+        graphs = decode_graphs(
+            model, storage, plan.max_batch_size, plan.max_length, plan.tensor_parallel_size, plan.config.cuda_graphs
+        )
     return ModelRunner(model, storage, tp, plan.huggingface_config.vocab_size, graphs)
-
-
-def _decode_graphs(plan: PipelinePlan, model: PipelineModel, storage: KVStorage) -> DecodeGraphs | None:
-    """None where decode steps are launched kernel by kernel: for a model that cannot be captured, on a CPU without the
-    C++ kernels, and between ranks on CPUs (whose messages are no operations of torch)."""
-    from max_ray import kernels
-    from max_ray.pipelines.graphs import CudaCapture, DecodeGraphs, capture_tape
-
-    if not model.decode_is_capturable:
-        return None
-    shape = (model, storage, plan.max_batch_size, plan.max_length)
-    if model.device.type == "cpu":
-        every_size = range(1, plan.max_batch_size + 1)
-        if plan.tensor_parallel_size > 1 or not kernels.has_native():
-            return None
-        return DecodeGraphs(*shape, capture_tape, every_size, _CPU_TAPES)
-    if plan.config.cuda_graphs == "never" or find_spec("triton") is None:  # torch's own attention asks the device
-        return None
-    graphs = DecodeGraphs(*shape, CudaCapture(model.device))
-    if plan.config.cuda_graphs == "start":
-        graphs.capture_all()
-    return graphs
 
 
 def _pack(model: PipelineModel) -> None:

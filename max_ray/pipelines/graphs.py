@@ -19,10 +19,12 @@ from __future__ import annotations
 import threading
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from typing import Protocol
 
 import torch
 
+from max_ray import kernels
 from max_ray.driver import upload
 from max_ray.errors import DeviceError
 from max_ray.interfaces import KVCacheInputs, ModelInputs, PipelineModel
@@ -30,6 +32,7 @@ from max_ray.log import get_logger
 from max_ray.pipelines.kv_storage import KVStorage, RunTables
 
 _LOG = get_logger(__name__)
+_CPU_TAPES = 16  # batch sizes; each keeps the step's activations
 _LARGE_STEP = 32  # rows between buckets once powers of two would waste more
 
 
@@ -199,6 +202,34 @@ class DecodeGraphs:
         tokens = self._tokens[:num_rows]
         previous = ModelInputs(tokens, lengths, lengths, lengths, kv)  # of which the model reads the cache inputs only
         return self._model.execute(self._model.prepare_next_token_inputs(tokens, previous)).logits
+
+
+def decode_graphs(
+    model: PipelineModel,
+    storage: KVStorage,
+    max_batch_size: int,
+    max_length: int,
+    tensor_parallel_size: int = 1,
+    cuda_graphs: str = "lazy",
+) -> DecodeGraphs | None:
+    """What this model's device has. None where decode steps are launched kernel by kernel: for a model that cannot be
+    captured, on a CPU without the C++ kernels, and between ranks on CPUs (whose messages are no operations of torch).
+
+    cuda_graphs: of PipelineConfig.
+    """
+    if not model.decode_is_capturable:
+        return None
+    shape = (model, storage, max_batch_size, max_length)
+    if model.device.type == "cpu":
+        if tensor_parallel_size > 1 or not kernels.has_native():
+            return None
+        return DecodeGraphs(*shape, capture_tape, range(1, max_batch_size + 1), _CPU_TAPES)
+    if cuda_graphs == "never" or find_spec("triton") is None:  # torch's own attention asks the device
+        return None
+    graphs = DecodeGraphs(*shape, CudaCapture(model.device))
+    if cuda_graphs == "start":
+        graphs.capture_all()
+    return graphs
 
 
 def buckets_up_to(max_batch_size: int) -> list[int]:

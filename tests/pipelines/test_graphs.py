@@ -15,9 +15,7 @@ import pytest
 import torch
 
 from max_ray.interfaces import RunRequest, RunRow, TextContext
-from max_ray.pipelines import factory
-from max_ray.pipelines.graphs import buckets_up_to
-from max_ray.pipelines.plan import resolve_plan
+from max_ray.pipelines.graphs import buckets_up_to, decode_graphs
 from max_ray.pipelines.text_generation import TextGenerationPipeline
 from tests.architectures.engine import load_model
 from tests.checkpoints import make_llama
@@ -189,13 +187,10 @@ def test_buckets() -> None:
 @pytest.mark.parametrize(
     ("device", "capturable", "setting"), [("cpu", False, "start"), ("cuda", False, "start"), ("cuda", True, "never")]
 )
-def test_nothing_is_captured_where_it_cannot_be_or_shall_not(
-    lab: Lab, device: str, capturable: bool, setting: str
-) -> None:
-    plan = resolve_plan(lab.config(cuda_graphs=setting))
+def test_nothing_is_captured_where_it_cannot_be_or_shall_not(device: str, capturable: bool, setting: str) -> None:
     model: Any = SimpleNamespace(device=torch.device(device), decode_is_capturable=capturable)
     storage: Any = None
-    assert factory._decode_graphs(plan, model, storage) is None
+    assert decode_graphs(model, storage, 4, 64, cuda_graphs=setting) is None
 
 
 def test_llama_can_be_captured_unless_its_rope_asks_the_host(lab: Lab, tmp_path: Path) -> None:
