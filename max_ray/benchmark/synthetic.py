@@ -31,10 +31,12 @@ _SCALE = 0.02  # of weights; norms are around 1
 
 @dataclass(frozen=True)
 class RunSettings:
-    """The two settings of PipelineConfig that a model of one rank reads; pydantic is not needed for them."""
+    """The settings of PipelineConfig that a model reads; pydantic is not needed for them."""
 
     max_length: int
     kv_cache_page_size: int = PAGE_SIZE
+    tensor_parallel_size: int = 1
+    expert_parallel: bool = False
 
 
 def transformers_model(config: dict[str, Any], dtype: torch.dtype, device: torch.device | str) -> Any:

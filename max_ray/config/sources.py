@@ -110,7 +110,7 @@ def _yaml_problem(error: yaml.YAMLError) -> str:
 
 
 def _read_variables(variables: Mapping[str, str]) -> dict[str, Any]:
-    """MAX_RAY_* variables by setting. One that nothing reads is warned of: an environment is shared with other programs."""
+    """MAX_RAY_* variables by setting. One that nothing reads is warned of: other programs share the environment."""
     found: dict[str, Any] = {}
     known = {settings.PREFIX + name.upper() for name in [*ServeConfig.model_fields, *ALIASES]}
     for variable, value in variables.items():

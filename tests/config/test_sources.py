@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from max_ray import settings
-from max_ray.config import PipelineConfig, ServeConfig, SettingsError, load_config
+from max_ray.config import PipelineConfig, ServeConfig, SettingsError, load_config, sources
 from max_ray.errors import ConfigError
 
 

@@ -49,6 +49,17 @@ def test_kernels_views_and_torch_operations_in_turn() -> None:
     assert replays_equal(function, x)
 
 
+def test_operations_that_give_their_input_back_or_a_copy() -> None:
+    x, lengths = torch.randn(4, 6), torch.tensor([1, 2, 3, 4], dtype=torch.int32)
+
+    def function() -> torch.Tensor:
+        lengths.copy_(x[:, 0])
+        same, copied = x.to(torch.float32), lengths.to(torch.int64)
+        return same.t().reshape(24).unflatten(0, (6, 4)).flatten(0) + copied.repeat(6) + x.contiguous().sum()
+
+    assert replays_equal(function, x)
+
+
 def test_in_place_operations_and_several_results() -> None:
     x = torch.randn(5, 4)
 

@@ -1,4 +1,4 @@
-"""The C++ twin of `quantized_linear`, for the kinds of PackedMatrix that people run on CPUs; others run the torch twin."""
+"""The C++ twin of `quantized_linear`, for the kinds of PackedMatrix that are run on CPUs; FP8 runs the torch twin."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._constants.add(result.untyped_storage().data_ptr())
         elif func._schema.is_mutable and self._constants & _storages(args):
             raise NotRecordableError(f"{name} writes into a constant")
-        elif name not in _ALLOCATIONS and not _is_view(func):
+        elif name not in _ALLOCATIONS and not _is_view(func, args, result):
             self._end_calls()
             self._steps.append(_again(func, args, kwargs, result))
         return result
@@ -131,11 +131,12 @@ def _storages(args: Any) -> set[int]:
     return {arg.untyped_storage().data_ptr() for arg in args if isinstance(arg, torch.Tensor)}
 
 
-def _is_view(func: Any) -> bool:
-    """Whether an operation only gives its input's memory another shape."""
-    if func.name() in _VIEWS:
-        return True
-    return any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
+def _is_view(func: Any, args: Any, result: Any) -> bool:
+    """Whether an operation only gave its input's memory another shape. The schema alone does not tell: `to` and
+    `reshape` may give their input back, or a copy."""
+    may_alias = func.name() in _VIEWS or any(r.alias_info is not None for r in func._schema.returns)
+    results = result if isinstance(result, tuple | list) else [result]
+    return may_alias and not func._schema.is_mutable and _storages(results) <= _storages(args)
 
 
 def _again(func: Any, args: Any, kwargs: Any, result: Any) -> Callable[[], object]:
