@@ -27,7 +27,7 @@ import torch
 from max_ray import kernels
 from max_ray.driver import upload
 from max_ray.errors import DeviceError
-from max_ray.interfaces import KVCacheInputs, ModelInputs, PipelineModel
+from max_ray.interfaces import KVCacheInputs, ModelInputs, PipelineModel, SupportedEncoding
 from max_ray.log import get_logger
 from max_ray.pipelines.kv_storage import KVStorage, RunTables
 
@@ -222,6 +222,10 @@ def decode_graphs(
     shape = (model, storage, max_batch_size, max_length)
     if model.device.type == "cpu":
         if tensor_parallel_size > 1 or not kernels.has_native():
+            return None
+        if (
+            model.encoding is SupportedEncoding.float8_e4m3fn
+        ):  # its torch twin: a tape would keep all that it dequantizes
             return None
         return DecodeGraphs(*shape, capture_tape, range(1, max_batch_size + 1), _CPU_TAPES)
     if cuda_graphs == "never" or find_spec("triton") is None:  # torch's own attention asks the device

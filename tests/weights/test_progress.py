@@ -1,0 +1,68 @@
+"""How far loading is: bars on terminals, lines in logs, silence for quick loads; and the phases of a start."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from max_ray.phases import phase
+from max_ray.weights import progress as module
+from max_ray.weights.progress import LoadProgress
+
+MIB = 1024**2
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(module, "time", made)
+    return made
+
+
+def test_a_quick_load_says_nothing(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    progress = LoadProgress(100, is_terminal=True)
+    progress.add(100)
+    progress.end()
+    assert capsys.readouterr().err == ""
+
+
+def test_a_bar_with_bytes_speed_and_time_left(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    progress = LoadProgress(400 * MIB, is_terminal=True)
+    clock.now += 2
+    progress.add(100 * MIB)
+    bar = capsys.readouterr().err
+    assert "#######......" in bar
+    assert "100 of 400 MiB, 50 MiB/s, 6 s left" in bar
+    clock.now += 0.01
+    progress.add(300 * MIB)  # too soon after the last one
+    assert capsys.readouterr().err == ""
+    progress.end()
+    assert capsys.readouterr().err.endswith("0 s left  \n")
+
+
+def test_a_line_every_few_seconds_without_a_terminal(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr(module._LOG, "info", lambda text, *values: lines.append(text % values))
+    progress = LoadProgress(1000 * MIB, is_terminal=False)
+    for _ in range(100):
+        clock.now += 0.1
+        progress.add(10 * MIB)
+    assert len(lines) == 2
+    assert "of 1000 MiB" in lines[0]
+
+
+def test_phases_are_timed(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("max_ray.phases")
+    monkeypatch.setattr(logging.getLogger("max_ray"), "propagate", True)
+    with caplog.at_level(logging.INFO, logger.name), phase("load", "two ranks"):
+        pass
+    assert "startup: load took 0.00 s (two ranks)" in caplog.text
