@@ -19,7 +19,7 @@ TABLE: dict[str, set[str]] = {
     "max_ray": set(),
     "errors": set(),
     "log": set(),
-    "phases": set(),
+    "phases": {"log"},
     "settings": set(),
     "interfaces": set(),
     "gguf": set(),

@@ -66,6 +66,7 @@ def test_every_setting_is_a_flag(served: list[ServeConfig], tmp_path: Path) -> N
         "kv_cache_memory": 0.25,
         "device_memory_utilization": 0.5,
         "enable_prefix_caching": False,
+        "expert_parallel": True,
         "tensor_parallel_size": 2,
         "devices": "cpu",
         "custom_architectures": ("./a", "./b", "./c"),
@@ -88,6 +89,8 @@ def test_every_setting_is_a_flag(served: list[ServeConfig], tmp_path: Path) -> N
         flag = "--" + name.replace("_", "-")
         if value is False:
             arguments.append(flag.replace("--", "--no-", 1))
+        elif value is True:
+            arguments.append(flag)
         elif name == "custom_architectures":
             arguments += [flag, "./a", flag, "./b,./c"]
         else:

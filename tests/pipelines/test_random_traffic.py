@@ -15,7 +15,7 @@ from max_ray.pipelines.text_generation import TextGenerationPipeline
 from tests.pipelines.conftest import Lab, execute, make_context, random_prompt
 
 PAGE_SIZE = 4
-BYTES_PER_BLOCK = 2 * 2 * 2 * 8 * 4 * PAGE_SIZE  # keys and values, layers, KV heads, head_dim, float32
+BYTES_PER_BLOCK = 2 * 2 * 2 * 16 * 4 * PAGE_SIZE  # keys and values, layers, KV heads, head_dim, float32
 NUM_BLOCKS = 28
 MAX_NEW_TOKENS = 24
 
