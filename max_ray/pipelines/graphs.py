@@ -221,11 +221,9 @@ def decode_graphs(
         return None
     shape = (model, storage, max_batch_size, max_length)
     if model.device.type == "cpu":
-        if tensor_parallel_size > 1 or not kernels.has_native():
-            return None
-        if (
-            model.encoding is SupportedEncoding.float8_e4m3fn
-        ):  # its torch twin: a tape would keep all that it dequantizes
+        # FP8 is dequantized by its torch twin: a tape would keep all of it
+        dequantizes = model.encoding is SupportedEncoding.float8_e4m3fn
+        if tensor_parallel_size > 1 or dequantizes or not kernels.has_native():
             return None
         return DecodeGraphs(*shape, capture_tape, range(1, max_batch_size + 1), _CPU_TAPES)
     if cuda_graphs == "never" or find_spec("triton") is None:  # torch's own attention asks the device
