@@ -19,8 +19,8 @@ from __future__ import annotations
 import threading
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Protocol
 
 import torch
 
@@ -32,14 +32,22 @@ from max_ray.log import get_logger
 from max_ray.pipelines.kv_storage import KVStorage, RunTables
 
 _LOG = get_logger(__name__)
-_CPU_TAPES = 16  # batch sizes; each keeps the step's activations
+_TAPE_BYTES = 256 * 1024**2  # of activations that a CPU's tapes keep, each those of one batch size
 _LARGE_STEP = 32  # rows between buckets once powers of two would waste more
 
 
-class Replay(Protocol):
-    """Runs the captured function again over what its inputs hold now; gives its output, which the next call reuses."""
+@dataclass(frozen=True)
+class Replay:
+    """Calling it runs the captured function over what its inputs hold now; the output is reused by the next call.
 
-    def __call__(self) -> torch.Tensor: ...
+    The first call comes right after the capture, over the same inputs. nbytes: memory that no other replay shares.
+    """
+
+    run: Callable[[], torch.Tensor]
+    nbytes: int = 0
+
+    def __call__(self) -> torch.Tensor:
+        return self.run()
 
 
 Capture = Callable[[Callable[[], torch.Tensor]], Replay]
@@ -70,7 +78,7 @@ class CudaCapture:
             graph.replay()
             return output
 
-        return replay
+        return Replay(replay)
 
     def _capture(self, graph: torch.cuda.CUDAGraph, function: Callable[[], torch.Tensor]) -> torch.Tensor:
         try:
@@ -91,18 +99,20 @@ def capture_tape(function: Callable[[], torch.Tensor]) -> Replay:
     from max_ray.kernels.native.tape import NotRecordableError, record
 
     try:
-        return record(function)
+        tape = record(function)
     except NotRecordableError as error:
         _LOG.debug("decode steps run operation by operation: %s", error)
-        return function
+        return Replay(function)
+    recorded = [tape.output]  # of the recording itself, which has computed the first call's answer
+    return Replay(lambda: recorded.pop() if recorded else tape(), tape.nbytes)
 
 
 class DecodeGraphs:
     """The decode steps of one rank's model, by bucket. One run at a time, as for the model itself.
 
     max_batch_size, max_length: rows and tokens of a row that steps may have; larger batches are left to the caller
-    (see `fits`). buckets: ascending sizes up to max_batch_size; by default `buckets_up_to` it. max_replays: how many
-    are kept, each with its memory; those used last. All ranks of a group capture and replay in the same order.
+    (see `fits`). buckets: ascending sizes up to max_batch_size; by default `buckets_up_to` it. max_bytes: of memory
+    that replays do not share; those used last are kept. All ranks of a group capture and replay in the same order.
     """
 
     def __init__(
@@ -113,7 +123,7 @@ class DecodeGraphs:
         max_length: int,
         capture: Capture,
         buckets: Sequence[int] | None = None,
-        max_replays: int = 1024,
+        max_bytes: int | None = None,
     ) -> None:
         self.buckets = list(buckets or buckets_up_to(max_batch_size))
         self._model = model
@@ -121,7 +131,7 @@ class DecodeGraphs:
         self._max_length = max_length
         self._capture = capture
         self._replays: dict[int, Replay] = {}
-        self._max_replays = max_replays
+        self._max_bytes = max_bytes
         width = -(-max_length // storage.page_size)
         self._tokens = torch.zeros(max_batch_size, dtype=torch.int64, device=model.device)
         self._block_tables = torch.full(
@@ -179,11 +189,20 @@ class DecodeGraphs:
         replay = self._replays.pop(bucket, None)
         if replay is None:
             _LOG.debug("capturing decode steps of %d rows", bucket)
-            while len(self._replays) >= self._max_replays:
-                del self._replays[next(iter(self._replays))]  # the one that was not used for the longest time
             replay = self._capture(lambda: self._step(bucket))
-        self._replays[bucket] = replay
+            self._make_room(replay.nbytes)
+        self._replays[bucket] = replay  # now the one used last
         return replay()
+
+    def _make_room(self, nbytes: int) -> None:
+        """Drops the replays that were not used for the longest time."""
+        if self._max_bytes is None:
+            return
+        kept = sum(replay.nbytes for replay in self._replays.values())
+        for bucket in list(self._replays):
+            if kept + nbytes <= self._max_bytes:
+                return
+            kept -= self._replays.pop(bucket).nbytes
 
     def _step(self, num_rows: int) -> torch.Tensor:
         """What is captured: [num_rows, V] logits of the buffers' first rows."""
@@ -225,7 +244,7 @@ def decode_graphs(
         dequantizes = model.encoding is SupportedEncoding.float8_e4m3fn
         if tensor_parallel_size > 1 or dequantizes or not kernels.has_native():
             return None
-        return DecodeGraphs(*shape, capture_tape, range(1, max_batch_size + 1), _CPU_TAPES)
+        return DecodeGraphs(*shape, capture_tape, range(1, max_batch_size + 1), _TAPE_BYTES)
     if cuda_graphs == "never" or find_spec("triton") is None:  # torch's own attention asks the device
         return None
     graphs = DecodeGraphs(*shape, CudaCapture(model.device))

@@ -107,6 +107,15 @@ def test_reading_a_number_is_refused(reader: Callable[[torch.Tensor], object]) -
     assert torch.equal(kernels.rmsnorm(x[None], torch.ones(4), 1e-5), native.rmsnorm(x[None], torch.ones(4), 1e-5))
 
 
+def test_the_recording_has_run_the_function_and_knows_its_memory() -> None:
+    from max_ray.kernels.native.tape import record
+
+    x = torch.randn(4, 16)
+    tape = record(lambda: kernels.rmsnorm(x, torch.ones(16), 1e-5).view(64) + 1)
+    assert torch.equal(tape.output, kernels.rmsnorm(x, torch.ones(16), 1e-5).view(64) + 1)
+    assert tape.nbytes == (64 + 16 + 64) * 4, "the norm's result, its weight, the sum; x is not the tape's"
+
+
 def test_other_threads_are_not_recorded() -> None:
     from concurrent.futures import ThreadPoolExecutor
 

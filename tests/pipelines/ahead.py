@@ -32,7 +32,7 @@ class Recorder:
             self.sizes.append(len(output))
             return output.copy_(function())
 
-        return replay
+        return Replay(replay)
 
 
 def graphs_for(runner: ModelRunner, recorder: Recorder, max_batch_size: int, max_length: int = 256) -> DecodeGraphs:

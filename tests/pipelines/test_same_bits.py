@@ -6,6 +6,7 @@ python -m pytest tests/pipelines/test_same_bits.py
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -62,3 +63,26 @@ def test_a_tape_changes_nothing(lab: Lab) -> None:
         assert answers(bf16(lab), contexts(), 8) == recorded
     finally:
         runner._graphs = graphs
+
+
+def test_tapes_keep_no_more_memory_than_they_may(lab: Lab) -> None:
+    pipeline = bf16(lab)
+    (runner,) = pipeline.executor.runners  # type: ignore[attr-defined]
+    expected = answers(bf16(lab), contexts(), 8)
+    graphs = runner._graphs
+    graphs._replays.clear()
+    answers(bf16(lab), contexts()[:1], 8)
+    one_row = graphs._replays[1].nbytes
+    assert one_row > 0
+    graphs._replays.clear()
+    graphs._max_bytes = 6 * one_row
+    # rows end after different numbers of tokens, so that steps of many sizes follow each other
+    uneven = contexts()
+    for i, row in enumerate(uneven):
+        row.sampling_params = replace(row.sampling_params, max_new_tokens=30 - 3 * i)
+    got = answers(bf16(lab), uneven, 8)
+    assert [tokens for tokens, _ in got] == [tokens[: 30 - 3 * i] for i, (tokens, _) in enumerate(expected)]
+    sizes = list(graphs._replays)
+    assert sizes[-1] == 1, "the last steps have one row"
+    assert len(sizes) < len(LENGTHS)
+    assert sum(replay.nbytes for replay in graphs._replays.values()) <= graphs._max_bytes

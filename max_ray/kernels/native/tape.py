@@ -47,17 +47,21 @@ class NotRecordableError(RuntimeError):
 
 
 class Tape:
-    """What was recorded. Calling it runs all again and gives the same output tensor, with new contents."""
+    """What was recorded. Calling it runs all again and gives the same output tensor, with new contents.
 
-    def __init__(self, output: torch.Tensor, steps: list[Callable[[], object]], memory: list[Any]) -> None:
-        self._output = output
+    output: as the recording left it. nbytes: memory that was allocated on the way and stays.
+    """
+
+    def __init__(self, output: torch.Tensor, steps: list[Callable[[], object]], memory: list[Any], nbytes: int) -> None:
+        self.output = output
+        self.nbytes = nbytes
         self._steps = steps
         self._memory = memory
 
     def __call__(self) -> torch.Tensor:
         for step in self._steps:
             step()
-        return self._output
+        return self.output
 
     def __len__(self) -> int:
         """How many calls a replay makes."""
@@ -69,7 +73,7 @@ def record(function: Callable[[], torch.Tensor]) -> Tape:
     recorder = _Recorder()
     with recording(recorder), _NoReading(), recorder:
         output = function()
-    return Tape(output, recorder.finished(), recorder.memory)
+    return Tape(output, recorder.finished(), recorder.memory, sum(recorder.owned.values()))
 
 
 class _NoReading(TorchFunctionMode):
@@ -82,11 +86,13 @@ class _NoReading(TorchFunctionMode):
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """memory: every tensor that was seen, so that no address on the tape is used again by others."""
+    """memory: every tensor that was seen, so that no address on the tape is used again by others. owned: bytes of the
+    memory that was allocated while recording, by address."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.memory: list[Any] = []
+        self.owned: dict[int, int] = {}
         self._steps: list[Callable[[], object]] = []
         self._calls: list[RecordedCall] = []
         self._constants: set[int] = set()
@@ -101,9 +107,11 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             raise NotRecordableError(f"{name} reads a tensor: such a step cannot be recorded")
         result = func(*args, **kwargs)
         self.memory.append((args, kwargs, result))
+        if not func._schema.is_mutable and not _is_view(func, args, result):
+            self.owned.update(_storages(result))
         if name in _CONSTANTS:
-            self._constants.add(result.untyped_storage().data_ptr())
-        elif func._schema.is_mutable and self._constants & _storages(args):
+            self._constants |= _storages(result).keys()
+        elif func._schema.is_mutable and self._constants & _storages(args).keys():
             raise NotRecordableError(f"{name} writes into a constant")
         elif name not in _ALLOCATIONS and not _is_view(func, args, result):
             self._end_calls()
@@ -127,16 +135,18 @@ def _reads(func: Any, args: Any) -> bool:
     return torch.Tag.data_dependent_output in func.tags or torch.Tag.dynamic_output_shape in func.tags
 
 
-def _storages(args: Any) -> set[int]:
-    return {arg.untyped_storage().data_ptr() for arg in args if isinstance(arg, torch.Tensor)}
+def _storages(tensors: Any) -> dict[int, int]:
+    """Address -> bytes of the memory behind a tensor, or behind those of a sequence."""
+    several = tensors if isinstance(tensors, tuple | list) else [tensors]
+    storages = [tensor.untyped_storage() for tensor in several if isinstance(tensor, torch.Tensor)]
+    return {storage.data_ptr(): storage.nbytes() for storage in storages}
 
 
 def _is_view(func: Any, args: Any, result: Any) -> bool:
     """Whether an operation only gave its input's memory another shape. The schema alone does not tell: `to` and
     `reshape` may give their input back, or a copy."""
     may_alias = func.name() in _VIEWS or any(r.alias_info is not None for r in func._schema.returns)
-    results = result if isinstance(result, tuple | list) else [result]
-    return may_alias and not func._schema.is_mutable and _storages(results) <= _storages(args)
+    return may_alias and not func._schema.is_mutable and _storages(result).keys() <= _storages(args).keys()
 
 
 def _again(func: Any, args: Any, kwargs: Any, result: Any) -> Callable[[], object]:
