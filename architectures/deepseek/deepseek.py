@@ -1,8 +1,7 @@
 """The DeepSeek network (DeepSeek-V2 and -V3, DeepSeek-AI 2024): latent attention, and mixtures of experts beside an
 expert that every token goes to.
 
-Axes: T new tokens of a ragged batch, N tokens whose logits are wanted, D hidden size, R rotated width, V vocabulary,
-E experts, K experts a token.
+Axes: T new tokens of a ragged batch, D hidden size, E experts, K experts a token.
 """
 
 from __future__ import annotations
@@ -11,17 +10,14 @@ import torch
 
 from architectures.deepseek.model_config import DeepseekConfig, RoutingConfig
 from max_ray.distributed import TPGroup, all_reduce
-from max_ray.interfaces import KVCacheInputs
 from max_ray.nn import (
     Experts,
     GatedMLP,
     LatentAttention,
     Linear,
     Module,
-    ParallelLMHead,
-    RMSNorm,
-    RotaryEmbedding,
-    VocabParallelEmbedding,
+    Transformer,
+    TransformerBlock,
     keep_best_groups,
 )
 
@@ -68,67 +64,23 @@ class DeepseekMoE(Module):
         return all_reduce(y, self._tp)
 
 
-class DeepseekBlock(Module):
-    """One transformer layer, pre-norm. The residual sum x + residual is left to the next norm, which fuses it."""
+class DeepseekBlock(TransformerBlock):
+    """One layer: see TransformerBlock."""
 
     def __init__(self, config: DeepseekConfig, layer_index: int, tp: TPGroup, dtype: torch.dtype, spread: bool) -> None:
-        dim, eps = config.hidden_size, config.rms_norm_eps
-        self.attention_norm = RMSNorm(dim, eps, dtype=dtype, device=tp.device)
-        self.attention = LatentAttention(config.attention, layer_index, tp, dtype)
-        self.mlp_norm = RMSNorm(dim, eps, dtype=dtype, device=tp.device)
-        self.mlp: Module = (
+        dim = config.hidden_size
+        attention = LatentAttention(config.attention, layer_index, tp, dtype)
+        mlp: Module = (
             GatedMLP(dim, config.intermediate_size, tp, dtype=dtype)
             if layer_index < config.num_dense_layers
             else DeepseekMoE(config, tp, dtype, spread)
         )
-
-    def forward(
-        self,
-        x: torch.Tensor,
-        residual: torch.Tensor | None,
-        cos_sin: torch.Tensor,
-        kv: KVCacheInputs,
-        qo_indptr: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """x, residual [T, D] -> the same; residual is None before the first layer."""
-        if residual is None:
-            residual = x
-            x = self.attention_norm(x)
-        else:
-            x, residual = self.attention_norm.add_and_norm(x, residual)
-        x = self.attention(x, cos_sin, kv, qo_indptr)
-        x, residual = self.mlp_norm.add_and_norm(x, residual)
-        return self.mlp(x), residual
+        super().__init__(config, attention, mlp, tp, dtype)
 
 
-class Deepseek(Module):
-    """Token ids in, logits out. Weights are uninitialised until loaded. spread: see Experts."""
+class Deepseek(Transformer):
+    """Token ids in, logits out: see Transformer. spread: see Experts."""
 
     def __init__(self, config: DeepseekConfig, max_length: int, tp: TPGroup, dtype: torch.dtype, spread: bool) -> None:
-        dim = config.hidden_size
-        self.embed_tokens = VocabParallelEmbedding(config.vocab_size, dim, tp, dtype=dtype)
-        self.layers = [DeepseekBlock(config, i, tp, dtype, spread) for i in range(config.num_layers)]
-        self.norm = RMSNorm(dim, config.rms_norm_eps, dtype=dtype, device=tp.device)
-        tied_to = self.embed_tokens if config.tie_word_embeddings else None
-        self.lm_head = ParallelLMHead(config.vocab_size, dim, tp, tied_to=tied_to, dtype=dtype)
-        self.rotary = RotaryEmbedding(config.rope, max_length, dtype=dtype, device=tp.device)
-
-    def forward(
-        self,
-        tokens: torch.Tensor,
-        positions: torch.Tensor,
-        qo_indptr: torch.Tensor,
-        logit_indices: torch.Tensor,
-        kv: KVCacheInputs,
-    ) -> torch.Tensor:
-        """tokens, positions [T], logit_indices [N] -> logits [N, V]; the new latents go into `kv`."""
-        cos_sin = self.rotary(positions)  # [T, R], for all layers
-        x = self.embed_tokens(tokens)  # [T, D]
-        residual = None
-        for layer in self.layers:
-            x, residual = layer(x, residual, cos_sin, kv, qo_indptr)
-        x = x[logit_indices]  # [N, D]
-        if residual is not None:
-            x = x + residual[logit_indices]
-        logits: torch.Tensor = self.lm_head(self.norm(x))
-        return logits
+        layers = [DeepseekBlock(config, i, tp, dtype, spread) for i in range(config.num_layers)]
+        super().__init__(config, layers, max_length, tp, dtype)

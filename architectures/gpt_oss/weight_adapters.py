@@ -23,13 +23,13 @@ def safetensors_name_map(huggingface_config: Any) -> NameMap:
         ("model.norm.weight", "norm.weight"),
         ("lm_head.weight", None if tied else "lm_head.weight"),
         ("model.layers.{}.input_layernorm.weight", "layers.{}.attention_norm.weight"),
-        ("model.layers.{}.post_attention_layernorm.weight", "layers.{}.moe_norm.weight"),
+        ("model.layers.{}.post_attention_layernorm.weight", "layers.{}.mlp_norm.weight"),
         ("model.layers.{}.self_attn.sinks", "layers.{}.attention.sinks"),
     ]
     for kind in ("weight", "bias"):
-        table.append((f"model.layers.{{}}.mlp.router.{kind}", f"layers.{{}}.moe.router.{kind}"))
+        table.append((f"model.layers.{{}}.mlp.router.{kind}", f"layers.{{}}.mlp.router.{kind}"))
         for theirs, ours, part in _ATTENTION:
             table.append((f"model.layers.{{}}.self_attn.{theirs}.{kind}", f"layers.{{}}.attention.{ours}.{kind}{part}"))
     for theirs, ours in _EXPERTS:
-        table.append((f"model.layers.{{}}.mlp.experts.{theirs}", f"layers.{{}}.moe.experts.{ours}"))
+        table.append((f"model.layers.{{}}.mlp.experts.{theirs}", f"layers.{{}}.mlp.experts.{ours}"))
     return NameMap(table)

@@ -20,11 +20,11 @@ def safetensors_name_map(huggingface_config: Any) -> NameMap:
         ("model.norm.weight", "norm.weight"),
         ("lm_head.weight", None if tied else "lm_head.weight"),
         ("model.layers.{}.input_layernorm.weight", "layers.{}.attention_norm.weight"),
-        ("model.layers.{}.post_attention_layernorm.weight", "layers.{}.moe_norm.weight"),
-        ("model.layers.{}.block_sparse_moe.gate.weight", "layers.{}.moe.router.weight"),
-        ("model.layers.{}.block_sparse_moe.experts.{}.w1.weight", "layers.{}.moe.experts.all.{}.gate_up.weight:gate"),
-        ("model.layers.{}.block_sparse_moe.experts.{}.w3.weight", "layers.{}.moe.experts.all.{}.gate_up.weight:up"),
-        ("model.layers.{}.block_sparse_moe.experts.{}.w2.weight", "layers.{}.moe.experts.all.{}.down.weight"),
+        ("model.layers.{}.post_attention_layernorm.weight", "layers.{}.mlp_norm.weight"),
+        ("model.layers.{}.block_sparse_moe.gate.weight", "layers.{}.mlp.router.weight"),
+        ("model.layers.{}.block_sparse_moe.experts.{}.w1.weight", "layers.{}.mlp.experts.all.{}.gate_up.weight:gate"),
+        ("model.layers.{}.block_sparse_moe.experts.{}.w3.weight", "layers.{}.mlp.experts.all.{}.gate_up.weight:up"),
+        ("model.layers.{}.block_sparse_moe.experts.{}.w2.weight", "layers.{}.mlp.experts.all.{}.down.weight"),
     ]
     for theirs, ours, part in _ATTENTION:
         table.append((f"model.layers.{{}}.self_attn.{theirs}.weight", f"layers.{{}}.attention.{ours}.weight{part}"))

@@ -1,7 +1,7 @@
 """The Qwen3 mixture-of-experts network (Qwen3 technical report 2025): a Qwen3 whose feed-forward layers, or most of
 them, are mixtures of experts.
 
-Axes: T new tokens of a ragged batch, N tokens whose logits are wanted, D hidden size, R rotated width, V vocabulary.
+Axes: T new tokens of a ragged batch, D hidden size.
 """
 
 from __future__ import annotations
@@ -10,17 +10,15 @@ import torch
 
 from architectures.qwen3_moe.model_config import Qwen3MoeConfig
 from max_ray.distributed import TPGroup
-from max_ray.interfaces import KVCacheInputs
 from max_ray.nn import (
     Attention,
     Experts,
     GatedMLP,
     Linear,
     Module,
-    ParallelLMHead,
     RMSNorm,
-    RotaryEmbedding,
-    VocabParallelEmbedding,
+    Transformer,
+    TransformerBlock,
     softmax_top_k,
 )
 
@@ -40,15 +38,13 @@ class Qwen3MoeLayer(Module):
         return y
 
 
-class Qwen3MoeBlock(Module):
-    """One transformer layer, pre-norm. The residual sum x + residual is left to the next norm, which fuses it."""
+class Qwen3MoeBlock(TransformerBlock):
+    """One layer: see TransformerBlock."""
 
     def __init__(self, config: Qwen3MoeConfig, layer_index: int, tp: TPGroup, dtype: torch.dtype, spread: bool) -> None:
         dim, eps = config.hidden_size, config.rms_norm_eps
         is_dense = layer_index in config.dense_layers
-
-        self.attention_norm = RMSNorm(dim, eps, dtype=dtype, device=tp.device)
-        self.attention = Attention(
+        attention = Attention(
             dim,
             config.num_heads,
             config.num_kv_heads,
@@ -61,64 +57,17 @@ class Qwen3MoeBlock(Module):
             sliding_window=config.sliding_window,
             dtype=dtype,
         )
-        self.mlp_norm = RMSNorm(dim, eps, dtype=dtype, device=tp.device)
-        self.mlp: Module = (
+        mlp: Module = (
             GatedMLP(dim, config.intermediate_size, tp, dtype=dtype)
             if is_dense
             else Qwen3MoeLayer(config, tp, dtype, spread)
         )
-
-    def forward(
-        self,
-        x: torch.Tensor,
-        residual: torch.Tensor | None,
-        cos_sin: torch.Tensor,
-        kv: KVCacheInputs,
-        qo_indptr: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """x, residual [T, D] -> the same; residual is None before the first layer."""
-        if residual is None:
-            residual = x
-            x = self.attention_norm(x)
-        else:
-            x, residual = self.attention_norm.add_and_norm(x, residual)
-        x = self.attention(x, cos_sin, kv, qo_indptr)
-        x, residual = self.mlp_norm.add_and_norm(x, residual)
-        return self.mlp(x), residual
+        super().__init__(config, attention, mlp, tp, dtype)
 
 
-class Qwen3Moe(Module):
-    """Token ids in, logits out. Weights are uninitialised until loaded. spread: see Experts."""
+class Qwen3Moe(Transformer):
+    """Token ids in, logits out: see Transformer. spread: see Experts."""
 
     def __init__(self, config: Qwen3MoeConfig, max_length: int, tp: TPGroup, dtype: torch.dtype, spread: bool) -> None:
-        dim = config.hidden_size
-        self.embed_tokens = VocabParallelEmbedding(config.vocab_size, dim, tp, dtype=dtype)
-        self.layers = [Qwen3MoeBlock(config, i, tp, dtype, spread) for i in range(config.num_layers)]
-        self.norm = RMSNorm(dim, config.rms_norm_eps, dtype=dtype, device=tp.device)
-        tied_to = self.embed_tokens if config.tie_word_embeddings else None
-        self.lm_head = ParallelLMHead(config.vocab_size, dim, tp, tied_to=tied_to, dtype=dtype)
-        self.rotary = RotaryEmbedding(config.rope, max_length, dtype=dtype, device=tp.device)
-
-    def forward(
-        self,
-        tokens: torch.Tensor,
-        positions: torch.Tensor,
-        qo_indptr: torch.Tensor,
-        logit_indices: torch.Tensor,
-        kv: KVCacheInputs,
-        rope_lengths: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """tokens, positions [T], logit_indices [N] -> logits [N, V]; the new keys and values go into `kv`.
-
-        rope_lengths: [T], where the rope depends on the sequence length (see RotaryEmbedding).
-        """
-        cos_sin = self.rotary(positions, rope_lengths)  # [T, R], for all layers
-        x = self.embed_tokens(tokens)  # [T, D]
-        residual = None
-        for layer in self.layers:
-            x, residual = layer(x, residual, cos_sin, kv, qo_indptr)
-        x = x[logit_indices]  # [N, D]
-        if residual is not None:
-            x = x + residual[logit_indices]
-        logits: torch.Tensor = self.lm_head(self.norm(x))
-        return logits
+        layers = [Qwen3MoeBlock(config, i, tp, dtype, spread) for i in range(config.num_layers)]
+        super().__init__(config, layers, max_length, tp, dtype)

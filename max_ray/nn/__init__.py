@@ -20,6 +20,7 @@ from max_ray.nn.moe import Experts, grouped_matmul, keep_best_groups, run_by_exp
 from max_ray.nn.norm import RMSNorm
 from max_ray.nn.rope import RopeConfig, RotaryEmbedding
 from max_ray.nn.text_pipeline_model import TextPipelineModel
+from max_ray.nn.transformer import Transformer, TransformerBlock
 
 __all__ = [
     "Attention",
@@ -41,6 +42,8 @@ __all__ = [
     "RotaryEmbedding",
     "RowParallelLinear",
     "TextPipelineModel",
+    "Transformer",
+    "TransformerBlock",
     "VocabParallelEmbedding",
     "grouped_matmul",
     "keep_best_groups",
