@@ -19,7 +19,7 @@ from max_ray.actors.line import FrameReader, encode_frame
 from max_ray.actors.messages import GroupInfo
 from max_ray.actors.ray_errors import typed
 from max_ray.errors import MaxRayError, WorkerGroupError
-from max_ray.interfaces import RunRequest, StepOutput
+from max_ray.interfaces import RunExtension, RunRequest, StepOutput
 
 _LOOK_S = 1.0
 """How often the clock of a run in progress is looked at."""
@@ -138,6 +138,9 @@ class GroupLine:
 
     def interrupt(self, run_id: int) -> None:
         self._send(run_id, ranks=1)
+
+    def extend(self, extension: RunExtension) -> None:
+        self._send(extension)
 
     def flush(self, released: list[str]) -> None:
         """Tells the workers of ended requests when no run follows. Raises WorkerGroupError when one is dead."""

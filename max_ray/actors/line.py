@@ -7,7 +7,8 @@ sits in one actor call, `ModelWorker.serve`, for as long as the line is open, an
 A frame is a length (4 bytes, little-endian) and a pickle. The socket lies in a folder that only this user can enter,
 and is removed as soon as all ranks have called.
 
-    to a worker      RunRequest: a run; int: interrupt runs up to this id; list[str]: requests that ended
+    to a worker      RunRequest: a run; RunExtension: more steps for it; int: interrupt runs up to this id;
+                     list[str]: requests that ended
     to the replica   int: the rank that calls; (run id, StepOutput): a step, from rank 0 only
 """
 
@@ -21,10 +22,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from max_ray.interfaces import RunRequest
+from max_ray.errors import WorkerGroupError
+from max_ray.interfaces import RunExtension, RunRequest
 
 _LENGTH = struct.Struct("<I")
 _READ_BYTES = 1 << 16
+_WAIT_S = 1.0  # between two looks at what is on its way
 _PICKLE = pickle.HIGHEST_PROTOCOL
 
 
@@ -64,6 +67,7 @@ class WorkerLine:
         self._interrupt = interrupt
         self._reader = FrameReader()
         self._orders: deque[RunRequest | list[str]] = deque()
+        self._extensions: list[RunExtension] = []  # of the run that the replica sent last
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
         self.is_closed = False
@@ -99,6 +103,20 @@ class WorkerLine:
         if not self.is_closed and self._poll.poll(timeout_s * 1000):
             self._receive()
 
+    def num_arrived(self, run_id: int) -> int:
+        """See Extensions. Those of former runs came too late, and are dropped here."""
+        if self._extensions and self._extensions[0].run_id < run_id:
+            self._extensions = [extension for extension in self._extensions if extension.run_id >= run_id]
+        return sum(extension.run_id == run_id for extension in self._extensions)
+
+    def get(self, run_id: int, number: int) -> RunExtension:
+        """See Extensions. Raises WorkerGroupError when the replica hangs up before it has told all ranks."""
+        while self.num_arrived(run_id) < number:
+            if self.is_closed:
+                raise WorkerGroupError("The replica hung up while it extended a run.")
+            self.look(_WAIT_S)
+        return self._extensions[number - 1]
+
     def _receive(self) -> None:
         try:
             data = self._sock.recv(_READ_BYTES)
@@ -108,6 +126,8 @@ class WorkerLine:
         for message in self._reader.feed(data):
             if isinstance(message, int):
                 self._interrupt(message)
+            elif isinstance(message, RunExtension):
+                self._extensions.append(message)
             else:
                 self._orders.append(message)
 

@@ -23,7 +23,7 @@ from max_ray.actors.line import WorkerLine
 from max_ray.actors.messages import Membership, MemberStatus
 from max_ray.actors.placement import remove_group_placement
 from max_ray.errors import StaleLeaseError, WorkerGroupError
-from max_ray.interfaces import RunRequest, StepOutput
+from max_ray.interfaces import Extensions, RunRequest, StepOutput
 from max_ray.log import get_logger, setup_logging
 
 if TYPE_CHECKING:
@@ -164,15 +164,21 @@ class ModelWorker:
             line.look()
             return line.is_closed or self._should_stop(request.run_id, epoch)
 
-        for output in self._steps(request, epoch, should_stop):
+        for output in self._steps(request, epoch, should_stop, line):
             if self._rank == 0:
                 line.send((request.run_id, output))
 
-    def _steps(self, request: RunRequest, epoch: int, should_stop: Callable[[], bool]) -> Iterator[StepOutput]:
+    def _steps(
+        self,
+        request: RunRequest,
+        epoch: int,
+        should_stop: Callable[[], bool],
+        extensions: Extensions | None = None,
+    ) -> Iterator[StepOutput]:
         self._idle.clear()
         try:
             self._lease.check(epoch)
-            yield from self._loaded.run(request, should_stop)
+            yield from self._loaded.run(request, should_stop, extensions)
         except (StaleLeaseError, GeneratorExit):
             raise
         except BaseException:

@@ -19,7 +19,7 @@ from max_ray.actors.group_line import GroupLine
 from max_ray.actors.messages import GroupInfo
 from max_ray.actors.ray_errors import typed
 from max_ray.errors import WorkerGroupError
-from max_ray.interfaces import LeaseReply, LeaseRequest, RunRequest, StepOutput
+from max_ray.interfaces import LeaseReply, LeaseRequest, RunExtension, RunRequest, StepOutput
 
 _LOOK_S = 1.0
 """How often a waiting consumer looks after the followers and the clock."""
@@ -76,6 +76,15 @@ class GroupExecutor:
             self._line.interrupt(run_id)
         else:
             self._info.workers[0].interrupt.remote(run_id, self._info.epoch)
+
+    @property
+    def can_extend(self) -> bool:
+        """Over a direct line only."""
+        return self._line is not None and self._line.is_open
+
+    def extend(self, extension: RunExtension) -> None:
+        assert self._line is not None, "a run without a line cannot be extended"
+        self._line.extend(extension)
 
     async def flush(self, released: list[str]) -> None:
         """Tells the workers of ended requests when no run follows. A dead worker has nothing to forget."""

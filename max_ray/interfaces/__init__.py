@@ -2,7 +2,7 @@
 
 from max_ray.interfaces.context import LogProbabilities, TextContext, TokenBuffer
 from max_ray.interfaces.encoding import KVCacheStrategy, RopeType, SupportedEncoding, WeightsFormat
-from max_ray.interfaces.executor import Executor, RunRequest, RunRow, StepOutput
+from max_ray.interfaces.executor import Executor, Extensions, RunExtension, RunRequest, RunRow, StepOutput
 from max_ray.interfaces.kv_cache import (
     KVCacheParams,
     KVLedger,
@@ -27,6 +27,7 @@ from max_ray.interfaces.tokenizer import PipelineTokenizer
 
 __all__ = [
     "Executor",
+    "Extensions",
     "GenerationStatus",
     "KVCacheInputs",
     "KVCacheParams",
@@ -50,6 +51,7 @@ __all__ = [
     "Request",
     "RequestID",
     "RopeType",
+    "RunExtension",
     "RunRequest",
     "RunRow",
     "SamplingParams",

@@ -93,6 +93,32 @@ class RunRequest:
 
 
 @dataclass(slots=True)
+class RunExtension:
+    """More steps for the rows of a run in progress, so that it need not end while nothing changes.
+
+    number: 1, 2, .. within the run. num_steps: steps of the whole run, now. max_new_tokens: int64 [rows], tokens that
+    each row may sample in the whole run. block_tables: by row, where they have grown. A run that has ended meanwhile
+    stays ended: its last StepOutput has said so.
+    """
+
+    run_id: int
+    number: int
+    num_steps: int
+    max_new_tokens: npt.NDArray[np.int64]
+    block_tables: dict[int, npt.NDArray[np.int32]]
+
+
+class Extensions(Protocol):
+    """Where a rank finds the extensions of the run that it is in."""
+
+    def num_arrived(self, run_id: int) -> int:
+        """How many there are by now; does not wait."""
+
+    def get(self, run_id: int, number: int) -> RunExtension:
+        """Extension `number`, which another rank has got already; waits for it."""
+
+
+@dataclass(slots=True)
 class StepOutput:
     """What one step gave. Row i is RunRequest.rows[i]; tokens[i] = -1 where the row did not sample in this step
     (a prompt chunk, or a row that ended earlier).
@@ -120,3 +146,10 @@ class Executor(Protocol):
 
     def interrupt(self, run_id: int) -> None:
         """Ends the run at the next step boundary. Returns at once; a run that is over or unknown is fine."""
+
+    @property
+    def can_extend(self) -> bool:
+        """Whether `extend` reaches the workers as they are now."""
+
+    def extend(self, extension: RunExtension) -> None:
+        """Hands more steps to a run that `stream` runs. Returns at once; a run that is over is fine."""

@@ -6,8 +6,8 @@ buckets is filled up with idle rows. An idle row runs token 0 at position 0 and 
 | on the device, for good | written by                                                                   |
 |-------------------------|------------------------------------------------------------------------------|
 | tokens [R]              | each step: the tokens just sampled, from where they were sampled             |
-| block_tables [R, W]     | the host, when rows have come or gone                                        |
-| cache_lengths [R]       | the host, when rows have come or gone; counted up on the device between      |
+| block_tables [R, W]     | the host, when rows have come, gone or got blocks                            |
+| cache_lengths [R]       | the host at the same times; counted up on the device between                 |
 
 All else is computed inside the graph: positions, where the new keys go, the network. Nothing in a step depends on what
 the host knows but the number of rows; the attention's splits are made for the longest sequence that the plan allows.
@@ -138,7 +138,7 @@ class DecodeGraphs:
             (max_batch_size, width), storage.num_blocks, dtype=torch.int32, device=model.device
         )
         self._cache_lengths = torch.zeros(max_batch_size, dtype=torch.int32, device=model.device)
-        self._loaded: tuple[RunTables | None, int] = (None, 0)
+        self._loaded: tuple[RunTables | None, int, int] = (None, 0, 0)
 
     def fits(self, tables: RunTables) -> bool:
         """Whether the rows of `tables` can take a step here."""
@@ -167,23 +167,23 @@ class DecodeGraphs:
 
     def _follow(self, tables: RunTables) -> None:
         """Brings tables and lengths on the device to those of `tables`. A run only ever loses rows: the same number of
-        them are the same rows, one token further."""
+        them are the same rows, one token further, unless their tables have grown."""
         num_rows, width = tables.block_tables.shape
-        if self._loaded[0] is tables and self._loaded[1] == num_rows:
+        if self._loaded[0] is tables and self._loaded[1:] == (num_rows, tables.num_grown):
             self._cache_lengths[:num_rows].add_(1)
         else:
             self._forget_rows()
             device = self._model.device
             self._block_tables[:num_rows, :width].copy_(upload(tables.block_tables, device))
             self._cache_lengths[:num_rows].copy_(upload(tables.lengths, device))
-            self._loaded = (tables, num_rows)
+            self._loaded = (tables, num_rows, tables.num_grown)
         tables.advance()
 
     def _forget_rows(self) -> None:
         self._block_tables.fill_(self._storage.num_blocks)
         self._cache_lengths.zero_()
         self._tokens.zero_()
-        self._loaded = (None, 0)
+        self._loaded = (None, 0, 0)
 
     def _replay(self, bucket: int) -> torch.Tensor:
         replay = self._replays.pop(bucket, None)

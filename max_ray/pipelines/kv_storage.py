@@ -44,12 +44,13 @@ class RunTables:
     """Block tables and lengths of the rows of one run, kept on the host and moved to the device a step at a time.
 
     Rows leave when they end; `rows` maps the present position in the batch to the row's index in the run.
-    block_tables: int32 [rows, blocks]. lengths: int64 [rows], tokens in the cache.
+    block_tables: int32 [rows, blocks]. lengths: int64 [rows], tokens in the cache. num_grown: calls of `grow`.
     """
 
     def __init__(self, rows: list[RunRow], storage: KVStorage, device: torch.device) -> None:
         self._storage = storage
         self._device = device
+        self.num_grown = 0
         self.rows = np.arange(len(rows))
         self.lengths = np.array([r.processed_length for r in rows], dtype=np.int64)
         width = max(len(r.block_table) for r in rows)
@@ -72,6 +73,16 @@ class RunTables:
         self.rows = self.rows[positions_in_batch]
         self.lengths = self.lengths[positions_in_batch]
         self.block_tables = self.block_tables[positions_in_batch]
+
+    def grow(self, block_tables: dict[int, npt.NDArray[np.int32]]) -> None:
+        """Rows (by their index in the run; some may have left) have got more blocks."""
+        self.num_grown += 1
+        width = max((len(table) for table in block_tables.values()), default=0)
+        missing = max(0, width - self.block_tables.shape[1])
+        self.block_tables = np.pad(self.block_tables, ((0, 0), (0, missing)))
+        for position, row in enumerate(self.rows.tolist()):
+            if row in block_tables:
+                self.block_tables[position, : len(block_tables[row])] = block_tables[row]
 
     def next_step(self) -> KVCacheInputs:
         """Inputs for a step of one token a row."""

@@ -11,7 +11,7 @@ import threading
 from collections.abc import AsyncIterator, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from max_ray.interfaces import RunRequest, StepOutput
+from max_ray.interfaces import RunExtension, RunRequest, StepOutput
 from max_ray.pipelines.runner import ModelRunner
 
 
@@ -22,6 +22,7 @@ class LocalExecutor:
         self.runners = list(runners)
         self._one_run = threading.Lock()
         self._interrupted: set[int] = set()
+        self._extensions = _ExtensionLists()
         self._steps = ThreadPoolExecutor(max_workers=1, thread_name_prefix="max_ray-steps")
         self._ranks = ThreadPoolExecutor(max_workers=max(1, len(runners) - 1), thread_name_prefix="max_ray-rank")
 
@@ -32,8 +33,8 @@ class LocalExecutor:
 
     def execute(self, request: RunRequest) -> Generator[StepOutput]:
         with self._one_run:
-            others = [self._ranks.submit(_drain, runner, request) for runner in self.runners[1:]]
-            steps = self.runners[0].run(request, lambda: request.run_id in self._interrupted)
+            others = [self._ranks.submit(_drain, runner, request, self._extensions) for runner in self.runners[1:]]
+            steps = self.runners[0].run(request, lambda: request.run_id in self._interrupted, self._extensions)
             try:
                 yield from steps
             finally:
@@ -53,6 +54,13 @@ class LocalExecutor:
     def interrupt(self, run_id: int) -> None:
         self._interrupted.add(run_id)
 
+    @property
+    def can_extend(self) -> bool:
+        return True
+
+    def extend(self, extension: RunExtension) -> None:
+        self._extensions.put(extension)
+
     async def flush(self, released: list[str]) -> None:
         """Forgets the block tables of requests that ended, outside any run."""
         await asyncio.get_running_loop().run_in_executor(self._steps, self._release, released)
@@ -70,8 +78,30 @@ class LocalExecutor:
         for rank in others:
             rank.result()
         self._interrupted = {i for i in self._interrupted if i > run_id}
+        self._extensions.forget(run_id)
 
 
-def _drain(runner: ModelRunner, request: RunRequest) -> None:
-    for _ in runner.run(request):
+class _ExtensionLists:
+    """Extensions by run, put by the caller's thread and read by those of the ranks. Rank 0 announces only what is
+    here, so nobody ever waits."""
+
+    def __init__(self) -> None:
+        self._lists: dict[int, list[RunExtension]] = {}
+
+    def put(self, extension: RunExtension) -> None:
+        self._lists.setdefault(extension.run_id, []).append(extension)
+
+    def num_arrived(self, run_id: int) -> int:
+        return len(self._lists.get(run_id, ()))
+
+    def get(self, run_id: int, number: int) -> RunExtension:
+        return self._lists[run_id][number - 1]
+
+    def forget(self, through_run_id: int) -> None:
+        for run_id in [run_id for run_id in list(self._lists) if run_id <= through_run_id]:
+            self._lists.pop(run_id, None)
+
+
+def _drain(runner: ModelRunner, request: RunRequest, extensions: _ExtensionLists) -> None:
+    for _ in runner.run(request, extensions=extensions):
         pass

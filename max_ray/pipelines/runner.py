@@ -1,7 +1,8 @@
 """ModelRunner: runs a RunRequest on one rank, step by step: forward, sample, tell the other ranks, go on.
 
-The same code runs in this process and in a worker actor. Rank 0 samples; its tokens and the word "go on" travel to
-the other ranks in one small broadcast a step, so all ranks stop at the same step boundary.
+The same code runs in this process and in a worker actor. Rank 0 samples; its tokens and one word travel to the other
+ranks in one small broadcast a step, so all ranks stop at the same step boundary. The word is 0 for "stop", else one
+more than the number of the run's extensions that rank 0 has got: every rank then applies those that are new.
 
 A step is *launched* (all its work is handed to the device, sampled tokens being the next step's inputs there) and later
 *collected* (its tokens are read on the host). On a CPU one follows the other. On a GPU step k + 1 is launched before
@@ -27,7 +28,15 @@ import torch
 from max_ray.distributed.collectives import broadcast
 from max_ray.distributed.group import TPGroup
 from max_ray.driver import Download, upload
-from max_ray.interfaces import LogProbabilities, ModelInputs, PipelineModel, RunRequest, RunRow, StepOutput
+from max_ray.interfaces import (
+    Extensions,
+    LogProbabilities,
+    ModelInputs,
+    PipelineModel,
+    RunRequest,
+    RunRow,
+    StepOutput,
+)
 from max_ray.pipelines.graphs import DecodeGraphs
 from max_ray.pipelines.kv_storage import KVStorage, RunTables
 from max_ray.pipelines.sampler import Sampled, Sampler, prompt_logprobs
@@ -63,7 +72,12 @@ class ModelRunner:
         self._block_tables: dict[str, npt.NDArray[np.int32]] = {}
         self.forward_calls = 0
 
-    def run(self, request: RunRequest, should_stop: Callable[[], bool] = lambda: False) -> Generator[StepOutput]:
+    def run(
+        self,
+        request: RunRequest,
+        should_stop: Callable[[], bool] = lambda: False,
+        extensions: Extensions | None = None,
+    ) -> Generator[StepOutput]:
         """Yields one StepOutput a step. `should_stop` is asked at each step boundary, on rank 0 only."""
         self.release(request.released)
         for row in request.rows:
@@ -71,13 +85,14 @@ class ModelRunner:
         with torch.inference_mode():
             sampler = Sampler(request.rows, self._vocab_size, self._tp.device) if self._tp.rank == 0 else None
             tables = RunTables(request.rows, self._storage, self._tp.device)
-            run = _Run(self._model, self._tp, request, tables, sampler, self._graphs)
+            run = _Run(self._model, self._tp, request, tables, sampler, self._graphs, extensions)
         while True:
             # inference_mode is entered anew for each step: a generator must not leave it switched on for its caller
             before = run.num_launched
             with torch.inference_mode():
                 output = run.step(should_stop, self._lookahead)
             self.forward_calls += run.num_launched - before
+            self._block_tables.update(run.take_grown_tables())
             yield output
             if output.last:
                 return
@@ -95,7 +110,7 @@ class ModelRunner:
 @dataclass(frozen=True, slots=True)
 class _Launched:
     """A step under way. rows: which rows of the run were in it and sampled, int64. message: their tokens, and last
-    whether the run goes on. sampled: on rank 0, where log probabilities wait."""
+    the word (see the file header). sampled: on rank 0, where log probabilities wait."""
 
     step: int
     rows: TokenArray
@@ -119,8 +134,13 @@ class _Run:
         tables: RunTables,
         sampler: Sampler | None,
         graphs: DecodeGraphs | None,
+        extensions: Extensions | None,
     ) -> None:
         self.num_launched = 0
+        self._run_id = request.run_id
+        self._extensions = extensions
+        self._num_extended = 0
+        self._grown_tables: dict[str, npt.NDArray[np.int32]] = {}
         self._model = model
         self._tp = tp
         self._rows = request.rows
@@ -142,6 +162,11 @@ class _Run:
         while len(self._in_flight) <= lookahead and self._may_launch():
             self._launch(should_stop)
         return self._collect(self._in_flight.popleft())
+
+    def take_grown_tables(self) -> dict[str, npt.NDArray[np.int32]]:
+        """Block tables that extensions have brought since the last call, by request."""
+        grown, self._grown_tables = self._grown_tables, {}
+        return grown
 
     def _may_launch(self) -> bool:
         if self.num_launched == 0:
@@ -209,7 +234,7 @@ class _Run:
         return torch.cat(last or [logits[:0]]), entries
 
     def _sample(self, logits: torch.Tensor, should_stop: Callable[[], bool]) -> tuple[torch.Tensor, Sampled | None]:
-        """(int64 [n + 1]: tokens of the batch and "go on", the same on all ranks; on rank 0, what was sampled)."""
+        """(int64 [n + 1]: tokens of the batch and the word, the same on all ranks; on rank 0, what was sampled)."""
         num_rows, sampled = len(self._tables.rows), None
         message = torch.empty(num_rows + 1, dtype=torch.int64, device=self._tp.device)
         if self._sampler is not None:
@@ -217,13 +242,20 @@ class _Run:
                 sampled = self._sampler.sample(logits, self._tables.rows.tolist())
                 message[:num_rows] = sampled.tokens
             go_on = not should_stop()
-            message[num_rows:].fill_(int(go_on))
+            message[num_rows:].fill_(1 + self._num_announced() if go_on else 0)
             self._go_on = self._go_on and (go_on or self._tp.size > 1)
         return broadcast(message, self._tp, src=0), sampled
 
+    def _num_announced(self) -> int:
+        """Extensions that have come; asked after `should_stop`, which looks for messages."""
+        return 0 if self._extensions is None else self._extensions.num_arrived(self._run_id)
+
     def _collect(self, launched: _Launched) -> StepOutput:
         host: TokenArray = launched.message.wait().numpy()
-        self._go_on = self._go_on and bool(host[-1])
+        word = int(host[-1])
+        self._go_on = self._go_on and word > 0
+        while self._num_extended < word - 1:
+            self._extend()
         rows, tokens = launched.rows, host[:-1]
         if self._some_ended:  # a row that ended while the step was under way does not count
             counted = ~self._ended[rows]
@@ -240,6 +272,17 @@ class _Run:
             self._in_flight.popleft()
         output.last = not self._in_flight and not self._may_launch()
         return output
+
+    def _extend(self) -> None:
+        """Applies the next extension; all ranks do so when they collect the step that announces it."""
+        assert self._extensions is not None, "an extension was announced to a rank that cannot get it"
+        self._num_extended += 1
+        extension = self._extensions.get(self._run_id, self._num_extended)
+        self._num_steps = extension.num_steps
+        self._max_new = extension.max_new_tokens
+        self._least_new = int(min(self._max_new[[row.samples for row in self._rows]], default=0))
+        self._tables.grow(extension.block_tables)
+        self._grown_tables |= {self._rows[i].request_id: table for i, table in extension.block_tables.items()}
 
     def _ends(self, row_index: int, token: int, step: int) -> bool:
         """Whether a row ends with this token (that it has no tokens left to sample is known without it)."""

@@ -11,11 +11,14 @@ import itertools
 from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
+import numpy as np
+
 from max_ray.interfaces import (
     Executor,
     LogProbabilities,
     Pipeline,
     RequestID,
+    RunExtension,
     RunRequest,
     RunRow,
     StepOutput,
@@ -42,7 +45,7 @@ class TextGenerationPipeline(Pipeline[_TextInputs, TextGenerationOutput]):
         self.executor = executor
         self.kv_managers = [] if kv_manager is None else [kv_manager]
         self._run_ids = itertools.count(1)
-        self._current_run = 0
+        self._current: _RunInProgress | None = None
         self._released: list[str] = []
 
     @property
@@ -78,13 +81,25 @@ class TextGenerationPipeline(Pipeline[_TextInputs, TextGenerationOutput]):
         ended since the last run. Requests that gained nothing in a step have no entry in it."""
         contexts = _active(inputs)
         request = self._request(contexts, inputs.num_steps, list(released))
-        self._current_run = request.run_id
+        self._current = _RunInProgress(contexts, request)
         async for step in self.executor.stream(request):
             yield _apply(contexts, request, step)
 
     def interrupt(self) -> None:
         """Ends the run in progress at its next step boundary."""
-        self.executor.interrupt(self._current_run)
+        if self._current is not None:
+            self.executor.interrupt(self._current.request.run_id)
+
+    @property
+    def can_extend(self) -> bool:
+        """Whether the executor can hand more steps to a run in progress."""
+        return self.executor.can_extend
+
+    def extend(self, num_steps: int) -> None:
+        """Lets the run that `stream` runs go on to `num_steps` steps in all; its contexts have got blocks for them. It
+        may have ended meanwhile: then nothing happens."""
+        assert self._current is not None, "no run to extend"
+        self.executor.extend(self._current.extended(num_steps))
 
     async def flush(self, released: list[str]) -> None:
         """Tells the workers of ended requests when no run follows."""
@@ -109,6 +124,34 @@ class TextGenerationPipeline(Pipeline[_TextInputs, TextGenerationOutput]):
     def _request(self, contexts: list[TextContext], num_steps: int, released: list[str]) -> RunRequest:
         rows = [RunRow.from_context(context, num_steps) for context in contexts]
         return RunRequest(next(self._run_ids), rows, num_steps, released)
+
+
+class _RunInProgress:
+    """What an extension of a run is made of. `_sent`: block table that the workers know, by row."""
+
+    def __init__(self, contexts: list[TextContext], request: RunRequest) -> None:
+        self.request = request
+        self._contexts = contexts
+        self._sent = [row.block_table for row in request.rows]
+        self._num_extensions = 0
+
+    def extended(self, num_steps: int) -> RunExtension:
+        """The next extension, to `num_steps` steps in all."""
+        self._num_extensions += 1
+        max_new = [
+            min(num_steps, context.tokens.generated_length - row.generated_length + context.remaining_new_tokens)
+            for context, row in zip(self._contexts, self.request.rows, strict=True)
+        ]
+        grown = {
+            i: context.block_table
+            for i, context in enumerate(self._contexts)
+            if len(context.block_table) > len(self._sent[i])
+        }
+        for i, table in grown.items():
+            self._sent[i] = table
+        return RunExtension(
+            self.request.run_id, self._num_extensions, num_steps, np.array(max_new, dtype=np.int64), grown
+        )
 
 
 def _active(inputs: _TextInputs) -> list[TextContext]:

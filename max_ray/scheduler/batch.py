@@ -10,7 +10,8 @@ A request is a Row and is in one of three places:
 One decision = `decide()` (what to ask of the ledger), one exchange, `apply()` (the batch that its answer allows).
 Decode rows come first, then prompts within the token budget, oldest first. A prompt whose beginning another row is
 computing waits for it, and lets others pass. The oldest running row is never preempted,
-so somebody always makes progress.
+so somebody always makes progress. A row that took part in runs that failed is a suspect: it comes in alone and runs
+alone, while the others keep their blocks and pause, until a token clears it.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class Batcher:
         self.page_size = page_size
         self.total_blocks = total_blocks
         self.free_blocks = total_blocks
+        self._num_given_back = 0  # blocks, since the last message to the ledger
         self._known_prefixes = KnownPrefixes(total_blocks)
 
     @property
@@ -74,18 +76,34 @@ class Batcher:
 
     def apply(self, decision: Decision, reply: LeaseReply) -> Batch:
         """Takes the grants in and forms the batch: empty when nobody can run before another decision."""
-        self.note_reply(decision.leases, reply)
-        for want in decision.leases.wants:
-            grant = reply.grants[want.request_id]
-            row = self.running.get(want.request_id)
-            if row is not None and grant is not None:
-                _append_blocks(row.context, grant)
+        self._take(decision, reply)
         self._admit(decision.candidates, reply)
         rows = self._assemble()
         self._must_preempt = any(not self._has_room(row) for row in self.running.values())
         if not rows:
             self._unstick(decision)
         return Batch(rows, self._common_steps(rows, decision.num_steps))
+
+    def decide_extension(self, rows: list[Row], steps_left: int) -> Decision | None:
+        """What the run of `rows` needs to go on for `max_num_steps` after its `steps_left`. None where it should end:
+        its rows do, somebody could take part in another run, or blocks are missing."""
+        num_steps = steps_left + self.limits.max_num_steps
+        present = [row for row in rows if self.running.get(row.key) is row]
+        if all(row.context.remaining_new_tokens <= steps_left for row in present) or len(present) < len(self.running):
+            return None
+        if self.waiting and len(self.running) < self.limits.max_batch_size:
+            return None
+        if sum(self._missing(row.context, num_steps) for row in present) > self.free_blocks:
+            return None
+        for row in present:
+            self._commit(row)
+        wants = [self._want(row, num_steps) for row in present if self._missing(row.context, num_steps)]
+        return Decision(self._message(wants), [], num_steps)
+
+    def apply_extension(self, decision: Decision, reply: LeaseReply) -> bool:
+        """Takes the grants in; whether all were given. Rows may have ended meanwhile."""
+        self._take(decision, reply)
+        return None not in reply.grants.values()
 
     def flush(self) -> LeaseRequest:
         """Commits and releases without a decision, for an idle loop."""
@@ -94,7 +112,8 @@ class Batcher:
     def note_reply(self, leases: LeaseRequest, reply: LeaseReply) -> None:
         """The ledger has applied `leases`."""
         del self._releases[: len(leases.releases)]
-        self.free_blocks, self.total_blocks = reply.free_blocks, reply.total_blocks
+        self.total_blocks = reply.total_blocks
+        self.free_blocks = min(reply.total_blocks, reply.free_blocks + self._num_given_back)
 
     def take_released(self, rows: list[Row]) -> list[str]:
         """Requests that ended or were preempted since the last run, without those that run again."""
@@ -186,6 +205,7 @@ class Batcher:
     def _give_back(self, row: Row) -> None:
         """Shared blocks do not become free by this; the next reply puts the count right."""
         self.free_blocks = min(self.total_blocks, self.free_blocks + len(row.context.block_table))
+        self._num_given_back += len(row.context.block_table)
         self._releases.append(row.key)
         self.released.append(row.key)
 
@@ -200,6 +220,8 @@ class Batcher:
         """Waiting rows to let in, strictly in order: those that fit, and at most one after them that may be lucky
         with the prefix cache (not while preempted rows wait for somebody to end)."""
         candidates: list[Row] = []
+        if any(row.is_suspect for row in self.running.values()):
+            return [], []
         free = self.free_blocks
         in_progress = PrefixesInProgress(self.page_size, self._known_prefixes)
         for row in self.running.values():
@@ -208,6 +230,8 @@ class Batcher:
         for row in self.waiting.values():
             num_others = len(self.running) + len(candidates)
             if num_others >= self.limits.max_batch_size or (budget <= 0 and num_others):
+                break
+            if candidates and (row.is_suspect or candidates[-1].is_suspect):
                 break
             if self.limits.enable_prefix_caching and in_progress.has_much_of(row):
                 continue
@@ -244,7 +268,17 @@ class Batcher:
 
     def _message(self, wants: list[LeaseWant]) -> LeaseRequest:
         commits, self._commits = self._commits, []
+        self._num_given_back = 0
         return LeaseRequest(commits, list(self._releases), wants)
+
+    def _take(self, decision: Decision, reply: LeaseReply) -> None:
+        """Gives the running rows their blocks."""
+        self.note_reply(decision.leases, reply)
+        for want in decision.leases.wants:
+            grant = reply.grants[want.request_id]
+            row = self.running.get(want.request_id)
+            if row is not None and grant is not None:
+                _append_blocks(row.context, grant)
 
     def _admit(self, candidates: list[Row], reply: LeaseReply) -> None:
         """Moves granted candidates to `running`. A grant behind a refusal is given back: nobody is overtaken."""
@@ -275,6 +309,7 @@ class Batcher:
     def _assemble(self) -> list[Row]:
         """Decode rows, then prompts in order while the token budget lasts."""
         ready = [row for row in self.running.values() if self._has_room(row) and not row.is_cancelled]
+        ready = [row for row in ready if row.is_suspect][:1] or ready
         rows = [row for row in ready if row.pending == 1]
         budget = self.limits.max_batch_input_tokens - len(rows)
         is_first = True

@@ -6,14 +6,15 @@ awaits nothing changes under our feet. The state of a request is its context and
     submit -> waiting -> running -> ended: finished, failed, cancelled or disconnected, all through Batcher.end()
 
 While a run is in progress, its contexts belong to the pipeline: a cancelled row leaves `running` at the run's end,
-which `interrupt()` brings about at the next step boundary.
+which `interrupt()` brings about at the next step boundary. A run whose rows would be those of the next one too does
+not end: when half of its steps are read, it gets as many as a run may have, and the blocks for them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import replace
 from typing import Protocol
 
@@ -35,7 +36,8 @@ from max_ray.scheduler.stats import CompletionRate, SchedulerStats
 
 logger = get_logger(__name__)
 
-MAX_FAILURES = 3
+MAX_FAILURES = 4  # in a row, with no step between them: the reason is no single request
+MAX_GUILTY = 2  # requests found guilty one after another, likewise
 StepOutputs = dict[RequestID, TextGenerationOutput]
 
 
@@ -50,6 +52,14 @@ class TextPipeline(Protocol):
     def interrupt(self) -> None:
         """Ends the run in progress at the next step boundary; returns at once."""
 
+    @property
+    def can_extend(self) -> bool:
+        """Whether `extend` reaches the workers."""
+
+    def extend(self, num_steps: int) -> None:
+        """Lets the run in progress go on to `num_steps` steps in all, for which its contexts have blocks; returns at
+        once. A run that has ended stays ended."""
+
     async def flush(self, released: list[str]) -> None:
         """Tells the workers of ended requests when no run follows."""
 
@@ -62,7 +72,8 @@ class GenerationLoop:
 
     recover: called after a WorkerGroupError, once all contexts are reset; it brings the workers back and returns the
     ledger to use from then on, with nothing in it (None: the old one, which it has emptied). Without it, or after
-    three failures in a row with no step between them, every stream gets the error.
+    MAX_FAILURES in a row with no step between them, every stream gets the error. A row that fails in company and then
+    alone is the only one to get it.
     """
 
     def __init__(
@@ -79,6 +90,8 @@ class GenerationLoop:
         self._can_interrupt = False
         self._can_flush = True
         self._failures = 0
+        self._num_guilty = 0
+        self._rows_in_run: list[Row] = []
         self._reported: WorkerGroupError | None = None
         self._is_stopped = False
 
@@ -169,13 +182,32 @@ class GenerationLoop:
         inputs = TextGenerationInputs(batches=[contexts], num_steps=batch.num_steps)
         released = self._batcher.take_released(batch.rows)
         self._stats.runs += 1
+        self._rows_in_run = batch.rows
         self._can_interrupt = batch.num_steps > 1
+        longer = _LongerRun(batch)
         try:
             async for outputs in self._pipeline.stream(inputs, released):
                 self._note_step()
                 self._deliver(outputs)
+                longer.num_read += 1
+                if self._can_interrupt and longer.is_due(self.limits.max_num_steps) and self._pipeline.can_extend:
+                    longer.start(self._extend(longer))
+            self._rows_in_run = []
         finally:
             self._can_interrupt = False
+            await longer.settle()
+
+    async def _extend(self, longer: _LongerRun) -> None:
+        """The next decision, made while the run goes on; it must be over before the one after."""
+        decision = self._batcher.decide_extension(longer.rows, longer.steps_left)
+        if decision is None:
+            return
+        self._stats.extensions += 1
+        reply = await self._ledger.exchange(decision.leases)
+        if self._batcher.apply_extension(decision, reply) and self._can_interrupt:
+            longer.num_steps += self.limits.max_num_steps
+            longer.is_tried = False
+            self._pipeline.extend(longer.num_steps)
 
     async def _rest(self) -> None:
         """Nothing to do: gives back what is left to give, once, and sleeps until a request comes."""
@@ -196,7 +228,7 @@ class GenerationLoop:
     def _note_step(self) -> None:
         self._stats.steps += 1
         self._stats.healthy = True
-        self._failures = 0
+        self._failures = self._num_guilty = 0
 
     def _deliver(self, outputs: StepOutputs) -> None:
         for request_id, output in outputs.items():
@@ -206,6 +238,7 @@ class GenerationLoop:
 
     def _reply(self, row: Row, output: TextGenerationOutput) -> None:
         row.num_delivered += len(output.tokens)
+        row.num_failures = 0 if output.tokens else row.num_failures
         self._stats.generated_tokens += len(output.tokens)
         row.channel.push(output)
         if output.is_done:
@@ -258,6 +291,7 @@ class GenerationLoop:
         for row in list(self._batcher.running.values()):
             self._deliver_missing(row)
         self._end_cancelled()
+        self._blame(error)
         self._batcher.restart()
         if self._recover is None or self._failures >= MAX_FAILURES:
             logger.error("The worker group failed (%s); all streams end.", error)
@@ -269,6 +303,17 @@ class GenerationLoop:
         self._ledger = await self._recover() or self._ledger
         self._batcher.use_ledger(self._ledger.page_size, self._ledger.total_blocks)
         self._stats.healthy = True
+
+    def _blame(self, error: WorkerGroupError) -> None:
+        """Notes who took part in the run that failed, and ends the row that fails alone, too: it was the reason."""
+        rows, self._rows_in_run = self._rows_in_run, []
+        for row in rows:
+            row.num_failures += 1
+        if len(rows) == 1 and rows[0].is_guilty:
+            logger.error("The request %s takes the workers down: it ends, the others go on.", rows[0].key)
+            self._batcher.fail(rows[0], error)
+            self._num_guilty += 1
+            self._failures = MAX_FAILURES if self._num_guilty > MAX_GUILTY else 0
 
     def _deliver_missing(self, row: Row) -> None:
         """Tokens that a dying pipeline had put into the context and not handed out."""
@@ -306,6 +351,34 @@ class GenerationLoop:
                 f"Try again in {retry_after:.0f} s.",
                 retry_after=retry_after,
             )
+
+
+class _LongerRun:
+    """A run that may be extended. num_read: steps whose outputs were delivered. num_steps: of the run as the workers
+    know it. is_tried: no second attempt before the first has brought something."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.rows = batch.rows
+        self.num_steps = batch.num_steps
+        self.num_read = 0
+        self.is_tried = False
+        self._attempt: asyncio.Task[None] | None = None
+
+    @property
+    def steps_left(self) -> int:
+        return self.num_steps - self.num_read
+
+    def is_due(self, max_num_steps: int) -> bool:
+        return not self.is_tried and 0 < self.steps_left <= max_num_steps // 2
+
+    def start(self, attempt: Coroutine[None, None, None]) -> None:
+        self.is_tried = True
+        self._attempt = asyncio.create_task(attempt)
+
+    async def settle(self) -> None:
+        """Waits for the last attempt, and raises what it raised."""
+        if self._attempt is not None:
+            await self._attempt
 
 
 def _cancelled(context: TextContext) -> TextGenerationOutput:

@@ -8,7 +8,6 @@ from max_ray.errors import ConfigError
 from max_ray.interfaces import LeaseRequest, TextContext
 from max_ray.scheduler.channel import Channel
 
-
 @dataclass(frozen=True)
 class SchedulerLimits:
     """max_batch_size: rows that may run at once. max_batch_input_tokens: tokens of a run's first step (decode rows
@@ -37,19 +36,31 @@ class SchedulerLimits:
 @dataclass(eq=False, slots=True)
 class Row:
     """A request in the scheduler. arrival: monotonic seconds. num_committed: leading blocks offered as a prefix;
-    num_delivered: generated tokens handed to the stream."""
+    num_delivered: generated tokens handed to the stream. num_failures: runs with this row that took the workers down
+    since it last got a token."""
 
     context: TextContext
     arrival: float
     channel: Channel = field(default_factory=Channel)
     num_committed: int = 0
     num_delivered: int = 0
+    num_failures: int = 0
     was_admitted: bool = False
     is_cancelled: bool = False
 
     @property
     def key(self) -> str:
         return self.context.request_id.value
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether it may be this row that takes the workers down: it runs alone until it gets a token."""
+        return self.num_failures >= 2
+
+    @property
+    def is_guilty(self) -> bool:
+        """Two failures in company, and at least two alone."""
+        return self.num_failures >= 4
 
     @property
     def pending(self) -> int:

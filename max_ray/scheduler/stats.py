@@ -14,7 +14,8 @@ class SchedulerStats:
 
     kv_used_blocks: blocks that requests held after the last exchange. oldest_waiting_s: age of the request at the
     head of the queue, 0 when none waits. prompt_tokens and prefix_hit_tokens: of admitted requests, each once.
-    runs: messages to the workers; steps: forward passes that came back; decisions: ledger exchanges that scheduled.
+    runs: messages to the workers; steps: forward passes that came back; decisions: ledger exchanges that scheduled;
+    extensions: exchanges that asked for more steps of a run in progress.
     """
 
     queued: int = 0
@@ -32,6 +33,7 @@ class SchedulerStats:
     rejected: int = 0
     decisions: int = 0
     runs: int = 0
+    extensions: int = 0
     steps: int = 0
     interrupts: int = 0
     preemptions: int = 0

@@ -23,7 +23,7 @@ from max_ray.actors.group_line import GroupLine
 from max_ray.actors.line import FrameReader, WorkerLine, encode_frame
 from max_ray.actors.messages import GroupInfo
 from max_ray.errors import StaleLeaseError, WorkerGroupError
-from max_ray.interfaces import RunRequest, StepOutput
+from max_ray.interfaces import RunExtension, RunRequest, StepOutput
 from tests.actors.helpers import make_run
 
 MESSAGES = [3, ["a", "b"], "x" * 1000, [], 2**40]
@@ -50,6 +50,28 @@ def test_interrupts_overtake_the_orders_that_wait() -> None:
     line.look()
     assert line.is_closed
     assert line.next_order(1.0) is None
+    line.close()
+
+
+def extension(run_id: int, number: int) -> RunExtension:
+    return RunExtension(run_id, number, 8 * number, np.array([8 * number]), {0: np.arange(number, dtype=np.int32)})
+
+
+def test_extensions_are_found_by_their_run_and_those_that_come_too_late_are_dropped() -> None:
+    ours, theirs = socket.socketpair()
+    line = WorkerLine(theirs, print)
+    with ours:
+        ours.sendall(encode_frame(extension(3, 1)) + encode_frame(extension(4, 1)) + encode_frame(["a"]))
+        assert line.num_arrived(4) == 0, "it looks only when it is told to"
+        line.look()
+        assert line.num_arrived(4) == 1
+        assert line.num_arrived(3) == 0
+        ours.sendall(encode_frame(extension(4, 2)))
+        assert line.get(4, 2).num_steps == 16, "waits for what another rank has got"
+        assert line.get(4, 1).block_tables[0].tolist() == [0]
+        assert line.next_order(0) == ["a"]
+    with pytest.raises(WorkerGroupError, match="hung up"):
+        line.get(4, 3)
     line.close()
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
 from ray.util.placement_group import placement_group_table
@@ -17,7 +18,7 @@ from max_ray.actors.leased_group import LeasedGroup, get_registry
 from max_ray.actors.messages import NAMESPACE, REGISTRY_NAME, GroupInfo
 from max_ray.actors.worker_group import ActorKVLedger, GroupExecutor
 from max_ray.errors import ParallelismError, StaleLeaseError, WorkerGroupError
-from max_ray.interfaces import LeaseRequest, LeaseWant, RunRequest
+from max_ray.interfaces import LeaseRequest, LeaseWant, RunExtension, RunRequest
 from max_ray.pipelines.factory import PipelineFactory
 from tests.actors.helpers import actors_of, eventually, kill, make_run, make_spec, registry_status, worker_statuses
 
@@ -85,6 +86,23 @@ async def test_two_ranks_compute_what_one_process_computes(
     await group.release()
     await eventually(lambda: not actors_of("tp2"), 10, "members end")
     assert not [row for row in placement_group_table().values() if "tp2" in row["name"] and row["state"] != "REMOVED"]
+
+
+async def test_a_run_is_extended_on_all_ranks(tiny_llama: Path, local_tokens: dict[float, list[list[int]]]) -> None:
+    group = await LeasedGroup.acquire(make_spec(tiny_llama, "extended", size=2), 0, "owner")
+    request = make_run(1, num_steps=5)
+    request.rows = [replace(row, block_table=row.block_table[:3]) for row in request.rows]  # 12 tokens
+    tables = {i: row.block_table for i, row in enumerate(make_run(1).rows)}
+    tokens = []
+    async for output in group.executor.stream(request):
+        tokens.append(output.tokens.tolist())
+        if output.step == 0:
+            assert group.executor.can_extend
+            group.executor.extend(RunExtension(1, 1, 9, np.array([9, 9]), tables))
+        if output.step == 5:
+            group.executor.extend(RunExtension(1, 2, 12, np.array([12, 12]), {}))
+    assert tokens == local_tokens[0.0]
+    await group.release()
 
 
 async def test_interrupt_ends_a_run_at_a_step_boundary(tiny_llama: Path) -> None:

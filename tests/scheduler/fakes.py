@@ -65,12 +65,13 @@ class Run:
 
 @dataclass
 class FakePipeline:
-    """fail_at: step number (over all runs) -> error kind: "before" the step, "lost" after the contexts were updated,
+    """poison: request id -> number of tokens after which every step with it takes the workers down. fail_at: step number (over all runs) -> error kind: "before" the step, "lost" after the contexts were updated,
     "after" its outputs were handed out. error: what is raised then."""
 
     page_size: int
     error: Callable[[], Exception]
     fail_at: dict[int, str] = field(default_factory=dict)
+    poison: dict[str, int] = field(default_factory=dict)
     runs: list[Run] = field(default_factory=list)
     tables: dict[str, list[int]] = field(default_factory=dict)
     slots: dict[int, int] = field(default_factory=dict)
@@ -78,6 +79,9 @@ class FakePipeline:
     num_interrupts: int = 0
     flushed: list[list[str]] = field(default_factory=list)
     stop: bool = False
+    can_extend: bool = False
+    _contexts: list[TextContext] = field(default_factory=list)
+    _left: dict[str, int] = field(default_factory=dict)
 
     async def stream(
         self, inputs: TextGenerationInputs[TextContext], released: list[str]
@@ -89,9 +93,12 @@ class FakePipeline:
         self.stop = False
         self._set_tables(rows, released)
         left = {row.request_id: row.max_new_tokens for row in rows}
-        for step in range(inputs.num_steps):
+        self._contexts, self._left = contexts, left
+        while run.steps_made < run.num_steps:
+            step = run.steps_made
             await asyncio.sleep(0)
             self._die(self.num_steps, "before")
+            self._meet_poison(contexts)
             outputs = self._step(contexts, left, is_first=step == 0)
             run.steps_made += 1
             self.num_steps += 1
@@ -100,6 +107,14 @@ class FakePipeline:
             self._die(self.num_steps - 1, "after")
             if self.stop or not any(left[c.request_id.value] > 0 and not c.is_done for c in contexts):
                 return
+
+    def extend(self, num_steps: int) -> None:
+        run = self.runs[-1]
+        for context in self._contexts:
+            key = context.request_id.value
+            self._left[key] = min(self._left[key] + num_steps - run.num_steps, context.remaining_new_tokens)
+            self.tables[key] = context.block_table.tolist()
+        run.num_steps = num_steps
 
     def interrupt(self) -> None:
         self.num_interrupts += 1
@@ -147,6 +162,14 @@ class FakePipeline:
         table = self.tables[context.request_id.value]
         assert len(table) * self.page_size >= context.active_end, "the run went beyond its lease"
         return [table[p // self.page_size] * self.page_size + p % self.page_size for p in range(context.active_end)]
+
+    def _meet_poison(self, contexts: list[TextContext]) -> None:
+        for context in contexts:
+            limit = self.poison.get(context.request_id.value)
+            if limit is not None and not context.is_done and context.tokens.generated_length >= limit:
+                self.slots.clear()
+                self.tables.clear()
+                raise self.error()
 
     def _die(self, step: int, kind: str) -> None:
         if self.fail_at.get(step) == kind:

@@ -64,10 +64,11 @@ async def running(
     recover: bool = False,
     error: Callable[[], Exception] = lambda: WorkerGroupError("rank 1 died"),
     check: bool = True,
+    can_extend: bool = False,
 ) -> AsyncIterator[Harness]:
     """recover: bring the workers back with a fresh ledger after a WorkerGroupError."""
     limits = SchedulerLimits(max_batch_size, budget, max_queued, max_num_steps, chunked)
-    pipeline = FakePipeline(page_size, error)
+    pipeline = FakePipeline(page_size, error, can_extend=can_extend)
     ledger = CountingLedger(num_blocks, page_size)
     ledgers = [ledger]
 
@@ -86,7 +87,8 @@ async def running(
         if check:
             harness.assert_clean()
             flushes = len(pipeline.flushed)
-            assert sum(len(x.requests) for x in ledgers) == loop.stats.decisions + flushes
+            exchanges = loop.stats.decisions + loop.stats.extensions + flushes
+            assert sum(len(x.requests) for x in ledgers) == exchanges
     finally:
         task.cancel()
         with suppress(asyncio.CancelledError):

@@ -158,19 +158,22 @@ async def test_without_recovery_every_stream_gets_the_error() -> None:
         assert h.loop.healthy, "the workers answer again"
 
 
-async def test_three_failures_in_a_row_end_the_streams_and_the_next_request_starts_afresh() -> None:
-    async with running(recover=True) as h:
+async def test_failures_in_a_row_end_the_streams_and_the_next_request_starts_afresh() -> None:
+    """Three requests are found guilty one after another, the last of them for all that wait."""
+    async with running(recover=True, max_batch_size=5) as h:
         die = h.pipeline._die
         h.pipeline._die = lambda step, kind: _always(h.pipeline.error)  # type: ignore[method-assign]
-        with pytest.raises(WorkerGroupError):
-            await anext(h.loop.submit(make_context("a", range(4))))
-        assert h.loop.stats.recoveries == 2
+        answers = await asyncio.gather(
+            *(h.generate(f"r{i}", range(i, i + 4)) for i in range(5)), return_exceptions=True
+        )
+        assert all(isinstance(answer, WorkerGroupError) for answer in answers)
+        assert h.loop.stats.recoveries == 7
         assert not h.loop.healthy
         h.pipeline._die = die  # type: ignore[method-assign]
         h.pipeline.tables.clear()
         h.pipeline.fail_at = {0: "before"}
         await h.generate("b", range(4))
-        assert h.loop.stats.recoveries == 3
+        assert h.loop.stats.recoveries == 8
 
 
 def _always(error: object) -> None:
@@ -182,6 +185,33 @@ async def test_progress_between_failures_resets_their_count() -> None:
         h.pipeline.fail_at = dict.fromkeys(range(0, 12, 2), "after")
         await h.generate("a", range(4), num_new=12)
     assert h.loop.stats.recoveries == 6
+
+
+@pytest.mark.parametrize("after", [0, 1, 5])
+@pytest.mark.parametrize("guilty", ["r0", "r2", "r4"])
+@pytest.mark.parametrize("budget", [4, 64])
+async def test_the_request_that_takes_the_workers_down_ends_alone(guilty: str, after: int, budget: int) -> None:
+    async with running(recover=True, can_extend=True, budget=budget, max_batch_size=5) as h:
+        h.pipeline.poison = {guilty: after}
+        names = [f"r{i}" for i in range(5)]
+        answers = await asyncio.gather(
+            *(h.generate(name, range(i, 3 * i + 4), num_new=9) for i, name in enumerate(names)), return_exceptions=True
+        )
+        h.pipeline.poison = {}
+        await h.generate("later", range(4))
+        assert h.loop.healthy
+    assert [name for name, answer in zip(names, answers, strict=True) if isinstance(answer, Exception)] == [guilty]
+    assert isinstance(answers[names.index(guilty)], WorkerGroupError)
+    assert h.loop.stats.recoveries <= 5
+
+
+async def test_two_guilty_requests_and_blocks_for_few() -> None:
+    async with running(recover=True, num_blocks=10, max_batch_size=6) as h:
+        h.pipeline.poison = {"r1": 3, "r2": 0}
+        answers = await asyncio.gather(
+            *(h.generate(f"r{i}", range(i, i + 5), num_new=7) for i in range(6)), return_exceptions=True
+        )
+    assert [i for i, answer in enumerate(answers) if isinstance(answer, Exception)] == [1, 2]
 
 
 async def test_a_recovery_that_fails_ends_the_streams_and_not_the_loop(caplog: pytest.LogCaptureFixture) -> None:
