@@ -4,7 +4,8 @@ A Ray call or a streamed Ray object costs about a millisecond of CPU on either s
 twentieth of that, and a step may be shorter than a millisecond. Ray still starts, watches and ends the workers: each
 sits in one actor call, `ModelWorker.serve`, for as long as the line is open, and that call's end tells of its death.
 
-A frame is a length (4 bytes, little-endian) and a pickle. The socket lies in a folder that only this user can enter,
+A frame is a length (4 bytes, little-endian) and a pickle; but a step's output without log probabilities, sent for every
+step, has a layout of its own that costs a tenth of a pickle. The socket lies in a folder that only this user can enter,
 and is removed as soon as all ranks have called.
 
     to a worker      RunRequest: a run; RunExtension: more steps for it; int: interrupt runs up to this id;
@@ -22,18 +23,38 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from max_ray.errors import WorkerGroupError
-from max_ray.interfaces import RunExtension, RunRequest
+from max_ray.interfaces import RunExtension, RunRequest, StepOutput
 
 _LENGTH = struct.Struct("<I")
 _READ_BYTES = 1 << 16
 _WAIT_S = 1.0  # between two looks at what is on its way
 _PICKLE = pickle.HIGHEST_PROTOCOL
+_STEP = struct.Struct("<BBxxIq")  # 1 (no pickle begins so), last, step, run id; the tokens follow as int64
+_IS_STEP = 1
 
 
 def encode_frame(message: Any) -> bytes:
     data = pickle.dumps(message, _PICKLE)
     return _LENGTH.pack(len(data)) + data
+
+
+def encode_step(run_id: int, output: StepOutput) -> bytes:
+    """The frame of (run id, output)."""
+    if output.log_probabilities is not None or output.prompt_log_probabilities is not None:
+        return encode_frame((run_id, output))
+    tokens = output.tokens.tobytes()
+    header = _STEP.pack(_IS_STEP, output.last, output.step, run_id)
+    return _LENGTH.pack(len(header) + len(tokens)) + header + tokens
+
+
+def _decode(data: bytes) -> Any:
+    if data[0] != _IS_STEP:
+        return pickle.loads(data)
+    _, last, step, run_id = _STEP.unpack_from(data)
+    return run_id, StepOutput(step, np.frombuffer(data, dtype=np.int64, offset=_STEP.size), bool(last))
 
 
 class FrameReader:
@@ -51,8 +72,7 @@ class FrameReader:
             end = start + _LENGTH.size + _LENGTH.unpack_from(self._buffer, start)[0]
             if end > len(self._buffer):
                 break
-            with memoryview(self._buffer) as view:
-                messages.append(pickle.loads(view[start + _LENGTH.size : end]))
+            messages.append(_decode(bytes(self._buffer[start + _LENGTH.size : end])))
             start = end
         if start:
             del self._buffer[:start]
@@ -82,13 +102,16 @@ class WorkerLine:
             sock.close()
             return None
         line = cls(sock, interrupt)
-        line.send(rank)
+        line._send(encode_frame(rank))
         return line
 
-    def send(self, message: Any) -> None:
+    def send_step(self, run_id: int, output: StepOutput) -> None:
         """Sends; a replica that has hung up is found out by the next look at the line."""
+        self._send(encode_step(run_id, output))
+
+    def _send(self, frame: bytes) -> None:
         try:
-            self._sock.sendall(encode_frame(message))
+            self._sock.sendall(frame)
         except OSError:
             self.is_closed = True
 

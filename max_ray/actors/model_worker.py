@@ -166,7 +166,7 @@ class ModelWorker:
 
         for output in self._steps(request, epoch, should_stop, line):
             if self._rank == 0:
-                line.send((request.run_id, output))
+                line.send_step(request.run_id, output)
 
     def _steps(
         self,

@@ -29,10 +29,13 @@ __all__ = [
     "append_paged_kv_cache",
     "apply_rope",
     "argmax",
+    "decode_slots",
     "fused_add_rmsnorm",
+    "gather_rows",
     "latent_attention",
     "pack_weight",
     "paged_attention",
+    "positions",
     "quantized_linear",
     "quantized_rows",
     "rmsnorm",
@@ -107,6 +110,28 @@ def argmax(x: torch.Tensor) -> torch.Tensor:
     On a GPU torch's own operation serves.
     """
     result: torch.Tensor = (cpu if x.is_cuda else _cpu_twins()).argmax(x)
+    return result
+
+
+def gather_rows(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """x [N, D], rows int64 [n] in [0, N) -> [n, D]. On a GPU torch's own operation serves."""
+    result: torch.Tensor = (cpu if x.is_cuda else _cpu_twins()).gather_rows(x, rows)
+    return result
+
+
+def decode_slots(block_tables: torch.Tensor, cache_lengths: torch.Tensor, page_size: int) -> torch.Tensor:
+    """The slot of the one new token of each row, int64 [B]: block * page_size + offset of position cache_lengths[b].
+
+    block_tables: int32 [B, W]. cache_lengths: int32 [B]. On a GPU torch's own operations serve.
+    """
+    twin = cpu if cache_lengths.is_cuda else _cpu_twins()
+    result: torch.Tensor = twin.decode_slots(block_tables, cache_lengths, page_size)
+    return result
+
+
+def positions(cache_lengths: torch.Tensor) -> torch.Tensor:
+    """The position of the one new token of each row: cache_lengths int32 [B] as int64 [B]."""
+    result: torch.Tensor = (cpu if cache_lengths.is_cuda else _cpu_twins()).positions(cache_lengths)
     return result
 
 

@@ -7,8 +7,8 @@ Axes: T tokens, N tokens whose logits are wanted, D hidden size.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
+from max_ray import kernels
 from max_ray.distributed import TPGroup, all_gather, all_reduce
 from max_ray.nn.linear import LayerWeight, Packable, linear, pack_weight_of
 from max_ray.nn.module import Module
@@ -37,7 +37,7 @@ class VocabParallelEmbedding(Module):
 
     def _lookup(self, rows: torch.Tensor) -> torch.Tensor:
         weight: torch.Tensor | LayerWeight = self.weight
-        return F.embedding(rows, weight) if isinstance(weight, torch.Tensor) else weight.rows(rows)
+        return kernels.gather_rows(weight, rows) if isinstance(weight, torch.Tensor) else weight.rows(rows)
 
 
 class ParallelLMHead(Packable):

@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 
+from max_ray import kernels
 from max_ray.driver import DeviceLike, as_torch_device
 from max_ray.errors import ConfigError
 from max_ray.nn.module import Module
@@ -123,7 +124,7 @@ class RotaryEmbedding(Module):
         """
         if self.cos_sin_cache is not None:
             assert lengths is None, f"{self._rope.rope_type} rope does not depend on lengths"
-            return self.cos_sin_cache[positions]
+            return kernels.gather_rows(self.cos_sin_cache, positions)
         inv_freq = dynamic_frequencies(self._rope, positions + 1 if lengths is None else lengths)
         return _cos_sin(positions.float().unsqueeze(-1) * inv_freq, 1.0, self._dtype)
 

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from max_ray import kernels
 from max_ray.driver import upload
 from max_ray.errors import ConfigError, ParallelismError
 from max_ray.interfaces import KVCacheInputs, ModelInputs, PipelineModel, RunRow
@@ -84,7 +85,7 @@ class TextPipelineModel(PipelineModel):
         assert len(kv.cache_lengths) == num_rows, f"{num_rows} tokens for {len(kv.cache_lengths)} rows"
         return ModelInputs(
             tokens=next_tokens,
-            positions=kv.cache_lengths.long(),
+            positions=kernels.positions(kv.cache_lengths),
             qo_indptr=torch.arange(num_rows + 1, dtype=torch.int32, device=self.device),
             logit_indices=torch.arange(num_rows, device=self.device),
             kv_cache_inputs=kv,

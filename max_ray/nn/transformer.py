@@ -10,6 +10,7 @@ from typing import Protocol
 
 import torch
 
+from max_ray import kernels
 from max_ray.distributed import TPGroup
 from max_ray.interfaces import KVCacheInputs
 from max_ray.nn.embedding import ParallelLMHead, VocabParallelEmbedding
@@ -113,8 +114,10 @@ class Transformer(Module):
         residual = None
         for layer in self.layers:
             x, residual = layer(x, residual, cos_sin, kv, qo_indptr)
-        x = x[logit_indices]  # [N, D]
-        if residual is not None:
-            x = x + residual[logit_indices]
-        logits: torch.Tensor = self.lm_head(self.norm(x))
+        x = kernels.gather_rows(x, logit_indices)  # [N, D]
+        if residual is None:
+            x = self.norm(x)
+        else:
+            x, _ = self.norm.add_and_norm(x, kernels.gather_rows(residual, logit_indices))
+        logits: torch.Tensor = self.lm_head(x)
         return logits

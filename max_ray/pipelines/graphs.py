@@ -208,13 +208,12 @@ class DecodeGraphs:
         """What is captured: [num_rows, V] logits of the buffers' first rows."""
         lengths, tables = self._cache_lengths[:num_rows], self._block_tables[:num_rows]
         page_size, storage = self._storage.page_size, self._storage
-        blocks = tables.gather(1, (lengths // page_size).long().unsqueeze(1)).squeeze(1)
         kv = KVCacheInputs(
             keys=storage.keys,
             values=storage.values,
             block_tables=tables,
             cache_lengths=lengths,
-            slot_mapping=blocks.long() * page_size + lengths % page_size,
+            slot_mapping=kernels.decode_slots(tables, lengths, page_size),
             max_kv_length=self._max_length,
             page_size=page_size,
         )

@@ -8,6 +8,7 @@ from max_ray.errors import ConfigError
 from max_ray.interfaces import LeaseRequest, TextContext
 from max_ray.scheduler.channel import Channel
 
+
 @dataclass(frozen=True)
 class SchedulerLimits:
     """max_batch_size: rows that may run at once. max_batch_input_tokens: tokens of a run's first step (decode rows

@@ -20,10 +20,10 @@ import numpy as np
 import pytest
 
 from max_ray.actors.group_line import GroupLine
-from max_ray.actors.line import FrameReader, WorkerLine, encode_frame
+from max_ray.actors.line import FrameReader, WorkerLine, encode_frame, encode_step
 from max_ray.actors.messages import GroupInfo
 from max_ray.errors import StaleLeaseError, WorkerGroupError
-from max_ray.interfaces import RunExtension, RunRequest, StepOutput
+from max_ray.interfaces import LogProbabilities, RunExtension, RunRequest, StepOutput
 from tests.actors.helpers import make_run
 
 MESSAGES = [3, ["a", "b"], "x" * 1000, [], 2**40]
@@ -35,6 +35,23 @@ def test_frames_cut_anywhere(size: int) -> None:
     reader = FrameReader()
     got = [message for i in range(0, len(data), size) for message in reader.feed(data[i : i + size])]
     assert got == MESSAGES
+
+
+@pytest.mark.parametrize("num_rows", [1, 3, 64])
+@pytest.mark.parametrize("last", [False, True])
+def test_frames_of_steps(num_rows: int, last: bool) -> None:
+    tokens = np.arange(num_rows) * 2**40 - 1
+    entry = LogProbabilities(token_id=5, log_probability=-0.5, top=[])
+    told = StepOutput(3, tokens, last, log_probabilities={0: entry}, prompt_log_probabilities={0: [None, entry]})
+    steps = [(2**40, StepOutput(2**31, tokens, last)), (7, told), (8, StepOutput(0, tokens, last))]
+    data = b"".join(encode_step(*step) for step in steps)
+    reader = FrameReader()
+    got = [message for i in range(0, len(data), 7) for message in reader.feed(data[i : i + 7])]
+    for (run_id, output), (sent_id, sent) in zip(got, steps, strict=True):
+        assert (run_id, output.step, output.last, output.tokens.dtype) == (sent_id, sent.step, sent.last, tokens.dtype)
+        assert output.tokens.tolist() == tokens.tolist()
+        assert output.log_probabilities == sent.log_probabilities
+        assert output.prompt_log_probabilities == sent.prompt_log_probabilities
 
 
 def test_interrupts_overtake_the_orders_that_wait() -> None:
@@ -128,7 +145,7 @@ class Rank:
         for step in range(request.num_steps if self.rank == 0 else 0):
             line.look(0.001)
             last = step + 1 == request.num_steps or request.run_id <= self.stopped or line.is_closed
-            line.send((request.run_id, StepOutput(step, np.array([step, request.run_id]), last)))
+            line.send_step(request.run_id, StepOutput(step, np.array([step, request.run_id]), last))
             if last:
                 return
 

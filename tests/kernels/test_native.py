@@ -122,6 +122,31 @@ def test_elementwise_twins(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
 @needs_library
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("width", [1, 15, 16, 17, 32, 1000])
+def test_gather_rows(dtype: torch.dtype, width: int) -> None:
+    x = torch.randn(7, 2 * width).to(dtype)[:, ::1]
+    rows = torch.tensor([6, 0, 0, 3])
+    for table in (x, x[:, :width], x[1:, width:]):
+        index = rows.clamp(max=len(table) - 1)
+        assert torch.equal(native.gather_rows(table, index), table[index])
+    assert native.gather_rows(x, rows[:0]).shape == (0, 2 * width)
+    strided = x[:, ::2]
+    assert torch.equal(native.gather_rows(strided, rows), strided[rows]), "the torch twin's"
+
+
+@needs_library
+@pytest.mark.parametrize("page_size", [1, 3, 16])
+def test_slots_and_positions_of_a_decode_step(page_size: int) -> None:
+    lengths = torch.tensor([0, 1, page_size - 1, page_size, 3 * page_size + 1], dtype=torch.int32)
+    tables = torch.randint(0, 1000, (5, 6), dtype=torch.int32)[:, :5]
+    assert torch.equal(native.decode_slots(tables, lengths, page_size), cpu.decode_slots(tables, lengths, page_size))
+    slots = [int(tables[i, n // page_size]) * page_size + n % page_size for i, n in enumerate(lengths.tolist())]
+    assert cpu.decode_slots(tables, lengths, page_size).tolist() == slots
+    assert native.positions(lengths).tolist() == cpu.positions(lengths).tolist() == lengths.tolist()
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [1, 15, 16, 17, 32, 1000])
 def test_argmax_takes_the_first_of_the_largest(dtype: torch.dtype, width: int) -> None:
     x = torch.randint(-3, 3, (40, width + 3)).to(dtype)[:, :width]
     first = [row.index(max(row)) for row in x.tolist()]

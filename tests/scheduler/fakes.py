@@ -65,8 +65,9 @@ class Run:
 
 @dataclass
 class FakePipeline:
-    """poison: request id -> number of tokens after which every step with it takes the workers down. fail_at: step number (over all runs) -> error kind: "before" the step, "lost" after the contexts were updated,
-    "after" its outputs were handed out. error: what is raised then."""
+    """fail_at: step number (over all runs) -> error kind: "before" the step, "lost" after the contexts were updated,
+    "after" its outputs were handed out. error: what is raised then. poison: request id -> number of tokens after which
+    every step with it takes the workers down."""
 
     page_size: int
     error: Callable[[], Exception]

@@ -4,6 +4,7 @@ from max_ray.kernels.cpu.activation import silu_and_mul
 from max_ray.kernels.cpu.argmax import argmax
 from max_ray.kernels.cpu.attention import paged_attention
 from max_ray.kernels.cpu.latent import append_latent, latent_attention
+from max_ray.kernels.cpu.lookup import decode_slots, gather_rows, positions
 from max_ray.kernels.cpu.norm import fused_add_rmsnorm, rmsnorm
 from max_ray.kernels.cpu.paged_cache import append_paged_kv_cache
 from max_ray.kernels.cpu.quantized import quantized_linear, quantized_rows
@@ -15,9 +16,12 @@ __all__ = [
     "append_paged_kv_cache",
     "apply_rope",
     "argmax",
+    "decode_slots",
     "fused_add_rmsnorm",
+    "gather_rows",
     "latent_attention",
     "paged_attention",
+    "positions",
     "quantized_linear",
     "quantized_rows",
     "rmsnorm",

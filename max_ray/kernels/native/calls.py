@@ -49,13 +49,16 @@ _SIGNATURES: dict[str, list[type]] = {
     "rmsnorm": [_P, _P, _P, _L, _L, _F, _I],
     "add_rmsnorm": [_P, _P, _P, _P, _P, _L, _L, _F, _I],
     "silu_and_mul": [_P, _P, _L, _L, _I],
+    "gather_rows": [_P, _L, _P, _L, _L, _P],
     "argmax": [_P, _L, _L, _L, _P, _I],
+    "decode_slots": [_P, _L, _P, _L, _L, _P],
+    "positions": [_P, _L, _P],
     "rope_and_append": [_P, _P, _P, _P, _P, _P, _P, _P, _P, ctypes.POINTER(RopeShape), _I],
     "paged_attention": [_P, _P, _P, _P, _P, _P, _P, _P, ctypes.POINTER(AttentionShape), _I],
 }
 for _kind in ("q4k", "q6k", "q8", "q4"):
     _SIGNATURES[f"{_kind}_linear"] = [ctypes.POINTER(QuantizedMatrix), _P, _L, _L, _L, _P, _I]
-_KINDS = {torch.float32: "f32", torch.bfloat16: "bf16"}
+_KINDS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.int64: "i64"}
 _MAX_ARGUMENTS = 12  # as in csrc/replay.cpp
 
 

@@ -66,6 +66,33 @@ def argmax(x: torch.Tensor) -> torch.Tensor:
     return y
 
 
+def gather_rows(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    run = None if x.dtype is torch.int64 else kernel("gather_rows", x.dtype)
+    if run is None or x.stride(1) != 1 or rows.dtype is not torch.int64:
+        return cpu.gather_rows(x, rows)
+    rows = rows.contiguous()
+    y = torch.empty((len(rows), x.shape[1]), dtype=x.dtype)
+    run(x.data_ptr(), x.stride(0), rows.data_ptr(), len(rows), x.shape[1], y.data_ptr())
+    return y
+
+
+def decode_slots(block_tables: torch.Tensor, cache_lengths: torch.Tensor, page_size: int) -> torch.Tensor:
+    run = kernel("decode_slots", torch.int64)
+    assert run is not None
+    y = torch.empty(len(cache_lengths), dtype=torch.int64)
+    tables = (block_tables.data_ptr(), block_tables.stride(0))
+    run(*tables, cache_lengths.data_ptr(), len(y), page_size, y.data_ptr())
+    return y
+
+
+def positions(cache_lengths: torch.Tensor) -> torch.Tensor:
+    run = kernel("positions", torch.int64)
+    assert run is not None
+    y = torch.empty(len(cache_lengths), dtype=torch.int64)
+    run(cache_lengths.data_ptr(), len(y), y.data_ptr())
+    return y
+
+
 apply_rope = cpu.apply_rope
 append_paged_kv_cache = cpu.append_paged_kv_cache
 

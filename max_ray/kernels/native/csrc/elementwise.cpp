@@ -1,4 +1,4 @@
-// Norms, the gated activation, and rope with the cache write. Each rounds where the torch twin rounds (rope rounds once,
+// Norms, the gated activation, rope with the cache write, and what a decode step looks up. Each rounds where the torch twin rounds (rope rounds once,
 // the twin after each product). Rows are shared among threads when there is enough to do.
 #include "kernels.h"
 #include <algorithm>
@@ -150,6 +150,9 @@ template <class T> void argmax(const T *x, int64_t stride, int64_t rows, int64_t
     void silu_and_mul_##NAME(const T *x, T *y, int64_t rows, int64_t F, int threads) {                                    \
         silu_and_mul<T>(x, y, rows, F, threads);                                                                          \
     }                                                                                                                     \
+    void gather_rows_##NAME(const T *x, int64_t stride, const int64_t *rows, int64_t count, int64_t D, T *y) {            \
+        for (int64_t i = 0; i < count; i++) std::copy_n(x + rows[i] * stride, D, y + i * D);                              \
+    }                                                                                                                     \
     void argmax_##NAME(const T *x, int64_t stride, int64_t rows, int64_t V, int64_t *y, int threads) {                    \
         argmax<T>(x, stride, rows, V, y, threads);                                                                        \
     }                                                                                                                     \
@@ -162,4 +165,10 @@ template <class T> void argmax(const T *x, int64_t stride, int64_t rows, int64_t
 extern "C" {
 MAX_RAY_EXPORT(f32, float)
 MAX_RAY_EXPORT(bf16, bf16)
+
+void decode_slots_i64(const int32_t *tables, int64_t width, const int32_t *lengths, int64_t rows, int64_t page_size, int64_t *y) {
+    for (int64_t r = 0; r < rows; r++)
+        y[r] = tables[r * width + lengths[r] / page_size] * page_size + lengths[r] % page_size;
+}
+void positions_i64(const int32_t *lengths, int64_t rows, int64_t *y) { std::copy_n(lengths, rows, y); }
 }

@@ -35,6 +35,7 @@ struct QuantizedMatrix {
     void add_rmsnorm_##NAME(const T *x, const T *residual, const T *weight, T *y, T *total, int64_t rows, int64_t D,      \
                             float eps, int threads);                                                                      \
     void silu_and_mul_##NAME(const T *x, T *y, int64_t rows, int64_t F, int threads);                                     \
+    void gather_rows_##NAME(const T *x, int64_t stride, const int64_t *rows, int64_t count, int64_t D, T *y);             \
     void argmax_##NAME(const T *x, int64_t stride, int64_t rows, int64_t V, int64_t *y, int threads);                     \
     void rope_and_append_##NAME(const T *q, const T *k, const T *v, T *q_out, T *k_cache, T *v_cache, const T *cos_sin,   \
                                 const int64_t *positions, const int64_t *slots, const RopeShape *shape, int threads);     \
@@ -53,4 +54,6 @@ MAX_RAY_DECLARE_QUANTIZED(q8, f32, float)
 MAX_RAY_DECLARE_QUANTIZED(q8, bf16, bf16)
 MAX_RAY_DECLARE_QUANTIZED(q4, f32, float)
 MAX_RAY_DECLARE_QUANTIZED(q4, bf16, bf16)
+void decode_slots_i64(const int32_t *tables, int64_t width, const int32_t *lengths, int64_t rows, int64_t page_size, int64_t *y);
+void positions_i64(const int32_t *lengths, int64_t rows, int64_t *y);
 }

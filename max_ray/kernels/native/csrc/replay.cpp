@@ -40,6 +40,7 @@ MAX_RAY_AGAIN(rows)
 MAX_RAY_AGAIN(rmsnorm)
 MAX_RAY_AGAIN(add_rmsnorm)
 MAX_RAY_AGAIN(silu_and_mul)
+MAX_RAY_AGAIN(gather_rows)
 MAX_RAY_AGAIN(argmax)
 MAX_RAY_AGAIN(rope_and_append)
 MAX_RAY_AGAIN(paged_attention)
@@ -47,6 +48,8 @@ MAX_RAY_AGAIN(q4k_linear)
 MAX_RAY_AGAIN(q6k_linear)
 MAX_RAY_AGAIN(q8_linear)
 MAX_RAY_AGAIN(q4_linear)
+void decode_slots_i64_again(const int64_t *words) { call(decode_slots_i64, words); }
+void positions_i64_again(const int64_t *words) { call(positions_i64, words); }
 
 void replay(const Call *calls, int64_t count) {
     for (int64_t i = 0; i < count; i++) calls[i].again(calls[i].arguments);
