@@ -28,6 +28,9 @@ from max_ray.pipelines.memory_plan import MemoryPlan
 from max_ray.registry import PIPELINE_REGISTRY, SupportedArchitecture
 from max_ray.tokenizer import TextTokenizer
 
+SMALL_MODEL_BYTES = 64 * 1024**2
+"""Below this a second thread saves little, and takes the core that the HTTP side needs at every step: measured."""
+
 
 @dataclass(frozen=True)
 class PipelinePlan:
@@ -114,7 +117,7 @@ def resolve_plan(
         weights_format=weights_format,
         device=device,
         tensor_parallel_size=config.tensor_parallel_size,
-        num_threads=_num_threads(config, hardware, origins),
+        num_threads=_num_threads(config, hardware, memory, origins),
         max_length=memory.max_length,
         max_batch_size=memory.max_batch_size,
         kv_params=facts.kv_params(config, encoding),
@@ -182,10 +185,13 @@ def _with_exact_prefixes(
     return config.replace(enable_prefix_caching=False)
 
 
-def _num_threads(config: PipelineConfig, hardware: Hardware, origins: dict[str, str]) -> int:
+def _num_threads(config: PipelineConfig, hardware: Hardware, memory: MemoryPlan, origins: dict[str, str]) -> int:
     if config.num_threads is not None:
         origins["num_threads"] = "given"
         return config.num_threads
+    if memory.weights * memory.num_ranks < SMALL_MODEL_BYTES:
+        origins["num_threads"] = f"model: less than {SMALL_MODEL_BYTES // 1024**2} MiB of weights"
+        return 1
     origins["num_threads"] = f"hardware: {hardware.num_cpus} cores over {config.tensor_parallel_size} workers"
     return max(1, hardware.num_cpus // config.tensor_parallel_size)
 

@@ -108,7 +108,11 @@ def test_required_arguments_of_a_family_are_put_in(model_path: Path) -> None:
         PIPELINE_REGISTRY.reset()
 
 
-def test_threads_are_shared_out(model_path: Path) -> None:
+def test_threads_are_shared_out_unless_the_model_is_too_small(
+    model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert plan(model_path).num_threads == 1
+    monkeypatch.setattr("max_ray.pipelines.plan.SMALL_MODEL_BYTES", 0)
     assert plan(model_path).num_threads == 8
     assert plan(model_path, tensor_parallel_size=2).num_threads == 4
     assert plan(model_path, num_threads=3).num_threads == 3

@@ -258,7 +258,7 @@ void linear_some(const T *x, int64_t x_stride, int64_t M, int64_t K, const typen
     else
         widen_rows<LARGE_CHUNK>(x, x_stride, M, K, tiles, threads);
     const int64_t groups = (N + WIDTH - 1) / WIDTH;
-    if (M * K * N <= 1 << 20) threads = 1;  // about 100 us: waking a second thread, which then spins, costs more
+    if (M * K * N < 1 << 16) threads = 1;  // waking a second thread costs more
     std::atomic<int64_t> next{0};
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
