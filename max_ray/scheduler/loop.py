@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import suppress
 from dataclasses import replace
 from typing import Protocol
 
@@ -74,15 +75,24 @@ class GenerationLoop:
     ledger to use from then on, with nothing in it (None: the old one, which it has emptied). Without it, or after
     MAX_FAILURES in a row with no step between them, every stream gets the error. A row that fails in company and then
     alone is the only one to get it.
+
+    flush_after_s: how long an idle loop keeps what it has to give back, for the first exchange of the next request to
+    take along: an exchange of its own would be in that request's way.
     """
 
     def __init__(
-        self, pipeline: TextPipeline, ledger: KVLedger, limits: SchedulerLimits, recover: Recover | None = None
+        self,
+        pipeline: TextPipeline,
+        ledger: KVLedger,
+        limits: SchedulerLimits,
+        recover: Recover | None = None,
+        flush_after_s: float = 0.02,
     ) -> None:
         self.limits = limits
         self._pipeline = pipeline
         self._ledger = ledger
         self._recover = recover
+        self._flush_after_s = flush_after_s
         self._stats = SchedulerStats()
         self._batcher = Batcher(limits, ledger.page_size, ledger.total_blocks, self._stats)
         self._completions = CompletionRate()
@@ -212,7 +222,7 @@ class GenerationLoop:
     async def _rest(self) -> None:
         """Nothing to do: gives back what is left to give, once, and sleeps until a request comes."""
         self._wake.clear()
-        if self._batcher.has_releases and self._can_flush:
+        if self._batcher.has_releases and self._can_flush and not await self._is_woken_soon():
             self._can_flush = False
             leases = self._batcher.flush()
             self._batcher.note_reply(leases, await self._ledger.exchange(leases))
@@ -222,6 +232,12 @@ class GenerationLoop:
         error, self._reported = self._reported, None
         if error is not None:
             raise error
+
+    async def _is_woken_soon(self) -> bool:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._flush_after_s):
+                return await self._wake.wait()
+        return False
 
     # What a step brings.
 

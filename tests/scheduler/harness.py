@@ -65,6 +65,7 @@ async def running(
     error: Callable[[], Exception] = lambda: WorkerGroupError("rank 1 died"),
     check: bool = True,
     can_extend: bool = False,
+    flush_after_s: float = 0.0,
 ) -> AsyncIterator[Harness]:
     """recover: bring the workers back with a fresh ledger after a WorkerGroupError."""
     limits = SchedulerLimits(max_batch_size, budget, max_queued, max_num_steps, chunked)
@@ -78,7 +79,7 @@ async def running(
         return ledgers[-1]
 
     callback: Callable[[], Awaitable[KVLedger | None]] | None = bring_back if recover else None
-    loop = GenerationLoop(pipeline, ledger, limits, callback)
+    loop = GenerationLoop(pipeline, ledger, limits, callback, flush_after_s)
     task = asyncio.create_task(loop.run())
     harness = Harness(loop, pipeline, ledger, ledgers)
     try:
