@@ -13,11 +13,9 @@ from collections import deque
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from ray.exceptions import RayError
-
 from max_ray.actors.line import FrameReader, encode_frame
 from max_ray.actors.messages import GroupInfo
-from max_ray.actors.ray_errors import typed
+from max_ray.actors.ray_errors import outcome
 from max_ray.errors import MaxRayError, WorkerGroupError
 from max_ray.interfaces import RunExtension, RunRequest, StepOutput
 
@@ -86,12 +84,12 @@ class GroupLine:
     @classmethod
     async def open(cls, info: GroupInfo, step_timeout_s: float) -> GroupLine | None:
         """Asks all ranks to call; None when one of them cannot reach this process. Raises what `run` raises."""
-        await asyncio.gather(*[_outcome(worker.check_lease.remote(info.epoch)) for worker in info.workers])
+        await asyncio.gather(*[outcome(worker.check_lease.remote(info.epoch)) for worker in info.workers])
         line = cls(info, step_timeout_s)
         folder = tempfile.mkdtemp(prefix="max_ray-")
         path = os.path.join(folder, "line")
         server = await asyncio.get_running_loop().create_unix_server(lambda: _Call(line), path)
-        serving = [asyncio.ensure_future(_outcome(worker.serve.remote(path, info.epoch))) for worker in info.workers]
+        serving = [asyncio.ensure_future(outcome(worker.serve.remote(path, info.epoch))) for worker in info.workers]
         line._watch = asyncio.create_task(line._watch_over(serving))
         is_complete = False
         try:
@@ -199,11 +197,3 @@ class GroupLine:
         self._error = self._error or error
         for steps in self._runs.values():
             steps.wake()
-
-
-async def _outcome(call: Any) -> None:
-    """A rank's call; Ray's errors as ours."""
-    try:
-        await call
-    except RayError as error:
-        raise typed(error) from error

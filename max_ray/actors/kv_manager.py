@@ -1,17 +1,20 @@
 """KVManagerActor: the block ledger of one worker group, as an actor of its own.
 
 It outlives the replica that uses it: a successor starts a new epoch, and all blocks of the old owner come back. It is
-asked once a scheduling decision, never once a token.
+asked once a scheduling decision, never once a token: over a direct line (`serve`), or by Ray calls from another node.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 
 import numpy as np
 import numpy.typing as npt
+import ray
 
-from max_ray.actors.lease import Lease, watch
+from max_ray.actors.lease import LOOK_S, Lease, watch
+from max_ray.actors.line import WorkerLine
 from max_ray.actors.messages import Membership, MemberStatus
 from max_ray.actors.placement import remove_group_placement
 from max_ray.interfaces import LeaseReply, LeaseRequest
@@ -26,6 +29,7 @@ class KVManagerActor:
         setup_logging()
         self._membership = membership
         self._manager: PagedKVCacheManager | None = None
+        self._one_at_a_time = threading.Lock()  # of those who use the manager
         spec = membership.spec
         self._lease = Lease(membership.epoch, membership.owner_id, spec.lease_grace_s, spec.start_timeout_s)
         watch(self._lease, lambda: remove_group_placement(membership.placement_group_id), what=membership.name)
@@ -38,34 +42,61 @@ class KVManagerActor:
         )
         self._lease.arm()
 
+    def serve(self, path: str, epoch: int) -> None:
+        """Answers exchanges on a line to the replica that listens at `path`, until that hangs up; returns at once where
+        it cannot be reached. Raises StaleLeaseError when the lease passes on."""
+        self._lease.check(epoch)
+        line = WorkerLine.call(path, rank=None)
+        if line is None:
+            return
+        try:
+            while not line.is_closed:
+                self._lease.check(epoch)
+                order = line.next_order(LOOK_S)
+                if order is not None:
+                    number, request = order
+                    line.send((number, self.exchange(epoch, request)))
+        finally:
+            line.close()
+
+    @ray.method(concurrency_group="control")
     def exchange(self, epoch: int, request: LeaseRequest) -> LeaseReply:
         """One scheduling decision's commits, releases and wants. Raises StaleLeaseError for an older owner."""
-        self._lease.check(epoch)
-        return self._opened.exchange(request)
+        with self._one_at_a_time:
+            self._lease.check(epoch)
+            return self._opened.exchange(request)
 
+    @ray.method(concurrency_group="control")
     def renew(self, epoch: int) -> None:
         self._lease.renew(epoch)
 
+    @ray.method(concurrency_group="control")
     def adopt(self, epoch: int, owner_id: str) -> None:
         """A new owner, or new workers: every block comes back and the prefix cache is empty.
 
         Called only after the old owner's run has ended, so that no worker writes to a block that is given away.
         """
-        self._lease.pass_to(epoch, owner_id)
-        self._opened.reset()
+        with self._one_at_a_time:
+            self._lease.pass_to(epoch, owner_id)
+            self._opened.reset()
 
+    @ray.method(concurrency_group="control")
     def ledger(self) -> dict[str, npt.NDArray[np.int32]]:
         """Block ids of every request, in order."""
-        return {
-            request_id: np.asarray(self._opened.get_req_blocks(request_id), dtype=np.int32)
-            for request_id in self._opened.request_ids
-        }
+        with self._one_at_a_time:
+            return {
+                request_id: np.asarray(self._opened.get_req_blocks(request_id), dtype=np.int32)
+                for request_id in self._opened.request_ids
+            }
 
+    @ray.method(concurrency_group="control")
     def free_blocks(self) -> tuple[int, int]:
         """(free, total), checked against the pool's invariants."""
-        self._opened.assert_invariants()
-        return self._opened.num_free_blocks, self._opened.total_num_blocks
+        with self._one_at_a_time:
+            self._opened.assert_invariants()
+            return self._opened.num_free_blocks, self._opened.total_num_blocks
 
+    @ray.method(concurrency_group="control")
     def describe(self) -> MemberStatus:
         lease = self._lease
         num_blocks = 0 if self._manager is None else self._manager.total_num_blocks

@@ -15,6 +15,8 @@ from max_ray.errors import StaleLeaseError
 from max_ray.log import get_logger
 
 _LOG = get_logger(__name__)
+LOOK_S = 0.2
+"""How often a member without orders looks whether the lease has passed on."""
 _TICK_S = 0.5
 
 

@@ -11,6 +11,8 @@ and is removed as soon as all ranks have called.
     to a worker      RunRequest: a run; RunExtension: more steps for it; int: interrupt runs up to this id;
                      list[str]: requests that ended
     to the replica   int: the rank that calls; (run id, StepOutput): a step, from rank 0 only
+
+The KV manager has a line of its own (`ledger_line`): (number, LeaseRequest) to it, (number, LeaseReply) back.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from max_ray.errors import WorkerGroupError
-from max_ray.interfaces import RunExtension, RunRequest, StepOutput
+from max_ray.interfaces import RunExtension, StepOutput
 
 _LENGTH = struct.Struct("<I")
 _READ_BYTES = 1 << 16
@@ -80,21 +82,24 @@ class FrameReader:
 
 
 class WorkerLine:
-    """A worker's end: blocking, for one thread. `interrupt` is called with the id of each interrupt that arrives."""
+    """An actor's end: blocking, for one thread. `interrupt` is called with the id of each interrupt that arrives."""
 
-    def __init__(self, sock: socket.socket, interrupt: Callable[[int], None]) -> None:
+    def __init__(self, sock: socket.socket, interrupt: Callable[[int], None] = lambda run_id: None) -> None:
         self._sock = sock
         self._interrupt = interrupt
         self._reader = FrameReader()
-        self._orders: deque[RunRequest | list[str]] = deque()
+        self._orders: deque[Any] = deque()
         self._extensions: list[RunExtension] = []  # of the run that the replica sent last
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
         self.is_closed = False
 
     @classmethod
-    def call(cls, path: str, rank: int, interrupt: Callable[[int], None]) -> WorkerLine | None:
-        """Calls the replica that listens at `path`; None where nobody does (it is on another node, or gone)."""
+    def call(
+        cls, path: str, rank: int | None, interrupt: Callable[[int], None] = lambda run_id: None
+    ) -> WorkerLine | None:
+        """Calls the replica that listens at `path`, with the rank of a worker; None where nobody listens (the replica
+        is on another node, or gone)."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             sock.connect(path)
@@ -102,11 +107,16 @@ class WorkerLine:
             sock.close()
             return None
         line = cls(sock, interrupt)
-        line._send(encode_frame(rank))
+        if rank is not None:
+            line.send(rank)
         return line
 
-    def send_step(self, run_id: int, output: StepOutput) -> None:
+    def send(self, message: Any) -> None:
         """Sends; a replica that has hung up is found out by the next look at the line."""
+        self._send(encode_frame(message))
+
+    def send_step(self, run_id: int, output: StepOutput) -> None:
+        """See `send`."""
         self._send(encode_step(run_id, output))
 
     def _send(self, frame: bytes) -> None:
@@ -115,8 +125,9 @@ class WorkerLine:
         except OSError:
             self.is_closed = True
 
-    def next_order(self, timeout_s: float) -> RunRequest | list[str] | None:
-        """The next run, or requests to forget; None when nothing came in time or the line is closed."""
+    def next_order(self, timeout_s: float) -> Any:
+        """The next message that is no word about a run in progress; None when nothing came in time or the line is
+        closed."""
         if not self._orders:
             self.look(timeout_s)
         return self._orders.popleft() if self._orders else None

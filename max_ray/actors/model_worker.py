@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import ray
 
-from max_ray.actors.lease import Lease, watch
+from max_ray.actors.lease import LOOK_S, Lease, watch
 from max_ray.actors.line import WorkerLine
 from max_ray.actors.messages import Membership, MemberStatus
 from max_ray.actors.placement import remove_group_placement
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from max_ray.pipelines.runner import ModelRunner
 
 _LOG = get_logger(__name__)
-_LEASE_LOOK_S = 0.2
-"""How often a worker without orders looks whether the lease has passed on."""
 
 
 class ModelWorker:
@@ -95,7 +93,7 @@ class ModelWorker:
         try:
             while not line.is_closed:
                 self._lease.check(epoch)
-                order = line.next_order(_LEASE_LOOK_S)
+                order = line.next_order(LOOK_S)
                 if isinstance(order, RunRequest):
                     self._run_on_line(order, epoch, line)
                 elif order is not None:

@@ -9,6 +9,14 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from max_ray.errors import MaxRayError, StaleLeaseError, WorkerGroupError
 
 
+async def outcome(call: Any) -> None:
+    """Waits for an actor's call; Ray's errors as ours."""
+    try:
+        await call
+    except RayError as error:
+        raise typed(error) from error
+
+
 def typed(error: RayError) -> MaxRayError:
     """Ray's error as one of ours."""
     cause: Any = error.cause if isinstance(error, RayTaskError) else None

@@ -34,7 +34,8 @@ def spawn_worker(membership: Membership, placement: PlacementGroup) -> ActorHand
 def spawn_kv_manager(membership: Membership, placement: PlacementGroup) -> ActorHandle:
     """Starts the group's KV manager beside rank 0."""
     options = _member_options(membership, placement, 0)
-    return _remote(KVManagerActor).options(num_cpus=0, **options).remote(membership)
+    actor = _remote(concurrency_groups={"control": _CONTROL_THREADS})(KVManagerActor)
+    return actor.options(num_cpus=0, max_concurrency=1, **options).remote(membership)
 
 
 def _member_options(membership: Membership, placement: PlacementGroup, bundle: int) -> dict[str, Any]:

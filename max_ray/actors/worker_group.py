@@ -16,6 +16,7 @@ import ray
 from ray.exceptions import RayError
 
 from max_ray.actors.group_line import GroupLine
+from max_ray.actors.ledger_line import LedgerLine
 from max_ray.actors.messages import GroupInfo
 from max_ray.actors.ray_errors import typed
 from max_ray.errors import WorkerGroupError
@@ -179,14 +180,24 @@ class _GroupRun:
 
 
 class ActorKVLedger:
-    """A KVLedger over the group's KV manager actor."""
+    """A KVLedger over the group's KV manager actor; one exchange at a time."""
 
     def __init__(self, info: GroupInfo) -> None:
         self._info = info
+        self._line: LedgerLine | None = None
+        self._is_line_possible = True
 
     def adopt(self, info: GroupInfo) -> None:
         """Goes on with a rebuilt group, whose ledger is empty."""
+        self.hang_up()
         self._info = info
+
+    def hang_up(self) -> None:
+        """Closes the direct line; the next exchange opens one again. Idempotent."""
+        if self._line is not None:
+            self._line.close()
+        self._line = None
+        self._is_line_possible = True
 
     @property
     def page_size(self) -> int:
@@ -198,6 +209,13 @@ class ActorKVLedger:
 
     async def exchange(self, request: LeaseRequest) -> LeaseReply:
         """Raises StaleLeaseError when the lease has passed on, WorkerGroupError when the manager is dead."""
+        if self._line is not None and not self._line.is_open:
+            self.hang_up()
+        if self._line is None and self._is_line_possible:
+            self._line = await LedgerLine.open(self._info)
+            self._is_line_possible = self._line is not None
+        if self._line is not None:
+            return await self._line.exchange(request)
         try:
             reply: LeaseReply = await self._info.kv_manager.exchange.remote(self._info.epoch, request)
         except RayError as error:

@@ -178,6 +178,9 @@ async def test_runs_reach_all_ranks_and_steps_come_back_in_order() -> None:
     assert both == [[[i, run] for i in range(4)] for run in (2, 3)]
     line.flush(["a"])
     assert await steps_of(line, 4, num_steps=1) == [[0, 4]]
+    async with asyncio.timeout(10):
+        while len(ranks[1].orders) < 5:  # it answers nothing that could be waited for
+            await asyncio.sleep(0.001)
     line.close()
     assert [[getattr(o, "run_id", o) for o in rank.orders] for rank in ranks] == [[1, 2, 3, ["a"], 4]] * 2
     assert all(rank.folder_mode == 0o700 for rank in ranks), "others must not be able to call"

@@ -1,0 +1,95 @@
+"""LedgerLine: the replica's end of a direct line to its KV manager (see `line`): a Ray call costs some milliseconds, as
+much as a whole decode step, and the workers wait for each scheduling decision's exchange."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import tempfile
+from typing import Any
+
+from max_ray.actors.line import FrameReader, encode_frame
+from max_ray.actors.messages import GroupInfo
+from max_ray.actors.ray_errors import outcome
+from max_ray.errors import MaxRayError, WorkerGroupError
+from max_ray.interfaces import LeaseReply, LeaseRequest
+
+
+class LedgerLine(asyncio.Protocol):
+    """An open line. Made by `open`; one event loop; one exchange at a time.
+
+    After the KV manager's failure every exchange raises WorkerGroupError, or StaleLeaseError when the lease has passed
+    on.
+    """
+
+    def __init__(self) -> None:
+        self._reader = FrameReader()
+        self._transport: Any = None
+        self._called = asyncio.Event()
+        self._number = 0
+        self._answer: asyncio.Future[LeaseReply] | None = None
+        self._error: MaxRayError | None = None
+        self._watch: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def open(cls, info: GroupInfo) -> LedgerLine | None:
+        """Asks the KV manager to call; None when it cannot reach this process. Raises what `exchange` raises."""
+        line = cls()
+        folder = tempfile.mkdtemp(prefix="max_ray-")
+        path = os.path.join(folder, "ledger")
+        server = await asyncio.get_running_loop().create_unix_server(lambda: line, path)
+        serving = asyncio.ensure_future(outcome(info.kv_manager.serve.remote(path, info.epoch)))
+        called = asyncio.create_task(line._called.wait())
+        try:
+            await asyncio.wait([called, serving], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            called.cancel()
+            server.close()
+            shutil.rmtree(folder, ignore_errors=True)
+        if line._transport is None:
+            await serving
+            return None
+        line._watch = asyncio.create_task(line._watch_over(serving))
+        return line
+
+    @property
+    def is_open(self) -> bool:
+        return self._error is None
+
+    async def exchange(self, request: LeaseRequest) -> LeaseReply:
+        assert self._answer is None, "two exchanges at a time"
+        if self._error is not None:
+            raise self._error
+        self._number += 1
+        self._answer = asyncio.get_running_loop().create_future()
+        self._transport.write(encode_frame((self._number, request)))
+        try:
+            return await self._answer
+        finally:
+            self._answer = None
+
+    def close(self) -> None:
+        """Hangs up; the KV manager's call ends. Idempotent."""
+        self._fail(WorkerGroupError("The line to the KV manager was closed."))
+        self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+        self._called.set()
+
+    def data_received(self, data: bytes) -> None:
+        for number, reply in self._reader.feed(data):
+            if number == self._number and self._answer is not None and not self._answer.done():
+                self._answer.set_result(reply)  # else whoever asked has given up
+
+    async def _watch_over(self, serving: asyncio.Future[None]) -> None:
+        """Until the KV manager's call ends, for whatever reason."""
+        await asyncio.wait([serving])
+        error = serving.exception()
+        self._fail(error if isinstance(error, MaxRayError) else WorkerGroupError("The KV manager hung up."))
+
+    def _fail(self, error: MaxRayError) -> None:
+        self._error = self._error or error
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(self._error)
