@@ -66,9 +66,19 @@ class GgufSource(WeightSource):
         values = self.get_quantized(tensor.name, range(tensor.shape[0]), columns).dequantize()
         return values[:, start - columns.start : stop - columns.start]
 
+    def block_type(self, name: str) -> str:
+        return self._tensor(name).type.name if self.quantization(name) else ""
+
     def get_quantized(self, name: str, rows: range, columns: range) -> QuantizedRows:
         from max_ray.weights.gguf_blocks import unpack
 
+        tensor = self._tensor(name)
+        result = unpack(tensor.type.name, self.get_blocks(name, rows, columns))
+        if not result.has_finite_scales():
+            raise WeightsError(f"{tensor.path}: tensor {name!r} has scales that are no finite numbers.")
+        return result
+
+    def get_blocks(self, name: str, rows: range, columns: range, buffer: torch.Tensor | None = None) -> torch.Tensor:
         tensor = self._tensor(name)
         if len(tensor.shape) != 2:
             raise WeightsError(
@@ -81,19 +91,25 @@ class GgufSource(WeightSource):
                 f"and tensor parallelism would cut through one: choose a tensor_parallel_size that divides "
                 f"{tensor.shape[1] // block}."
             )
-        blocks = self._read_rows(_block_entry(tensor), tensor, rows.start, rows.stop)  # [R, n, bytes]
-        result = unpack(tensor.type.name, blocks[:, columns.start // block : columns.stop // block])
-        if not result.has_finite_scales():
-            raise WeightsError(f"{tensor.path}: tensor {name!r} has scales that are no finite numbers.")
-        return result
+        blocks = self._read_rows(_block_entry(tensor), tensor, rows.start, rows.stop, buffer)  # [R, n, bytes]
+        return blocks[:, columns.start // block : columns.stop // block].contiguous()
 
-    def _read_rows(self, entry: TensorEntry, tensor: GgufTensor, start: int, stop: int) -> torch.Tensor:
+    def read_into(self, name: str, axis: int, start: int, stop: int, target: torch.Tensor) -> bool:
+        from max_ray.weights.safetensors_file import read_slice_into
+
+        tensor = self._tensor(name)
+        plain = not tensor.type.is_quantized and self._head_rows(tensor) == 1
+        return plain and read_slice_into(_plain_entry(tensor), axis, start, stop, target)
+
+    def _read_rows(
+        self, entry: TensorEntry, tensor: GgufTensor, start: int, stop: int, buffer: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Rows [start, stop) in Hugging Face's order; reads the whole heads that they are in."""
         size = self._head_rows(tensor)
         if size == 1:
-            return _read(entry, 0, start, stop)
+            return _read(entry, 0, start, stop, buffer)
         first, last = start // size * size, min(-(-stop // size) * size, tensor.shape[0])
-        heads = self._in_order(_read(entry, 0, first, last), tensor)
+        heads = self._in_order(_read(entry, 0, first, last, buffer), tensor)
         return heads[start - first : stop - first]
 
     def _in_order(self, data: torch.Tensor, tensor: GgufTensor) -> torch.Tensor:
@@ -135,7 +151,9 @@ def _block_entry(tensor: GgufTensor) -> TensorEntry:
     return TensorEntry(tensor.path, "U8", (rows, blocks, tensor.type.block_bytes), tensor.offset)
 
 
-def _read(entry: TensorEntry, axis: int, start: int, stop: int) -> torch.Tensor:
+def _read(
+    entry: TensorEntry, axis: int, start: int, stop: int, buffer: torch.Tensor | None = None
+) -> torch.Tensor:
     from max_ray.weights.safetensors_file import read_slice
 
-    return read_slice(entry, axis, start, stop)
+    return read_slice(entry, axis, start, stop, buffer)

@@ -33,22 +33,36 @@ DTYPES = {
 _OWN_PAGES_BYTES = 2**20  # buffers from here on get pages of their own
 
 
-def read_slice(entry: TensorEntry, axis: int, start: int, stop: int) -> torch.Tensor:
-    """Elements [start, stop) of `axis`; reads these bytes only. Raises WeightsError when the file has shrunk."""
+def read_slice(
+    entry: TensorEntry, axis: int, start: int, stop: int, memory: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Elements [start, stop) of `axis`; reads these bytes only. Raises WeightsError when the file has shrunk.
+
+    memory: uint8 [n]; the result lies in it where it is large enough.
+    """
     shape, dtype = entry.shape or (1,), DTYPES[entry.dtype]
     assert 0 <= start <= stop <= shape[axis], f"slice [{start}, {stop}) of axis {axis} of shape {entry.shape}"
     inner_bytes = math.prod(shape[axis + 1 :]) * dtype.itemsize
     num_pieces, piece_bytes, stride = math.prod(shape[:axis]), (stop - start) * inner_bytes, shape[axis] * inner_bytes
     if piece_bytes == stride:
         num_pieces, piece_bytes = 1, num_pieces * piece_bytes
-    buffer = _new_buffer(num_pieces * piece_bytes)
+    nbytes = num_pieces * piece_bytes
+    buffer = new_buffer(nbytes) if memory is None or memory.numel() < nbytes else memory[:nbytes]
     if buffer.numel():
         _read_pieces(entry, buffer, entry.offset + start * inner_bytes, stride, piece_bytes)
     cut = (*shape[:axis], stop - start, *shape[axis + 1 :]) if entry.shape else ()
     return buffer.view(dtype).view(cut)
 
 
-def _new_buffer(nbytes: int) -> torch.Tensor:
+def read_slice_into(entry: TensorEntry, axis: int, start: int, stop: int, target: torch.Tensor) -> bool:
+    """`read_slice` into `target`; False, and nothing read, where its dtype or memory is another than the slice's."""
+    if target.dtype != DTYPES[entry.dtype] or target.device.type != "cpu" or not target.is_contiguous():
+        return False
+    read_slice(entry, axis, start, stop, target.reshape(-1).view(torch.uint8))
+    return True
+
+
+def new_buffer(nbytes: int) -> torch.Tensor:
     """uint8 [nbytes]. Large ones lie in pages of their own, which go back to the system when the tensor is freed: under
     glibc, buffers of some MiB that come and go left half a checkpoint behind in the heap."""
     if nbytes < _OWN_PAGES_BYTES:
