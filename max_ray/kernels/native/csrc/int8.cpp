@@ -27,11 +27,13 @@ struct Record {
 };
 
 #ifdef __AVX512VNNI__
-static inline i32x16 dot4(i32x16 sums, u32x16 codes, int32_t bytes) {
-    return (i32x16)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)codes, _mm512_set1_epi32(bytes));
+// Spelled out: the compiler would broadcast the word in an instruction of its own.
+static inline i32x16 dot4(i32x16 sums, u32x16 codes, const int32_t &bytes) {
+    asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sums) : "v"(codes), "m"(bytes));
+    return sums;
 }
 #else
-static inline i32x16 dot4(i32x16 sums, u32x16 codes, int32_t bytes) {
+static inline i32x16 dot4(i32x16 sums, u32x16 codes, const int32_t &bytes) {
     for (int b = 0; b < 4; b++) sums += (i32x16)((codes >> (8 * b)) & 255u) * splat_int(int8_t(bytes >> (8 * b)));
     return sums;
 }
@@ -191,7 +193,6 @@ static inline i32x16 nearest(f32x16 x, float times) {
 
 // 32 columns as a record. A group whose largest magnitude is below 1e-30 counts as zeros; one with a NaN has the scale NaN.
 template <class T> static inline void round_group(const T *x, Record &to) {
-    typedef int8_t i8x16u __attribute__((vector_size(16), aligned(1)));
     const f32x16 half[2] = {load16(x), load16(x + LANES)};
     const i32x16 bits[2] = {(i32x16)half[0] & 0x7fffffff, (i32x16)half[1] & 0x7fffffff};  // in the order of magnitudes
     const auto larger = [](i32x16 a, i32x16 b) { return a > b ? a : b; };
@@ -201,7 +202,7 @@ template <class T> static inline void round_group(const T *x, Record &to) {
     const float times = top > 1e-30f ? 127.0f / top : 0.0f;
     for (int h = 0; h < 2; h++) {
         const i32x16 codes = nearest(half[h], times);
-        *(i8x16u *)(to.words + 4 * h) = __builtin_convertvector(codes, i8x16u);
+        store_signed_bytes((int8_t *)(to.words + 4 * h), codes);
         to.minus[h] = -folded(codes, [](i32x16 a, i32x16 b) { return a + b; });
     }
     to.scale = top / 127.0f;
