@@ -15,7 +15,8 @@
 
 namespace {
 
-constexpr int BLOCK = 16;  // rows at once: 16 sums, 8 lines of codes and up to 2 scales fit the registers
+constexpr int BLOCK = 12;  // rows at once: 12 sums, 8 lines of codes, 2 scales and 4 products fit the registers
+constexpr int TURNS = 4;  // rows whose products take turns
 constexpr int64_t PIECE_BYTES = 1 << 16;  // of codes that a thread takes at once
 constexpr int PREFETCH = 1024;  // bytes ahead in a tile's codes
 
@@ -39,10 +40,12 @@ static inline i32x16 dot4(i32x16 sums, u32x16 codes, const int32_t &bytes) {
 }
 #endif
 
-template <int FROM, int TO> static inline i32x16 dot(i32x16 sums, const u32x16 *lines, const Record &x) {
+// Products of lines FROM .. TO - 1 with ROWS rows, onto dots [ROWS]. The rows' chains are independent and take turns.
+template <int FROM, int TO, int ROWS> static inline void dot(const u32x16 *lines, const Record *x, i32x16 *dots) {
 #pragma GCC unroll 8
-    for (int i = FROM; i < TO; i++) sums = dot4(sums, lines[i], x.words[i]);
-    return sums;
+    for (int i = FROM; i < TO; i++)
+#pragma GCC unroll 4
+        for (int m = 0; m < ROWS; m++) dots[m] = dot4(dots[m], lines[i], x[m].words[i]);
 }
 
 // Lines 0..3 are columns 0..15, lines 4..7 the others.
@@ -59,9 +62,14 @@ static inline void load_nibbles(const uint8_t *codes, u32x16 *lines) {
 struct Affine {
     u32x16 lines[8];
     f32x16 scale, offset;
-    inline void add(const Record &x, f32x16 &sum) const {
-        sum = number(dot<0, 8>(i32x16{}, lines, x)) * (scale * x.scale) + sum;
-        sum = sum - offset * x.total;
+    template <int ROWS> inline void add(const Record *x, f32x16 *sums) const {
+        i32x16 dots[ROWS] = {};
+        dot<0, 8, ROWS>(lines, x, dots);
+#pragma GCC unroll 4
+        for (int m = 0; m < ROWS; m++) {
+            sums[m] = number(dots[m]) * (scale * x[m].scale) + sums[m];
+            sums[m] = sums[m] - offset * x[m].total;
+        }
     }
 };
 
@@ -102,9 +110,17 @@ struct Q6K {
     struct Group {
         u32x16 lines[8];
         f32x16 scale[2];
-        inline void add(const Record &x, f32x16 &sum) const {
-            sum = number(dot<0, 4>(splat_int(x.minus[0]) << 5, lines, x)) * (scale[0] * x.scale) + sum;
-            sum = number(dot<4, 8>(splat_int(x.minus[1]) << 5, lines, x)) * (scale[1] * x.scale) + sum;
+        template <int ROWS> inline void add(const Record *x, f32x16 *sums) const {
+            half<0, ROWS>(x, sums);
+            half<1, ROWS>(x, sums);
+        }
+        template <int H, int ROWS> inline void half(const Record *x, f32x16 *sums) const {
+            i32x16 dots[ROWS];
+#pragma GCC unroll 4
+            for (int m = 0; m < ROWS; m++) dots[m] = splat_int(x[m].minus[H]) << 5;
+            dot<4 * H, 4 * H + 4, ROWS>(lines, x, dots);
+#pragma GCC unroll 4
+            for (int m = 0; m < ROWS; m++) sums[m] = number(dots[m]) * (scale[H] * x[m].scale) + sums[m];
         }
     };
     inline Group load(int64_t t, int64_t g, int64_t groups) const {
@@ -134,9 +150,13 @@ struct Q8 {
     struct Group {
         u32x16 lines[8];
         f32x16 scale;
-        inline void add(const Record &x, f32x16 &sum) const {
-            const i32x16 begin = splat_int(x.minus[0] + x.minus[1]) << 7;
-            sum = number(dot<0, 8>(begin, lines, x)) * (scale * x.scale) + sum;
+        template <int ROWS> inline void add(const Record *x, f32x16 *sums) const {
+            i32x16 dots[ROWS];
+#pragma GCC unroll 4
+            for (int m = 0; m < ROWS; m++) dots[m] = splat_int((x[m].minus[0] + x[m].minus[1]) * 128);
+            dot<0, 8, ROWS>(lines, x, dots);
+#pragma GCC unroll 4
+            for (int m = 0; m < ROWS; m++) sums[m] = number(dots[m]) * (scale * x[m].scale) + sums[m];
         }
     };
     inline Group load(int64_t t, int64_t g, int64_t groups) const {
@@ -156,14 +176,18 @@ struct Q8 {
 template <class W, int ROWS>
 void block(const W &weight, int64_t t, int64_t groups, const Record *records, f32x16 *sums) {
     f32x16 acc[ROWS];
-#pragma GCC unroll 16
+#pragma GCC unroll 12
     for (int m = 0; m < ROWS; m++) acc[m] = f32x16{};
     for (int64_t g = 0; g < groups; g++) {
         const auto group = weight.load(t, g, groups);
-#pragma GCC unroll 16
-        for (int m = 0; m < ROWS; m++) group.add(records[g * ROWS + m], acc[m]);
+#pragma GCC unroll 4
+        for (int m = 0; m + TURNS <= ROWS; m += TURNS) group.template add<TURNS>(records + g * ROWS + m, acc + m);
+        if constexpr (ROWS % TURNS != 0) {
+            constexpr int rest = ROWS % TURNS;
+            group.template add<rest>(records + g * ROWS + ROWS - rest, acc + ROWS - rest);
+        }
     }
-#pragma GCC unroll 16
+#pragma GCC unroll 12
     for (int m = 0; m < ROWS; m++) sums[m] = acc[m];
 }
 
