@@ -1,7 +1,7 @@
 """What models hold in memory against what the plan said: `python -m max_ray.benchmark.memory MODEL [MODEL ...]`.
 
 Each model is loaded in a process of its own, in its stored encoding or in those of `--encodings`. *Measured* is by how much
-the process's unique set size (pages that no other process shares) grew while the weights were read and packed and
+the written pages that no other process shares (see `held_memory`) grew while the weights were read and packed and
 every KV block was written. *Planned* is what `max-ray plan` says for weights and KV cache. The file is what the model's
 weights take on disk.
 """

@@ -6,6 +6,8 @@ The slow way, through codes and scales in torch, is `max_ray.nn.quantized_linear
 from __future__ import annotations
 
 import ctypes
+import math
+import mmap
 from collections.abc import Callable
 
 import torch
@@ -17,6 +19,7 @@ from max_ray.kernels.quantized import GROUP, SUPER_GROUP, TILE, PackedMatrix, Pa
 
 _P, _L = ctypes.c_void_p, ctypes.c_int64
 _SIGNATURE = [_P, _L, _L, _L, ctypes.POINTER(QuantizedMatrix), ctypes.c_int]
+_OWN_PAGES_BYTES = 1 << 20
 _Shape = tuple[int, int]  # tiles, groups of 32 columns
 
 
@@ -42,8 +45,11 @@ def tile_blocks(type_name: str, blocks: torch.Tensor, matrix: PackedMatrix, firs
 
 
 def _zeros(*shape: int, dtype: torch.dtype = torch.uint8) -> torch.Tensor:
-    """Zeros that nobody has touched: the pages come where and when they are written."""
-    data = torch.zeros(shape, dtype=dtype)
+    """Zeros in pages of their own that nobody has touched: they come when they are written, and go with the tensor."""
+    nbytes = math.prod(shape) * dtype.itemsize
+    if nbytes < _OWN_PAGES_BYTES:
+        return torch.zeros(shape, dtype=dtype)
+    data = torch.frombuffer(mmap.mmap(-1, nbytes), dtype=dtype).view(shape)
     advise_huge_pages(data)
     return data
 
