@@ -1,14 +1,16 @@
 """GgufSource: the tensors of a GGUF model as a WeightSource, in the row order of Hugging Face checkpoints.
 
 llama.cpp's converter reorders the rows of query and key projections of `llama` models for its interleaved rope: within
-a head of D rows, its row 2i + j is Hugging Face's row j * D/2 + i. Reading undoes that, so that networks, kernels and
-caches know one order only.
+a head of D rows, its row 2i + j is Hugging Face's row j * D/2 + i. Reading undoes that, and the 1 that it adds to the
+weights of Gemma's norms, so that networks, kernels and caches know one form only.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from max_ray.errors import ParallelismError, WeightsError
@@ -30,10 +32,11 @@ class GgufSource(WeightSource):
 
     def __init__(self, file: GgufFile, *, keep_quantized: bool = False) -> None:
         self._file = file
+        self._tensors = dict(_experts_apart(file.tensors))
         self._keep_quantized = keep_quantized
 
     def names(self) -> list[str]:
-        return list(self._file.tensors)
+        return list(self._tensors)
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self._tensor(name).shape
@@ -55,8 +58,13 @@ class GgufSource(WeightSource):
         if tensor.type.is_quantized:
             return self._dequantized(tensor, axis, start, stop)
         if axis == 0:
-            return self._read_rows(_plain_entry(tensor), tensor, start, stop)
+            rows = self._read_rows(_plain_entry(tensor), tensor, start, stop)
+            return rows - 1 if self._counts_from_one(tensor) else rows
         return self._in_order(_read(_plain_entry(tensor), axis, start, stop), tensor)
+
+    def _counts_from_one(self, tensor: GgufTensor) -> bool:
+        """Whether a norm's weight is stored with the 1 that Gemma's networks add to it."""
+        return self._file.architecture == "gemma3" and tensor.name.endswith("_norm.weight")
 
     def _dequantized(self, tensor: GgufTensor, axis: int, start: int, stop: int) -> torch.Tensor:
         if axis == 0:
@@ -98,7 +106,7 @@ class GgufSource(WeightSource):
         from max_ray.weights.safetensors_file import read_slice_into
 
         tensor = self._tensor(name)
-        plain = not tensor.type.is_quantized and self._head_rows(tensor) == 1
+        plain = not tensor.type.is_quantized and self._head_rows(tensor) == 1 and not self._counts_from_one(tensor)
         return plain and read_slice_into(_plain_entry(tensor), axis, start, stop, target)
 
     def _read_rows(
@@ -135,9 +143,22 @@ class GgufSource(WeightSource):
         return tensor.shape[0] // heads
 
     def _tensor(self, name: str) -> GgufTensor:
-        if name not in self._file.tensors:
-            raise no_such_tensor(name, self._file.tensors)
-        return self._file.tensors[name]
+        if name not in self._tensors:
+            raise no_such_tensor(name, self._tensors)
+        return self._tensors[name]
+
+
+def _experts_apart(tensors: Mapping[str, GgufTensor]) -> Iterator[tuple[str, GgufTensor]]:
+    """The experts of a layer, stacked in one tensor of three axes, as matrices with a number in their names:
+    blk.0.ffn_up_exps.weight as blk.0.ffn_up_exps.0.weight and so on."""
+    for name, tensor in tensors.items():
+        if not name.endswith("_exps.weight") or len(tensor.shape) != 3:
+            yield name, tensor
+            continue
+        size, stem = tensor.nbytes // max(1, tensor.shape[0]), name.removesuffix("weight")
+        for i in range(tensor.shape[0]):
+            expert = f"{stem}{i}.weight"
+            yield expert, replace(tensor, name=expert, shape=tensor.shape[1:], offset=tensor.offset + i * size)
 
 
 def _plain_entry(tensor: GgufTensor) -> TensorEntry:
