@@ -1,5 +1,5 @@
-"""The phases of a start (resolve, plan, place, load, compile, warm), timed in the log of the process that runs each, and
-in a table that travels with the worker group to the metrics page."""
+"""The phases of a start (resolve, plan, place, load, compile, warm), timed in the log of the process that runs each,
+and in a table that travels with the worker group to the metrics page."""
 
 from __future__ import annotations
 

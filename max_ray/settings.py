@@ -64,7 +64,7 @@ def native_kernels() -> bool:
 
 
 def int8_inputs() -> bool:
-    """Whether inputs of quantized layers may be rounded to 8 bits. Raises ConfigError for a value other than 0 and 1."""
+    """Whether inputs of quantized layers may be rounded to 8 bits. Raises ConfigError as `native_kernels` does."""
     return _is_on(INT8)
 
 

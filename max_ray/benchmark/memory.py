@@ -1,9 +1,9 @@
 """What models hold in memory against what the plan said: `python -m max_ray.benchmark.memory MODEL [MODEL ...]`.
 
-Each model is loaded in a process of its own, in its stored encoding or in those of `--encodings`. *Measured* is by how much
-the written pages that no other process shares (see `held_memory`) grew while the weights were read and packed and
-every KV block was written. *Planned* is what `max-ray plan` says for weights and KV cache. The file is what the model's
-weights take on disk.
+Each model is loaded in a process of its own, in its stored encoding or in those of `--encodings`. *Measured* is by how
+much the written pages that no other process shares (see `held_memory`) grew while the weights were read and packed and
+every KV block was written. *Planned* is what `max-ray plan` says for weights and KV cache. The file is what the
+model's weights take on disk.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Held:
 
 
 def measure(model_path: str, encoding: str | None, max_length: int, max_batch_size: int) -> Held:
-    """Loads a model into this process, which should be a fresh one. Raises ConfigError where nothing can be measured."""
+    """Loads a model into this process, which should be a fresh one. Raises ConfigError where nothing is told."""
     from max_ray.pipelines.checkpoint import open_checkpoint
     from max_ray.pipelines.factory import build_local_runners, plan_device
     from max_ray.pipelines.held_memory import held_bytes, return_freed_memory

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 from max_ray import kernels
 from max_ray.distributed import TPGroup, all_reduce
-from max_ray.nn.linear import MergedColumnParallelLinear, RowParallelLinear, shard_range
+from max_ray.nn.linear import LayerWeight, MergedColumnParallelLinear, RowParallelLinear, shard_range
 from max_ray.nn.module import Module
 from max_ray.weights.parameter import PartSpec
 
@@ -145,7 +145,8 @@ class Experts(Module):
     @property
     def _is_stacked(self) -> bool:
         """False once quantized experts were loaded: they stand in the layers, not in the stacked memory."""
-        if self._stacked is not None and not isinstance(self._first.gate_up.weight, torch.Tensor):
+        weight: torch.Tensor | LayerWeight = self._first.gate_up.weight
+        if self._stacked is not None and not isinstance(weight, torch.Tensor):
             self._stacked = None
         return self._stacked is not None
 

@@ -172,9 +172,7 @@ def _block_entry(tensor: GgufTensor) -> TensorEntry:
     return TensorEntry(tensor.path, "U8", (rows, blocks, tensor.type.block_bytes), tensor.offset)
 
 
-def _read(
-    entry: TensorEntry, axis: int, start: int, stop: int, buffer: torch.Tensor | None = None
-) -> torch.Tensor:
+def _read(entry: TensorEntry, axis: int, start: int, stop: int, buffer: torch.Tensor | None = None) -> torch.Tensor:
     from max_ray.weights.safetensors_file import read_slice
 
     return read_slice(entry, axis, start, stop, buffer)

@@ -54,7 +54,7 @@ class WeightSource(ABC):
         raise AssertionError(f"{name} is not quantized")
 
     def block_type(self, name: str) -> str:
-        """The GGUF type ("Q4_K") of a quantized tensor whose blocks `get_blocks` gives as they are; "" for all others."""
+        """The GGUF type ("Q4_K") of a quantized tensor whose blocks `get_blocks` gives as they are; else ""."""
         return ""
 
     def get_blocks(self, name: str, rows: range, columns: range, buffer: torch.Tensor | None = None) -> torch.Tensor:

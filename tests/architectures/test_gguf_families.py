@@ -1,4 +1,4 @@
-"""Families other than Llama from GGUF files that are laid out as llama.cpp's converter does it, against Hugging Face."""
+"""Families other than Llama from GGUF files, laid out as llama.cpp's converter does it, against Hugging Face."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from gguf.constants import MODEL_ARCH
 from gguf.constants import GGMLQuantizationType as Type
 from safetensors.torch import load_file
 
+from max_ray.config import PipelineConfig
 from max_ray.conformance.engine import Engine, random_tokens
 from max_ray.conformance.reference import huggingface_reference
-from max_ray.config import PipelineConfig
 from max_ray.distributed import TPGroup
 from max_ray.huggingface import load_huggingface_config
 from max_ray.interfaces import WeightsFormat
@@ -49,7 +49,7 @@ def tiny(name: str, folder: Path) -> Path:
 
 
 def convert(name: str, folder: Path, path: Path, kind: str) -> None:
-    """Writes the checkpoint in `folder` as llama.cpp's converter does: names, stacked experts, reordered rows, norms."""
+    """Writes the checkpoint in `folder` as llama.cpp's converter does: names, stacked experts, order of rows, norms."""
     arch, tensors_of, _ = _KINDS[name]
     config = json.loads((folder / "config.json").read_text())
     writer = gguf.GGUFWriter(path, arch)
@@ -131,4 +131,6 @@ def test_quantized_weights_are_those_of_the_file(name: str, tmp_path: Path) -> N
     convert(name, tiny(name, tmp_path / "hf"), tmp_path / "q.gguf", "Q8_0")
     sequences = random_tokens([19], 160)
     kept = logits_of(tmp_path / "q.gguf", sequences, keep_quantized=True)[0]
-    torch.testing.assert_close(kept, logits_of(tmp_path / "q.gguf", sequences, keep_quantized=False)[0], atol=2e-4, rtol=0)
+    torch.testing.assert_close(
+        kept, logits_of(tmp_path / "q.gguf", sequences, keep_quantized=False)[0], atol=2e-4, rtol=0
+    )

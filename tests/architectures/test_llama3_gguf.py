@@ -76,7 +76,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path
     return make
 
 
-def load(path: Path, tp: TPGroup, encoding: Any = Float32Activations()) -> Llama3Model:  # noqa: B008
+def load(path: Path, tp: TPGroup, encoding: Any = Float32Activations()) -> Llama3Model:
     config, source = load_huggingface_config(path), open_weights(path, keep_quantized=True)
     settings = PipelineConfig(model_path=str(path))
     return Llama3Model(settings, config, encoding, tp.device, tp, source, gguf_name_map)

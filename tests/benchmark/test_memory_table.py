@@ -1,4 +1,4 @@
-"""What loaded models hold against their plans, over shapes and encodings, each in a process of its own; prints the table.
+"""What loaded models hold against their plans, over shapes and encodings, each in a process of its own; a table.
 
 python -m pytest -m slow -s tests/benchmark/test_memory_table.py
 """
