@@ -44,12 +44,12 @@ def gguf_name_map(huggingface_config: Any) -> NameMap:
         ("output_norm.weight", "norm.weight"),
         ("output.weight", None if huggingface_config.get("tie_word_embeddings") else "lm_head.weight"),
         ("blk.{}.attn_norm.weight", "layers.{}.attention_norm.weight"),
-        ("blk.{}.ffn_norm.weight", "layers.{}.moe_norm.weight"),
+        ("blk.{}.ffn_norm.weight", "layers.{}.mlp_norm.weight"),
         ("rope_freqs.weight", None),
-        ("blk.{}.ffn_gate_inp.weight", "layers.{}.moe.router.weight"),
-        ("blk.{}.ffn_gate_exps.{}.weight", "layers.{}.moe.experts.all.{}.gate_up.weight:gate"),
-        ("blk.{}.ffn_up_exps.{}.weight", "layers.{}.moe.experts.all.{}.gate_up.weight:up"),
-        ("blk.{}.ffn_down_exps.{}.weight", "layers.{}.moe.experts.all.{}.down.weight"),
+        ("blk.{}.ffn_gate_inp.weight", "layers.{}.mlp.router.weight"),
+        ("blk.{}.ffn_gate_exps.{}.weight", "layers.{}.mlp.experts.all.{}.gate_up.weight:gate"),
+        ("blk.{}.ffn_up_exps.{}.weight", "layers.{}.mlp.experts.all.{}.gate_up.weight:up"),
+        ("blk.{}.ffn_down_exps.{}.weight", "layers.{}.mlp.experts.all.{}.down.weight"),
     ]
     for theirs, ours, part in _GGUF_ATTENTION:
         table.append((f"blk.{{}}.{theirs}.weight", f"layers.{{}}.attention.{ours}.weight{part}"))
