@@ -33,9 +33,10 @@ def build_application(config: ServeConfig) -> serve.Application:
     if not config.model_path:
         config = load_serve_config(given_settings(config), environ={})[0]
     pipeline_config = PipelineConfig(**{name: getattr(config, name) for name in PipelineConfig.model_fields})
-    with phase("resolve and plan"):
+    phases: dict[str, float] = {}
+    with phase("resolve and plan", durations=phases):
         resolve_plan(pipeline_config, hardware=_hardware_to_be(config))
-    with phase("connect to Ray"):
+    with phase("connect to Ray", durations=phases):
         connect(config)
     get_registry()  # its process starts while Serve does
     plan = resolve_plan(pipeline_config, hardware=cluster_hardware())
@@ -46,6 +47,7 @@ def build_application(config: ServeConfig) -> serve.Application:
         lease_grace_s=config.lease_grace_s,
         start_timeout_s=config.worker_start_timeout_s,
         collective_timeout_s=config.collective_timeout_s,
+        phases=phases,
     )
     deployment = Ingress.options(
         max_ongoing_requests=config.max_queued_requests + plan.max_batch_size + _EXTRA_ONGOING,

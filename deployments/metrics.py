@@ -31,6 +31,7 @@ _FAMILIES = {
     "steps_total": ("counter", "Model steps."),
     "runs_total": ("counter", "Runs of one or more steps sent to the workers."),
     "preemptions_total": ("counter", "Requests put back into the queue for want of blocks."),
+    "startup_phase_seconds": ("gauge", "How long each phase of the start of the worker group took (rank 0)."),
 }
 
 
@@ -76,6 +77,7 @@ class MetricsSnapshot:
     requests: Mapping[tuple[str, int], int]
     values: Mapping[str, float]
     histograms: Mapping[str, Histogram]
+    startup_phases: Mapping[str, float] = field(default_factory=dict)
 
 
 class Metrics:
@@ -95,7 +97,8 @@ class Metrics:
         self._requests[route, status] += 1
         self.request_duration.observe(seconds)
 
-    def snapshot(self, loop: LoopNumbers) -> MetricsSnapshot:
+    def snapshot(self, loop: LoopNumbers, startup_phases: Mapping[str, float] | None = None) -> MetricsSnapshot:
+        """startup_phases: seconds by name."""
         return MetricsSnapshot(
             model_name=self.model_name,
             replica=self.replica,
@@ -117,6 +120,7 @@ class Metrics:
                 "inter_token_latency_seconds": self.inter_token_latency.copy(),
                 "request_duration_seconds": self.request_duration.copy(),
             },
+            startup_phases=dict(startup_phases or {}),
         )
 
 
@@ -136,6 +140,9 @@ def _samples(name: str, family: str, snapshot: MetricsSnapshot) -> Iterable[str]
     if family == "requests_total":
         for (route, status), count in sorted(snapshot.requests.items()):
             yield _line(name, {**labels, "route": route, "status": str(status)}, count)
+    elif family == "startup_phase_seconds":
+        for phase, seconds in snapshot.startup_phases.items():
+            yield _line(name, {**labels, "phase": phase}, seconds)
     elif family in snapshot.histograms:
         yield from _histogram_samples(name, labels, snapshot.histograms[family])
     else:

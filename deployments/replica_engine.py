@@ -123,7 +123,8 @@ class ReplicaEngine:
                 steps=stats.steps,
                 runs=stats.runs,
                 preemptions=stats.preemptions,
-            )
+            ),
+            self._group.info.phases,
         )
 
     async def _recover(self) -> KVLedger:

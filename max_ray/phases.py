@@ -1,4 +1,5 @@
-"""The phases of a start (resolve, plan, place, load, compile, warm), timed in the log of the process that runs each."""
+"""The phases of a start (resolve, plan, place, load, compile, warm), timed in the log of the process that runs each,
+and in a table that travels with the worker group to the metrics page."""
 
 from __future__ import annotations
 
@@ -12,8 +13,11 @@ _LOG = get_logger(__name__)
 
 
 @contextmanager
-def phase(name: str, detail: str = "") -> Iterator[None]:
-    """Logs how long the block took, once it ends without an error."""
+def phase(name: str, detail: str = "", durations: dict[str, float] | None = None) -> Iterator[None]:
+    """Logs how long the block took, once it ends without an error; in seconds also as `durations[name]`."""
     started = time.monotonic()
     yield
-    _LOG.info("startup: %s took %.2f s%s", name, time.monotonic() - started, f" ({detail})" if detail else "")
+    seconds = time.monotonic() - started
+    if durations is not None:
+        durations[name] = seconds
+    _LOG.info("startup: %s took %.2f s%s", name, seconds, f" ({detail})" if detail else "")

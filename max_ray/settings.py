@@ -6,6 +6,7 @@
 | MAX_RAY_CONFIG       | path of a YAML file with settings                                        |
 | MAX_RAY_CACHE_DIR    | where custom architectures are unpacked (default: ~/.cache/max_ray)      |
 | MAX_RAY_NATIVE       | 0: no C++ kernels on the CPU, even where a compiler is (default: 1)      |
+| MAX_RAY_INT8         | 0: inputs of quantized layers stay bfloat16 on CPUs that multiply bytes  |
 | MAX_RAY_LOG_LEVEL    | DEBUG, INFO, WARNING or ERROR (default: INFO)                            |
 
 An empty variable counts as not set.
@@ -26,11 +27,12 @@ LOG_LEVEL = "MAX_RAY_LOG_LEVEL"
 API_KEYS = "MAX_RAY_API_KEYS"
 
 NATIVE = "MAX_RAY_NATIVE"
+INT8 = "MAX_RAY_INT8"
 
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 # Variables with our prefix that are not settings of a config model.
-OTHER_VARIABLES = frozenset({CONFIG_FILE, CACHE_DIR, LOG_LEVEL, NATIVE})
+OTHER_VARIABLES = frozenset({CONFIG_FILE, CACHE_DIR, LOG_LEVEL, NATIVE, INT8})
 
 
 def variable(name: str) -> str | None:
@@ -58,9 +60,18 @@ def log_level() -> str:
 
 def native_kernels() -> bool:
     """Whether the CPU may run compiled kernels. Raises ConfigError for a value other than 0 and 1."""
-    value = variable(NATIVE) or "1"
+    return _is_on(NATIVE)
+
+
+def int8_inputs() -> bool:
+    """Whether inputs of quantized layers may be rounded to 8 bits. Raises ConfigError as `native_kernels` does."""
+    return _is_on(INT8)
+
+
+def _is_on(name: str) -> bool:
+    value = variable(name) or "1"
     if value not in ("0", "1"):
-        raise ConfigError(f"{NATIVE} must be 0 or 1, not {value!r}.")
+        raise ConfigError(f"{name} must be 0 or 1, not {value!r}.")
     return value == "1"
 
 

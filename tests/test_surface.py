@@ -144,7 +144,7 @@ def test_flags() -> None:
 
 
 def test_environment_variables_beside_the_settings() -> None:
-    assert {"MAX_RAY_CONFIG", "MAX_RAY_CACHE_DIR", "MAX_RAY_LOG_LEVEL", "MAX_RAY_NATIVE"} == settings.OTHER_VARIABLES
+    assert {f"MAX_RAY_{n}" for n in ("CONFIG", "CACHE_DIR", "LOG_LEVEL", "NATIVE", "INT8")} == settings.OTHER_VARIABLES
 
 
 @pytest.mark.parametrize("module", sorted(NAMES))

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 from architectures.deepseek.model import DeepseekV2Model, DeepseekV3Model
 from architectures.deepseek.weight_adapters import safetensors_name_map
-from max_ray.interfaces import KVCacheStrategy, PipelineTask
+from max_ray.interfaces import PipelineTask
+from max_ray.interfaces.encoding import EVERY_ENCODING
 from max_ray.pipelines.lib import RopeType, SupportedArchitecture, SupportedEncoding, TextTokenizer, WeightsFormat
-
-_ENCODINGS = {
-    SupportedEncoding.bfloat16: [KVCacheStrategy.PAGED],
-    SupportedEncoding.float16: [KVCacheStrategy.PAGED],
-    SupportedEncoding.float32: [KVCacheStrategy.PAGED],
-}
 
 deepseek_v2_arch = SupportedArchitecture(
     name="DeepseekV2ForCausalLM",
     task=PipelineTask.TEXT_GENERATION,
     example_repo_ids=["deepseek-ai/DeepSeek-V2-Lite-Chat"],
     default_encoding=SupportedEncoding.bfloat16,
-    supported_encodings=_ENCODINGS,
+    supported_encodings=EVERY_ENCODING,
     pipeline_model=DeepseekV2Model,
     tokenizer=TextTokenizer,
     default_weights_format=WeightsFormat.safetensors,
@@ -32,7 +27,7 @@ deepseek_v3_arch = SupportedArchitecture(
     task=PipelineTask.TEXT_GENERATION,
     example_repo_ids=["deepseek-ai/DeepSeek-V3", "deepseek-ai/DeepSeek-R1"],
     default_encoding=SupportedEncoding.bfloat16,
-    supported_encodings=_ENCODINGS,
+    supported_encodings=EVERY_ENCODING,
     pipeline_model=DeepseekV3Model,
     tokenizer=TextTokenizer,
     default_weights_format=WeightsFormat.safetensors,

@@ -75,10 +75,9 @@ def _refuse_unknown(config: Any) -> None:
     if activation != "silu":
         raise ConfigError(f"config.json: hidden_act={activation!r}, but the gpt-oss family has 'silu' only.")
     quantized = (config.get("quantization_config") or {}).get("quant_method")
-    if quantized:
+    if quantized and quantized != "mxfp4":
         raise ConfigError(
-            f"This gpt-oss checkpoint is quantized ({quantized}), and the family reads float ones only: use a bfloat16 "
-            f"copy, such as unsloth/gpt-oss-20b-BF16."
+            f"This gpt-oss checkpoint is quantized ({quantized}); the family reads plain ones, and mxfp4 as published."
         )
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from architectures.mixtral.model import MixtralModel
-from architectures.mixtral.weight_adapters import safetensors_name_map
-from max_ray.interfaces import KVCacheStrategy, PipelineTask
+from architectures.mixtral.weight_adapters import gguf_name_map, safetensors_name_map
+from max_ray.interfaces import PipelineTask
+from max_ray.interfaces.encoding import EVERY_ENCODING
 from max_ray.pipelines.lib import RopeType, SupportedArchitecture, SupportedEncoding, TextTokenizer, WeightsFormat
 
 mixtral_arch = SupportedArchitecture(
@@ -12,15 +13,11 @@ mixtral_arch = SupportedArchitecture(
     task=PipelineTask.TEXT_GENERATION,
     example_repo_ids=["mistralai/Mixtral-8x7B-Instruct-v0.1"],
     default_encoding=SupportedEncoding.bfloat16,
-    supported_encodings={
-        SupportedEncoding.bfloat16: [KVCacheStrategy.PAGED],
-        SupportedEncoding.float16: [KVCacheStrategy.PAGED],
-        SupportedEncoding.float32: [KVCacheStrategy.PAGED],
-    },
+    supported_encodings=EVERY_ENCODING,
     pipeline_model=MixtralModel,
     tokenizer=TextTokenizer,
     default_weights_format=WeightsFormat.safetensors,
-    weight_adapters={WeightsFormat.safetensors: safetensors_name_map},
+    weight_adapters={WeightsFormat.safetensors: safetensors_name_map, WeightsFormat.gguf: gguf_name_map},
     rope_type=RopeType.neox,
     multi_gpu_supported=True,
 )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from architectures.qwen3_moe.model import Qwen3MoeModel
-from architectures.qwen3_moe.weight_adapters import safetensors_name_map
-from max_ray.interfaces import KVCacheStrategy, PipelineTask
+from architectures.qwen3_moe.weight_adapters import gguf_name_map, safetensors_name_map
+from max_ray.interfaces import PipelineTask
+from max_ray.interfaces.encoding import EVERY_ENCODING
 from max_ray.pipelines.lib import RopeType, SupportedArchitecture, SupportedEncoding, TextTokenizer, WeightsFormat
 
 qwen3_moe_arch = SupportedArchitecture(
@@ -12,15 +13,11 @@ qwen3_moe_arch = SupportedArchitecture(
     task=PipelineTask.TEXT_GENERATION,
     example_repo_ids=["Qwen/Qwen3-30B-A3B"],
     default_encoding=SupportedEncoding.bfloat16,
-    supported_encodings={
-        SupportedEncoding.bfloat16: [KVCacheStrategy.PAGED],
-        SupportedEncoding.float16: [KVCacheStrategy.PAGED],
-        SupportedEncoding.float32: [KVCacheStrategy.PAGED],
-    },
+    supported_encodings=EVERY_ENCODING,
     pipeline_model=Qwen3MoeModel,
     tokenizer=TextTokenizer,
     default_weights_format=WeightsFormat.safetensors,
-    weight_adapters={WeightsFormat.safetensors: safetensors_name_map},
+    weight_adapters={WeightsFormat.safetensors: safetensors_name_map, WeightsFormat.gguf: gguf_name_map},
     rope_type=RopeType.neox,
     multi_gpu_supported=True,
 )

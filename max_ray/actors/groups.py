@@ -38,12 +38,15 @@ class Group:
     workers: tuple[ActorHandle, ...] = ()
     kv_manager: ActorHandle = None
     num_blocks: int = 0
+    phases: dict[str, float] = field(default_factory=dict)
     renewed_at: float = field(default_factory=time.monotonic)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def info(self) -> GroupInfo:
-        return GroupInfo(self.group_id, self.epoch, self.workers, self.kv_manager, self.num_blocks, self.spec)
+        handles = (self.workers, self.kv_manager)
+        phases = {**self.spec.phases, **self.phases}
+        return GroupInfo(self.group_id, self.epoch, *handles, self.num_blocks, self.spec, phases)
 
     @property
     def lease_age_s(self) -> float:
@@ -82,12 +85,12 @@ async def start(group: Group) -> None:
     try:
         if not group.placement_id or not _is_placed(group.placement_id):
             group.state = "placing"
-            with phase("place"):
+            with phase("place", durations=group.phases):
                 placement = await place_group(group.group_id, group.spec, group.progress)
             group.placement_id = placement.id.hex()
         group.state = "loading"
         _spawn_members(group)
-        with phase("workers: start and load"):
+        with phase("workers: start and load", durations=group.phases):
             await _load(group)
     except (RayError, MaxRayError, asyncio.CancelledError) as error:
         await end(group)
@@ -137,6 +140,7 @@ async def _load(group: Group) -> None:
         if not work.done():
             group.progress(f"loading on {len(group.workers)} worker(s) for {elapsed:.0f} s")
     group.num_blocks = min(await work)
+    group.phases |= await group.workers[0].startup_phases.remote()
     await group.kv_manager.open.remote(group.num_blocks)
 
 

@@ -11,6 +11,7 @@ ones, so a replica that was taken for dead cannot disturb its successor.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -31,6 +32,7 @@ class GroupSpec:
     lease_grace_s: a group that nobody renewed for so long ends itself.
     start_timeout_s: placing and loading may take so long.
     collective_timeout_s: a step or a collective that takes longer counts as a dead group.
+    phases: seconds of the phases of the start that lie before the order.
     """
 
     app: str
@@ -38,6 +40,7 @@ class GroupSpec:
     lease_grace_s: float = 10.0
     start_timeout_s: float = 600.0
     collective_timeout_s: float = 120.0
+    phases: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
@@ -90,7 +93,11 @@ class MemberStatus:
 
 @dataclass(frozen=True)
 class GroupInfo:
-    """A leased group. `workers[i]` is rank i; `num_blocks` is what the ledger has, known once the group is loaded."""
+    """A leased group. `workers[i]` is rank i; `num_blocks` is what the ledger has, known once the group is loaded.
+
+    phases: seconds of the phases of its start, those of rank 0 included; those of the order alone after a restart of
+    the registry.
+    """
 
     group_id: str
     epoch: int
@@ -98,6 +105,7 @@ class GroupInfo:
     kv_manager: ActorHandle
     num_blocks: int
     spec: GroupSpec
+    phases: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass

@@ -46,6 +46,7 @@ class ModelWorker:
         spec = membership.spec
         setup_logging(rank=self._rank, world_size=spec.size)
         self._runner: ModelRunner | None = None
+        self._durations: dict[str, float] = {}
         self._healthy = True
         self._stop_through = 0
         self._idle = threading.Event()
@@ -70,7 +71,7 @@ class ModelWorker:
         plan = spec.plan
         torch.set_num_threads(plan.num_threads)  # Ray sets OMP_NUM_THREADS=1 for small actors
         group = init_tp_group(self._rank, spec.size, init_method or "", plan_device(plan), spec.collective_timeout_s)
-        self._runner = build_runner(plan, group)
+        self._runner = build_runner(plan, group, self._durations)
         self._lease.arm()
         return self._runner.num_blocks
 
@@ -137,6 +138,11 @@ class ModelWorker:
     @ray.method(concurrency_group="control")
     def block_tables(self) -> dict[str, npt.NDArray[np.int32]]:
         return self._loaded.block_tables()
+
+    @ray.method(concurrency_group="control")
+    def startup_phases(self) -> dict[str, float]:
+        """Seconds of each phase of `setup`."""
+        return dict(self._durations)
 
     @ray.method(concurrency_group="control")
     def describe(self) -> MemberStatus:

@@ -13,7 +13,14 @@ from typing import Any
 from max_ray.errors import ArchitectureNotFoundError, WeightsError
 from max_ray.gguf.file import GgufFile, GgufTensor
 
-_CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+_CLASSES = {
+    "llama": "LlamaForCausalLM",  # Mistral and, with experts, Mixtral too
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "qwen3moe": "Qwen3MoeForCausalLM",
+    "gemma3": "Gemma3ForCausalLM",
+}
+_GEMMA3_27B_LAYERS = 62
 _COUNTS = {
     "embedding_length": "hidden_size",
     "feed_forward_length": "intermediate_size",
@@ -44,7 +51,26 @@ def huggingface_values(file: GgufFile) -> dict[str, Any]:
     values["tie_word_embeddings"] = "output.weight" not in file.tensors
     values["attention_bias"] = "blk.0.attn_q.bias" in file.tensors
     values["dtype"] = stored_encoding(file.tensors)
-    return values | _rope(file, keys, values) | _special_ids(file.metadata)
+    return values | _rope(file, keys, values) | _of_the_kind(keys, values) | _special_ids(file.metadata)
+
+
+def _of_the_kind(keys: _Keys, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What one kind of model has and others have not."""
+    if values["model_type"] == "gemma3":
+        theta, window = keys.positive("rope.freq_base", 1e6), keys.count("attention.sliding_window", True)
+        head_dim = values.get("head_dim") or 256
+        per_head = values["hidden_size"] // values["num_attention_heads"]
+        scalar = per_head if values["num_hidden_layers"] == _GEMMA3_27B_LAYERS else head_dim  # as llama.cpp tells it
+        gemma = {"rope_theta": theta, "head_dim": head_dim, "query_pre_attn_scalar": scalar}
+        return gemma if window is None else {**gemma, "sliding_window": window}
+    num_experts = keys.count("expert_count", True)
+    if num_experts is None:
+        return {}
+    chosen = {"num_experts_per_tok": keys.count("expert_used_count", False), "num_local_experts": num_experts}
+    if values["model_type"] == "llama":
+        return {**chosen, "architectures": ["MixtralForCausalLM"], "model_type": "mixtral"}
+    width = keys.count("expert_feed_forward_length", False)
+    return {**chosen, "num_experts": num_experts, "moe_intermediate_size": width, "norm_topk_prob": True}
 
 
 def stored_encoding(tensors: Mapping[str, GgufTensor]) -> str:

@@ -48,3 +48,7 @@ class RopeType(str, Enum):
 class KVCacheStrategy(str, Enum):
     MODEL_DEFAULT = "model_default"
     PAGED = "paged"
+
+
+EVERY_ENCODING = {encoding: [KVCacheStrategy.PAGED] for encoding in SupportedEncoding}
+"""For the record of a family whose matrices are all in the layers of `max_ray.nn`, which hold each of them."""

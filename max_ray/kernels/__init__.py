@@ -33,6 +33,7 @@ __all__ = [
     "fused_add_rmsnorm",
     "gather_rows",
     "latent_attention",
+    "new_matrix",
     "pack_weight",
     "paged_attention",
     "positions",
@@ -41,6 +42,7 @@ __all__ = [
     "rmsnorm",
     "rope_and_append",
     "silu_and_mul",
+    "tile_blocks",
 ]
 
 _logger = get_logger(__name__)
@@ -79,6 +81,22 @@ def pack_weight(weight: torch.Tensor) -> PackedWeight | None:
     from max_ray.kernels.native import pack_weight as pack
 
     return pack(weight)
+
+
+def new_matrix(type_name: str, rows: int, columns: int) -> PackedMatrix | None:
+    """A CPU's matrix of zeros for `tile_blocks`; None for a GGUF type without tiles, and without a compiler."""
+    if not type_name or not has_native():
+        return None
+    from max_ray.kernels import native
+
+    return native.new_matrix(type_name, rows, columns)
+
+
+def tile_blocks(type_name: str, blocks: torch.Tensor, matrix: PackedMatrix, first_tile: int) -> None:
+    """Writes blocks of a GGUF file, uint8 [R, blocks a row, bytes a block], into a `new_matrix` from a tile on."""
+    from max_ray.kernels import native
+
+    native.tile_blocks(type_name, blocks, matrix, first_tile)
 
 
 def rmsnorm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -245,12 +263,14 @@ def latent_attention(
     return cpu.latent_attention(q, cache, kv, qo_indptr, up=up, scale=scale)
 
 
-def quantized_linear(x: torch.Tensor, weight: PackedMatrix) -> torch.Tensor:
+def quantized_linear(x: torch.Tensor, weight: PackedMatrix, out: torch.Tensor | None = None) -> torch.Tensor:
     """x [..., K] @ weight [N, K]^T -> [..., N] in x's dtype; products and sums in float32.
 
+    out: [T, N], columns of a wider matrix too, for x [T, K]; written and returned.
+    On a CPU that multiplies bytes, bfloat16 inputs are rounded to 8 bits in groups of 32 (see `native.quantized`).
     The torch twin runs on GPUs too: there is no other yet.
     """
-    result: torch.Tensor = (cpu if x.is_cuda else _cpu_twins()).quantized_linear(x, weight)
+    result: torch.Tensor = (cpu if x.is_cuda else _cpu_twins()).quantized_linear(x, weight, out)
     return result
 
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 from max_ray import kernels
 from max_ray.distributed import TPGroup, all_reduce
-from max_ray.nn.linear import MergedColumnParallelLinear, RowParallelLinear, shard_range
+from max_ray.nn.linear import LayerWeight, MergedColumnParallelLinear, RowParallelLinear, shard_range
 from max_ray.nn.module import Module
 from max_ray.weights.parameter import PartSpec
 
@@ -140,11 +140,23 @@ class Experts(Module):
     @property
     def waits_for_device(self) -> bool:
         """Whether a forward pass asks the device how many tokens each expert got."""
-        return self._stacked is None
+        return not self._is_stacked
+
+    @property
+    def _is_stacked(self) -> bool:
+        """False once quantized experts were loaded: they stand in the layers, not in the stacked memory."""
+        weight: torch.Tensor | LayerWeight = self._first.gate_up.weight
+        if self._stacked is not None and not isinstance(weight, torch.Tensor):
+            self._stacked = None
+        return self._stacked is not None
+
+    @property
+    def _first(self) -> Expert:
+        return next(expert for expert in self.all if isinstance(expert, Expert))
 
     def forward(self, x: torch.Tensor, weights: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
         ours_first = (experts - self._local.start) % self._num_experts
-        run = self._loop if self._stacked is None else self._grouped
+        run = self._grouped if self._is_stacked else self._loop
         out = run_by_expert(x, weights, ours_first, self._num_experts, run)
         return all_reduce(out, self._tp) if self._reduce else out
 

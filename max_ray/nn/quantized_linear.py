@@ -15,22 +15,32 @@ import torch
 import torch.nn.functional as F
 
 from max_ray import kernels
+from max_ray.errors import WeightsError
 from max_ray.kernels import quantized as packed
 from max_ray.kernels.quantized import TILE, PackedMatrix
 from max_ray.nn.module import Module
 from max_ray.weights.parameter import StoredPart
 from max_ray.weights.quantized import QuantizedRows
+from max_ray.weights.safetensors_file import new_buffer
 
 _Tiled = tuple[Callable[..., PackedMatrix], dict[str, torch.Tensor]]
 _CHUNK_ELEMENTS = 1 << 19
 """So many weights are unpacked at a time: what is unpacked stays in the processor's cache until it is packed."""
+_BLOCK_BYTES = 1 << 20
+"""So many bytes of blocks are read at a time, into memory that stays in the processor's cache."""
 
 
 class Segment(Module):
-    """Some rows of a weight: forward is x [..., I] -> [..., rows]; gather gives rows by number."""
+    """Some rows of a weight: forward is x [..., I] -> [..., rows]; gather gives rows by number.
+
+    write: forward of x [T, I] into `out` [T, rows], columns of a wider matrix.
+    """
 
     num_rows: int
     num_columns: int
+
+    def write(self, x: torch.Tensor, out: torch.Tensor) -> None:
+        out.copy_(self(x))
 
     def gather(self, indices: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         raise NotImplementedError
@@ -49,9 +59,17 @@ class QuantizedWeight(Module):
 
     def linear(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """x [..., I] -> x W^T + bias [..., O]."""
-        pieces = [segment(x) for segment in self.segments]
-        result: torch.Tensor = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-1)
+        result: torch.Tensor = self.segments[0](x) if len(self.segments) == 1 else self._side_by_side(x)
         return result if bias is None else result + bias
+
+    def _side_by_side(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        result = x.new_empty(len(rows), self.shape[0])
+        first = 0
+        for segment in self.segments:
+            segment.write(rows, result[:, first : first + segment.num_rows])
+            first += segment.num_rows
+        return result.view(*x.shape[:-1], -1)
 
     def rows(self, indices: torch.Tensor) -> torch.Tensor:
         """Rows by number, [T] -> [T, I]. Of a weight of one segment only: an embedding has one part."""
@@ -83,8 +101,13 @@ class PackedSegment(Segment):
         return self._kind(self.num_rows, self.num_columns, **tensors)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x if self.order is None else x.index_select(-1, self.order)
-        return kernels.quantized_linear(x, self.matrix)
+        return kernels.quantized_linear(self._ordered(x), self.matrix)
+
+    def write(self, x: torch.Tensor, out: torch.Tensor) -> None:
+        kernels.quantized_linear(self._ordered(x), self.matrix, out)
+
+    def _ordered(self, x: torch.Tensor) -> torch.Tensor:
+        return x if self.order is None else x.index_select(-1, self.order)
 
     def gather(self, indices: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         assert self.order is None, "embeddings are not in act-order"
@@ -92,19 +115,23 @@ class PackedSegment(Segment):
 
 
 class PlainSegment(Segment):
-    """Rows that are not quantized."""
+    """Rows that are not quantized, packed where a kernel reads them so."""
 
     weight: torch.Tensor
 
     def __init__(self, weight: torch.Tensor) -> None:
         self.num_rows, self.num_columns = weight.shape
-        self.add_parameter("weight", weight)
+        self._packed = kernels.pack_weight(weight)
+        if self._packed is None:
+            self.add_parameter("weight", weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.weight)
+        return F.linear(x, self.weight) if self._packed is None else self._packed.linear(x, None)
 
     def gather(self, indices: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        return F.embedding(indices, self.weight).to(dtype)
+        flat = indices.reshape(-1)
+        rows = F.embedding(flat, self.weight) if self._packed is None else self._packed.rows(flat)
+        return rows.to(dtype).view(*indices.shape, self.num_columns)
 
 
 def keeper(module: Module, name: str) -> Callable[[Sequence[StoredPart]], int]:
@@ -143,6 +170,29 @@ def build_weight(
 def pack(part: StoredPart, padding: int, device: torch.device) -> tuple[PackedMatrix, torch.Tensor | None]:
     """One part as a PackedMatrix of its rows and `padding` more, and the order of its columns where they were moved.
     Beside the result it holds one chunk of codes."""
+    matrix = _pack_blocks(part, padding) if device.type == "cpu" else None
+    return pack_codes(part, padding, device) if matrix is None else (matrix, None)
+
+
+def _pack_blocks(part: StoredPart, padding: int) -> PackedMatrix | None:
+    """Blocks of a file go to their tiles in one step; None where the part is stored otherwise, or without C++."""
+    matrix = kernels.new_matrix(part.block_type, len(part.rows) + padding, len(part.columns))
+    if matrix is None:
+        return None
+    buffer = new_buffer(_BLOCK_BYTES)
+    row_bytes = part.source.tensor_bytes(part.tensor) // part.source.shape(part.tensor)[0]
+    step = max(TILE, _BLOCK_BYTES // row_bytes // TILE * TILE)
+    for start in range(part.rows.start, part.rows.stop, step):
+        blocks = part.read_blocks(range(start, min(start + step, part.rows.stop)), buffer)
+        kernels.tile_blocks(part.block_type, blocks, matrix, (start - part.rows.start) // TILE)
+    scales = [value for value in vars(matrix).values() if isinstance(value, torch.Tensor) and value.is_floating_point()]
+    if not all(bool(torch.isfinite(value).all()) for value in scales):
+        raise WeightsError(f"Tensor {part.tensor!r} has scales that are no finite numbers.")
+    return matrix
+
+
+def pack_codes(part: StoredPart, padding: int, device: torch.device) -> tuple[PackedMatrix, torch.Tensor | None]:
+    """`pack` for every kind of source and device, by torch operations on codes and scales."""
     rows = len(part.rows) + padding
     num_tiles = -(-rows // TILE)
     step = max(TILE, _CHUNK_ELEMENTS // max(1, len(part.columns)) // TILE * TILE)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from max_ray.huggingface import HuggingFaceConfig
 from max_ray.interfaces import SupportedEncoding, WeightsFormat
-from max_ray.pipelines.encoding import stored_encoding
+from max_ray.pipelines.encoding import DEQUANTIZED_METHOD, stored_encoding
 from max_ray.weights import WeightSource, open_weights
 
 
@@ -17,7 +17,11 @@ def open_checkpoint(
     plain one dequantizes. Raises ModelPathError, WeightsError, ConfigError (a scheme that is not read)."""
     source = open_weights(path, weights_format, keep_quantized=encoding.is_quantized)
     quantization = hf_config.get("quantization_config")
-    if quantization is not None:
+    if quantization is not None and quantization.get("quant_method") == DEQUANTIZED_METHOD:
+        from max_ray.weights.mxfp4_checkpoint import Mxfp4Checkpoint
+
+        source = Mxfp4Checkpoint(source)
+    elif quantization is not None:
         from max_ray.weights.quantized_checkpoint import QuantizedCheckpoint, Scheme
 
         return QuantizedCheckpoint(source, Scheme.of(quantization), keep_quantized=encoding.is_quantized)

@@ -19,6 +19,10 @@ _QUANTIZED_WHILE_READ = (
 )
 
 
+DEQUANTIZED_METHOD = "mxfp4"
+"""The `quant_method` of checkpoints that count as plain ones: they are dequantized while they are read."""
+
+
 def choose_encoding(
     config: PipelineConfig, architecture: SupportedArchitecture, hf_config: HuggingFaceConfig, origins: dict[str, str]
 ) -> SupportedEncoding:
@@ -62,7 +66,7 @@ def usable_encodings(architecture: SupportedArchitecture, stored: SupportedEncod
 def stored_encoding(hf_config: HuggingFaceConfig) -> SupportedEncoding | None:
     """What the weights are in, as config.json (or the header of a GGUF file) says it; None where it does not."""
     quantization = hf_config.get("quantization_config")
-    if quantization is not None:
+    if quantization is not None and quantization.get("quant_method") != DEQUANTIZED_METHOD:
         return _of_method(quantization)
     stored = str(hf_config.get("dtype") or hf_config.get("torch_dtype") or "")
     return SupportedEncoding(stored) if stored in SupportedEncoding.__members__ else None
@@ -78,7 +82,8 @@ def _of_method(quantization: Any) -> SupportedEncoding:
     }
     if method not in known:
         raise ConfigError(
-            f"config.json: quantization_config has quant_method={method!r}; those that can be read: {', '.join(known)}."
+            f"config.json: quantization_config has quant_method={method!r}; those that can be read: "
+            f"{', '.join([*known, DEQUANTIZED_METHOD])}."
         )
     return known[method]
 

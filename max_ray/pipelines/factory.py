@@ -20,7 +20,7 @@ from max_ray.log import get_logger
 from max_ray.phases import phase
 from max_ray.pipelines.checkpoint import open_checkpoint
 from max_ray.pipelines.hardware import MIB
-from max_ray.pipelines.held_memory import held_bytes
+from max_ray.pipelines.held_memory import held_bytes, return_freed_memory
 from max_ray.pipelines.plan import PipelinePlan, resolve_plan
 from max_ray.pipelines.text_generation import TextGenerationPipeline
 from max_ray.registry import PIPELINE_REGISTRY
@@ -112,16 +112,19 @@ def build_local_runners(plan: PipelinePlan) -> list[ModelRunner]:
         return list(threads.map(build, range(size)))
 
 
-def build_runner(plan: PipelinePlan, tp: TPGroup) -> ModelRunner:
-    """Loads one rank's shard and allocates its cache. Raises WeightsError and ConfigError."""
+def build_runner(plan: PipelinePlan, tp: TPGroup, durations: dict[str, float] | None = None) -> ModelRunner:
+    """Loads one rank's shard and allocates its cache. Raises WeightsError and ConfigError.
+
+    durations: gets the seconds of each phase."""
     from max_ray.pipelines.graphs import decode_graphs
     from max_ray.pipelines.kv_storage import KVStorage
     from max_ray.pipelines.runner import ModelRunner
 
     install_packed(plan.custom_code)
     architecture = PIPELINE_REGISTRY.retrieve_architecture(plan.architecture, task=plan.task)
+    return_freed_memory()
     before = held_bytes(tp.device)
-    with phase("load"):
+    with phase("load", durations=durations):
         model = architecture.pipeline_model(
             plan.config,
             plan.huggingface_config,
@@ -131,13 +134,14 @@ def build_runner(plan: PipelinePlan, tp: TPGroup) -> ModelRunner:
             open_checkpoint(Path(plan.model_dir), plan.weights_format, plan.huggingface_config, plan.encoding),
             architecture.weight_adapters.get(plan.weights_format),
         )
-    with phase("compile"):
+    with phase("compile", durations=durations):
         _pack(model)
+    return_freed_memory()
     _log_weights(plan, before, held_bytes(tp.device))
     num_blocks = plan.num_blocks if plan.num_blocks is not None else _blocks_that_fit(plan, tp)
     storage = KVStorage.allocate(plan.kv_params, num_blocks, tp.device)
     shape = (plan.max_batch_size, plan.max_length, plan.tensor_parallel_size)
-    with phase("warm"):
+    with phase("warm", durations=durations):
         graphs = decode_graphs(model, storage, *shape, plan.config.cuda_graphs)
     return ModelRunner(model, storage, tp, plan.huggingface_config.vocab_size, graphs)
 

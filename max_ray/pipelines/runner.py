@@ -72,6 +72,11 @@ class ModelRunner:
         self._block_tables: dict[str, npt.NDArray[np.int32]] = {}
         self.forward_calls = 0
 
+    @property
+    def storage(self) -> KVStorage:
+        """The cache's tensors; for measurements."""
+        return self._storage
+
     def run(
         self,
         request: RunRequest,

@@ -1,14 +1,16 @@
 """GgufSource: the tensors of a GGUF model as a WeightSource, in the row order of Hugging Face checkpoints.
 
 llama.cpp's converter reorders the rows of query and key projections of `llama` models for its interleaved rope: within
-a head of D rows, its row 2i + j is Hugging Face's row j * D/2 + i. Reading undoes that, so that networks, kernels and
-caches know one order only.
+a head of D rows, its row 2i + j is Hugging Face's row j * D/2 + i. Reading undoes that, and the 1 that it adds to the
+weights of Gemma's norms, so that networks, kernels and caches know one form only.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from max_ray.errors import ParallelismError, WeightsError
@@ -30,10 +32,11 @@ class GgufSource(WeightSource):
 
     def __init__(self, file: GgufFile, *, keep_quantized: bool = False) -> None:
         self._file = file
+        self._tensors = dict(_experts_apart(file.tensors))
         self._keep_quantized = keep_quantized
 
     def names(self) -> list[str]:
-        return list(self._file.tensors)
+        return list(self._tensors)
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self._tensor(name).shape
@@ -55,8 +58,13 @@ class GgufSource(WeightSource):
         if tensor.type.is_quantized:
             return self._dequantized(tensor, axis, start, stop)
         if axis == 0:
-            return self._read_rows(_plain_entry(tensor), tensor, start, stop)
+            rows = self._read_rows(_plain_entry(tensor), tensor, start, stop)
+            return rows - 1 if self._counts_from_one(tensor) else rows
         return self._in_order(_read(_plain_entry(tensor), axis, start, stop), tensor)
+
+    def _counts_from_one(self, tensor: GgufTensor) -> bool:
+        """Whether a norm's weight is stored with the 1 that Gemma's networks add to it."""
+        return self._file.architecture == "gemma3" and tensor.name.endswith("_norm.weight")
 
     def _dequantized(self, tensor: GgufTensor, axis: int, start: int, stop: int) -> torch.Tensor:
         if axis == 0:
@@ -66,9 +74,19 @@ class GgufSource(WeightSource):
         values = self.get_quantized(tensor.name, range(tensor.shape[0]), columns).dequantize()
         return values[:, start - columns.start : stop - columns.start]
 
+    def block_type(self, name: str) -> str:
+        return self._tensor(name).type.name if self.quantization(name) else ""
+
     def get_quantized(self, name: str, rows: range, columns: range) -> QuantizedRows:
         from max_ray.weights.gguf_blocks import unpack
 
+        tensor = self._tensor(name)
+        result = unpack(tensor.type.name, self.get_blocks(name, rows, columns))
+        if not result.has_finite_scales():
+            raise WeightsError(f"{tensor.path}: tensor {name!r} has scales that are no finite numbers.")
+        return result
+
+    def get_blocks(self, name: str, rows: range, columns: range, buffer: torch.Tensor | None = None) -> torch.Tensor:
         tensor = self._tensor(name)
         if len(tensor.shape) != 2:
             raise WeightsError(
@@ -81,19 +99,25 @@ class GgufSource(WeightSource):
                 f"and tensor parallelism would cut through one: choose a tensor_parallel_size that divides "
                 f"{tensor.shape[1] // block}."
             )
-        blocks = self._read_rows(_block_entry(tensor), tensor, rows.start, rows.stop)  # [R, n, bytes]
-        result = unpack(tensor.type.name, blocks[:, columns.start // block : columns.stop // block])
-        if not result.has_finite_scales():
-            raise WeightsError(f"{tensor.path}: tensor {name!r} has scales that are no finite numbers.")
-        return result
+        blocks = self._read_rows(_block_entry(tensor), tensor, rows.start, rows.stop, buffer)  # [R, n, bytes]
+        return blocks[:, columns.start // block : columns.stop // block].contiguous()
 
-    def _read_rows(self, entry: TensorEntry, tensor: GgufTensor, start: int, stop: int) -> torch.Tensor:
+    def read_into(self, name: str, axis: int, start: int, stop: int, target: torch.Tensor) -> bool:
+        from max_ray.weights.safetensors_file import read_slice_into
+
+        tensor = self._tensor(name)
+        plain = not tensor.type.is_quantized and self._head_rows(tensor) == 1 and not self._counts_from_one(tensor)
+        return plain and read_slice_into(_plain_entry(tensor), axis, start, stop, target)
+
+    def _read_rows(
+        self, entry: TensorEntry, tensor: GgufTensor, start: int, stop: int, buffer: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Rows [start, stop) in Hugging Face's order; reads the whole heads that they are in."""
         size = self._head_rows(tensor)
         if size == 1:
-            return _read(entry, 0, start, stop)
+            return _read(entry, 0, start, stop, buffer)
         first, last = start // size * size, min(-(-stop // size) * size, tensor.shape[0])
-        heads = self._in_order(_read(entry, 0, first, last), tensor)
+        heads = self._in_order(_read(entry, 0, first, last, buffer), tensor)
         return heads[start - first : stop - first]
 
     def _in_order(self, data: torch.Tensor, tensor: GgufTensor) -> torch.Tensor:
@@ -119,9 +143,22 @@ class GgufSource(WeightSource):
         return tensor.shape[0] // heads
 
     def _tensor(self, name: str) -> GgufTensor:
-        if name not in self._file.tensors:
-            raise no_such_tensor(name, self._file.tensors)
-        return self._file.tensors[name]
+        if name not in self._tensors:
+            raise no_such_tensor(name, self._tensors)
+        return self._tensors[name]
+
+
+def _experts_apart(tensors: Mapping[str, GgufTensor]) -> Iterator[tuple[str, GgufTensor]]:
+    """The experts of a layer, stacked in one tensor of three axes, as matrices with a number in their names:
+    blk.0.ffn_up_exps.weight as blk.0.ffn_up_exps.0.weight and so on."""
+    for name, tensor in tensors.items():
+        if not name.endswith("_exps.weight") or len(tensor.shape) != 3:
+            yield name, tensor
+            continue
+        size, stem = tensor.nbytes // max(1, tensor.shape[0]), name.removesuffix("weight")
+        for i in range(tensor.shape[0]):
+            expert = f"{stem}{i}.weight"
+            yield expert, replace(tensor, name=expert, shape=tensor.shape[1:], offset=tensor.offset + i * size)
 
 
 def _plain_entry(tensor: GgufTensor) -> TensorEntry:
@@ -135,7 +172,7 @@ def _block_entry(tensor: GgufTensor) -> TensorEntry:
     return TensorEntry(tensor.path, "U8", (rows, blocks, tensor.type.block_bytes), tensor.offset)
 
 
-def _read(entry: TensorEntry, axis: int, start: int, stop: int) -> torch.Tensor:
+def _read(entry: TensorEntry, axis: int, start: int, stop: int, buffer: torch.Tensor | None = None) -> torch.Tensor:
     from max_ray.weights.safetensors_file import read_slice
 
-    return read_slice(entry, axis, start, stop)
+    return read_slice(entry, axis, start, stop, buffer)

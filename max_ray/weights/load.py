@@ -136,17 +136,18 @@ def _landing(spec: PartSpec) -> tuple[int, int]:
 
 def _fill_part(parameter: ShardedParameter, spec: PartSpec, source: WeightSource, tensor: str) -> int:
     """Reads one part into its place; returns the number of bytes read."""
-    if spec.axis is None:
-        piece = source.get(tensor)
-    else:
-        piece = source.get_slice(tensor, spec.axis, spec.start, spec.stop)
     target = parameter.data
     if target.dim():
         begin, end = _landing(spec)
         target = target.narrow(spec.axis or 0, begin, end - begin)
+    whole = spec.checkpoint_shape[0] if spec.checkpoint_shape else 1
+    cut = (0, 0, whole) if spec.axis is None else (spec.axis, spec.start, spec.stop)
+    if spec.local_shape == target.shape and source.read_into(tensor, *cut, target):
+        return target.nbytes
+    piece = source.get_slice(tensor, *cut)
     assert target.shape == piece.shape, f"{tensor}: {list(piece.shape)} does not fit {list(target.shape)}"
     target.copy_(piece)
-    return piece.numel() * piece.element_size()
+    return piece.nbytes
 
 
 def _listed(names: Sequence[str]) -> str:

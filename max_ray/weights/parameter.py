@@ -82,6 +82,15 @@ class StoredPart:
         """Some rows (numbers of the checkpoint's) of a quantized part, with the part's columns."""
         return self.source.get_quantized(self.tensor, rows, self.columns)
 
+    @property
+    def block_type(self) -> str:
+        """See `WeightSource.block_type`."""
+        return self.source.block_type(self.tensor)
+
+    def read_blocks(self, rows: range, buffer: torch.Tensor) -> torch.Tensor:
+        """Some rows of a part that is stored in blocks, with the part's columns. See `WeightSource.get_blocks`."""
+        return self.source.get_blocks(self.tensor, rows, self.columns, buffer)
+
 
 @dataclass
 class ShardedParameter:

@@ -53,6 +53,23 @@ class WeightSource(ABC):
         """
         raise AssertionError(f"{name} is not quantized")
 
+    def block_type(self, name: str) -> str:
+        """The GGUF type ("Q4_K") of a quantized tensor whose blocks `get_blocks` gives as they are; else ""."""
+        return ""
+
+    def get_blocks(self, name: str, rows: range, columns: range, buffer: torch.Tensor | None = None) -> torch.Tensor:
+        """A rectangle of a tensor that is stored in blocks: uint8 [rows, blocks a row, bytes a block].
+
+        buffer: uint8 memory to read into, where it is large enough; the result is then good until its next use.
+        Raises as `get_quantized` does, but does not look at the scales.
+        """
+        raise AssertionError(f"{name} is not stored in blocks")
+
+    def read_into(self, name: str, axis: int, start: int, stop: int, target: torch.Tensor) -> bool:
+        """`get_slice` right into `target`, of the slice's shape. False, and nothing read, where that cannot be: another
+        dtype, memory that is not in one piece or not on the CPU, a source that must compute."""
+        return False
+
     def packed_bits(self, name: str) -> float:
         """Bits of memory that a weight of a quantized tensor takes once it is packed (`max_ray.kernels.quantized`)."""
         return _PACKED_BITS[self.quantization(name)]

@@ -18,7 +18,7 @@ from max_ray.config import PipelineConfig
 from max_ray.distributed import TPGroup
 from max_ray.errors import EncodingNotSupportedError, ParallelismError, WeightsError
 from max_ray.huggingface import load_huggingface_config
-from max_ray.interfaces import RequestID, TextContext, TextGenerationInputs, TextGenerationRequest
+from max_ray.interfaces import RequestID, SupportedEncoding, TextContext, TextGenerationInputs, TextGenerationRequest
 from max_ray.nn.quantized_linear import QuantizedWeight
 from max_ray.pipelines import PIPELINE_REGISTRY, resolve_plan
 from max_ray.weights import open_weights
@@ -42,6 +42,7 @@ FILES: dict[str, dict[str, Any]] = {
     "BF16": {"types": {}, "default": "BF16", "num_key_value_heads": 4},
     "Q4_0": {"types": {}, "default": "Q4_0", **K_SIZES},
     "Q8_0": {"types": {}, "default": "Q8_0", "tie_word_embeddings": True},
+    "Q8_0 wide": {"types": {}, "default": "Q8_0", **K_SIZES},
     "Q6_K": {"types": {}, "default": "Q6_K", **K_SIZES, "rope_parameters": LLAMA3_ROPE},
     "Q4_K mixed": {
         "types": {"attn_v": "Q6_K", "ffn_down": "Q6_K", "token_embd": "Q6_K", "blk.0.ffn_up": "F16"},
@@ -75,10 +76,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path
     return make
 
 
-def load(path: Path, tp: TPGroup) -> Llama3Model:
+def load(path: Path, tp: TPGroup, encoding: Any = Float32Activations()) -> Llama3Model:
     config, source = load_huggingface_config(path), open_weights(path, keep_quantized=True)
     settings = PipelineConfig(model_path=str(path))
-    return Llama3Model(settings, config, Float32Activations(), tp.device, tp, source, gguf_name_map)
+    return Llama3Model(settings, config, encoding, tp.device, tp, source, gguf_name_map)
 
 
 @pytest.mark.parametrize("name", list(FILES))
@@ -91,6 +92,19 @@ def test_logits_equal_hugging_face(made: Callable[[str], tuple[Path, Path]], nam
         torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=0)
     kept = isinstance(model.network.layers[0].mlp.gate_up.weight, QuantizedWeight)
     assert kept == name.startswith("Q")
+
+
+@pytest.mark.parametrize("name", ["Q4_K mixed", "Q4_0", "Q8_0 wide", "Q6_K"])
+def test_bfloat16_activations_stay_close(made: Callable[[str], tuple[Path, Path]], name: str) -> None:
+    """Where the processor multiplies bytes, inputs of the layers are rounded to 8 bits besides."""
+    path, reference = made(name)
+    sequences = random_tokens([40, 17], 272)
+    ours = Engine(load(path, TPGroup.single(), SupportedEncoding.q4_k)).logits_of(sequences, [[40], [17]])
+    divergences = []
+    for mine, theirs in zip(ours, reference_logits(reference, sequences), strict=True):
+        exact = theirs.log_softmax(-1)
+        divergences.append((exact.exp() * (exact - mine.float().log_softmax(-1))).sum(-1))
+    assert 0 < torch.cat(divergences).mean() < 1e-3
 
 
 def test_two_ranks_equal_one(made: Callable[[str], tuple[Path, Path]]) -> None:

@@ -30,7 +30,11 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("Gemma 3", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
     ("Mixtral", {"num_local_experts": None}, "no 'num_local_experts'"),
     ("Qwen3 MoE", {"moe_intermediate_size": None}, "no 'moe_intermediate_size'"),
-    ("gpt-oss", {"quantization_config": {"quant_method": "mxfp4"}}, "quant_method='mxfp4'; those that can be read"),
+    (
+        "gpt-oss",
+        {"quantization_config": {"quant_method": "hqq"}},
+        "quant_method='hqq'; those that can be read: .*mxfp4",
+    ),
     ("gpt-oss", {"num_local_experts": None}, "no 'num_local_experts'"),
     ("DeepSeek V2", {"topk_method": "noaux_tc"}, "topk_method='noaux_tc'"),
     ("DeepSeek V2", {"scoring_func": "sigmoid"}, "scoring_func='sigmoid'"),
@@ -77,8 +81,8 @@ def test_ranks_that_cannot_cut_it(
 
 
 def test_an_encoding_that_the_family_lacks(tmp_path: Path) -> None:
-    path = config_folder(tmp_path, "DeepSeek V3", {})
-    with pytest.raises(MaxRayError, match="DeepseekV3ForCausalLM does not support quantization_encoding=q4_k"):
+    path = config_folder(tmp_path, "gpt-oss", {})
+    with pytest.raises(MaxRayError, match="GptOssForCausalLM does not support quantization_encoding=q4_k"):
         resolve_plan(PipelineConfig(model_path=str(path), devices="cpu", quantization_encoding="q4_k"))
 
 

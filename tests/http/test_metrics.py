@@ -75,6 +75,12 @@ def test_label_values_are_escaped() -> None:
     assert family.samples[0].labels["model_name"] == 'a"b\\c\nd'
 
 
+def test_phases_of_the_start_are_gauges() -> None:
+    text = render_metrics([Metrics("m", "r").snapshot(LoopNumbers(), {"load": 2.5, "compile": 0.5})])
+    [family] = [f for f in text_string_to_metric_families(text) if f.name == "max_ray_startup_phase_seconds"]
+    assert {s.labels["phase"]: s.value for s in family.samples} == {"load": 2.5, "compile": 0.5}
+
+
 async def test_models_and_version(client: httpx.AsyncClient) -> None:
     listed = (await client.get("/v1/models")).json()
     assert listed["object"] == "list"

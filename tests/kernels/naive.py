@@ -55,3 +55,12 @@ def rope(x: torch.Tensor, angles: torch.Tensor, interleaved: bool) -> torch.Tens
             out[token, :, a] = first * cos - second * sin
             out[token, :, b] = first * sin + second * cos
     return out
+
+
+def naive_rounded_to_bytes(x: torch.Tensor) -> torch.Tensor:
+    """x [T, K] as the kernels of bytes see it: groups of 32 columns, each a scale times whole numbers -127..127."""
+    groups = x.float().unflatten(-1, (-1, 32))
+    top = groups.abs().amax(-1, keepdim=True)
+    times = torch.where(top > 1e-30, torch.full_like(top, 127) / top, 0.0)  # 127 / top is 127 * (1 / top) to torch
+    codes = (groups.double() * times.double()).round()
+    return (codes * (top / 127).double()).float().flatten(-2)

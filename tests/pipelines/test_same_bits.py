@@ -1,5 +1,6 @@
-"""bfloat16 with the C++ kernels: a request gets the same tokens and log probabilities alone, in any batch, behind a
-cached prefix, and with decode steps from a tape or without. (With the torch twins sums depend on the batch.)
+"""bfloat16, and weights of 8 and 4 bits, with the C++ kernels: a request gets the same tokens and log probabilities
+alone, in any batch, behind a cached prefix, and with decode steps from a tape or without. (With the torch twins sums
+depend on the batch.)
 
 python -m pytest tests/pipelines/test_same_bits.py
 """
@@ -20,8 +21,8 @@ pytestmark = pytest.mark.skipif(native.library() is None, reason="no C++ compile
 LENGTHS = [1, 15, 16, 17, 40, 63, 64, 65, 100]
 
 
-def bf16(lab: Lab, **settings: Any) -> TextGenerationPipeline:
-    return lab.pipeline(quantization_encoding="bfloat16", **settings)
+def bf16(lab: Lab, encoding: str = "bfloat16", **settings: Any) -> TextGenerationPipeline:
+    return lab.pipeline(quantization_encoding=encoding, **settings)
 
 
 def contexts() -> list[TextContext]:
@@ -37,30 +38,32 @@ def answers(pipeline: TextGenerationPipeline, rows: list[TextContext], num_steps
     return [(out.tokens, [e.log_probability for e in out.log_probabilities or []]) for out in outputs]
 
 
-@pytest.mark.parametrize("num_steps", [1, 8])
-def test_alone_equals_in_a_batch(lab: Lab, num_steps: int) -> None:
-    together = answers(bf16(lab), contexts(), num_steps)
-    alone = [answers(bf16(lab), [row], 8)[0] for row in contexts()]
+@pytest.mark.parametrize(("num_steps", "encoding"), [(1, "bfloat16"), (8, "bfloat16"), (8, "q8_0"), (1, "q4_0")])
+def test_alone_equals_in_a_batch(lab: Lab, num_steps: int, encoding: str) -> None:
+    together = answers(bf16(lab, encoding), contexts(), num_steps)
+    alone = [answers(bf16(lab, encoding), [row], 8)[0] for row in contexts()]
     assert together == alone
 
 
-def test_a_cached_prefix_changes_nothing(lab: Lab) -> None:
-    pipeline = bf16(lab)
+@pytest.mark.parametrize("encoding", ["bfloat16", "q8_0"])
+def test_a_cached_prefix_changes_nothing(lab: Lab, encoding: str) -> None:
+    pipeline = bf16(lab, encoding)
     cold = answers(pipeline, [contexts()[-1]], 8)
     again = contexts()[-1]
     assert answers(pipeline, [again], 8) == cold
     assert again.cached_prefix_length > 0
 
 
-def test_a_tape_changes_nothing(lab: Lab) -> None:
-    pipeline = bf16(lab)
+@pytest.mark.parametrize("encoding", ["bfloat16", "q8_0"])
+def test_a_tape_changes_nothing(lab: Lab, encoding: str) -> None:
+    pipeline = bf16(lab, encoding)
     (runner,) = pipeline.executor.runners  # type: ignore[attr-defined]
     assert runner._graphs is not None, "this model's decode steps come from tapes"
     recorded = answers(pipeline, contexts(), 8)
     assert runner._graphs._replays, "nothing was recorded: the case tests nothing"
     graphs, runner._graphs = runner._graphs, None
     try:
-        assert answers(bf16(lab), contexts(), 8) == recorded
+        assert answers(bf16(lab, encoding), contexts(), 8) == recorded
     finally:
         runner._graphs = graphs
 

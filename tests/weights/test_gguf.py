@@ -15,7 +15,10 @@ from hypothesis import strategies as st
 
 from max_ray.errors import MaxRayError, ModelPathError, ParallelismError, WeightsError
 from max_ray.gguf import huggingface_values, read_gguf
+from max_ray.kernels import native
+from max_ray.nn.quantized_linear import pack, pack_codes
 from max_ray.weights import open_weights
+from max_ray.weights.parameter import StoredPart
 from max_ray.weights.quantize import quantize
 from tests.gguf_files import encoded
 
@@ -63,6 +66,36 @@ def test_quantized_tensors_are_offered_as_codes_only_when_wanted(every_type: Pat
     assert torch.equal(rows.dequantize(), plain.get("Q4_K")[3:9, 256:512])
     with pytest.raises(ParallelismError, match=r"2 blocks of 256 columns.*divides 2"):
         kept.get_quantized("Q4_K", range(1), range(128))
+
+
+@pytest.mark.skipif(native.library() is None, reason="no C++ compiler on this machine")
+@pytest.mark.parametrize("kind", ["Q4_0", "Q8_0", "Q4_K", "Q6_K"])
+@pytest.mark.parametrize(("rows", "columns", "padding"), [(range(24), range(512), 0), (range(3, 20), range(256), 9)])
+def test_blocks_go_to_the_same_tiles_as_their_codes(
+    every_type: Path, kind: str, rows: range, columns: range, padding: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("max_ray.nn.quantized_linear._BLOCK_BYTES", 4000)  # a chunk is a tile
+    source = open_weights(every_type, keep_quantized=True)
+    part = StoredPart(source, kind, rows, columns, source.quantization(kind))
+    fast, order = pack(part, padding, torch.device("cpu"))
+    slow, _ = pack_codes(part, padding, torch.device("cpu"))
+    assert order is None
+    assert type(fast) is type(slow)
+    for name, value in vars(slow).items():
+        got = getattr(fast, name)
+        assert torch.equal(got, value) if isinstance(value, torch.Tensor) else got == value, name
+
+
+def test_scales_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "nan.gguf", {"w": ("Q8_0", torch.ones(2, 32))})
+    source = open_weights(path, keep_quantized=True)
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<H", data, source._tensor("w").offset + 34, 0x7E00)  # type: ignore[attr-defined]
+    path.write_bytes(data)
+    part = StoredPart(source, "w", range(2), range(32), "q8_0")
+    for packing in (pack, pack_codes):
+        with pytest.raises(WeightsError, match="no finite numbers"):
+            packing(part, 0, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(("encoding", "most"), [("q4_k", 0.085), ("q4_0", 0.09), ("q6_k", 0.02), ("q8_0", 0.006)])

@@ -10,7 +10,7 @@ _CHUNK_ELEMENTS = 1 << 18
 """So many weights are dequantized at a time: 1 MiB of float32, which stays in cache."""
 
 
-def quantized_linear(x: torch.Tensor, weight: PackedMatrix) -> torch.Tensor:
+def quantized_linear(x: torch.Tensor, weight: PackedMatrix, out: torch.Tensor | None = None) -> torch.Tensor:
     """See `kernels.quantized_linear`."""
     flat = x.reshape(-1, weight.columns).float()
     step = max(1, _CHUNK_ELEMENTS // (TILE * weight.columns))
@@ -19,7 +19,7 @@ def quantized_linear(x: torch.Tensor, weight: PackedMatrix) -> torch.Tensor:
         for first in range(0, weight.num_tiles, step)
     ]
     result = torch.cat(pieces, dim=-1)[:, : weight.rows].to(x.dtype)
-    return result.reshape(*x.shape[:-1], weight.rows)
+    return out.copy_(result) if out is not None else result.reshape(*x.shape[:-1], weight.rows)
 
 
 def quantized_rows(weight: PackedMatrix, indices: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

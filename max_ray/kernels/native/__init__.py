@@ -16,6 +16,7 @@ from max_ray.kernels.native.ops import (
 )
 from max_ray.kernels.native.packed import PackedWeight, pack_weight
 from max_ray.kernels.native.quantized import quantized_linear
+from max_ray.kernels.native.tiling import new_matrix, tile_blocks
 
 __all__ = [
     "PackedWeight",
@@ -26,6 +27,7 @@ __all__ = [
     "fused_add_rmsnorm",
     "gather_rows",
     "library",
+    "new_matrix",
     "pack_weight",
     "paged_attention",
     "positions",
@@ -33,4 +35,5 @@ __all__ = [
     "rmsnorm",
     "rope_and_append",
     "silu_and_mul",
+    "tile_blocks",
 ]

@@ -1,27 +1,49 @@
-"""The C++ twin of `quantized_linear`, for the kinds of PackedMatrix that are run on CPUs; FP8 runs the torch twin."""
+"""The C++ twins of `quantized_linear`, for the kinds of PackedMatrix that are run on CPUs; FP8 runs the torch twin.
+
+| inputs   | processor | products                                                                     | source        |
+|----------|-----------|------------------------------------------------------------------------------|---------------|
+| bfloat16 | with VNNI | of bytes: inputs rounded to 8 bits in groups of 32 columns, a scale for each | int8.cpp      |
+| the rest |           | of floats: weights widened, inputs as they are                               | quantized.cpp |
+
+`MAX_RAY_INT8=0` switches the first off. Either way gives a row the same bits in every batch.
+"""
 
 from __future__ import annotations
+
+from functools import cache
 
 import torch
 
 from max_ray.kernels import cpu
+from max_ray.kernels.native.build import library
 from max_ray.kernels.native.calls import QuantizedMatrix, kernel
 from max_ray.kernels.quantized import PackedMatrix, PackedQ4, PackedQ4K, PackedQ6K, PackedQ8
+from max_ray.settings import int8_inputs
 
 
-def quantized_linear(x: torch.Tensor, weight: PackedMatrix) -> torch.Tensor:
-    described = _described(weight)
-    run = kernel(f"{described[0]}_linear", x.dtype) if described is not None else None
-    if run is None or described is None:
-        return cpu.quantized_linear(x, weight)
+def quantized_linear(x: torch.Tensor, weight: PackedMatrix, out: torch.Tensor | None = None) -> torch.Tensor:
+    known = described(weight)
+    way = "int8" if x.dtype == torch.bfloat16 and rounds_inputs() else "linear"
+    run = kernel(f"{known[0]}_{way}", x.dtype) if known is not None else None
+    if run is None or known is None:
+        return cpu.quantized_linear(x, weight, out)
     flat = x.reshape(-1, weight.columns).contiguous()
-    y = torch.empty((flat.shape[0], weight.rows), dtype=x.dtype)
+    y = torch.empty((flat.shape[0], weight.rows), dtype=x.dtype) if out is None else out
+    assert y.shape == (flat.shape[0], weight.rows), "`out` has two axes"
+    assert y.stride(1) == 1, "rows are written in one piece"
     sizes = (flat.shape[0], weight.columns, weight.rows)
-    run(described[1], flat.data_ptr(), *sizes, y.data_ptr(), torch.get_num_threads())
-    return y.view(*x.shape[:-1], weight.rows)
+    run(known[1], flat.data_ptr(), *sizes, y.data_ptr(), y.stride(0), torch.get_num_threads())
+    return y if out is not None else y.view(*x.shape[:-1], weight.rows)
 
 
-def _described(weight: PackedMatrix) -> tuple[str, QuantizedMatrix] | None:
+@cache
+def rounds_inputs() -> bool:
+    """Whether bfloat16 inputs are rounded to bytes: where the processor multiplies them, and nobody said no."""
+    loaded = library()
+    return loaded is not None and bool(loaded.has_int8_products()) and int8_inputs()
+
+
+def described(weight: PackedMatrix) -> tuple[str, QuantizedMatrix] | None:
     """(kind, the matrix as C++ sees it); None for a kind without a kernel."""
     match weight:
         case PackedQ4K(codes=codes, scales=scales, mins=mins, super_scales=supers, super_mins=super_mins):

@@ -8,10 +8,9 @@
 //
 // A query's result depends on its own keys only, in their order: not on the chunk, the batch or the number of threads.
 #include "kernels.h"
-#include <algorithm>
+#include "scratch.h"
 #include <atomic>
 #include <cmath>
-#include <cstdlib>
 #include <limits>
 #include <vector>
 #include <omp.h>
@@ -29,18 +28,17 @@ struct Piece {
 
 // Floats of one thread, kept between calls.
 struct Buffers {
-    std::vector<float> memory;
+    Scratch memory;
     float *q, *out, *scores, *keys, *values, *top, *total;
     void fit(int64_t queries, int64_t D) {
         const int64_t sizes[] = {queries * D, queries * D, queries * TILE, D * TILE, TILE * D, queries, queries};
         int64_t all = 0;
-        for (int64_t n : sizes) all += (n + 15) / 16 * 16;
-        if (int64_t(memory.size()) < all + 16) memory.resize(all + 16);
-        float *at = (float *)(((uintptr_t)memory.data() + 63) / 64 * 64);
+        for (int64_t n : sizes) all += round_up(n, LANES);
+        float *at = memory.get(all);
         float **parts[] = {&q, &out, &scores, &keys, &values, &top, &total};
         for (int i = 0; i < 7; i++) {
             *parts[i] = at;
-            at += (sizes[i] + 15) / 16 * 16;
+            at += round_up(sizes[i], LANES);
         }
     }
 };
@@ -83,27 +81,6 @@ void product_rows(int64_t rows, const float *a, int64_t a_stride, const float *b
     case 4: return product<4, V>(a, a_stride, b, b_stride, inner, c, c_stride, add);
     case 5: return product<5, V>(a, a_stride, b, b_stride, inner, c, c_stride, add);
     }
-}
-
-// 16 rows of 16 floats, turned: rows of `from` (stride from_stride) become columns of `to`.
-inline void transpose16(const f32x16 in[16], float *to, int64_t to_stride) {
-    f32x16 a[16], b[16];
-    const i32x16 lo1 = {0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30};
-    const i32x16 hi1 = {1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31};
-    const i32x16 lo2 = {0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29};
-    const i32x16 hi2 = {2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31};
-    const i32x16 lo4 = {0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27};
-    const i32x16 hi4 = {4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31};
-    const i32x16 lo8 = {0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23};
-    const i32x16 hi8 = {8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31};
-    for (int i = 0; i < 16; i += 2) a[i] = __builtin_shuffle(in[i], in[i + 1], lo1), a[i + 1] = __builtin_shuffle(in[i], in[i + 1], hi1);
-    for (int i = 0; i < 16; i++)
-        if (!(i & 2)) b[i] = __builtin_shuffle(a[i], a[i + 2], lo2), b[i + 2] = __builtin_shuffle(a[i], a[i + 2], hi2);
-    for (int i = 0; i < 16; i++)
-        if (!(i & 4)) a[i] = __builtin_shuffle(b[i], b[i + 4], lo4), a[i + 4] = __builtin_shuffle(b[i], b[i + 4], hi4);
-    for (int i = 0; i < 16; i++)
-        if (!(i & 8)) b[i] = __builtin_shuffle(a[i], a[i + 8], lo8), b[i + 8] = __builtin_shuffle(a[i], a[i + 8], hi8);
-    for (int i = 0; i < 16; i++) store16(to + i * to_stride, b[i]);
 }
 
 // Keys [count][D] of a tile as floats [D][64], values as floats [64][D]; places past `count` become zeros.

@@ -24,7 +24,10 @@ struct QuantizedMatrix {
 };
 
 #define MAX_RAY_DECLARE_QUANTIZED(KIND, NAME, T)                                                                          \
-    void KIND##_linear_##NAME(const QuantizedMatrix *w, const T *x, int64_t M, int64_t K, int64_t N, T *y, int threads);
+    void KIND##_linear_##NAME(const QuantizedMatrix *w, const T *x, int64_t M, int64_t K, int64_t N, T *y,                \
+                              int64_t y_stride, int threads);                                                             \
+    void KIND##_int8_##NAME(const QuantizedMatrix *w, const T *x, int64_t M, int64_t K, int64_t N, T *y,                  \
+                            int64_t y_stride, int threads);
 
 #define MAX_RAY_DECLARE(NAME, T)                                                                                          \
     void linear_##NAME(const T *x, int64_t x_stride, int64_t M, int64_t K, const void *packed, int64_t N, const T *bias,  \

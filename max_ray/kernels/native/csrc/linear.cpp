@@ -12,9 +12,8 @@
 // in the first cache); more rows widen a tile of weights once and use it for all of them. Threads take groups of panels from a common counter: a core that
 // is taken away for a while holds up nothing but its own group.
 #include "kernels.h"
-#include <algorithm>
+#include "scratch.h"
 #include <atomic>
-#include <cstdlib>
 #include <omp.h>
 #include <utility>
 #include <sys/mman.h>
@@ -31,23 +30,6 @@ constexpr int LARGE_BLOCK = 6;  // rows at once: 6 x 4 accumulators
 constexpr int LARGE_CHUNK = 64;  // inputs at once: a tile of 64 x 64 floats is half of the first cache
 constexpr int64_t LARGE_ROW_BYTES = 8 << 20;  // of widened rows: they are read once a group and shall stay in cache
 constexpr int PREFETCH = 1024;  // bytes ahead in a panel: 10 to 18 % faster than the processor's own prefetching alone
-constexpr int ROW_PAD = 16;  // floats between rows of a tile: powers of two would fall into the same cache sets
-
-// Memory of one thread, kept between calls.
-struct Scratch {
-    float *data = nullptr;
-    size_t size = 0;
-    float *get(size_t count) {
-        if (count > size) {
-            free(data);
-            size = count;
-            if (posix_memalign((void **)&data, 64, count * sizeof(float))) abort();
-        }
-        return data;
-    }
-    ~Scratch() { free(data); }
-};
-
 template <class T> struct Packed;
 
 template <> struct Packed<float> {
@@ -70,27 +52,8 @@ template <> struct Packed<bf16> {
     }
 };
 
-int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
-
 // How many panels of a group that begins at output n there are.
 int64_t panels_left(int64_t N, int64_t n) { return std::min<int64_t>(GROUP, (N - n + PANEL - 1) / PANEL); }
-
-// Rows [M][K] as floats in tiles [chunk][M][CHUNK + ROW_PAD], zeros past K.
-template <int CHUNK, class T>
-void widen_rows(const T *x, int64_t stride, int64_t M, int64_t K, float *tiles, int threads) {
-    constexpr int ROW = CHUNK + ROW_PAD;
-    int64_t chunks = (K + CHUNK - 1) / CHUNK;
-#pragma omp parallel for num_threads(threads) if (threads > 1 && M * K > 1 << 17)
-    for (int64_t m = 0; m < M; m++)
-        for (int64_t c = 0; c < chunks; c++) {
-            float *to = tiles + (c * M + m) * ROW;
-            const T *from = x + m * stride + c * CHUNK;
-            int64_t n = std::min<int64_t>(CHUNK, K - c * CHUNK), k = 0;
-            for (; k + LANES <= n; k += LANES) *(f32x16 *)(to + k) = load16(from + k);
-            if (k < n) *(f32x16 *)(to + k) = load_part(from + k, n - k), k += LANES;
-            for (; k < std::min<int64_t>(CHUNK, round_up(n, 2)); k += LANES) *(f32x16 *)(to + k) = f32x16{};
-        }
-}
 
 // sums [ROWS][64] += rows x weights of V panels, over `pairs` pairs of inputs.
 template <class T, int ROWS, int V>
@@ -281,23 +244,37 @@ void linear(const T *x, int64_t x_stride, int64_t M, int64_t K, const void *pack
                        bias, y + m * N, threads);
 }
 
-// W [N][K] into panels.
-void pack_panel(const float *w, int64_t rows, int64_t K, float *to) {
-    memset(to, 0, round_up(K, 2) * PANEL * sizeof(float));
-    for (int64_t r = 0; r < rows; r++)
-        for (int64_t k = 0; k < K; k++) to[k * PANEL + r] = w[r * K + k];
-}
-void pack_panel(const bf16 *w, int64_t rows, int64_t K, uint32_t *to) {
-    memset(to, 0, round_up(K, 2) / 2 * PANEL * sizeof(uint32_t));
-    for (int64_t r = 0; r < rows; r++)
-        for (int64_t k = 0; k < K; k++) to[k / 2 * PANEL + r] |= uint32_t(w[r * K + k].bits) << (k % 2 * 16);
+// W [N][K] into panels. A word is a float, or a pair of bf16 as it stands in memory: a panel is its rows' words, turned.
+void pack_words(const char *w, int64_t row_bytes, int64_t rows, int64_t words, float *to) {
+    for (int64_t k = 0; k < words; k += LANES) {
+        const int64_t count = std::min<int64_t>(LANES, words - k);
+        f32x16 in[LANES] = {};
+        for (int64_t r = 0; r < rows; r++) {
+            const float *from = (const float *)(w + r * row_bytes) + k;
+            in[r] = count == LANES ? load16(from) : load_part(from, count);
+        }
+        if (count == LANES) {
+            transpose16(in, to + k * PANEL, PANEL);
+            continue;
+        }
+        float turned[LANES * PANEL];
+        transpose16(in, turned, PANEL);
+        memcpy(to + k * PANEL, turned, count * PANEL * sizeof(float));
+    }
 }
 
 template <class T> void pack(const T *w, int64_t N, int64_t K, void *to, int threads) {
-    const int64_t words = Packed<T>::panel_words(round_up(K, 2));
+    const int64_t words = Packed<T>::panel_words(round_up(K, 2)), whole = K * int64_t(sizeof(T)) / 4;
 #pragma omp parallel for num_threads(threads)
-    for (int64_t n = 0; n < N; n += PANEL)
-        pack_panel(w + n * K, std::min<int64_t>(PANEL, N - n), K, (typename Packed<T>::Word *)to + n / PANEL * words);
+    for (int64_t n = 0; n < N; n += PANEL) {
+        const int64_t rows = std::min<int64_t>(PANEL, N - n);
+        auto *panel = (typename Packed<T>::Word *)to + n / PANEL * words;
+        pack_words((const char *)(w + n * K), K * sizeof(T), rows, whole, (float *)panel);
+        if (K % 2 == 0) continue;
+        memset(panel + whole * PANEL, 0, (words - whole * PANEL) * sizeof(*panel));
+        if (sizeof(T) == 2)  // the last input has a word to itself
+            for (int64_t r = 0; r < rows; r++) memcpy(panel + whole * PANEL + r, w + (n + r) * K + K - 1, sizeof(T));
+    }
 }
 
 template <class T> struct RowReader;

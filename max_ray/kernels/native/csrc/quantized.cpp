@@ -3,42 +3,17 @@
 // For a tile of 16 outputs, CHUNK inputs at a time, the codes become floats (code * scale - offset, exact up to one rounding)
 // in a small buffer in the first cache; then all rows use them. So memory is read at the codes' size, once, and an output is
 // the same chain of multiply-adds in the order of K, whatever the number of rows.
-#include "kernels.h"
-#include <algorithm>
+#include "scratch.h"
+#include "tiles.h"
 #include <atomic>
-#include <omp.h>
 #include <utility>
-#include <vector>
-#ifdef __AVX512F__
-#include <immintrin.h>
-#endif
 
 namespace {
 
 constexpr int CHUNK = 256;  // inputs: a super-group, and 16 KiB of widened weights
-constexpr int ROW = CHUNK + 16;
+constexpr int ROW = CHUNK + ROW_PAD;
 constexpr int BLOCK = 28;  // rows at once: 28 accumulators
-constexpr int GROUP = 32;
-
-static inline f32x16 load_halves(const uint16_t *p) {
-#ifdef __AVX512F__
-    return (f32x16)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
-#else
-    f32x16 v;
-    for (int i = 0; i < LANES; i++) v[i] = float(*(const _Float16 *)(p + i));
-    return v;
-#endif
-}
-static inline f32x16 load_bytes(const uint8_t *p) {
-    typedef uint8_t u8x16u __attribute__((vector_size(16), aligned(1)));
-    return __builtin_convertvector(__builtin_convertvector(*(const u8x16u *)p, i32x16), f32x16);
-}
-static inline f32x16 load_signed_bytes(const int8_t *p) {
-    typedef int8_t i8x16u __attribute__((vector_size(16), aligned(1)));
-    return __builtin_convertvector(__builtin_convertvector(*(const i8x16u *)p, i32x16), f32x16);
-}
-static inline f32x16 number(u32x16 code) { return __builtin_convertvector((i32x16)code, f32x16); }
-static inline u32x16 words(const uint8_t *p) { return *(const u32x16u *)p; }
+constexpr int GROUP = GROUP_COLUMNS;
 
 // A group of 32 columns of 4-bit codes: 4 lines of 16 words of 4 bytes, low nibbles k = 4i + b, high nibbles 16 more.
 template <class F> static inline void each_nibble(const uint8_t *codes, F give) {
@@ -59,7 +34,7 @@ struct Q4K {
         const int64_t at = t * groups + g, super = (t * groups + g) / 8;
         const f32x16 scale = load_bytes(scales + at * LANES) * load_halves(super_scales + super * LANES);
         const f32x16 offset = load_bytes(mins + at * LANES) * load_halves(super_mins + super * LANES);
-        each_nibble(codes + at * 256, [&](int k, u32x16 code) { store16(to + k * LANES, number(code) * scale - offset); });
+        each_nibble(codes + at * 256, [&](int k, u32x16 code) { store16(to + k * LANES, number((i32x16)code) * scale - offset); });
     }
 };
 
@@ -78,7 +53,7 @@ struct Q6K {
         each_nibble(codes + at * 256, [&](int k, u32x16 low) {
             const int half = k / 16, in_half = k % 16, field = in_half % 8 / 4 * 4 + half * 2;
             const u32x16 bits = (pairs[in_half / 8] >> (8 * (k % 4) + field)) & 3u;
-            store16(to + k * LANES, number(low | bits << 4) * scale[half] - offset[half]);
+            store16(to + k * LANES, number((i32x16)(low | bits << 4)) * scale[half] - offset[half]);
         });
     }
 };
@@ -92,7 +67,7 @@ struct Q8 {
         for (int i = 0; i < 8; i++) {
             const i32x16 line = (i32x16)words((const uint8_t *)codes + at * 512 + i * 64);
             for (int b = 0; b < 4; b++)
-                store16(to + (4 * i + b) * LANES, __builtin_convertvector((line << (24 - 8 * b)) >> 24, f32x16) * scale);
+                store16(to + (4 * i + b) * LANES, number((line << (24 - 8 * b)) >> 24) * scale);
         }
     }
 };
@@ -109,7 +84,7 @@ struct Q4 {
         const f32x16 zero = single_zero ? splat(float(*zeros)) : load_bytes(zeros + scale_at * LANES);
         const f32x16 offset = scale * zero;
         each_nibble(codes + (t * groups + g) * 256,
-                    [&](int k, u32x16 code) { store16(to + k * LANES, number(code) * scale - offset); });
+                    [&](int k, u32x16 code) { store16(to + k * LANES, number((i32x16)code) * scale - offset); });
     }
 };
 
@@ -133,27 +108,13 @@ template <int... ROWS> Block block_of(int64_t rows, std::integer_sequence<int, R
     return table[rows - 1];
 }
 
-struct Buffers {
-    std::vector<float> memory;
-    float *get(size_t count) {
-        if (memory.size() < count + LANES) memory.resize(count + LANES);
-        return (float *)(((uintptr_t)memory.data() + 63) / 64 * 64);
-    }
-};
-thread_local Buffers row_tiles, thread_buffers;
-
-// Rows as floats [chunk][M][ROW].
-template <class T> void widen_rows(const T *x, int64_t M, int64_t K, float *tiles) {
-    for (int64_t m = 0; m < M; m++)
-        for (int64_t k = 0; k < K; k += LANES)
-            *(f32x16 *)(tiles + (k / CHUNK * M + m) * ROW + k % CHUNK) = load16(x + m * K + k);
-}
+thread_local Scratch row_tiles, thread_buffers;
 
 template <class W, class T>
-void multiply(const W &weight, const T *x, int64_t M, int64_t K, int64_t N, T *y, int threads) {
+void multiply(const W &weight, const T *x, int64_t M, int64_t K, int64_t N, T *y, int64_t y_stride, int threads) {
     if (M == 0) return;
     float *tiles = row_tiles.get((K + CHUNK - 1) / CHUNK * M * ROW);
-    widen_rows(x, M, K, tiles);
+    widen_rows<CHUNK>(x, K, M, K, tiles, threads);
     const int64_t count = (N + LANES - 1) / LANES, groups = K / GROUP, blocks = (M + BLOCK - 1) / BLOCK;
     if (M * K * N < 1 << 16) threads = 1;
     std::atomic<int64_t> next{0};
@@ -171,14 +132,8 @@ void multiply(const W &weight, const T *x, int64_t M, int64_t K, int64_t N, T *y
                         tile, inputs, tiles + (k / CHUNK * M + from) * ROW, sums + from * LANES);
                 }
             }
-            const int64_t left = std::min<int64_t>(LANES, N - t * LANES);
-            for (int64_t m = 0; m < M; m++) {
-                const f32x16 value = *(const f32x16 *)(sums + m * LANES);
-                if (left == LANES)
-                    store16(y + m * N + t * LANES, value);
-                else
-                    store_part(y + m * N + t * LANES, value, left);
-            }
+            for (int64_t m = 0; m < M; m++)
+                store_outputs(y + m * y_stride + t * LANES, *(const f32x16 *)(sums + m * LANES), N - t * LANES);
         }
     }
 }
@@ -186,17 +141,24 @@ void multiply(const W &weight, const T *x, int64_t M, int64_t K, int64_t N, T *y
 }  // namespace
 
 #define MAX_RAY_QUANTIZED(NAME, T)                                                                                        \
-    void q4k_linear_##NAME(const QuantizedMatrix *w, const T *x, int64_t M, int64_t K, int64_t N, T *y, int threads) {    \
-        multiply(Q4K{w->codes, w->scales, w->more_codes, w->super_scales, w->super_mins}, x, M, K, N, y, threads);        \
+    void q4k_linear_##NAME(const QuantizedMatrix *w, const T *x, int64_t M, int64_t K, int64_t N, T *y, int64_t y_stride, \
+                           int threads) {                                                                                 \
+        const Q4K weight{w->codes, w->scales, w->more_codes, w->super_scales, w->super_mins};                             \
+        multiply(weight, x, M, K, N, y, y_stride, threads);                                                               \
     }                                                                                                                     \
-    void q6k_linear_##NAME(const QuantizedMatrix *w, const T *x, int64_t M, int64_t K, int64_t N, T *y, int threads) {    \
-        multiply(Q6K{w->codes, w->more_codes, (const int8_t *)w->scales, w->super_scales}, x, M, K, N, y, threads);       \
+    void q6k_linear_##NAME(const QuantizedMatrix *w, const T *x, int64_t M, int64_t K, int64_t N, T *y, int64_t y_stride, \
+                           int threads) {                                                                                 \
+        const Q6K weight{w->codes, w->more_codes, (const int8_t *)w->scales, w->super_scales};                            \
+        multiply(weight, x, M, K, N, y, y_stride, threads);                                                               \
     }                                                                                                                     \
-    void q8_linear_##NAME(const QuantizedMatrix *w, const T *x, int64_t M, int64_t K, int64_t N, T *y, int threads) {     \
-        multiply(Q8{(const int8_t *)w->codes, w->super_scales}, x, M, K, N, y, threads);                                  \
+    void q8_linear_##NAME(const QuantizedMatrix *w, const T *x, int64_t M, int64_t K, int64_t N, T *y, int64_t y_stride,  \
+                          int threads) {                                                                                  \
+        multiply(Q8{(const int8_t *)w->codes, w->super_scales}, x, M, K, N, y, y_stride, threads);                        \
     }                                                                                                                     \
-    void q4_linear_##NAME(const QuantizedMatrix *w, const T *x, int64_t M, int64_t K, int64_t N, T *y, int threads) {     \
-        multiply(Q4{w->codes, w->super_scales, w->more_codes, w->group_size, w->single_zero}, x, M, K, N, y, threads);    \
+    void q4_linear_##NAME(const QuantizedMatrix *w, const T *x, int64_t M, int64_t K, int64_t N, T *y, int64_t y_stride,  \
+                          int threads) {                                                                                  \
+        const Q4 weight{w->codes, w->super_scales, w->more_codes, w->group_size, w->single_zero};                         \
+        multiply(weight, x, M, K, N, y, y_stride, threads);                                                               \
     }
 
 extern "C" {

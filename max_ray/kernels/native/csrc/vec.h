@@ -99,3 +99,25 @@ static inline f32x16 vexp(f32x16 x) {
     f32x16 scaled = (f32x16)((i32x16)p + ((i32x16)shifted << 23));
     return (f32x16)((i32x16)scaled & (i32x16)(x >= splat(-87.0f)));
 }
+
+// 16 rows of 16 words, turned: `in` becomes the columns of `to`.
+static inline void transpose16(const f32x16 in[16], float *to, int64_t to_stride) {
+    f32x16 a[16], b[16];
+    const i32x16 lo1 = {0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30};
+    const i32x16 hi1 = {1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31};
+    const i32x16 lo2 = {0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29};
+    const i32x16 hi2 = {2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31};
+    const i32x16 lo4 = {0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27};
+    const i32x16 hi4 = {4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31};
+    const i32x16 lo8 = {0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23};
+    const i32x16 hi8 = {8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31};
+    for (int i = 0; i < 16; i += 2)
+        a[i] = __builtin_shuffle(in[i], in[i + 1], lo1), a[i + 1] = __builtin_shuffle(in[i], in[i + 1], hi1);
+    for (int i = 0; i < 16; i++)
+        if (!(i & 2)) b[i] = __builtin_shuffle(a[i], a[i + 2], lo2), b[i + 2] = __builtin_shuffle(a[i], a[i + 2], hi2);
+    for (int i = 0; i < 16; i++)
+        if (!(i & 4)) a[i] = __builtin_shuffle(b[i], b[i + 4], lo4), a[i + 4] = __builtin_shuffle(b[i], b[i + 4], hi4);
+    for (int i = 0; i < 16; i++)
+        if (!(i & 8)) b[i] = __builtin_shuffle(a[i], a[i + 8], lo8), b[i + 8] = __builtin_shuffle(a[i], a[i + 8], hi8);
+    for (int i = 0; i < 16; i++) store16(to + i * to_stride, b[i]);
+}

@@ -1,0 +1,86 @@
+"""GGUF's quantized blocks straight into the tiles of a PackedMatrix (csrc/tile_blocks.cpp), as they come from the file.
+
+The slow way, through codes and scales in torch, is `max_ray.nn.quantized_linear.pack`; both give the same tiles.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import mmap
+from collections.abc import Callable
+
+import torch
+
+from max_ray.kernels.native.build import library
+from max_ray.kernels.native.calls import QuantizedMatrix, advise_huge_pages
+from max_ray.kernels.native.quantized import described
+from max_ray.kernels.quantized import GROUP, SUPER_GROUP, TILE, PackedMatrix, PackedQ4, PackedQ4K, PackedQ6K, PackedQ8
+
+_P, _L = ctypes.c_void_p, ctypes.c_int64
+_SIGNATURE = [_P, _L, _L, _L, ctypes.POINTER(QuantizedMatrix), ctypes.c_int]
+_OWN_PAGES_BYTES = 1 << 20
+_Shape = tuple[int, int]  # tiles, groups of 32 columns
+
+
+def new_matrix(type_name: str, rows: int, columns: int) -> PackedMatrix | None:
+    """A matrix of zeros for blocks of this GGUF type; None for other types, and without the C++ kernels."""
+    if type_name not in _NEW or library() is None:
+        return None
+    return _NEW[type_name](rows, columns, (-(-rows // TILE), columns // GROUP))
+
+
+def tile_blocks(type_name: str, blocks: torch.Tensor, matrix: PackedMatrix, first_tile: int) -> None:
+    """Writes blocks, uint8 [R, blocks a row, bytes a block], as the rows of `matrix` from `first_tile` on."""
+    loaded = library()
+    assert loaded is not None, "somebody made a matrix"
+    assert blocks.is_contiguous(), "blocks are read in one piece"
+    assert first_tile * TILE + len(blocks) <= matrix.num_tiles * TILE, "more rows than the matrix has"
+    tile = getattr(loaded, f"tile_{type_name.lower()}")
+    tile.argtypes, tile.restype = _SIGNATURE, None
+    kind_and_matrix = described(matrix)
+    assert kind_and_matrix is not None, "these kinds have kernels"
+    shape = (blocks.shape[0], blocks.shape[1], first_tile)
+    tile(blocks.data_ptr(), *shape, kind_and_matrix[1], torch.get_num_threads())
+
+
+def _zeros(*shape: int, dtype: torch.dtype = torch.uint8) -> torch.Tensor:
+    """Zeros in pages of their own that nobody has touched: they come when they are written, and go with the tensor."""
+    nbytes = math.prod(shape) * dtype.itemsize
+    if nbytes < _OWN_PAGES_BYTES:
+        return torch.zeros(shape, dtype=dtype)
+    data = torch.frombuffer(mmap.mmap(-1, nbytes), dtype=dtype).view(shape)
+    advise_huge_pages(data)
+    return data
+
+
+def _supers(shape: _Shape, size: int) -> torch.Tensor:
+    return _zeros(shape[0], shape[1] * GROUP // size, TILE, dtype=torch.float16)
+
+
+def _q4_0(rows: int, columns: int, shape: _Shape) -> PackedMatrix:
+    eight = torch.tensor([8], dtype=torch.uint8)
+    return PackedQ4(rows, columns, _zeros(*shape, 4, TILE, 4), _supers(shape, GROUP), eight)
+
+
+def _q8_0(rows: int, columns: int, shape: _Shape) -> PackedMatrix:
+    return PackedQ8(rows, columns, _zeros(*shape, 8, TILE, 4, dtype=torch.int8), _supers(shape, GROUP))
+
+
+def _q4_k(rows: int, columns: int, shape: _Shape) -> PackedMatrix:
+    codes, scales, mins = _zeros(*shape, 4, TILE, 4), _zeros(*shape, TILE), _zeros(*shape, TILE)
+    return PackedQ4K(rows, columns, codes, scales, mins, _supers(shape, SUPER_GROUP), _supers(shape, SUPER_GROUP))
+
+
+def _q6_k(rows: int, columns: int, shape: _Shape) -> PackedMatrix:
+    scales = _zeros(shape[0], shape[1] * 2, TILE, dtype=torch.int8)
+    codes, high = _zeros(*shape, 4, TILE, 4), _zeros(*shape, 2, TILE, 4)
+    return PackedQ6K(rows, columns, codes, high, scales, _supers(shape, SUPER_GROUP))
+
+
+_NEW: dict[str, Callable[[int, int, _Shape], PackedMatrix]] = {
+    "Q4_0": _q4_0,
+    "Q8_0": _q8_0,
+    "Q4_K": _q4_k,
+    "Q6_K": _q6_k,
+}
