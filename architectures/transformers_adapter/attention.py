@@ -129,7 +129,7 @@ class PagedAttention:
             logit_softcap=options.get("softcap"),
             sinks=sinks_of(options),
         )
-        return attended[None, ..., :value_dim]
+        return attended[None, ..., :value_dim].contiguous()
 
 
 def _fitted(x: torch.Tensor, num_heads: int, width: int) -> torch.Tensor:

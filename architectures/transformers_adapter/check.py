@@ -12,8 +12,7 @@ from typing import Any
 
 import torch
 
-from architectures.transformers_adapter.probe import FOREIGN_ERRORS
-from architectures.transformers_adapter.skeleton import one_line
+from architectures.transformers_adapter.skeleton import FOREIGN_ERRORS, one_line
 from architectures.transformers_adapter.transformers_adapter import TransformersNetwork
 from max_ray.errors import ConfigError
 
@@ -30,7 +29,7 @@ class Tokenwise:
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, options: dict[str, Any]
     ) -> torch.Tensor:
         self.seen += [x[0].transpose(0, 1).flatten(1).float() for x in (q, k)]
-        return v.repeat_interleave(q.shape[1] // v.shape[1], dim=1).transpose(1, 2)
+        return v.repeat_interleave(q.shape[1] // v.shape[1], dim=1).transpose(1, 2).contiguous()
 
 
 def check_tokenwise(network: TransformersNetwork, name: str, vocab_size: int, max_length: int) -> None:

@@ -86,8 +86,8 @@ class EmbeddingSlot(Slot):
         self.num_embeddings, self.embedding_dim = embedding.num_embeddings, embedding.embedding_dim
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = self.layer(x)
-        return y
+        y: torch.Tensor = self.layer(x.flatten())
+        return y.unflatten(0, x.shape)
 
 
 def linear_slot(linear: torch.nn.Linear, style: str, tp: TPGroup, dtype: torch.dtype) -> LinearSlot:

@@ -15,7 +15,7 @@ from architectures.transformers_adapter.probe import probe
 from architectures.transformers_adapter.skeleton import network_config
 from max_ray.errors import ConfigError
 
-_RECURRENT = ("linear", "mamba", "conv", "recurrent", "rwkv", "ssm", "delta", "kda", "lightning", "hybrid")
+_RECURRENT = ("linear", "mamba", "conv", "recurrent", "rwkv", "ssm", "delta", "kda", "lightning")
 _LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "seq_length")
 _BY_LENGTH = ("dynamic", "longrope")  # kinds of rope whose angles depend on the longest position of a batch
 

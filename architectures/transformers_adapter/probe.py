@@ -16,6 +16,7 @@ import torch
 from architectures.transformers_adapter.attention import HANDLER, PROBING, LayerCall, check_calls, sinks_of
 from architectures.transformers_adapter.masks import said_by
 from architectures.transformers_adapter.skeleton import (
+    FOREIGN_ERRORS,
     build_skeleton,
     computed_buffers,
     fill_computed_buffers,
@@ -24,9 +25,6 @@ from architectures.transformers_adapter.skeleton import (
 from max_ray.errors import ConfigError
 
 NUM_TOKENS = 5
-FOREIGN_ERRORS = (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError)
-"""What modelling code that is run in a way it does not support may raise."""
-
 # Options of a layer's call that change nothing here, and those that PagedAttention honours.
 _HARMLESS = {"module", "dropout", "position_ids", "position_embeddings", "use_cache", "cache_position", "is_causal"}
 _HONOURED = {"scaling", "softcap", "sliding_window", "s_aux", "sinks"}

@@ -10,13 +10,16 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from transformers import initialization
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from architectures.transformers_adapter.attention import register
+from architectures.transformers_adapter.attention import PROBING, register
 from max_ray.errors import ConfigError
 
 _BUILDING = Lock()  # transformers sets torch's default dtype and patches initialisers while it builds
+FOREIGN_ERRORS = (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError)
+"""What modelling code that is used in a way it does not support may raise."""
 _NOT_FOR_THE_NETWORK = ("quantization_config", "dtype", "torch_dtype", "auto_map", "transformers_version")
 
 
@@ -25,21 +28,39 @@ def network_config(values: Mapping[str, Any]) -> Any:
     model_type = values.get("model_type")
     if model_type not in CONFIG_MAPPING:
         raise ConfigError(f"The installed transformers knows no model_type {model_type!r} (config.json).")
-    kept = {name: value for name, value in values.items() if name not in _NOT_FOR_THE_NETWORK}
+    kept = {name: _number(value) for name, value in values.items() if name not in _NOT_FOR_THE_NETWORK}
     try:
         return CONFIG_MAPPING[model_type].from_dict(kept)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (*FOREIGN_ERRORS, StrictDataclassError) as error:
         raise ConfigError(f"transformers refuses this config.json: {one_line(error)}") from error
 
 
+def _number(value: Any) -> Any:
+    """transformers writes infinities into config.json as {"__float__": "Infinity"}."""
+    if isinstance(value, list):
+        return [_number(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return float(value["__float__"]) if list(value) == ["__float__"] else {k: _number(v) for k, v in value.items()}
+
+
 def build_skeleton(class_name: str, config: Any, dtype: torch.dtype, implementation: str) -> Any:
-    """The network on the meta device, its tied weights tied. Raises ConfigError where `transformers` cannot build it."""
+    """The network on the meta device, its tied weights tied. Raises ConfigError where `transformers` cannot build it.
+
+    While a network is probed its experts multiply in a way that needs no numbers (see probe.py).
+    """
     register()
+    experts = {"experts_implementation": "batched_mm"} if implementation == PROBING else {}
     network_class = getattr(transformers, class_name)
     with _BUILDING, torch.device("meta"), initialization.meta_device_safe_creation_ops():
         try:
-            network = network_class._from_config(deepcopy(config), dtype=dtype, attn_implementation=implementation)
-        except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError) as error:
+            network = network_class._from_config(
+                deepcopy(config), dtype=dtype, attn_implementation=implementation, **experts
+            )
+        except (*FOREIGN_ERRORS, ImportError) as error:
+            if isinstance(error, KeyError) and implementation in str(error):
+                reason = "its attention does not go through transformers' attention interface"
+                raise ConfigError(f"{class_name} cannot run on a paged cache: {reason}.") from error
             raise ConfigError(f"transformers cannot build {class_name}: {one_line(error)}") from error
         network.tie_weights()
     network.eval()
