@@ -1,4 +1,4 @@
-"""Any decoder of the installed `transformers` that no family of ours covers, with our attention and paged cache in it."""
+"""Any decoder of the installed `transformers` that no family of ours covers, with our attention and cache in it."""
 
 from architectures.transformers_adapter.arch import adapter_arch
 

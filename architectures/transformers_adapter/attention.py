@@ -91,9 +91,8 @@ class PagedAttention:
     between layers the cache has the widest: narrower ones are padded with zeros, fewer key heads are repeated.
     """
 
-    def __init__(self, calls: tuple[LayerCall, ...], tp_size: int) -> None:
+    def __init__(self, calls: tuple[LayerCall, ...]) -> None:
         self._calls = calls
-        self._tp_size = tp_size
         self._next = 0
         self._kv: KVCacheInputs | None = None
         self._qo_indptr: torch.Tensor | None = None
@@ -110,7 +109,8 @@ class PagedAttention:
     def attend(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, options: dict[str, Any]
     ) -> torch.Tensor:
-        assert self._kv is not None and self._qo_indptr is not None, "attention outside of a step"
+        assert self._kv is not None, "attention outside of a step"
+        assert self._qo_indptr is not None, "attention outside of a step"
         index, self._next = self._next, self._next + 1
         keys, values = self._kv.keys[index], self._kv.values[index]
         num_kv_heads, width = keys.shape[2:]

@@ -1,9 +1,9 @@
 """A check of the loaded network, before it serves: do its tokens know of each other through attention only?
 
-A paged cache, continuous batching and prefix reuse all rest on one property: outside of attention, what a layer computes
-for a token depends on that token and its position alone. Convolutions, recurrences, masks of its own, positions that
-are counted and not read, ropes that depend on the longest row of a batch: all break it, and none of them can be seen
-for sure in config.json. So the network runs a few tokens in two orders, and is refused where they come out different.
+A paged cache, continuous batching and prefix reuse all rest on one property: outside of attention, what a layer
+computes for a token depends on that token and its position alone. Convolutions, recurrences, positions that are counted
+and not read, ropes that depend on the longest row of a batch: all break it, and none of them can be seen for sure in
+config.json. So the network runs a few tokens in two orders, and is refused where they come out different.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ def check_tokenwise(network: TransformersNetwork, name: str, vocab_size: int, ma
         raise ConfigError(f"{name}: transformers' own code fails as a part of this server ({one_line(error)}).") from (
             error
         )
+    _check_numbering(network, name, tokens[:4])
     network.restore()
     if any(_differ(a[order], b) for a, b in zip(one, other, strict=True)):
         raise ConfigError(
@@ -54,7 +55,22 @@ def check_tokenwise(network: TransformersNetwork, name: str, vocab_size: int, ma
         )
 
 
-def _observations(network: TransformersNetwork, tokens: torch.Tensor, positions: torch.Tensor) -> list[torch.Tensor]:
+def _check_numbering(network: TransformersNetwork, name: str, tokens: torch.Tensor) -> None:
+    """Raises ConfigError where the network, left to itself, does not number its tokens 0, 1, 2, .."""
+    given = _observations(network, tokens, torch.arange(len(tokens), device=tokens.device))
+    by_itself = _observations(network, tokens, None)
+    if any(_differ(a, b) for a, b in zip(given, by_itself, strict=True)):
+        raise ConfigError(
+            f"{name} cannot run on a paged cache: it numbers its tokens by itself, otherwise than 0, 1, 2, .., and "
+            "gives other results where it is told their positions."
+        )
+
+
+def _observations(
+    network: TransformersNetwork, tokens: torch.Tensor, positions: torch.Tensor | None
+) -> list[torch.Tensor]:
+    """Queries and keys of every layer, and the logits, one row a token each. positions: None leaves them to the
+    network."""
     handler = Tokenwise()
     network.set_handler(handler)
     with torch.inference_mode():

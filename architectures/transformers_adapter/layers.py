@@ -45,7 +45,7 @@ class Slot(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y: torch.Tensor = self.layer(x.flatten(0, -2))
-        return y.unflatten(0, x.shape[:-1])
+        return y.view(*x.shape[:-1], y.shape[-1])
 
 
 class LinearSlot(Slot):
@@ -87,7 +87,7 @@ class EmbeddingSlot(Slot):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y: torch.Tensor = self.layer(x.flatten())
-        return y.unflatten(0, x.shape)
+        return y.view(*x.shape, y.shape[-1])
 
 
 def linear_slot(linear: torch.nn.Linear, style: str, tp: TPGroup, dtype: torch.dtype) -> LinearSlot:

@@ -71,7 +71,9 @@ class TransformersAdapterModel(TextPipelineModel):
         config = AdapterConfig.from_huggingface(huggingface_config)
         wanted: int | None = pipeline_config.max_length
         if wanted is None and config.max_length is None:
-            raise ConfigError(f"config.json of {config.class_name} does not say how long a text may be: set max_length.")
+            raise ConfigError(
+                f"config.json of {config.class_name} does not say how long a text may be: set max_length."
+            )
         if wanted is not None and config.max_length is not None and wanted > config.max_length:
             raise ConfigError(
                 f"max_length={wanted} exceeds what {config.class_name} supports through transformers' code: "
@@ -120,9 +122,7 @@ class TransformersAdapterModel(TextPipelineModel):
     @classmethod
     def _skeleton(cls, huggingface_config: Any) -> Any:
         config = AdapterConfig.from_huggingface(huggingface_config)
-        return build_skeleton(
-            config.class_name, network_config(huggingface_config.to_dict()), torch.float32, PROBING
-        )
+        return build_skeleton(config.class_name, network_config(huggingface_config.to_dict()), torch.float32, PROBING)
 
     def execute(self, model_inputs: ModelInputs) -> ModelOutputs:
         kv = model_inputs.kv_cache_inputs

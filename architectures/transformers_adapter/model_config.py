@@ -16,7 +16,7 @@ from architectures.transformers_adapter.skeleton import network_config
 from max_ray.errors import ConfigError
 
 _RECURRENT = ("linear", "mamba", "conv", "recurrent", "rwkv", "ssm", "delta", "kda", "lightning")
-_LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "seq_length")
+_LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "max_target_positions")
 _BY_LENGTH = ("dynamic", "longrope")  # kinds of rope whose angles depend on the longest position of a batch
 
 
@@ -80,7 +80,9 @@ def _check_kind(class_name: str, config: Any) -> None:
     if recurrent:
         raise ConfigError(f"{class_name} cannot run on a paged cache: it has layers of {', '.join(recurrent)}.")
     if getattr(getattr(transformers, class_name), "_is_stateful", False):
-        raise ConfigError(f"{class_name} cannot run on a paged cache: it keeps a recurrent state.")
+        raise ConfigError(
+            f"{class_name} cannot run on a paged cache: it keeps a state of its own (recurrent or compressed)."
+        )
 
 
 def _max_length(config: Any) -> int | None:
@@ -92,4 +94,3 @@ def _max_length(config: Any) -> int | None:
             return int(kind["original_max_position_embeddings"])
     found = (getattr(config, name, None) for name in _LENGTHS)
     return next((int(length) for length in found if isinstance(length, int) and length > 0), None)
-

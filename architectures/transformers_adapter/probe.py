@@ -63,8 +63,8 @@ class _Refusal(Exception):
 
 
 def probe(class_name: str, config: Any) -> tuple[tuple[LayerCall, ...], dict[str, str]]:
-    """(the attention calls of one forward pass, in order; the network's tensor-parallel plan). Raises ConfigError with the reason where the adapter cannot
-    run the network."""
+    """(the attention calls of one forward pass, in order; the network's tensor-parallel plan). Raises ConfigError with
+    the reason where the adapter cannot run the network."""
     network = build_skeleton(class_name, config, torch.float32, PROBING)
     check_signature(network)
     recorder = Recorder({id(module): name for name, module in network.named_modules()})
@@ -136,7 +136,7 @@ def _check_options(name: str, options: dict[str, Any]) -> None:
         if option not in _HARMLESS | _HONOURED and isinstance(value, torch.Tensor)
     )
     if unknown:
-        raise _Refusal(f"{name} gives its attention tensors that ours does not know: {', '.join(unknown)}")
+        raise _Refusal(f"{name} gives its attention tensors that ours does not know ({', '.join(unknown)})")
 
 
 def _window_without_mask(module: Any, options: dict[str, Any]) -> int | None:

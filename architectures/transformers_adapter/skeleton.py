@@ -25,7 +25,7 @@ _NOT_FOR_THE_NETWORK = ("quantization_config", "dtype", "torch_dtype", "auto_map
 
 def network_config(values: Mapping[str, Any]) -> Any:
     """config.json's values as `transformers`' own configuration object. Raises ConfigError for values it refuses."""
-    model_type = values.get("model_type")
+    model_type = str(values.get("model_type"))
     if model_type not in CONFIG_MAPPING:
         raise ConfigError(f"The installed transformers knows no model_type {model_type!r} (config.json).")
     kept = {name: _number(value) for name, value in values.items() if name not in _NOT_FOR_THE_NETWORK}

@@ -1,15 +1,15 @@
 """Tensor parallelism by a network's own plan: names of modules and parameters -> how `transformers` would cut them.
 
-    | style                                | on a module                                     | on a parameter            |
-    |--------------------------------------|-------------------------------------------------|---------------------------|
-    | colwise                              | linear layer: each rank gives part of the output | cut along its output axis |
-    | rowwise                              | linear layer: each rank gives a summand           | cut along its last axis   |
-    | colwise_gather_output, colwise_rep   | as colwise, the output gathered                   |                           |
-    | rowwise_split_input, rowwise_rep     | as rowwise, of an input that all ranks have whole |                           |
-    | packed_colwise                       | as colwise, of two matrices in one                | each half is cut          |
-    | moe_tp_experts, all_reduce           | the output is a summand                           |                           |
-    | embedding_rowwise                    | cut over the vocabulary                           |                           |
-    | replicate and others of that kind    | whole on every rank                               | whole on every rank       |
+| style                                | on a module                                     | on a parameter            |
+|--------------------------------------|-------------------------------------------------|---------------------------|
+| colwise                              | linear layer: each rank gives part of the output | cut along its output axis |
+| rowwise                              | linear layer: each rank gives a summand           | cut along its last axis   |
+| colwise_gather_output, colwise_rep   | as colwise, the output gathered                   |                           |
+| rowwise_split_input, rowwise_rep     | as rowwise, of an input that all ranks have whole |                           |
+| packed_colwise                       | as colwise, of two matrices in one                | each half is cut          |
+| moe_tp_experts, all_reduce           | the output is a summand                           |                           |
+| embedding_rowwise                    | cut over the vocabulary                           |                           |
+| replicate and others of that kind    | whole on every rank                               | whole on every rank       |
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ class TransformersNetwork(Module):
         self._place_rest(stored, computed)
         fill_computed_buffers(self._network, computed, tp.device)
         self._sum_outputs()
-        self._paged = PagedAttention(config.calls, tp.size)
+        self._paged = PagedAttention(config.calls)
         self.set_handler(self._paged)
         self._keeps_logits = "logits_to_keep" in inspect.signature(self._network.forward).parameters
 
@@ -99,9 +99,11 @@ class TransformersNetwork(Module):
         self._paged.end()
         return logits
 
-    def logits(self, tokens: torch.Tensor, positions: torch.Tensor, logit_indices: torch.Tensor) -> torch.Tensor:
-        """As `forward`, with the handler that is set."""
-        inputs = {"input_ids": tokens[None], "position_ids": positions[None], "use_cache": False}
+    def logits(self, tokens: torch.Tensor, positions: torch.Tensor | None, logit_indices: torch.Tensor) -> torch.Tensor:
+        """As `forward`, with the handler that is set. positions: None leaves them to the network."""
+        inputs: dict[str, Any] = {"input_ids": tokens[None], "use_cache": False}
+        if positions is not None:
+            inputs["position_ids"] = positions[None]
         if self._keeps_logits:
             logits: torch.Tensor = self._network(**inputs, logits_to_keep=logit_indices).logits[0]
             return logits
@@ -200,5 +202,3 @@ def _untie(network: Any, name: str) -> None:
     owner, _, key = name.rpartition(".")
     module = network.get_submodule(owner)
     module._parameters[key] = torch.nn.Parameter(torch.empty_like(module._parameters[key]), False)
-
-

@@ -32,7 +32,7 @@ class _Computed:
 
     def convert(self, read: Any, network: Any) -> dict[str, torch.Tensor]:
         """read: the checkpoint's name -> a tensor (of the data, or without memory)."""
-        converter = deepcopy(self.converter)
+        converter: Any = deepcopy(self.converter)
         for name, pattern in self.sources:
             converter.add_tensor(self.first_target, name, pattern, lambda name=name: read(name))
         made = converter.convert(self.first_target, model=network, config=network.config)

@@ -32,7 +32,27 @@ SIZES: dict[int | float, tuple[str, ...]] = {
 EOS = 159
 PER_LAYER = ("layer_types", "mlp_layer_types", "layers_block_type", "no_rope_layers", "block_types")
 
-OVERRIDES: dict[str, dict[str, Any]] = {}
+OF_SEVERAL_NETWORKS = "a network of several (images, audio, or others)"
+_PLAIN_PARTS = {"attn_config", "ffn_config"}
+
+OVERRIDES: dict[str, dict[str, Any]] = {
+    "BambaForCausalLM": {"mamba_n_heads": 4, "mamba_d_head": 16, "attn_layer_indices": [1]},
+    "CohereForCausalLM": {"logit_scale": 1.0},
+    "Cohere2ForCausalLM": {"logit_scale": 1.0},
+    "Cohere2MoeForCausalLM": {"logit_scale": 1.0},
+    "FalconH1ForCausalLM": {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_ssm": 64},
+    "GPTNeoForCausalLM": {"attention_types": [[["global", "local", "global"], 1]]},
+    "GraniteMoeHybridForCausalLM": {
+        "mamba_n_heads": 4, "mamba_d_head": 16, "layer_types": ["mamba", "attention", "mamba"],
+    },
+    "HeliumForCausalLM": {"head_dim": 8},
+    "Lfm2ForCausalLM": {"layer_types": ["conv", "full_attention", "conv"]},
+    "Lfm2MoeForCausalLM": {"layer_types": ["conv", "full_attention", "conv"]},
+    "LongcatFlashForCausalLM": {"num_layers": 2, "num_hidden_layers": 4},
+    "Mamba2ForCausalLM": {"num_heads": 4, "head_dim": 16, "n_groups": 2},
+    "ReformerModelWithLMHead": {"axial_pos_embds_dim": [16, 16], "axial_pos_shape": [8, 16]},
+    "ZayaForCausalLM": {"num_experts_per_tok": 1},
+}  # fmt: skip
 
 
 def causal_classes() -> list[str]:
@@ -40,22 +60,35 @@ def causal_classes() -> list[str]:
     return sorted(set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()), key=str.lower)
 
 
+def config_class_of(class_name: str) -> Any:
+    """The configuration class; of a text model's own where it shares its class with a larger one."""
+    types = [t for t, name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items() if name == class_name]
+    return CONFIG_MAPPING[next((t for t in types if t.endswith("_text")), types[0])]
+
+
+def is_composite(class_name: str) -> bool:
+    """Whether the class is made of several networks, so that no tiny checkpoint of it is tried."""
+    return bool(set(config_class_of(class_name).sub_configs) - _PLAIN_PARTS)
+
+
 def tiny_adapter_config(class_name: str, **changes: Any) -> Any:
     """A small configuration of the class: usual fields, then OVERRIDES, then `changes`."""
-    model_type = next(t for t, name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items() if name == class_name)
-    config_class = CONFIG_MAPPING[model_type]
-    default = config_class()
-    known = {*default.to_dict(), *getattr(config_class, "attribute_map", {})}
+    config_class = config_class_of(class_name)
+    attribute_map = getattr(config_class, "attribute_map", {})
+    default = config_class().to_dict()
     values: dict[str, Any] = {}
     for size, names in SIZES.items():
         for name in names:
-            mapped = getattr(config_class, "attribute_map", {}).get(name, name)
-            if mapped in known and isinstance(getattr(default, mapped, None) or 0, int):
+            mapped = attribute_map.get(name, name)
+            if mapped in default and not isinstance(default[mapped], (list, dict, bool, str)):
                 values.setdefault(mapped, size)
-    if "eos_token_id" in known:
-        values["eos_token_id"] = EOS
-    values.update({"tie_word_embeddings": default.to_dict().get("tie_word_embeddings", False)})
-    return config_class(**{**values, **OVERRIDES.get(class_name, {}), **changes})
+    if default.get("kv_lora_rank"):
+        values |= {"head_dim": 8, "num_key_value_heads": 4}
+    if "rotary_dim" in default:
+        values["rotary_dim"] = 4
+    if "is_decoder" in default:
+        values["is_decoder"] = True
+    return config_class(**{**values, "eos_token_id": EOS, **OVERRIDES.get(class_name, {}), **changes})
 
 
 def make_adapter_checkpoint(class_name: str, directory: Path, seed: int = 0, **changes: Any) -> Path:
@@ -67,13 +100,16 @@ def make_adapter_checkpoint(class_name: str, directory: Path, seed: int = 0, **c
         with torch.no_grad():
             for name, parameter in network.named_parameters():
                 _randomize(name, parameter)
+            for module in network.modules():  # as training leaves it; some networks of transformers zero it anew
+                if isinstance(module, torch.nn.Embedding) and module.padding_idx is not None:
+                    module.weight[module.padding_idx] = 0.0
     network.save_pretrained(directory)
     return directory
 
 
 def _randomize(name: str, parameter: torch.Tensor) -> None:
     """Weights large enough that logits differ clearly between tokens; norm weights and biases are not trivial."""
-    if "norm" in name or "ln_" in name or parameter.dim() == 1 and "bias" not in name:
+    if "norm" in name or "ln_" in name or (parameter.dim() == 1 and "bias" not in name):
         parameter.add_(torch.empty_like(parameter).uniform_(-0.3, 0.3))
     elif name.endswith("bias") or parameter.dim() == 1:
         parameter.normal_(0.0, 0.1)
