@@ -40,6 +40,28 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "CohereForCausalLM": {"logit_scale": 1.0},
     "Cohere2ForCausalLM": {"logit_scale": 1.0},
     "Cohere2MoeForCausalLM": {"logit_scale": 1.0},
+    "CohereCompassForCausalLM": {
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "rope_parameters": {
+            "full_attention": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 1, 1]},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 20_000.0, "mrope_section": [2, 1, 1]},
+        },
+    },
+    "DbrxForCausalLM": {
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 10_000.0, "clip_qkv": 8},
+        "ffn_config": {"ffn_hidden_size": 64, "moe_num_experts": 4, "moe_top_k": 2},
+    },
+    "Gemma3nForCausalLM": {
+        "intermediate_size": 64,
+        "num_hidden_layers": 4, "num_kv_shared_layers": 2, "vocab_size_per_layer_input": 160,
+        "hidden_size_per_layer_input": 8, "laurel_rank": 8, "activation_sparsity_pattern": [0.0] * 4,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+    },
+    "XmodForCausalLM": {"default_language": "en_XX"},
+    "ZambaForCausalLM": {"num_hidden_layers": 6, "attn_layer_period": 2, "attn_layer_offset": 1},
+    "Zamba2ForCausalLM": {
+        "layer_types": ["mamba", "hybrid", "mamba"], "n_mamba_heads": 4, "num_mem_blocks": 1, "mamba_headdim": 16,
+    },
     "FalconH1ForCausalLM": {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_ssm": 64},
     "GPTNeoForCausalLM": {"attention_types": [[["global", "local", "global"], 1]]},
     "GraniteMoeHybridForCausalLM": {
