@@ -94,7 +94,9 @@ class PipelineRegistry:
                 return record
         if not isinstance(name, str) and (fallback := self._fallback(name, task)) is not None:
             return fallback
-        raise ArchitectureNotFoundError(self._not_found(names, task))
+        remote = not isinstance(name, str) and name.get("auto_map") is not None
+        hint = " Code that comes with the checkpoint (auto_map in config.json) is not run." if remote else ""
+        raise ArchitectureNotFoundError(self._not_found(names, task) + hint)
 
     def register_custom(self, specs: Sequence[str]) -> list[SupportedArchitecture]:
         """Imports custom architectures (`--custom-architectures`) and registers their records in place of any others

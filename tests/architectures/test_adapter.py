@@ -147,6 +147,15 @@ def test_a_class_that_is_no_causal_model_of_transformers(tmp_path: Path, name: s
         resolve_plan(config_of(path))
 
 
+def test_code_of_a_checkpoint_is_not_run(tmp_path: Path) -> None:
+    path = folder_of(tmp_path, "GPT2LMHeadModel")
+    values = json.loads((path / "config.json").read_text())
+    values |= {"architectures": ["NobodysForCausalLM"], "auto_map": {"AutoModelForCausalLM": "x.NobodysForCausalLM"}}
+    (path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ArchitectureNotFoundError, match="is not run"):
+        resolve_plan(config_of(path))
+
+
 def test_another_task_does_not_fall_back(tmp_path: Path) -> None:
     with pytest.raises(ArchitectureNotFoundError):
         resolve_plan(config_of(folder_of(tmp_path, "GPT2LMHeadModel")), task=PipelineTask.EMBEDDINGS_GENERATION)
