@@ -133,10 +133,10 @@ def _check_options(name: str, options: dict[str, Any]) -> None:
     unknown = sorted(
         option
         for option, value in options.items()
-        if option not in _HARMLESS | _HONOURED and isinstance(value, torch.Tensor)
+        if option not in _HARMLESS | _HONOURED and value is not None and value is not False
     )
     if unknown:
-        raise _Refusal(f"{name} gives its attention tensors that ours does not know ({', '.join(unknown)})")
+        raise _Refusal(f"{name} asks its attention for what ours does not know ({', '.join(unknown)})")
 
 
 def _window_without_mask(module: Any, options: dict[str, Any]) -> int | None:

@@ -130,7 +130,7 @@ def folder_of(path: Path, class_name: str, **changes: Any) -> Path:
         ("BloomForCausalLM", "does not go through transformers' attention interface"),
         ("FalconForCausalLM", "does not go through transformers' attention interface"),
         ("DogeForCausalLM", "a mask or a bias of its own"),
-        ("DeepseekV32ForCausalLM", "tensors that ours does not know .indices."),
+        ("DeepseekV32ForCausalLM", "what ours does not know .indices."),
     ],
 )
 def test_a_network_that_it_cannot_run(tmp_path: Path, class_name: str, message: str) -> None:
