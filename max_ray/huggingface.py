@@ -122,10 +122,19 @@ def _check_values(values: Mapping[str, Any], place: str) -> None:
 
 def _check_numbers(values: Mapping[str, Any], place: str) -> None:
     for name, value in values.items():
-        if name in _COUNTS and value is not None and not (type(value) is int and 1 <= value < 2**31):
+        if name in _COUNTS and value is not None and not (_is_count(value) or _is_per_layer(name, value)):
             raise ConfigError(f"{place}: {name!r} must be a positive integer, not {value!r}.")
         if name in _POSITIVE and value is not None and not _is_positive(value):
             raise ConfigError(f"{place}: {name!r} must be a positive number, not {value!r}.")
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 1 <= value < 2**31
+
+
+def _is_per_layer(name: str, value: object) -> bool:
+    """A width for each layer, as some networks have it (Gemma 3n)."""
+    return name == "intermediate_size" and isinstance(value, list) and all(_is_count(width) for width in value)
 
 
 def _is_positive(value: object) -> bool:

@@ -5,6 +5,8 @@ Records come from three places, later ones override earlier ones of the same (na
      config.json, the value a module with an ARCHITECTURES list); imported only when that name is wanted;
   2. `register(record)`;
   3. custom architectures named in the configuration.
+
+Where none of these has the name in config.json, the record FALLBACK serves, if it is there and covers the model.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from max_ray.custom_code import import_architectures
 from max_ray.errors import ArchitectureNotFoundError, ConfigError, nearest
 from max_ray.huggingface import HuggingFaceConfig, load_huggingface_config, resolve_model_path
 from max_ray.interfaces import PipelineTask
+from max_ray.log import get_logger
 
 if TYPE_CHECKING:
     from max_ray.interfaces import Pipeline, PipelinesFactory
@@ -28,6 +31,10 @@ if TYPE_CHECKING:
 __all__ = ["PIPELINE_REGISTRY", "PipelineRegistry", "SupportedArchitecture"]
 
 ENTRY_POINT_GROUP = "max_ray.architectures"
+FALLBACK = "TransformersForCausalLM"
+"""Name of the record that runs what transformers implements and no family here does."""
+
+_LOG = get_logger(__name__)
 
 
 class Builder(Protocol):
@@ -72,7 +79,8 @@ class PipelineRegistry:
         task: PipelineTask = PipelineTask.TEXT_GENERATION,
         custom_architectures: Sequence[str] = (),
     ) -> SupportedArchitecture:
-        """The record for a class name, or for the first known one of config.json's `architectures`.
+        """The record for a class name, or for the first known one of config.json's `architectures`, or the fallback
+        for a config.json that it covers, which is said in the log.
 
         custom_architectures: folders or modules whose records are registered first, in place of built-in ones.
         Raises ArchitectureNotFoundError that lists what there is, nearest first; ConfigError for custom code that
@@ -84,7 +92,11 @@ class PipelineRegistry:
             record = self._find(candidate, task)
             if record is not None:
                 return record
-        raise ArchitectureNotFoundError(self._not_found(names, task))
+        if not isinstance(name, str) and (fallback := self._fallback(name, task)) is not None:
+            return fallback
+        remote = not isinstance(name, str) and name.get("auto_map") is not None
+        hint = " Code that comes with the checkpoint (auto_map in config.json) is not run." if remote else ""
+        raise ArchitectureNotFoundError(self._not_found(names, task) + hint)
 
     def register_custom(self, specs: Sequence[str]) -> list[SupportedArchitecture]:
         """Imports custom architectures (`--custom-architectures`) and registers their records in place of any others
@@ -148,6 +160,18 @@ class PipelineRegistry:
         if (name, task) not in self._records:
             self._import_installed(name)
         return self._records.get((name, task))
+
+    def _fallback(self, config: HuggingFaceConfig, task: PipelineTask) -> SupportedArchitecture | None:
+        """The record FALLBACK where it covers the model."""
+        record = self._find(FALLBACK, task)
+        if record is None or not record.pipeline_model.covers(config):
+            return None
+        _LOG.info(
+            "%s: no family of ours; transformers' own code runs it, with our attention and KV cache (%s)",
+            " / ".join(config.architecture_names),
+            FALLBACK,
+        )
+        return record
 
     def _import_installed(self, name: str) -> None:
         """Imports the installed family `name`, once; its records never replace registered ones."""

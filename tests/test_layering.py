@@ -75,6 +75,7 @@ FENCES: dict[str, set[str]] = {
     "transformers": {
         *("max_ray.tokenizer", "max_ray.conformance.reference", "deployments.demo"),
         *("max_ray.benchmark.synthetic", "max_ray.benchmark.transformers_peer"),
+        "architectures.transformers_adapter",
     },
     "yaml": {"max_ray.config", "deployments"},
     "torch": {

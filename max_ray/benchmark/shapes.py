@@ -32,9 +32,13 @@ def _llama(hidden: int, inner: int, layers: int, heads: int, kv_heads: int, voca
 SHAPES: dict[str, dict[str, Any]] = {
     "llama-8b": _llama(4096, 14336, 32, 32, 8, 128_256, 131_072),
     "llama-1b": _llama(2048, 8192, 16, 32, 8, 128_256, 131_072) | {"tie_word_embeddings": True},
+    "llama-160m": _llama(768, 3072, 12, 12, 4, 32_000, 4096),
+    "qwen3-160m": _llama(768, 3072, 12, 12, 4, 32_000, 4096) | {
+        "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "attention_bias": False, "rms_norm_eps": 1e-6,
+    },
     "tiny": _llama(64, 128, 2, 4, 2, 272, 4096),
-}
-"""Numbers of Llama 3.1 8B and of Llama 3.2 1B (model cards of meta-llama), and one that any machine can run."""
+}  # fmt: skip
+"""Numbers of Llama 3.1 8B and of Llama 3.2 1B (model cards of meta-llama), and some that any machine can run."""
 
 
 def load_shape(name: str) -> dict[str, Any]:

@@ -94,7 +94,8 @@ def build_runner(
     family: a module with ARCHITECTURES. Raises ConfigError where it has no model of this name.
     """
     names = config.get("architectures") or []
-    record = next((r for r in getattr(import_module(family), "ARCHITECTURES", []) if r.name in names), None)
+    records = getattr(import_module(family), "ARCHITECTURES", [])
+    record = next((r for r in records if r.name in names or r.pipeline_model.covers(config)), None)
     if record is None:
         raise ConfigError(f"{family} has no architecture {' / '.join(names) or '(the shape names none)'}.")
     settings, theirs = RunSettings(max_length), HuggingFaceConfig(config)

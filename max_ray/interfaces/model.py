@@ -96,6 +96,12 @@ class PipelineModel(ABC):
         self.adapter = adapter
 
     @classmethod
+    def covers(cls, huggingface_config: Any) -> bool:
+        """Of a family that serves for names other than its record's (the registry's fallback): whether it knows the
+        model. False for all others."""
+        return False
+
+    @classmethod
     @abstractmethod
     def calculate_max_seq_len(cls, pipeline_config: PipelineConfig, huggingface_config: Any) -> int:
         """The longest sequence (prompt + generated) this model supports under this configuration."""
