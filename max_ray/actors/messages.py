@@ -48,6 +48,11 @@ class GroupSpec:
         return hashlib.blake2b("\n".join(parts).encode(), digest_size=8).hexdigest()
 
     @property
+    def has_kv_manager(self) -> bool:
+        """False for embeddings: nothing is kept, so there is nothing to hand out."""
+        return self.plan.kv_params.has_cache
+
+    @property
     def size(self) -> int:
         """Ranks of the group."""
         return self.plan.tensor_parallel_size
@@ -90,7 +95,8 @@ class MemberStatus:
 
 @dataclass(frozen=True)
 class GroupInfo:
-    """A leased group. `workers[i]` is rank i; `num_blocks` is what the ledger has, known once the group is loaded."""
+    """A leased group. `workers[i]` is rank i; `num_blocks` is what the ledger has, known once the group is loaded.
+    `kv_manager` is None for a task without a KV cache."""
 
     group_id: str
     epoch: int
