@@ -206,9 +206,7 @@ def _generate(options: dict[str, Any]) -> None:
 
 def _encode(options: dict[str, Any]) -> None:
     given = {name: options.pop(name) for name in ENCODE_FLAGS}
-    config, _ = load_config(
-        PipelineConfig, options, config_file=options.pop("config"), arguments_are="command line"
-    )
+    config, _ = load_config(PipelineConfig, options, config_file=options.pop("config"), arguments_are="command line")
     if settings.variable(settings.LOG_LEVEL) is None:
         setup_logging("WARNING")
     run_encode(config, given)

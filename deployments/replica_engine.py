@@ -61,9 +61,7 @@ class ReplicaEngine:
             pipeline = EmbeddingsPipeline(group.executor, limits.max_batch_size, limits.max_batch_input_tokens)
             self._loop = EmbeddingsLoop(pipeline, limits, self._recover)
         else:
-            self._loop = GenerationLoop(
-                TextGenerationPipeline(group.executor), group.ledger, limits, self._recover
-            )
+            self._loop = GenerationLoop(TextGenerationPipeline(group.executor), group.ledger, limits, self._recover)
         self._answered_at = time.monotonic()
         self._members_answer = True
         self._is_superseded = False

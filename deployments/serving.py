@@ -41,7 +41,7 @@ def serve_main(config: ServeConfig) -> None:
         signal.signal(signal.SIGTERM, _interrupt)  # again: ray.init sets a handler of its own
         _run(application, config)
         _wait_for_answer(f"{_url(config)}/health")
-        print(ready_message(config, task_of(config)), flush=True)
+        print(ready_message(config, _task_of(config)), flush=True)
         threading.Event().wait()
     except KeyboardInterrupt:
         print("Stopping ...", flush=True)
@@ -82,6 +82,11 @@ def failure_reason(message: str) -> str:
     """The sentence of the last of max_ray's own errors in the text; "" when there is none."""
     found: list[str] = _OWN_ERROR.findall(message)
     return found[-1].strip() if found else ""
+
+
+def _task_of(config: ServeConfig) -> PipelineTask:
+    """Without a model path the bundled model is served, which writes text."""
+    return task_of(config) if config.model_path else PipelineTask.TEXT_GENERATION
 
 
 def _url(config: ServeConfig) -> str:

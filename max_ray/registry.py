@@ -114,8 +114,8 @@ class PipelineRegistry:
     ) -> tuple[Any, PipelinesFactory]:
         """The tokenizer, and a picklable callable that loads the weights and gives the pipeline.
 
-        task: by default the configuration's, else what the model is made for. override_architecture: the name to use instead of config.json's. Raises ConfigError for anything that can be
-        known to fail before weights are read.
+        task: by default the configuration's, else what the model is made for. override_architecture: the name to use
+        instead of config.json's. Raises ConfigError for anything that can be known to fail before weights are read.
         """
         assert self._builder is not None, "take PIPELINE_REGISTRY from max_ray.pipelines, which gives it a builder"
         return self._builder(config, task, override_architecture)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from max_ray.errors import ConfigError
-from max_ray.nn.encoder import activation
+from max_ray.nn.encoder import activation, hidden_and_heads
 from max_ray.nn.text_pipeline_model import required
 
 
@@ -39,9 +39,7 @@ class BertConfig:
             raise ConfigError("config.json describes a decoder (is_decoder or add_cross_attention), not an encoder.")
         name = config.get("hidden_act") or "gelu"
         activation(name)
-        hidden_size, num_heads = required(config, "hidden_size"), required(config, "num_attention_heads")
-        if hidden_size % num_heads:
-            raise ConfigError(f"config.json: hidden_size={hidden_size} is no multiple of {num_heads} heads.")
+        hidden_size, num_heads = hidden_and_heads(config)
         return cls(
             vocab_size=required(config, "vocab_size"),
             hidden_size=hidden_size,

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from max_ray.errors import ConfigError
 from max_ray.nn.embedding import VocabParallelEmbedding
 from max_ray.nn.linear import ColumnParallelLinear, QKVParallelLinear, RowParallelLinear
 from max_ray.nn.module import Module
+from max_ray.nn.text_pipeline_model import required
 
 LOCAL_CHUNK = 512
 """Queries of a local layer that attend together: their keys are this many and the window on either side."""
@@ -41,6 +43,14 @@ def activation(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
             f"config.json: activation {name!r} is not supported; those that are: {', '.join(ACTIVATIONS)}."
         )
     return ACTIVATIONS[name]
+
+
+def hidden_and_heads(huggingface_config: Any) -> tuple[int, int]:
+    """(hidden_size, num_attention_heads). Raises ConfigError where the one is no multiple of the other."""
+    hidden_size, num_heads = (required(huggingface_config, n) for n in ("hidden_size", "num_attention_heads"))
+    if hidden_size % num_heads:
+        raise ConfigError(f"config.json: hidden_size={hidden_size} is no multiple of num_attention_heads={num_heads}.")
+    return hidden_size, num_heads
 
 
 @dataclass(frozen=True)

@@ -37,10 +37,11 @@ SMALL_MODEL_BYTES = 64 * 1024**2
 class PipelinePlan:
     """A resolved configuration. Picklable; imports no torch to be unpickled.
 
-    `stock_tokenizer`: the task's own tokenizer serves as it is, so a process that only tokenizes need not import the family's
-    code (and torch with it). `num_blocks` is None on GPUs: each worker measures what its device has left once the
-    weights are in, and the group takes the smallest. `memory` is the plan that the start was checked against.
-    `kv_params` are one rank's. `sentence`: of the embeddings task, how a text's vector is made. `origins` says where each resolved value came from.
+    `stock_tokenizer`: the task's own tokenizer serves as it is, so a process that only tokenizes need not import the
+    family's code (and torch with it). `num_blocks` is None on GPUs: each worker measures what its device has left once
+    the weights are in, and the group takes the smallest. `memory` is the plan that the start was checked against.
+    `kv_params` are one rank's. `origins` says where each resolved value came from.
+    `sentence`: of the embeddings task, how a text's vector is made.
     """
 
     config: PipelineConfig

@@ -17,12 +17,13 @@ from typing import Protocol
 from max_ray.errors import MaxRayError, QueueFullError, StaleLeaseError, WorkerGroupError
 from max_ray.interfaces import EmbeddingsContext, EmbeddingsGenerationOutput, RequestID
 from max_ray.log import get_logger
-from max_ray.scheduler.loop import MAX_FAILURES
 from max_ray.scheduler.row import SchedulerLimits
 from max_ray.scheduler.stats import CompletionRate, SchedulerStats
 
 logger = get_logger(__name__)
 
+MAX_FAILURES = 2  # of a step, one after another
+MAX_GUILTY = 2  # texts found guilty one after another: the reason is no single text
 Outputs = dict[RequestID, EmbeddingsGenerationOutput]
 
 
@@ -54,8 +55,9 @@ class EmbeddingsLoop:
 
     limits: max_batch_size texts and max_batch_input_tokens tokens a step (a longer text runs alone);
     max_queued_requests jobs that may wait.
-    recover: called after a WorkerGroupError; it brings the workers back, and the step is run again. Without it, or
-    after three failures in a row, every job gets the error.
+    recover: called after a WorkerGroupError; it brings the workers back, and the step is run again; when that fails
+    too, each of its texts alone. A text that fails alone ends its job. Without `recover`, or when texts go on failing,
+    every job gets the error.
     """
 
     def __init__(
@@ -72,7 +74,7 @@ class EmbeddingsLoop:
         self._stats = SchedulerStats()
         self._completions = CompletionRate()
         self._wake = asyncio.Event()
-        self._failures = 0
+        self._num_guilty = 0
         self._is_stopped = False
 
     async def run(self) -> None:
@@ -152,6 +154,9 @@ class EmbeddingsLoop:
         self._num_running = len(step)
         try:
             outputs = await self._embed([context for _, context in step])
+        except WorkerGroupError as error:
+            await self._blame(step, error)
+            return
         finally:
             self._num_running = 0
         for job, context in step:
@@ -159,24 +164,44 @@ class EmbeddingsLoop:
             if len(job.outputs) == len(job.contexts):
                 self._finish(job)
 
+    async def _blame(self, step: list[tuple[_Job, EmbeddingsContext]], error: WorkerGroupError) -> None:
+        """Finds the text that takes the workers down, and ends its job. Raises `error` where it is none of them."""
+        if len(step) > 1:
+            for one in step:
+                if not one[0].future.done():
+                    await self._execute([one])
+            return
+        self._num_guilty += 1
+        if self._recover is None or self._num_guilty > MAX_GUILTY:
+            self._num_guilty = 0
+            raise error
+        logger.error("A text takes the workers down: its job ends, the others go on.")
+        self._stats.failed += 1
+        ((job, _),) = step
+        self._jobs.pop(job, None)
+        if not job.future.done():
+            job.future.set_exception(error)
+
     async def _embed(self, contexts: list[EmbeddingsContext]) -> Outputs:
-        """Runs the step, again after the workers were brought back."""
+        """Runs the step; after each failure the workers are brought back. Raises the last WorkerGroupError."""
+        num_failures = 0
         while True:
             self._stats.runs += 1
             try:
                 outputs = await self._pipeline.embed(contexts)
             except WorkerGroupError as error:
+                num_failures += 1
                 await self._restart(error)
+                if num_failures == MAX_FAILURES:
+                    raise
                 continue
             self._stats.steps += 1
-            self._failures = 0
+            self._num_guilty = 0
             return outputs
 
     async def _restart(self, error: WorkerGroupError) -> None:
-        self._failures += 1
         self._stats.healthy = False
-        if self._recover is None or self._failures >= MAX_FAILURES:
-            self._failures = 0
+        if self._recover is None:
             raise error
         logger.warning("The worker group failed (%s); bringing it back.", error)
         self._stats.recoveries += 1
@@ -184,7 +209,7 @@ class EmbeddingsLoop:
         self._stats.healthy = True
 
     def _finish(self, job: _Job) -> None:
-        del self._jobs[job]
+        self._jobs.pop(job, None)
         if job.future.done():
             self._stats.cancelled += 1
             return
