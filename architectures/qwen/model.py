@@ -10,7 +10,7 @@ from architectures.qwen.model_config import QwenConfig
 from architectures.qwen.qwen import Qwen
 from architectures.qwen.weight_adapters import embedder_name_map, safetensors_name_map
 from max_ray.nn import CausalLMModel
-from max_ray.nn.causal_embedder import CausalEmbedder
+from max_ray.nn.causal_embedder import CausalEmbedder, without_head
 
 
 class Qwen2Model(CausalLMModel):
@@ -38,3 +38,6 @@ class Qwen3Embedder(CausalEmbedder, Qwen3Model):
     """One rank of a Qwen3 that makes embeddings (Qwen3-Embedding, Zhang et al. 2025)."""
 
     weight_names = staticmethod(embedder_name_map)
+
+    def build_network(self, max_length: int, dtype: torch.dtype) -> Qwen:
+        return without_head(super().build_network(max_length, dtype))

@@ -1,7 +1,8 @@
 """CausalEmbedder: a decoder-only family as an embedder: the hidden states of its tokens, without head and KV cache.
 
 class MyEmbedder(CausalEmbedder, MyModel):
-    ...
+    def build_network(self, max_length: int, dtype: torch.dtype) -> MyNetwork:
+        return without_head(super().build_network(max_length, dtype))
 
 The family's attention layers write keys and values and read them again in the same step, so they get a scratch cache of
 one layer, as long as the step, which all layers use in turn: nothing outlives the step.
@@ -10,7 +11,8 @@ one layer, as long as the step, which all layers use in turn: nothing outlives t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
     from max_ray.config import PipelineConfig
 
 
+NetworkT = TypeVar("NetworkT", bound=Module)
+
+
 class NoHead(Module):
     """In place of the output head: hidden states pass through."""
 
@@ -32,20 +37,16 @@ class NoHead(Module):
         return hidden
 
 
+def without_head(network: NetworkT) -> NetworkT:
+    """The network whose attribute `lm_head`, which gets the normalised hidden states of `logit_indices`, gives them
+    back as they are; it has no weights to load then."""
+    assert isinstance(vars(network).get("lm_head"), Module), "a decoder's network ends with its head"
+    vars(network)["lm_head"] = NoHead()
+    return network
+
+
 class CausalEmbedder(CausalLMModel):
-    """Goes before the family's own model class among the bases; its table of names must drop the head's weights.
-
-    A network's head is its attribute `lm_head`, which gets the normalised hidden states of `logit_indices`.
-    """
-
-    def build_network(self, max_length: int, dtype: torch.dtype) -> Module:
-        network: Any = super().build_network(max_length, dtype)  # type: ignore[safe-super]  # the family's own
-        assert isinstance(network.lm_head, Module), "a decoder's network ends with its head"
-        network.lm_head = NoHead()
-        self._kv_params = super().get_kv_params(
-            self.pipeline_config, self.huggingface_config, self.encoding, self.tp.size
-        )
-        return network
+    """Goes before the family's own model class among the bases; its table of names must drop the head's weights."""
 
     @classmethod
     def default_pooling(cls) -> str:
@@ -81,9 +82,15 @@ class CausalEmbedder(CausalLMModel):
         hidden = super().execute(model_inputs).logits
         return ModelOutputs(logits=hidden, hidden_states=hidden)
 
+    @cached_property
+    def _decoder_params(self) -> KVCacheParams:
+        """The cache that the family's layers expect."""
+        size = self.tp.size
+        return super().get_kv_params(self.pipeline_config, self.huggingface_config, self.encoding, size)
+
     def _scratch(self, lengths: np.ndarray[Any, np.dtype[np.int64]]) -> KVCacheInputs:
         """Row b has blocks of its own, one after another: ceil(lengths[b] / page_size) of them."""
-        params = self._kv_params
+        params = self._decoder_params
         counts = -(-lengths // params.page_size)
         firsts, places = np.cumsum(counts) - counts, np.arange(counts.max())
         tables = np.where(places < counts[:, None], firsts[:, None] + places, 0).astype(np.int32)

@@ -64,7 +64,7 @@ class EqualRows:
     def view(self, x: torch.Tensor) -> torch.Tensor:
         """[T, H, d] -> [num_rows, H, length, d], no copy."""
         tokens = x[self.start : self.start + self.num_rows * self.length]
-        return tokens.unflatten(0, (self.num_rows, self.length)).transpose(1, 2)
+        return tokens.view(self.num_rows, self.length, *x.shape[1:]).transpose(1, 2)
 
 
 def equal_rows(lengths: Sequence[int]) -> list[EqualRows]:
@@ -94,12 +94,12 @@ def bidirectional_attention(
     assert reach is None or biases is None, "local layers with a bias on their scores are not there"
     out = torch.empty_like(q)
     for group in groups:
-        rows = [group.view(x) for x in (q, k, v)]
+        queries, keys, values = group.view(q), group.view(k), group.view(v)
         if reach is not None and reach < group.length - 1:
-            attended = _local_attention(*rows, reach)
+            attended = _local_attention(queries, keys, values, reach)
         else:
             bias = None if biases is None else biases[group.length].expand(group.num_rows, -1, -1, -1)
-            attended = F.scaled_dot_product_attention(*rows, attn_mask=bias)
+            attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias)
         group.view(out).copy_(attended)
     return out
 

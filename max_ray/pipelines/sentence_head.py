@@ -63,14 +63,14 @@ class SentenceHead:
 
 def _load_dense(stage: DenseStage, folder: Path, device: torch.device) -> _Dense:
     source = open_weights(folder)
-    shapes = {"linear.weight": (stage.out_features, stage.in_features)}
+    shapes: dict[str, tuple[int, ...]] = {"linear.weight": (stage.out_features, stage.in_features)}
     if stage.bias:
         shapes["linear.bias"] = (stage.out_features,)
     if set(source.names()) != set(shapes) or any(tuple(source.shape(n)) != shape for n, shape in shapes.items()):
         found = {name: tuple(source.shape(name)) for name in source.names()}
         raise WeightsError(f"{folder} should hold the weights {shapes} and holds {found}. Is its config.json its own?")
-    weight, *bias = (source.get(name).float().to(device) for name in shapes)
-    return _Dense(weight, bias[0] if bias else None, stage.activation)
+    tensors = [source.get(name).float().to(device) for name in shapes]
+    return _Dense(tensors[0], tensors[1] if stage.bias else None, stage.activation)
 
 
 def _row_of(indptr: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Embeddings through worker actors: over HTTP on Serve, two ranks, no KV manager, a worker that dies."""
+"""Embeddings through a worker actor: over HTTP on Serve, no KV manager, a worker that dies."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def tiny_bert(tmp_path: Path) -> Path:
 async def test_a_served_encoder(ray_cluster: Any, tiny_bert: Path, serve_port: int) -> None:
     code = ("architectures.bert",)
     expected = await asyncio.to_thread(embed_in_process, tiny_bert, TEXTS, custom_architectures=code)
-    settings = settings_for(tiny_bert, serve_port, "embed", custom_architectures=code, tensor_parallel_size=2)
+    settings = settings_for(tiny_bert, serve_port, "embed", custom_architectures=code)
     async with running(build_application(ServeConfig(**settings)), settings["port"], "embed") as served:
         assert not any("kv_manager" in name for name in actors_of("embed"))
-        assert len(actors_of("embed")) == 2
+        assert len(actors_of("embed")) == 1
         client = served.client()
 
         async def vectors(texts: list[str]) -> Any:
@@ -56,5 +56,5 @@ async def test_a_served_encoder(ray_cluster: Any, tiny_bert: Path, serve_port: i
         old = set(actors_of("embed"))
         kill(ray.get_actor(sorted(old)[0], namespace=NAMESPACE))
         assert np.abs(await vectors(TEXTS) - expected).max() < 1e-5
-        await eventually(lambda: len(set(actors_of("embed")) - old) == 2, 20, "new workers")
+        await eventually(lambda: len(set(actors_of("embed")) - old) == 1, 20, "a new worker")
     await eventually(lambda: not actors_of("embed"), 20, "the group ends with its application")
