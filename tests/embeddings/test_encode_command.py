@@ -59,6 +59,12 @@ def test_mistakes(tiny_bert: Path, tiny_llama: Path, capsys: pytest.CaptureFixtu
     assert "but not for text_generation" in refused(capsys, "generate", *bert)
 
 
+def test_check_compares_models_that_write(tiny_bert: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "is for embeddings_generation" in refused(
+        capsys, "check", "architectures.bert", "--model-path", str(tiny_bert)
+    )
+
+
 def test_plan_and_warm_cache_know_the_task(tiny_bert: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = json.loads(run(capsys, "plan", "--model-path", str(tiny_bert), "--json"))
     assert (plan["task"], plan["kv_cache_blocks"]) == ("embeddings_generation", 0)

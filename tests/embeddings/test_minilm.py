@@ -5,13 +5,15 @@ The package is 80 MB and asks for sentence-transformers, which is not needed her
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from max_ray.config import PipelineConfig
-from max_ray.pipelines import resolve_plan
+from max_ray.interfaces import EmbeddingsGenerationRequest, RequestID
+from max_ray.pipelines import EmbeddingsTokenizer, resolve_plan
 from tests.embeddings.checkpoints import reference_vectors
 from tests.embeddings.conftest import embed_in_process
 
@@ -45,6 +47,16 @@ def test_vectors(model: Path) -> None:
     assert bread > 0.7 > 0.3 > max(girl, cheetah)
     rounded = embed_in_process(model, TEXTS, quantization_encoding="bfloat16")
     assert (rounded * expected).sum(1).min() > 0.999
+
+
+def test_what_is_too_long_is_cut_as_transformers_cuts_it(model: Path) -> None:
+    from transformers import AutoTokenizer
+
+    text = "one two, three! " * 200
+    expected = AutoTokenizer.from_pretrained(model)(text, truncation=True, max_length=256)["input_ids"]
+    tokenizer = EmbeddingsTokenizer(model, max_length=256)
+    request = EmbeddingsGenerationRequest(RequestID(), input=text, truncate=True)
+    assert asyncio.run(tokenizer.new_context(request)).tokens.tolist() == expected
 
 
 def test_plan(model: Path) -> None:
