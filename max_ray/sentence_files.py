@@ -3,7 +3,8 @@
     modules.json                          the stages, in order: Transformer, Pooling, Dense, Normalize
     <pooling>/config.json                 pooling_mode_*: true, or "pooling_mode": "mean"
     <dense>/config.json                   in_features, out_features, bias, activation_function
-    sentence_bert_config.json             max_seq_length (special tokens included), do_lower_case
+    sentence_bert_config.json             max_seq_length (special tokens included), do_lower_case; older models have
+                                          the name of their family in place of "bert"
     config_sentence_transformers.json     prompts, default_prompt_name
 
 Without modules.json the family's own pooling holds, and nothing is normalized. No torch: the HTTP replica reads these.
@@ -66,7 +67,7 @@ class SentenceFiles:
     @classmethod
     def read(cls, folder: Path, default_pooling: str) -> SentenceFiles:
         """Raises ConfigError for a stage or a pooling that is not supported, and for files that contradict."""
-        encoder = _object(folder / "sentence_bert_config.json")
+        encoder = _encoder_file(folder)
         prompt, prompt_name = _default_prompt(folder / "config_sentence_transformers.json")
         files = cls(
             pooling=(default_pooling,),
@@ -83,6 +84,11 @@ class SentenceFiles:
 def has_sentence_files(folder: Path) -> bool:
     """Whether a folder holds a model in the sentence-transformers layout."""
     return (folder / "modules.json").is_file()
+
+
+def _encoder_file(folder: Path) -> dict[str, Any]:
+    files = (folder / f"sentence_{family}_config.json" for family in ("bert", "roberta", "xlm-roberta"))
+    return next((read_json(file) for file in files if file.is_file()), {})
 
 
 def _with_stages(

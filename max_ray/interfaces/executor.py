@@ -156,6 +156,7 @@ class Executor(Protocol):
     def extend(self, extension: RunExtension) -> None:
         """Hands more steps to a run that `stream` runs. Returns at once; a run that is over is fine."""
 
+
 class Runner(Protocol):
     """What runs a RunRequest on one rank, whatever the task. Not thread-safe: one run at a time."""
 

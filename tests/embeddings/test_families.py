@@ -34,9 +34,10 @@ def test_parity(name: str, tmp_path: Path) -> None:
     for size in FAMILIES[name].ranks:
         cut = embed_in_process(folder, rows, tensor_parallel_size=size)
         assert np.abs(cut - expected).max() < TOLERANCE
-    rounded = embed_in_process(folder, rows, quantization_encoding="bfloat16")
-    lengths = np.linalg.norm(rounded, axis=1) * np.linalg.norm(expected, axis=1)
-    assert ((rounded * expected).sum(1) / lengths).min() > 0.999
+    for encoding in ("bfloat16", "float16"):
+        rounded = embed_in_process(folder, rows, quantization_encoding=encoding)
+        lengths = np.linalg.norm(rounded, axis=1) * np.linalg.norm(expected, axis=1)
+        assert ((rounded * expected).sum(1) / lengths).min() > 0.999
 
 
 def test_a_text_longer_than_a_step_runs_alone(tmp_path: Path) -> None:

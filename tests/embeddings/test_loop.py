@@ -21,6 +21,7 @@ class FakeEmbedder:
         self.steps: list[list[int]] = []
         self.failures: list[Exception] = []
         self.deadly = -1  # a step with this text in it fails
+        self.dies_every = 0  # so many steps
         self.gate: asyncio.Event | None = None
 
     async def embed(self, contexts: Sequence[EmbeddingsContext]) -> dict[RequestID, EmbeddingsGenerationOutput]:
@@ -30,6 +31,8 @@ class FakeEmbedder:
             raise self.failures.pop(0)
         if self.deadly in self.steps[-1]:
             raise WorkerGroupError("deadly")
+        if self.dies_every and len(self.steps) % self.dies_every == 0:
+            raise WorkerGroupError("died")
         return {
             c.request_id: EmbeddingsGenerationOutput(np.array([c.tokens[0], len(c.tokens)], np.float32))
             for c in contexts
@@ -169,3 +172,29 @@ async def test_what_does_not_end_reaches_every_job_and_the_loop_goes_on(failures
         assert await names_of(loop.submit(texts(3))) == [3]
     with pytest.raises(MaxRayError, match="stopping"):
         loop.submit(texts(4))
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_random_traffic(seed: int) -> None:
+    """Jobs come, some are given up, workers die now and then: whoever stays gets the vectors of his own texts."""
+    random = np.random.default_rng(seed)
+    embedder = FakeEmbedder()
+    embedder.dies_every = 7
+    bounds = limits(rows=int(random.integers(1, 6)), tokens=int(random.integers(3, 30)), queue=100)
+    loop = EmbeddingsLoop(embedder, bounds, nothing)
+    jobs = []
+    async with running(loop):
+        for _ in range(30):
+            names = random.integers(0, 1000, size=random.integers(1, 9)).tolist()
+            contexts = [text for name in names for text in texts(name, length=int(random.integers(1, 12)))]
+            jobs.append((contexts, loop.submit(contexts)))
+            if random.random() < 0.3:
+                await asyncio.sleep(0)
+            if random.random() < 0.2:
+                jobs.pop(int(random.integers(len(jobs))))[1].cancel()
+        for contexts, future in jobs:
+            expected = [[float(c.tokens[0]), float(len(c.tokens))] for c in contexts]
+            assert [output.embeddings.tolist() for output in await future] == expected
+    assert all(len(step) <= bounds.max_batch_size for step in embedder.steps)
+    assert loop.stats.recoveries == len(embedder.steps) // 7 > 0
+    assert loop.stats.failed == loop.stats.queued == loop.stats.running == 0

@@ -116,6 +116,9 @@ def test_the_length_of_the_files_and_of_the_user(tmp_path: Path) -> None:
     assert resolve_plan(PipelineConfig(model_path=str(folder), max_length=40)).max_length == 40
     write_sentence_files(folder, max_seq_length=5000)
     assert resolve_plan(PipelineConfig(model_path=str(folder))).max_length == 64
+    (folder / "sentence_bert_config.json").unlink()
+    write_json(folder / "sentence_xlm-roberta_config.json", {"max_seq_length": 30})
+    assert resolve_plan(PipelineConfig(model_path=str(folder))).max_length == 30
 
 
 def tokens_of(tokenizer: EmbeddingsTokenizer, text: str | list[int], truncate: bool = False) -> list[int]:
