@@ -14,7 +14,7 @@ from deployments.cli import main
 from deployments.serving import ready_message
 from max_ray.config import ServeConfig
 from max_ray.interfaces import PipelineTask
-from tests.embeddings.conftest import embed_in_process
+from tests.embeddings.in_process import embed_in_process
 
 SETTINGS = ["--num-threads", "1", "--devices", "cpu"]
 

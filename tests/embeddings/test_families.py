@@ -10,41 +10,21 @@ import pytest
 
 from max_ray.errors import ConfigError, ParallelismError
 from tests.embeddings.checkpoints import FAMILIES, make_encoder, random_rows, reference_vectors
-from tests.embeddings.conftest import embed_in_process
-
-TOLERANCE = 1e-4
-
-
-def lengths_of(name: str) -> list[int]:
-    """One token; equal lengths apart from each other; edges of the scratch cache's blocks; the longest there is."""
-    return [7, 1, 16, 7, 17, 2, FAMILIES[name].max_length, 1]
+from tests.embeddings.in_process import embed_in_process
+from tests.embeddings.parity import LIMIT, are_within_limits, measure
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_parity(name: str, tmp_path: Path) -> None:
-    pooling = "lasttoken" if name.startswith("qwen3") else "cls" if name == "modern_bert" else "mean"
-    folder = make_encoder(tmp_path / "model", name, pooling=pooling, normalize=False)
-    rows = random_rows(lengths_of(name))
-    expected = reference_vectors(folder, rows, name, pooling, normalize=False)
-    assert np.abs(expected).max() > 0.1
-    together = embed_in_process(folder, rows)
-    assert np.abs(together - expected).max() < TOLERANCE
-    alone = embed_in_process(folder, rows, max_batch_size=1)
-    assert np.abs(alone - expected).max() < TOLERANCE
-    for size in FAMILIES[name].ranks:
-        cut = embed_in_process(folder, rows, tensor_parallel_size=size)
-        assert np.abs(cut - expected).max() < TOLERANCE
-    for encoding in ("bfloat16", "float16"):
-        rounded = embed_in_process(folder, rows, quantization_encoding=encoding)
-        lengths = np.linalg.norm(rounded, axis=1) * np.linalg.norm(expected, axis=1)
-        assert ((rounded * expected).sum(1) / lengths).min() > 0.999
+    for ranks, numbers in measure(name, tmp_path / "model").items():
+        assert are_within_limits(numbers), f"{ranks} ranks: {numbers}"
 
 
 def test_a_text_longer_than_a_step_runs_alone(tmp_path: Path) -> None:
     folder = make_encoder(tmp_path / "model", "modern_bert")
     rows = random_rows([5, 600, 6, 30, 3], seed=1)
     expected = reference_vectors(folder, rows, "modern_bert")
-    assert np.abs(embed_in_process(folder, rows, max_batch_input_tokens=12) - expected).max() < TOLERANCE
+    assert np.abs(embed_in_process(folder, rows, max_batch_input_tokens=12) - expected).max() < LIMIT
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from max_ray.pipelines import PIPELINE_REGISTRY, EmbeddingsTokenizer
 from max_ray.pipelines.factory import PipelineFactory
 from max_ray.scheduler import EmbeddingsLoop, SchedulerLimits
 from tests.embeddings.checkpoints import reference_vectors
-from tests.embeddings.conftest import embed_in_process
+from tests.embeddings.in_process import embed_in_process
 
 TEXTS = ["Hello", "a longer text, by far", "x"]
 

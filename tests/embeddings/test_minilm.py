@@ -15,7 +15,7 @@ from max_ray.config import PipelineConfig
 from max_ray.interfaces import EmbeddingsGenerationRequest, RequestID
 from max_ray.pipelines import EmbeddingsTokenizer, resolve_plan
 from tests.embeddings.checkpoints import reference_vectors
-from tests.embeddings.conftest import embed_in_process
+from tests.embeddings.in_process import embed_in_process
 
 TEXTS = [
     "A man is eating food.",

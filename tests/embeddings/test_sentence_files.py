@@ -25,7 +25,7 @@ from tests.embeddings.checkpoints import (
     write_json,
     write_sentence_files,
 )
-from tests.embeddings.conftest import embed_in_process
+from tests.embeddings.in_process import embed_in_process
 
 
 def naive_pooling(mode: str, hidden: torch.Tensor) -> torch.Tensor:

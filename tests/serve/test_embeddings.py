@@ -18,7 +18,7 @@ from max_ray.actors.messages import NAMESPACE
 from max_ray.config import ServeConfig
 from tests.actors.helpers import actors_of, eventually, kill
 from tests.embeddings.checkpoints import make_encoder
-from tests.embeddings.conftest import embed_in_process
+from tests.embeddings.in_process import embed_in_process
 from tests.serve.applications import running
 from tests.serve.conftest import settings_for
 
