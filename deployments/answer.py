@@ -12,8 +12,8 @@ from deployments.formats import AnswerFormat, ChatFormat, CompletionFormat
 from deployments.generation import ChoiceDelta, Generation
 from deployments.openai import ChatCompletionRequest, CompletionRequest
 from deployments.sse import encode_event
-from max_ray.errors import ModelNotServedError, nearest
-from max_ray.interfaces import RequestID
+from max_ray.errors import InputError, ModelNotServedError, nearest
+from max_ray.interfaces import PipelineTask, RequestID
 from max_ray.token_text import token_text_of
 
 
@@ -68,6 +68,7 @@ async def open_answer(
     Raises InputError (ModelNotServedError, PromptTooLongError), QueueFullError, InsufficientBlocksError.
     """
     check_model(engine, request.model)
+    check_task(engine, PipelineTask.TEXT_GENERATION)
     generation = await Generation.prepare(engine, request.job(), arrival)
     generation.start()
     kind, prefix = (
@@ -104,3 +105,19 @@ def check_model(engine: Engine, model: str | None) -> None:
             f"This server serves {engine.model_name!r}.",
             param="model",
         )
+
+
+def check_task(engine: Engine, task: PipelineTask) -> None:
+    """Raises InputError where the served model is for another task, with the route that is its own."""
+    if engine.task is task:
+        return
+    if engine.task is PipelineTask.EMBEDDINGS_GENERATION:
+        raise InputError(
+            f"The model {engine.model_name!r} makes embeddings and generates no text: use /v1/embeddings.",
+            param="model",
+        )
+    raise InputError(
+        f"The model {engine.model_name!r} generates text and is not served for embeddings: use /v1/chat/completions or "
+        f"/v1/completions, or serve it with --task embeddings_generation where its family can do that.",
+        param="model",
+    )

@@ -1,4 +1,4 @@
-"""The command line `max-ray`: serve, generate, plan, warm-cache, list, check, benchmark, version.
+"""The command line `max-ray`: serve, generate, encode, plan, warm-cache, list, check, benchmark, version.
 
 It parses, builds the configuration, and calls.
 
@@ -17,6 +17,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import max_ray
+from deployments.encode_command import FLAGS as ENCODE_FLAGS
+from deployments.encode_command import add_encode_flags, run_encode
 from deployments.model_commands import run_plan, run_warm_cache
 from deployments.serve_config import DEMO_MODEL, load_serve_config
 from max_ray import settings
@@ -59,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run = {
             "serve": _serve,
             "generate": _generate,
+            "encode": _encode,
             "plan": lambda given: run_plan(given, {"model_path": str(DEMO_MODEL)}),
             "warm-cache": run_warm_cache,
             "list": _list,
@@ -96,6 +99,7 @@ def build_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argum
     commands: dict[str, argparse.ArgumentParser] = {
         "serve": subparsers.add_parser("serve", help="serve a model over HTTP", allow_abbrev=False),
         "generate": subparsers.add_parser("generate", help="continue a prompt in this process", allow_abbrev=False),
+        "encode": subparsers.add_parser("encode", help="make vectors of texts in this process", allow_abbrev=False),
         "plan": subparsers.add_parser("plan", help="say what memory a model needs", allow_abbrev=False),
         "warm-cache": subparsers.add_parser("warm-cache", help="fetch a model and check it", allow_abbrev=False),
         "list": subparsers.add_parser("list", help="list the model families", allow_abbrev=False),
@@ -108,6 +112,8 @@ def build_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argum
     _add_settings(commands["serve"], ServeConfig)
     _add_settings(commands["generate"], PipelineConfig)
     _add_generate_flags(commands["generate"])
+    _add_settings(commands["encode"], PipelineConfig, print_config=False)
+    add_encode_flags(commands["encode"])
     _add_settings(commands["plan"], PipelineConfig, print_config=False)
     commands["plan"].add_argument("--json", action="store_true", help="machine-readable")
     for name in ("model_path", "revision", "custom_architectures"):
@@ -198,13 +204,21 @@ def _generate(options: dict[str, Any]) -> None:
     print()
 
 
+def _encode(options: dict[str, Any]) -> None:
+    given = {name: options.pop(name) for name in ENCODE_FLAGS}
+    config, _ = load_config(PipelineConfig, options, config_file=options.pop("config"), arguments_are="command line")
+    if settings.variable(settings.LOG_LEVEL) is None:
+        setup_logging("WARNING")
+    run_encode(config, given)
+
+
 def _generated_text(config: PipelineConfig, request: TextGenerationRequest) -> Iterator[str]:
     """Runs one request in this process; text as it comes. Raises MaxRayError."""
     from max_ray.detokenizer import IncrementalDetokenizer
-    from max_ray.interfaces import TextContext, TextGenerationInputs
+    from max_ray.interfaces import PipelineTask, TextContext, TextGenerationInputs
     from max_ray.pipelines import PIPELINE_REGISTRY
 
-    tokenizer, pipeline = PIPELINE_REGISTRY.retrieve(config)
+    tokenizer, pipeline = PIPELINE_REGISTRY.retrieve(config, PipelineTask.TEXT_GENERATION)
     context = asyncio.run(tokenizer.new_context(request))
     detokenizer = IncrementalDetokenizer(lambda ids: tokenizer.decode_ids(ids, skip_special_tokens=True))
     try:

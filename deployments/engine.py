@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from deployments.metrics import Metrics, MetricsSnapshot
-from max_ray.interfaces import RequestID, TextContext, TextGenerationOutput
+from max_ray.interfaces import (
+    EmbeddingsContext,
+    EmbeddingsGenerationOutput,
+    PipelineTask,
+    RequestID,
+    TextContext,
+    TextGenerationOutput,
+)
 from max_ray.tokenizer import TextTokenizer
 
 
 class Engine(Protocol):
-    """One replica's generation loop with its tokenizer."""
+    """One replica's loop with its tokenizer. `submit` is for the task of text generation, `embed` for embeddings."""
+
+    @property
+    def task(self) -> PipelineTask: ...
+
+    @property
+    def embedding_size(self) -> int | None:
+        """Numbers in a vector of the embeddings task; None for another."""
 
     @property
     def model_name(self) -> str:
@@ -30,6 +44,12 @@ class Engine(Protocol):
 
         Raises QueueFullError or InsufficientBlocksError at the call. Iterating raises WorkerGroupError when the
         workers are gone for good.
+        """
+
+    def embed(self, contexts: Sequence[EmbeddingsContext]) -> Awaitable[list[EmbeddingsGenerationOutput]]:
+        """Admits texts at the call and gives their vectors in order; cancelling the wait ends the job.
+
+        Raises QueueFullError at the call. Awaiting raises WorkerGroupError when the workers are gone for good.
         """
 
     def cancel(self, request_id: RequestID) -> None:

@@ -15,6 +15,7 @@ from ray import serve
 
 from deployments.answer import generate, open_answer
 from deployments.cluster_env import SERVE_LOGGING
+from deployments.embeddings import EmbeddingsRequest, embed
 from deployments.engine import ApiOptions
 from deployments.openai import ChatCompletionRequest, CompletionRequest
 from deployments.replica_engine import ReplicaEngine, ReplicaIdentity
@@ -56,6 +57,11 @@ class _Ingress:
             return await opened.whole()
         finally:
             opened.close()
+
+    async def embed(self, request: EmbeddingsRequest) -> dict[str, Any]:
+        """For Python handles: the answer object of /v1/embeddings. Raises InputError, QueueFullError,
+        WorkerGroupError."""
+        return await embed(self.engine, request)
 
     async def check_health(self) -> None:
         """Serve replaces a replica whose health check fails, and its contexts go with it: so dead workers are not a

@@ -72,15 +72,17 @@ class GenerationJob:
     discard_output: bool = False
 
 
-class _Strict(BaseModel):
+class StrictModel(BaseModel):
+    """Base of all requests and their parts."""
+
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-class StreamOptions(_Strict):
+class StreamOptions(StrictModel):
     include_usage: bool | None = None
 
 
-class GenerationRequest(_Strict):
+class GenerationRequest(StrictModel):
     """The fields that both kinds of request have."""
 
     model: str | None = None
@@ -152,7 +154,7 @@ class CompletionRequest(GenerationRequest):
     @field_validator("prompt", mode="plain")
     @classmethod
     def _check_prompt(cls, prompt: Any) -> Any:
-        if isinstance(prompt, str) or (isinstance(prompt, list) and prompt and _is_prompt_list(prompt)):
+        if isinstance(prompt, str) or (isinstance(prompt, list) and prompt and is_prompt_list(prompt)):
             return prompt
         raise ValueError("must be a text, a list of texts, a list of token ids or a list of lists of token ids")
 
@@ -183,12 +185,12 @@ class CompletionRequest(GenerationRequest):
         )
 
 
-class TextPart(_Strict):
+class TextPart(StrictModel):
     type: Literal["text"]
     text: str
 
 
-class Message(_Strict):
+class Message(StrictModel):
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[
         Annotated[str, Tag("<text>")] | Annotated[list[TextPart], Tag("<parts>")], _tag("<text>", "<parts>")
@@ -221,7 +223,7 @@ class ChatCompletionRequest(GenerationRequest):
         )
 
 
-RequestT = TypeVar("RequestT", bound=GenerationRequest)
+RequestT = TypeVar("RequestT", bound=StrictModel)
 
 
 def parse_request(kind: type[RequestT], body: bytes) -> RequestT:
@@ -243,7 +245,7 @@ def parse_request(kind: type[RequestT], body: bytes) -> RequestT:
         raise _explain(error, sorted(kind.model_fields)) from None
 
 
-def _is_prompt_list(prompt: list[Any]) -> bool:
+def is_prompt_list(prompt: list[Any]) -> bool:
     """A list of texts, of ids, or of non-empty lists of ids; not a mixture. (`True` is not an id.)"""
     if isinstance(prompt[0], list):
         return all(isinstance(p, list) and p and all(type(i) is int for i in p) for p in prompt)

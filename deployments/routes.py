@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.answer import Answer, check_model, open_answer
 from deployments.auth import BearerAuth
+from deployments.embeddings import EmbeddingsRequest, embed
 from deployments.engine import ApiOptions, Engine
 from deployments.http_errors import ErrorResponse, add_error_handlers, describe_and_log, error_body, internal_error
 from deployments.metrics import Metrics, render_metrics
@@ -40,7 +41,7 @@ from max_ray.errors import MaxRayError
 
 logger = logging.getLogger(__name__)
 
-_ROUTES = ("/v1/models", "/v1/completions", "/v1/chat/completions", "/health", "/metrics", "/version")
+_ROUTES = ("/v1/models", "/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/health", "/metrics", "/version")
 
 
 def build_api(engine: Engine, options: ApiOptions | None = None) -> FastAPI:
@@ -65,6 +66,10 @@ def build_api(engine: Engine, options: ApiOptions | None = None) -> FastAPI:
     @api.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
         return await _answer(engine, request, ChatCompletionRequest, options)
+
+    @api.post("/v1/embeddings")
+    async def embeddings(request: Request) -> Response:
+        return await _embeddings(engine, request, options)
 
     @api.get("/health")
     async def health() -> Response:
@@ -141,6 +146,15 @@ async def _answer(
         answer.close()
 
 
+async def _embeddings(engine: Engine, request: Request, options: ApiOptions) -> Response:
+    arrival = perf_counter()
+    try:
+        parsed = parse_request(EmbeddingsRequest, await _read_body(request, options.max_body_bytes))
+        return JSONResponse(await until_disconnect(request.receive, embed(engine, parsed, arrival)))
+    except (ClientDisconnect, ClientGoneError):
+        return Response(status_code=CLIENT_CLOSED)
+
+
 async def _events(answer: Answer, scope: Scope) -> AsyncGenerator[bytes, None]:
     """The stream's pieces. An error after the headers becomes an event, for the status has gone out already."""
     try:
@@ -180,4 +194,5 @@ def _model_object(engine: Engine, created: int) -> dict[str, Any]:
         "created": created,
         "owned_by": "max_ray",
         "max_model_len": engine.tokenizer.max_length,
+        "task": engine.task.value,
     }

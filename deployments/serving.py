@@ -19,7 +19,9 @@ from deployments.cluster_env import owns_ray
 from max_ray import settings
 from max_ray.config import ServeConfig
 from max_ray.errors import WorkerGroupError
+from max_ray.interfaces import PipelineTask
 from max_ray.log import setup_logging
+from max_ray.pipelines.tasks import task_of
 
 _STOP_WITHIN_S = 7.0
 _ANSWERS_WITHIN_S = 60.0
@@ -39,7 +41,7 @@ def serve_main(config: ServeConfig) -> None:
         signal.signal(signal.SIGTERM, _interrupt)  # again: ray.init sets a handler of its own
         _run(application, config)
         _wait_for_answer(f"{_url(config)}/health")
-        print(ready_message(config), flush=True)
+        print(ready_message(config, _task_of(config)), flush=True)
         threading.Event().wait()
     except KeyboardInterrupt:
         print("Stopping ...", flush=True)
@@ -82,22 +84,28 @@ def failure_reason(message: str) -> str:
     return found[-1].strip() if found else ""
 
 
+def _task_of(config: ServeConfig) -> PipelineTask:
+    """Without a model path the bundled model is served, which writes text."""
+    return task_of(config) if config.model_path else PipelineTask.TEXT_GENERATION
+
+
 def _url(config: ServeConfig) -> str:
     host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host
     host = f"[{host}]" if ":" in host else host
     return f"http://{host}:{config.port}"
 
 
-def ready_message(config: ServeConfig) -> str:
+def ready_message(config: ServeConfig, task: PipelineTask = PipelineTask.TEXT_GENERATION) -> str:
     """The URL, and a command that answers when pasted into a shell."""
     url = _url(config)
-    body = json.dumps(
-        {"model": config.served_model_name, "messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 32}
-    )
+    route, given = "chat/completions", {"messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 32}
+    if task is PipelineTask.EMBEDDINGS_GENERATION:
+        route, given = "embeddings", {"input": "Hello!"}
+    body = json.dumps({"model": config.served_model_name, **given})
     key = ' -H "Authorization: Bearer ${MAX_RAY_API_KEYS%%,*}"' if config.api_keys else ""
     return (
         f"\nServing {config.served_model_name} at {url}/v1   (Ctrl-C ends it)\n"
-        f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d '{body}'\n"
+        f"  curl {url}/v1/{route} -H 'Content-Type: application/json'{key} -d '{body}'\n"
     )
 
 

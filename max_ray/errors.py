@@ -3,6 +3,7 @@
     MaxRayError (500)
     |- InputError (400)                a request that cannot be served as it stands; also a ValueError
     |  |- PromptTooLongError
+    |  |  `- InputTooLongError       the same for a text to embed
     |  `- ModelNotServedError (404)
     |- ConfigError                     a setting, path or model that cannot work; also a ValueError
     |  |- ModelPathError               no such path, no config.json, nothing to load
@@ -60,6 +61,20 @@ class PromptTooLongError(InputError):
 
     def __reduce__(self) -> tuple[object, ...]:  # its arguments are not its message: the default pickle fails
         return (type(self), (self.num_tokens, self.max_length), {**self.__dict__, "args": self.args})
+
+
+class InputTooLongError(PromptTooLongError):
+    """A text to embed that exceeds the model's length."""
+
+    def __init__(self, num_tokens: int, max_length: int, *, at_least: bool = False) -> None:
+        InputError.__init__(
+            self,
+            f"The input has {'at least ' if at_least else ''}{num_tokens} tokens, but this model embeds {max_length} "
+            f"at most. Shorten it, split it, or have its end cut off (truncate).",
+            param="input",
+        )
+        self.num_tokens = num_tokens
+        self.max_length = max_length
 
 
 class ModelNotServedError(InputError):

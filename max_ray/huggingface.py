@@ -105,7 +105,7 @@ def load_huggingface_config(path: str | Path) -> HuggingFaceConfig:
     file = Path(path) / "config.json"
     if not file.is_file():
         raise ModelPathError(f"There is no config.json in {path}: give the folder of a model in Hugging Face's layout.")
-    values = _read_json(file)
+    values = read_json(file)
     _check_values(values, str(file))
     return HuggingFaceConfig(values, str(file))
 
@@ -144,7 +144,8 @@ def _is_positive(value: object) -> bool:
 def load_generation_config(path: str | Path) -> dict[str, Any]:
     """generation_config.json of a local model folder; empty when there is none. Raises ConfigError (not JSON)."""
     file = Path(path) / "generation_config.json"
-    return _read_json(file) if file.is_file() else {}
+    values: dict[str, Any] = read_json(file) if file.is_file() else {}
+    return values
 
 
 def resolve_model_path(model_path: str | Path, revision: str | None = None) -> Path:
@@ -204,7 +205,7 @@ def _is_complete(folder: Path) -> bool:
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return any(folder.glob("*.safetensors"))
-    return all((folder / name).is_file() for name in set(_read_json(index).get("weight_map", {}).values()))
+    return all((folder / name).is_file() for name in set(read_json(index).get("weight_map", {}).values()))
 
 
 def _download(repo_id: str, revision: str | None) -> Path:
@@ -221,11 +222,12 @@ def _download(repo_id: str, revision: str | None) -> Path:
         ) from error
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path, kind: type[Any] = dict) -> Any:
+    """The object (or with `kind`, the list) in a JSON file. Raises ConfigError where it holds anything else."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ConfigError(f"{file} cannot be read as JSON: {error}.") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{file} must hold a JSON object.")
+    if not isinstance(content, kind):
+        raise ConfigError(f"{file} must hold a JSON {'object' if kind is dict else 'list'}.")
     return content

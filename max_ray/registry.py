@@ -41,7 +41,7 @@ class Builder(Protocol):
     """Turns a configuration into a tokenizer and a picklable factory of the pipeline. Raises ConfigError."""
 
     def __call__(
-        self, config: PipelineConfig, task: PipelineTask, override_architecture: str | None
+        self, config: PipelineConfig, task: PipelineTask | None, override_architecture: str | None
     ) -> tuple[Any, PipelinesFactory]: ...
 
 
@@ -98,6 +98,18 @@ class PipelineRegistry:
         hint = " Code that comes with the checkpoint (auto_map in config.json) is not run." if remote else ""
         raise ArchitectureNotFoundError(self._not_found(names, task) + hint)
 
+    def tasks_of(
+        self, name: str | HuggingFaceConfig, custom_architectures: Sequence[str] = ()
+    ) -> frozenset[PipelineTask]:
+        """The tasks that a class name, or the first known one of config.json's, has records for; none where none is
+        known."""
+        self.register_custom(custom_architectures)
+        for candidate in [name] if isinstance(name, str) else name.architecture_names:
+            tasks = frozenset(task for task in PipelineTask if self._find(candidate, task) is not None)
+            if tasks:
+                return tasks
+        return frozenset()
+
     def register_custom(self, specs: Sequence[str]) -> list[SupportedArchitecture]:
         """Imports custom architectures (`--custom-architectures`) and registers their records in place of any others
         of the same name and task. Raises ConfigError that says what is wrong with the code."""
@@ -109,13 +121,13 @@ class PipelineRegistry:
     def retrieve_factory(
         self,
         config: PipelineConfig,
-        task: PipelineTask = PipelineTask.TEXT_GENERATION,
+        task: PipelineTask | None = None,
         override_architecture: str | None = None,
     ) -> tuple[Any, PipelinesFactory]:
         """The tokenizer, and a picklable callable that loads the weights and gives the pipeline.
 
-        override_architecture: the name to use instead of config.json's. Raises ConfigError for anything that can be
-        known to fail before weights are read.
+        task: by default the configuration's, else what the model is made for. override_architecture: the name to use
+        instead of config.json's. Raises ConfigError for anything that can be known to fail before weights are read.
         """
         assert self._builder is not None, "take PIPELINE_REGISTRY from max_ray.pipelines, which gives it a builder"
         return self._builder(config, task, override_architecture)
@@ -123,14 +135,14 @@ class PipelineRegistry:
     def retrieve(
         self,
         config: PipelineConfig,
-        task: PipelineTask = PipelineTask.TEXT_GENERATION,
+        task: PipelineTask | None = None,
         override_architecture: str | None = None,
     ) -> tuple[Any, Pipeline[Any, Any]]:
         """The tokenizer and the loaded pipeline, in this process."""
         tokenizer, factory = self.retrieve_factory(config, task, override_architecture)
         return tokenizer, factory()
 
-    def retrieve_tokenizer(self, config: PipelineConfig, task: PipelineTask = PipelineTask.TEXT_GENERATION) -> Any:
+    def retrieve_tokenizer(self, config: PipelineConfig, task: PipelineTask | None = None) -> Any:
         """The tokenizer alone; no weights are read."""
         return self.retrieve_factory(config, task)[0]
 

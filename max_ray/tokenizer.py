@@ -32,9 +32,9 @@ _GENERIC_CLASSES = ("TokenizersBackend", "PreTrainedTokenizerFast")
 _TOKENIZER_FILES = ("*.json", "*.jinja", "tokenizer*", "*.tiktoken", "*.model", "*.txt")
 # Encoding runs at about a character a microsecond; a hop to a thread and back costs about 100 us.
 _MALFORMED = (ValueError, TypeError, KeyError, AttributeError, RecursionError)  # what a wrong tokenizer.json raises
-_INLINE_CHARACTERS = 4096
+INLINE_CHARACTERS = 4096
 # A longer text than so many characters a token of max_length is counted by its beginning first.
-_LONG_TOKEN_CHARACTERS = 16
+LONG_TOKEN_CHARACTERS = 16
 
 
 class TextTokenizer:
@@ -143,7 +143,7 @@ class TextTokenizer:
             ) from None
         if self._backend is None:
             ids = self._hf.encode(text, add_special_tokens=add_special_tokens)
-        elif len(text) <= _INLINE_CHARACTERS:
+        elif len(text) <= INLINE_CHARACTERS:
             ids = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
         else:  # unlike `encode`, the batch call lets other threads run meanwhile
             ids = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
@@ -200,7 +200,7 @@ class TextTokenizer:
         elif isinstance(request.prompt, str):
             ids = await self._in_thread_if_long(len(request.prompt), self._text_ids, request.prompt)
         else:
-            ids = _id_array(() if request.prompt is None else request.prompt, "prompt")
+            ids = id_array(() if request.prompt is None else request.prompt, "prompt")
         param = "messages" if request.messages else "prompt"
         if not len(ids):
             raise InputError("The prompt is empty: it has no tokens. Give at least one.", param=param)
@@ -212,7 +212,7 @@ class TextTokenizer:
     async def _in_thread_if_long(
         self, num_characters: int, work: Callable[[ArgumentT], TokenArray], argument: ArgumentT
     ) -> TokenArray:
-        if num_characters <= _INLINE_CHARACTERS:
+        if num_characters <= INLINE_CHARACTERS:
             return work(argument)
         return await asyncio.to_thread(work, argument)
 
@@ -226,7 +226,7 @@ class TextTokenizer:
     def _prompt_text_ids(self, text: str, add_special_tokens: bool) -> TokenArray:
         """Ids of a prompt. Megabytes that cannot fit are refused without encoding them all: a beginning that has
         twice the tokens of max_length has more than max_length of them however the text goes on."""
-        head = text[: _LONG_TOKEN_CHARACTERS * self.max_length]
+        head = text[: LONG_TOKEN_CHARACTERS * self.max_length]
         if len(head) < len(text):
             num_tokens = len(self.encode_text(head, add_special_tokens))
             if num_tokens > 2 * self.max_length:
@@ -239,7 +239,7 @@ class TextTokenizer:
             params = given
         else:
             params = SamplingParams.from_input_and_generation_config(given or {}, self._generation_config)
-        self._check_range(_id_array(params.stop_token_ids, "stop_token_ids"), "stop_token_ids")
+        self._check_range(id_array(params.stop_token_ids, "stop_token_ids"), "stop_token_ids")
         if params.max_new_tokens is not None and params.min_new_tokens > params.max_new_tokens:
             raise InputError(
                 f"At least {params.min_new_tokens} and at most {params.max_new_tokens} new tokens are asked for: "
@@ -346,7 +346,7 @@ def _ids(value: Any) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def _id_array(ids: Sequence[int], param: str) -> TokenArray:
+def id_array(ids: Sequence[int], param: str) -> TokenArray:
     array = np.asarray(ids)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise InputError("Token ids must be a flat list of integers that fit 64 bits.", param=param)

@@ -31,6 +31,8 @@ TABLE: dict[str, set[str]] = {
     "detokenizer": set(),
     "tokenizer": {"interfaces", "gguf"},
     "token_text": {"tokenizer"},
+    "sentence_files": {"huggingface"},
+    "embeddings_tokenizer": {"interfaces", "tokenizer", "sentence_files"},
     "kv_cache": {"interfaces"},
     "weights": {"interfaces", "gguf"},
     "config": {"settings", "interfaces"},
@@ -42,6 +44,7 @@ TABLE: dict[str, set[str]] = {
     "pipelines": {
         *("interfaces", "config", "registry", "architecture", "custom_code", "huggingface", "weights"),
         *("tokenizer", "kv_cache", "kernels", "distributed", "driver", "nn"),
+        *("sentence_files", "embeddings_tokenizer"),
     },
     "benchmark": {
         *("settings", "tokenizer"),
@@ -107,6 +110,8 @@ WITHOUT_TORCH = [
     "max_ray.pipelines.plan",
     "max_ray.pipelines.factory",
     "max_ray.pipelines.text_generation",
+    "max_ray.pipelines.embeddings",
+    "max_ray.embeddings_tokenizer",
     "deployments",
     "deployments.cli",
     "max_ray.benchmark.serving",

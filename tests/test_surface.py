@@ -21,6 +21,7 @@ PIPELINE_SETTINGS = {
     "model_path": REQUIRED,
     "revision": None,
     "served_model_name": DERIVED,
+    "task": None,
     "quantization_encoding": None,
     "max_length": None,
     "max_batch_size": None,
@@ -53,6 +54,7 @@ SERVE_SETTINGS = PIPELINE_SETTINGS | {
     "api_keys": DERIVED,
 }
 GENERATE_FLAGS = {"--prompt", "--chat", "--max-new-tokens", "--temperature", "--top-k", "--top-p", "--min-p", "--seed"}
+ENCODE_FLAGS = {"--json", "--dimensions", "--truncate"}
 SERVING_BENCHMARK_FLAGS = {
     *("--base-url", "--model", "--api-key-env", "--endpoint", "--timeout"),
     *("--request-rate", "--max-concurrency", "--num-prompts", "--num-warmups", "--temperature", "--ignore-eos"),
@@ -63,13 +65,13 @@ DEVICE_BENCHMARK_FLAGS = {"--shape", "--device", "--dtype", "--json", "--context
 NAMES = {
     "max_ray.pipelines": [
         *("PIPELINE_REGISTRY", "PipelineConfig", "PipelinePlan", "PipelineRegistry", "SupportedArchitecture"),
-        *("TextGenerationPipeline", "TextTokenizer", "resolve_plan"),
+        *("TextGenerationPipeline", "TextTokenizer", "resolve_plan", "EmbeddingsPipeline", "EmbeddingsTokenizer"),
     ],
     "max_ray.pipelines.core": ["GenerationStatus", "TextContext", "TokenBuffer"],
     "max_ray.pipelines.lib": [
         *("PIPELINE_REGISTRY", "HuggingFaceConfig", "KVCacheInputs", "KVCacheParams", "ModelInputs", "ModelOutputs"),
         *("PipelineConfig", "PipelineModel", "PipelineRegistry", "RopeType", "SupportedArchitecture"),
-        *("SupportedEncoding", "TextPipelineModel", "TextTokenizer", "WeightsFormat"),
+        *("EmbeddingsTokenizer", "SupportedEncoding", "TextPipelineModel", "TextTokenizer", "WeightsFormat"),
     ],
     "max_ray.graph.weights": ["WeightsFormat"],
     "max_ray.nn.legacy.kv_cache": ["KVCacheParams", "KVCacheStrategy"],
@@ -128,9 +130,12 @@ def test_flags() -> None:
         return {"--" + name.replace("_", "-") for name in names}
 
     benchmarks = {"benchmark", *(f"benchmark {kind}" for kind in ("serving", "kernels", "offline", "plot"))}
-    assert set(commands) == {"serve", "generate", "plan", "warm-cache", "list", "check", "version"} | benchmarks
+    assert (
+        set(commands) == {"serve", "generate", "encode", "plan", "warm-cache", "list", "check", "version"} | benchmarks
+    )
     assert flags("serve") == of(set(SERVE_SETTINGS) - {"api_keys"}) | common | switches
     assert flags("generate") == of(set(PIPELINE_SETTINGS)) | common | switches | GENERATE_FLAGS
+    assert flags("encode") == (of(set(PIPELINE_SETTINGS)) | common | switches | ENCODE_FLAGS) - {"--print-config"}
     assert flags("plan") == (of(set(PIPELINE_SETTINGS)) | common | switches | {"--json"}) - {"--print-config"}
     assert flags("warm-cache") == of({"model_path", "model", "revision", "custom_architectures"}) | {"--help", "-h"}
     assert flags("list") == {"--help", "-h", "--json", "--custom-architectures"}

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from architectures.qwen.model import Qwen2Model, Qwen3Model
-from architectures.qwen.weight_adapters import gguf_name_map, safetensors_name_map
-from max_ray.interfaces import PipelineTask
+from architectures.qwen.model import Qwen2Model, Qwen3Embedder, Qwen3Model
+from architectures.qwen.weight_adapters import embedder_name_map, gguf_name_map, safetensors_name_map
+from max_ray.interfaces import EmbeddingsContext, KVCacheStrategy, PipelineTask
 from max_ray.interfaces.encoding import EVERY_ENCODING
-from max_ray.pipelines.lib import RopeType, SupportedArchitecture, SupportedEncoding, TextTokenizer, WeightsFormat
+from max_ray.pipelines.lib import (
+    EmbeddingsTokenizer,
+    RopeType,
+    SupportedArchitecture,
+    SupportedEncoding,
+    TextTokenizer,
+    WeightsFormat,
+)
+
+_PLAIN_ENCODINGS = {
+    SupportedEncoding.bfloat16: [KVCacheStrategy.PAGED],
+    SupportedEncoding.float16: [KVCacheStrategy.PAGED],
+    SupportedEncoding.float32: [KVCacheStrategy.PAGED],
+}
 
 qwen2_arch = SupportedArchitecture(
     name="Qwen2ForCausalLM",
@@ -32,6 +45,21 @@ qwen3_arch = SupportedArchitecture(
     tokenizer=TextTokenizer,
     default_weights_format=WeightsFormat.safetensors,
     weight_adapters={WeightsFormat.safetensors: safetensors_name_map, WeightsFormat.gguf: gguf_name_map},
+    rope_type=RopeType.neox,
+    multi_gpu_supported=True,
+)
+
+qwen3_embedder_arch = SupportedArchitecture(
+    name="Qwen3ForCausalLM",
+    task=PipelineTask.EMBEDDINGS_GENERATION,
+    example_repo_ids=["Qwen/Qwen3-Embedding-0.6B", "Qwen/Qwen3-Embedding-8B"],
+    default_encoding=SupportedEncoding.bfloat16,
+    supported_encodings=_PLAIN_ENCODINGS,
+    pipeline_model=Qwen3Embedder,
+    tokenizer=EmbeddingsTokenizer,
+    context_type=EmbeddingsContext,
+    default_weights_format=WeightsFormat.safetensors,
+    weight_adapters={WeightsFormat.safetensors: embedder_name_map},
     rope_type=RopeType.neox,
     multi_gpu_supported=True,
 )

@@ -1,4 +1,4 @@
-"""Qwen2Model and Qwen3Model: the dense Qwen network as the pipeline sees it."""
+"""Qwen2Model, Qwen3Model and Qwen3Embedder: the dense Qwen network as the pipelines see it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import torch
 
 from architectures.qwen.model_config import QwenConfig
 from architectures.qwen.qwen import Qwen
-from architectures.qwen.weight_adapters import safetensors_name_map
+from architectures.qwen.weight_adapters import embedder_name_map, safetensors_name_map
 from max_ray.nn import CausalLMModel
+from max_ray.nn.causal_embedder import CausalEmbedder, without_head
 
 
 class Qwen2Model(CausalLMModel):
@@ -31,3 +32,12 @@ class Qwen3Model(Qwen2Model):
     @classmethod
     def config_of(cls, huggingface_config: Any) -> QwenConfig:
         return QwenConfig.qwen3(huggingface_config)
+
+
+class Qwen3Embedder(CausalEmbedder, Qwen3Model):
+    """One rank of a Qwen3 that makes embeddings (Qwen3-Embedding, Zhang et al. 2025)."""
+
+    weight_names = staticmethod(embedder_name_map)
+
+    def build_network(self, max_length: int, dtype: torch.dtype) -> Qwen:
+        return without_head(super().build_network(max_length, dtype))

@@ -18,10 +18,20 @@ _GGUF_ATTENTION = [
 def safetensors_name_map(huggingface_config: Any) -> NameMap:
     """The table for Hugging Face's names. A tied checkpoint may carry a copy of the embedding as its head: dropped."""
     tied = bool(huggingface_config.get("tie_word_embeddings"))
+    return NameMap(_table(None if tied else "lm_head.weight"))
+
+
+def embedder_name_map(huggingface_config: Any) -> NameMap:
+    """The same for an embedder, which has no head; its names are bare where it was saved without one."""
+    table = _table(None)
+    return NameMap([*table, *[(theirs.removeprefix("model."), ours) for theirs, ours in table]])
+
+
+def _table(head: str | None) -> list[tuple[str, str | None]]:
     table: list[tuple[str, str | None]] = [
         ("model.embed_tokens.weight", "embed_tokens.weight"),
         ("model.norm.weight", "norm.weight"),
-        ("lm_head.weight", None if tied else "lm_head.weight"),
+        ("lm_head.weight", head),
         ("model.layers.{}.input_layernorm.weight", "layers.{}.attention_norm.weight"),
         ("model.layers.{}.post_attention_layernorm.weight", "layers.{}.mlp_norm.weight"),
         ("model.layers.{}.self_attn.q_norm.weight", "layers.{}.attention.q_norm.weight"),
@@ -33,7 +43,7 @@ def safetensors_name_map(huggingface_config: Any) -> NameMap:
     for theirs, ours, part in _ATTENTION:
         for kind in ("weight", "bias"):
             table.append((f"model.layers.{{}}.self_attn.{theirs}.{kind}", f"layers.{{}}.attention.{ours}.{kind}{part}"))
-    return NameMap(table)
+    return table
 
 
 def gguf_name_map(huggingface_config: Any) -> NameMap:

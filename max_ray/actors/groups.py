@@ -107,7 +107,8 @@ def _is_placed(placement_id: str) -> bool:
 def _spawn_members(group: Group) -> None:
     placement, membership = placement_of(group.placement_id), _membership(group)
     group.workers = tuple(spawn_worker(membership.of_rank(rank), placement) for rank in range(group.spec.size))
-    group.kv_manager = spawn_kv_manager(membership, placement)
+    if group.spec.has_kv_manager:
+        group.kv_manager = spawn_kv_manager(membership, placement)
 
 
 def _membership(group: Group) -> Membership:
@@ -141,7 +142,8 @@ async def _load(group: Group) -> None:
             group.progress(f"loading on {len(group.workers)} worker(s) for {elapsed:.0f} s")
     group.num_blocks = min(await work)
     group.phases |= await group.workers[0].startup_phases.remote()
-    await group.kv_manager.open.remote(group.num_blocks)
+    if group.kv_manager is not None:
+        await group.kv_manager.open.remote(group.num_blocks)
 
 
 def _cause_of(error: BaseException) -> BaseException:
@@ -176,6 +178,8 @@ async def _adopt(group: Group) -> None:
     if len(statuses) < group.spec.size or not all(status is not None and status.healthy for status in statuses):
         raise WorkerGroupError("a worker died or failed")
     await asyncio.gather(*[worker.adopt.remote(group.epoch, group.owner_id) for worker in group.workers])
+    if not group.spec.has_kv_manager:
+        return
     manager = None if group.kv_manager is None else await describe(group.kv_manager)
     if manager is not None and manager.healthy:
         await group.kv_manager.adopt.remote(group.epoch, group.owner_id)

@@ -4,7 +4,7 @@ A Ray call or a streamed Ray object costs about a millisecond of CPU on either s
 twentieth of that, and a step may be shorter than a millisecond. Ray still starts, watches and ends the workers: each
 sits in one actor call, `ModelWorker.serve`, for as long as the line is open, and that call's end tells of its death.
 
-A frame is a length (4 bytes, little-endian) and a pickle; but a step's output without log probabilities, sent for every
+A frame is a length (4 bytes, little-endian) and a pickle; but a step's output with nothing but tokens, sent for every
 step, has a layout of its own that costs a tenth of a pickle. The socket lies in a folder that only this user can enter,
 and is removed as soon as all ranks have called.
 
@@ -45,7 +45,8 @@ def encode_frame(message: Any) -> bytes:
 
 def encode_step(run_id: int, output: StepOutput) -> bytes:
     """The frame of (run id, output)."""
-    if output.log_probabilities is not None or output.prompt_log_probabilities is not None:
+    more = (output.log_probabilities, output.prompt_log_probabilities, output.embeddings)
+    if any(part is not None for part in more):
         return encode_frame((run_id, output))
     tokens = output.tokens.tobytes()
     header = _STEP.pack(_IS_STEP, output.last, output.step, run_id)

@@ -51,6 +51,11 @@ class GroupSpec:
         return hashlib.blake2b("\n".join(parts).encode(), digest_size=8).hexdigest()
 
     @property
+    def has_kv_manager(self) -> bool:
+        """False for embeddings: nothing is kept, so there is nothing to hand out."""
+        return self.plan.kv_params.has_cache
+
+    @property
     def size(self) -> int:
         """Ranks of the group."""
         return self.plan.tensor_parallel_size
@@ -94,6 +99,7 @@ class MemberStatus:
 @dataclass(frozen=True)
 class GroupInfo:
     """A leased group. `workers[i]` is rank i; `num_blocks` is what the ledger has, known once the group is loaded.
+    `kv_manager` is None for a task without a KV cache.
 
     phases: seconds of the phases of its start, those of rank 0 included; those of the order alone after a restart of
     the registry.

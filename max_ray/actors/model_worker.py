@@ -12,7 +12,6 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -23,11 +22,8 @@ from max_ray.actors.line import WorkerLine
 from max_ray.actors.messages import Membership, MemberStatus
 from max_ray.actors.placement import remove_group_placement
 from max_ray.errors import StaleLeaseError, WorkerGroupError
-from max_ray.interfaces import Extensions, RunRequest, StepOutput
+from max_ray.interfaces import Extensions, Runner, RunRequest, StepOutput
 from max_ray.log import get_logger, setup_logging
-
-if TYPE_CHECKING:
-    from max_ray.pipelines.runner import ModelRunner
 
 _LOG = get_logger(__name__)
 
@@ -45,7 +41,7 @@ class ModelWorker:
         self._rank = membership.rank
         spec = membership.spec
         setup_logging(rank=self._rank, world_size=spec.size)
-        self._runner: ModelRunner | None = None
+        self._runner: Runner | None = None
         self._durations: dict[str, float] = {}
         self._healthy = True
         self._stop_through = 0
@@ -154,7 +150,7 @@ class ModelWorker:
         )
 
     @property
-    def _loaded(self) -> ModelRunner:
+    def _loaded(self) -> Runner:
         assert self._runner is not None, "a worker was used before setup() ended"
         return self._runner
 

@@ -118,7 +118,8 @@ class GroupExecutor:
 
     async def renew(self) -> None:
         """Renews the lease with every member. Raises WorkerGroupError, StaleLeaseError."""
-        members = [*self._info.workers, self._info.kv_manager]
+        manager = self._info.kv_manager
+        members = [*self._info.workers, *([] if manager is None else [manager])]
         try:
             await asyncio.gather(*[member.renew.remote(self._info.epoch) for member in members])
         except RayError as error:

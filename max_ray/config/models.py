@@ -29,7 +29,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from max_ray import settings
 from max_ray.errors import ConfigError, nearest
-from max_ray.interfaces import SupportedEncoding
+from max_ray.interfaces import PipelineTask, SupportedEncoding
 
 ALIASES = {"model": "model_path"}
 """Other spellings of a setting, accepted wherever settings are: the seed page prints `--model`."""
@@ -108,6 +108,9 @@ class PipelineConfig(BaseModel):
     served_model_name: str = Field(
         default_factory=_model_name,
         description="Name of the model in the API. Default: the folder's name or the repository id.",
+    )
+    task: PipelineTask | None = Field(
+        None, description="text_generation or embeddings_generation. Default: what the model is made for."
     )
     quantization_encoding: SupportedEncoding | None = Field(
         None, description="How weights are stored and executed. Default: what the checkpoint is."

@@ -13,7 +13,7 @@ from max_ray.conformance.reference import Reference, huggingface_reference
 from max_ray.conformance.suite import Suite, Verdict
 from max_ray.errors import ConfigError, ConformanceError, ParallelismError
 from max_ray.huggingface import HuggingFaceConfig, load_huggingface_config, resolve_model_path
-from max_ray.interfaces import SupportedEncoding
+from max_ray.interfaces import PipelineTask, SupportedEncoding
 from max_ray.registry import PIPELINE_REGISTRY
 from max_ray.weights import open_weights
 from max_ray.weights.mapping import NameMap
@@ -30,6 +30,8 @@ def run(options: dict[str, Any]) -> None:
     path = resolve_model_path(options["model_path"])
     config = load_huggingface_config(path)
     record = _record(options["family"], config)
+    if record.task is not PipelineTask.TEXT_GENERATION:
+        raise ConfigError(f"{record.name} is for {record.task.value}: max-ray check compares models that write text.")
     suite = Suite(record, path, _reference(record, path), is_routed(config))
     print(f"{record.name}: {options['family']} on {path}")
     print(_weights_line(record, config, path))

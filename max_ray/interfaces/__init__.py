@@ -1,8 +1,14 @@
 """The contracts that every layer shares: words and shapes, no behaviour. Imports neither torch nor Ray."""
 
 from max_ray.interfaces.context import LogProbabilities, TextContext, TokenBuffer
+from max_ray.interfaces.embeddings import (
+    EmbeddingsContext,
+    EmbeddingsGenerationInputs,
+    EmbeddingsGenerationOutput,
+    EmbeddingsGenerationRequest,
+)
 from max_ray.interfaces.encoding import KVCacheStrategy, RopeType, SupportedEncoding, WeightsFormat
-from max_ray.interfaces.executor import Executor, Extensions, RunExtension, RunRequest, RunRow, StepOutput
+from max_ray.interfaces.executor import Executor, Extensions, RunExtension, Runner, RunRequest, RunRow, StepOutput
 from max_ray.interfaces.kv_cache import (
     KVCacheParams,
     KVLedger,
@@ -26,6 +32,10 @@ from max_ray.interfaces.task import GenerationStatus, PipelineTask
 from max_ray.interfaces.tokenizer import PipelineTokenizer
 
 __all__ = [
+    "EmbeddingsContext",
+    "EmbeddingsGenerationInputs",
+    "EmbeddingsGenerationOutput",
+    "EmbeddingsGenerationRequest",
     "Executor",
     "Extensions",
     "GenerationStatus",
@@ -54,6 +64,7 @@ __all__ = [
     "RunExtension",
     "RunRequest",
     "RunRow",
+    "Runner",
     "SamplingParams",
     "StepOutput",
     "SupportedEncoding",

@@ -8,7 +8,7 @@ step boundary. Everything a worker needs is in the message: workers keep nothing
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -126,6 +126,7 @@ class StepOutput:
     log_probabilities: row -> entry for its token. prompt_log_probabilities: row -> one entry an active prompt token
     (None for the first token of a prompt), first step only.
     `last`: no further step of this run follows (done or interrupted).
+    embeddings: of the embeddings task, float32 [B, D], one vector a row.
     """
 
     step: int
@@ -133,6 +134,7 @@ class StepOutput:
     last: bool
     log_probabilities: dict[int, LogProbabilities] | None = None
     prompt_log_probabilities: dict[int, list[LogProbabilities | None]] | None = None
+    embeddings: npt.NDArray[np.float32] | None = None
 
 
 class Executor(Protocol):
@@ -153,3 +155,29 @@ class Executor(Protocol):
 
     def extend(self, extension: RunExtension) -> None:
         """Hands more steps to a run that `stream` runs. Returns at once; a run that is over is fine."""
+
+
+class Runner(Protocol):
+    """What runs a RunRequest on one rank, whatever the task. Not thread-safe: one run at a time."""
+
+    @property
+    def num_blocks(self) -> int:
+        """KV blocks of this rank; 0 where the task keeps no keys and values."""
+
+    @property
+    def forward_calls(self) -> int:
+        """Forward passes since the start."""
+
+    def run(
+        self,
+        request: RunRequest,
+        should_stop: Callable[[], bool] = lambda: False,
+        extensions: Extensions | None = None,
+    ) -> Generator[StepOutput]:
+        """Yields one StepOutput a step. `should_stop` is asked at each step boundary, on rank 0 only."""
+
+    def release(self, request_ids: list[str]) -> None:
+        """Forgets requests that ended."""
+
+    def block_tables(self) -> dict[str, npt.NDArray[np.int32]]:
+        """Block table of every request that ran here and was not released."""

@@ -37,6 +37,11 @@ class KVCacheParams:
         return self.head_dim if self.value_dim is None else self.value_dim
 
     @property
+    def has_cache(self) -> bool:
+        """False for a task that keeps no keys and values: it has no cache, no blocks and no KV manager."""
+        return self.num_layers > 0
+
+    @property
     def bytes_per_token(self) -> int:
         numbers = self.num_layers * self.num_kv_heads * (self.head_dim + self.value_head_dim)
         return numbers * _DTYPE_BYTES[self.dtype]

@@ -135,6 +135,12 @@ class PipelineModel(ABC):
             )
 
     @classmethod
+    def default_pooling(cls) -> str:
+        """Of the embeddings task: how token vectors become a text's where the model's files do not say (a name of
+        `max_ray.sentence_files.POOLING_MODES`)."""
+        return "mean"
+
+    @classmethod
     def prefix_is_reusable(cls, pipeline_config: PipelineConfig, huggingface_config: Any) -> bool:
         """Whether keys and values depend on nothing but the tokens up to their own, so that prompts may share them."""
         return True

@@ -12,13 +12,17 @@ from max_ray.architecture import SupportedArchitecture
 
 if TYPE_CHECKING:
     from max_ray.config import PipelineConfig
+    from max_ray.embeddings_tokenizer import EmbeddingsTokenizer
     from max_ray.pipelines.builder import PIPELINE_REGISTRY, PipelineRegistry
+    from max_ray.pipelines.embeddings import EmbeddingsPipeline
     from max_ray.pipelines.plan import PipelinePlan, resolve_plan
     from max_ray.pipelines.text_generation import TextGenerationPipeline
     from max_ray.tokenizer import TextTokenizer
 
 __all__ = [
     "PIPELINE_REGISTRY",
+    "EmbeddingsPipeline",
+    "EmbeddingsTokenizer",
     "PipelineConfig",
     "PipelinePlan",
     "PipelineRegistry",
@@ -29,6 +33,8 @@ __all__ = [
 ]
 
 _LATER = {
+    "EmbeddingsPipeline": "max_ray.pipelines.embeddings",
+    "EmbeddingsTokenizer": "max_ray.embeddings_tokenizer",
     "PIPELINE_REGISTRY": "max_ray.pipelines.builder",
     "PipelineConfig": "max_ray.config",
     "PipelineRegistry": "max_ray.pipelines.builder",

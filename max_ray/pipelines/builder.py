@@ -15,7 +15,7 @@ __all__ = ["PIPELINE_REGISTRY", "PipelineRegistry"]
 
 
 def _build(
-    config: PipelineConfig, task: PipelineTask, override_architecture: str | None
+    config: PipelineConfig, task: PipelineTask | None, override_architecture: str | None
 ) -> tuple[Any, PipelinesFactory]:
     from max_ray.pipelines.factory import build_factory
 

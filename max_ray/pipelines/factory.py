@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING
 from max_ray.config import PipelineConfig
 from max_ray.custom_code import install_packed
 from max_ray.errors import ConfigError
-from max_ray.interfaces import PipelineModel, PipelineTask
+from max_ray.interfaces import PipelineModel, PipelineTask, Runner
 from max_ray.kv_cache import PagedKVCacheManager
 from max_ray.log import get_logger
 from max_ray.phases import phase
 from max_ray.pipelines.checkpoint import open_checkpoint
+from max_ray.pipelines.embeddings import EmbeddingsPipeline
 from max_ray.pipelines.hardware import MIB
 from max_ray.pipelines.held_memory import held_bytes, return_freed_memory
 from max_ray.pipelines.plan import PipelinePlan, resolve_plan
+from max_ray.pipelines.tasks import stock_tokenizer
 from max_ray.pipelines.text_generation import TextGenerationPipeline
 from max_ray.registry import PIPELINE_REGISTRY
 from max_ray.tokenizer import TextTokenizer
@@ -30,8 +32,6 @@ if TYPE_CHECKING:
     import torch
 
     from max_ray.distributed.group import TPGroup
-    from max_ray.interfaces import PipelineModel
-    from max_ray.pipelines.runner import ModelRunner
 
 
 _LOG = get_logger(__name__)
@@ -43,11 +43,14 @@ class PipelineFactory:
 
     plan: PipelinePlan
 
-    def __call__(self) -> TextGenerationPipeline:
+    def __call__(self) -> TextGenerationPipeline | EmbeddingsPipeline:
         """Loads the weights and gives a pipeline whose executor runs in this process, on a thread a rank."""
         from max_ray.pipelines.local_executor import LocalExecutor
 
         runners = build_local_runners(self.plan)
+        if self.plan.sentence is not None:
+            limits = (self.plan.max_batch_size, self.plan.config.max_batch_input_tokens)
+            return EmbeddingsPipeline(LocalExecutor(runners), *limits)
         manager = PagedKVCacheManager(
             self.plan.kv_params, runners[0].num_blocks, enable_prefix_caching=self.plan.config.enable_prefix_caching
         )
@@ -56,7 +59,7 @@ class PipelineFactory:
 
 def build_factory(
     config: PipelineConfig,
-    task: PipelineTask = PipelineTask.TEXT_GENERATION,
+    task: PipelineTask | None = None,
     override_architecture: str | None = None,
 ) -> tuple[TextTokenizer, PipelineFactory]:
     """The tokenizer, and the factory of the pipeline, for a configuration. Raises ConfigError; loads no weights."""
@@ -67,7 +70,8 @@ def build_factory(
 def build_tokenizer(plan: PipelinePlan) -> TextTokenizer:
     """The architecture's tokenizer over the plan's model folder."""
     if plan.stock_tokenizer:
-        return TextTokenizer(plan.model_dir, max_length=plan.max_length)
+        stock: TextTokenizer = stock_tokenizer(plan.task)(plan.model_dir, max_length=plan.max_length)
+        return stock
     architecture = PIPELINE_REGISTRY.retrieve_architecture(plan.architecture, task=plan.task)
     tokenizer: TextTokenizer = architecture.tokenizer(
         plan.model_dir,
@@ -94,7 +98,7 @@ def rank_device(plan: PipelinePlan, rank: int) -> torch.device:
     return torch.device("cuda", ids[rank])
 
 
-def build_local_runners(plan: PipelinePlan) -> list[ModelRunner]:
+def build_local_runners(plan: PipelinePlan) -> list[Runner]:
     """All ranks of the plan in this process, loaded at the same time on a thread each."""
     import torch
 
@@ -106,20 +110,16 @@ def build_local_runners(plan: PipelinePlan) -> list[ModelRunner]:
         return [build_runner(plan, TPGroup.single(rank_device(plan, 0)))]
     with TemporaryDirectory(prefix="max_ray-") as folder, ThreadPoolExecutor(size) as threads:
 
-        def build(rank: int) -> ModelRunner:
+        def build(rank: int) -> Runner:
             return build_runner(plan, init_tp_group(rank, size, f"file://{folder}/meet", rank_device(plan, rank)))
 
         return list(threads.map(build, range(size)))
 
 
-def build_runner(plan: PipelinePlan, tp: TPGroup, durations: dict[str, float] | None = None) -> ModelRunner:
+def build_runner(plan: PipelinePlan, tp: TPGroup, durations: dict[str, float] | None = None) -> Runner:
     """Loads one rank's shard and allocates its cache. Raises WeightsError and ConfigError.
 
     durations: gets the seconds of each phase."""
-    from max_ray.pipelines.graphs import decode_graphs
-    from max_ray.pipelines.kv_storage import KVStorage
-    from max_ray.pipelines.runner import ModelRunner
-
     install_packed(plan.custom_code)
     architecture = PIPELINE_REGISTRY.retrieve_architecture(plan.architecture, task=plan.task)
     return_freed_memory()
@@ -138,6 +138,22 @@ def build_runner(plan: PipelinePlan, tp: TPGroup, durations: dict[str, float] | 
         _pack(model)
     return_freed_memory()
     _log_weights(plan, before, held_bytes(tp.device))
+    return _embeddings_runner(plan, model, tp) if plan.sentence is not None else _text_runner(plan, model, tp)
+
+
+def _embeddings_runner(plan: PipelinePlan, model: PipelineModel, tp: TPGroup) -> Runner:
+    from max_ray.pipelines.embeddings_runner import EmbeddingsRunner
+    from max_ray.pipelines.sentence_head import SentenceHead
+
+    assert plan.sentence is not None, "the embeddings task knows how a vector is made"
+    return EmbeddingsRunner(model, SentenceHead.load(plan.sentence, Path(plan.model_dir), tp.device), tp)
+
+
+def _text_runner(plan: PipelinePlan, model: PipelineModel, tp: TPGroup) -> Runner:
+    from max_ray.pipelines.graphs import decode_graphs
+    from max_ray.pipelines.kv_storage import KVStorage
+    from max_ray.pipelines.runner import ModelRunner
+
     num_blocks = plan.num_blocks if plan.num_blocks is not None else _blocks_that_fit(plan, tp)
     storage = KVStorage.allocate(plan.kv_params, num_blocks, tp.device)
     shape = (plan.max_batch_size, plan.max_length, plan.tensor_parallel_size)

@@ -69,7 +69,9 @@ def fit_memory(
     origins["kv_cache_blocks"] = _cache_origin(config, facts)
     plan = facts.memory(config, encoding)
     held = plan.num_blocks * plan.page_size
-    if config.kv_cache_memory is not None and held < plan.max_length:
+    if not plan.has_cache:
+        _check_no_cache_settings(config, origins)
+    elif config.kv_cache_memory is not None and held < plan.max_length:
         plan = _shortened_to_cache(config, facts, encoding, plan, origins)
     elif config.max_length is None and held < plan.max_length and held >= 2:
         origins["max_length"] = f"hardware: the KV cache holds {held} tokens"
@@ -77,6 +79,12 @@ def fit_memory(
     if plan.shortage:
         raise DoesNotFitError(_refusal(config, facts, encoding, plan))
     return plan
+
+
+def _check_no_cache_settings(config: PipelineConfig, origins: dict[str, str]) -> None:
+    origins["kv_cache_blocks"] = "task: embeddings keep no keys and values"
+    if config.kv_cache_memory is not None:
+        raise ConfigError("kv_cache_memory has no meaning for embeddings, which keep no KV cache: leave it out.")
 
 
 def _cache_origin(config: PipelineConfig, facts: ModelFacts) -> str:

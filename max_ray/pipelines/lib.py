@@ -20,12 +20,14 @@ from max_ray.interfaces import (
 
 if TYPE_CHECKING:
     from max_ray.config import PipelineConfig
+    from max_ray.embeddings_tokenizer import EmbeddingsTokenizer
     from max_ray.nn.text_pipeline_model import TextPipelineModel
     from max_ray.pipelines.builder import PIPELINE_REGISTRY, PipelineRegistry
     from max_ray.tokenizer import TextTokenizer
 
 __all__ = [
     "PIPELINE_REGISTRY",
+    "EmbeddingsTokenizer",
     "HuggingFaceConfig",
     "KVCacheInputs",
     "KVCacheParams",
@@ -43,6 +45,7 @@ __all__ = [
 ]
 
 _LATER = {
+    "EmbeddingsTokenizer": "max_ray.embeddings_tokenizer",
     "PIPELINE_REGISTRY": "max_ray.pipelines.builder",
     "PipelineConfig": "max_ray.config",
     "PipelineRegistry": "max_ray.pipelines.builder",

@@ -11,14 +11,13 @@ import threading
 from collections.abc import AsyncIterator, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from max_ray.interfaces import RunExtension, RunRequest, StepOutput
-from max_ray.pipelines.runner import ModelRunner
+from max_ray.interfaces import RunExtension, Runner, RunRequest, StepOutput
 
 
 class LocalExecutor:
-    """An Executor around the ModelRunners of all ranks, rank 0 first. `interrupt` may come from any thread."""
+    """An Executor around the Runners of all ranks, rank 0 first. `interrupt` may come from any thread."""
 
-    def __init__(self, runners: Sequence[ModelRunner]) -> None:
+    def __init__(self, runners: Sequence[Runner]) -> None:
         self.runners = list(runners)
         self._one_run = threading.Lock()
         self._interrupted: set[int] = set()
@@ -102,6 +101,6 @@ class _ExtensionLists:
             self._lists.pop(run_id, None)
 
 
-def _drain(runner: ModelRunner, request: RunRequest, extensions: _ExtensionLists) -> None:
+def _drain(runner: Runner, request: RunRequest, extensions: _ExtensionLists) -> None:
     for _ in runner.run(request, extensions=extensions):
         pass

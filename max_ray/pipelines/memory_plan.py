@@ -58,6 +58,11 @@ class MemoryPlan:
         return self.weights + self.activations + self.runtime
 
     @property
+    def has_cache(self) -> bool:
+        """Whether keys and values are kept (not for embeddings)."""
+        return self.kv_bytes_per_token > 0
+
+    @property
     def kv_cache(self) -> int:
         return self.num_blocks * self.page_size * self.kv_bytes_per_token
 
@@ -77,6 +82,8 @@ class MemoryPlan:
     def longest(self) -> int:
         """Tokens that one request may have at most in this memory; 0 where not even a block fits."""
         left = max(0, (self.capacity or 0) - self.fixed)
+        if not self.has_cache:
+            return self.max_length
         return left // (self.page_size * self.kv_bytes_per_token) * self.page_size
 
     def blocks_a_request(self, length: int) -> int:
@@ -84,6 +91,8 @@ class MemoryPlan:
 
     def requests_at_once(self, length: int) -> int:
         """Requests of `length` tokens that run side by side: by blocks, and by max_batch_size."""
+        if not self.has_cache:
+            return self.max_batch_size
         return min(self.max_batch_size, self.num_blocks // self.blocks_a_request(length))
 
     def to_json(self) -> dict[str, Any]:
@@ -96,6 +105,7 @@ class MemoryPlan:
         """The plan as a table: what, one rank, all ranks, how it is known."""
         groups = ", ".join(f"{name} {_size(size)}" for name, size in self.weight_groups.items())
         blocks = f"{self.num_blocks} blocks of {self.page_size} tokens, {self.kv_bytes_per_token} bytes a token"
+        blocks = blocks if self.has_cache else "none: a text is embedded in one step"
         sizes: list[tuple[str, int, str]] = [
             ("weights", self.weights, groups),
             ("KV cache", self.kv_cache, blocks),
@@ -138,7 +148,7 @@ def plan_memory(
         capacity_origin=origin,
         weights=weights.total,
         weight_groups=dict(weights.groups),
-        activations=activation_bytes(config, hf_config, params, max_batch_size),
+        activations=activation_bytes(config, hf_config, params, max_batch_size, max_length),
         runtime=RUNTIME_BYTES[device],
         kv_bytes_per_token=params.bytes_per_token,
         page_size=params.page_size,
@@ -151,6 +161,8 @@ def plan_memory(
 
 def with_blocks(plan: MemoryPlan, budget: int) -> MemoryPlan:
     """The plan with as many blocks as `budget` bytes hold, at most what a whole batch can use."""
+    if not plan.has_cache:
+        return plan
     fits = budget // (plan.page_size * plan.kv_bytes_per_token)
     wanted = plan.blocks_a_request(plan.max_length) * plan.max_batch_size
     return MemoryPlan(**{**vars(plan), "num_blocks": min(fits, wanted)})
@@ -192,13 +204,20 @@ def _capacity(config: PipelineConfig, device: str, hardware: Hardware) -> tuple[
 
 
 def activation_bytes(
-    config: PipelineConfig, hf_config: HuggingFaceConfig, params: KVCacheParams, max_batch_size: int
+    config: PipelineConfig,
+    hf_config: HuggingFaceConfig,
+    params: KVCacheParams,
+    max_batch_size: int,
+    max_length: int,
 ) -> int:
-    """An estimate of the widest moment of a step: hidden states beside one layer's widest product, or the logits."""
+    """An estimate of the widest moment of a step: hidden states beside one layer's widest product, or the logits.
+    Without a cache (embeddings) a text of `max_length` runs whole, and there are no logits."""
     ranks, item = config.tensor_parallel_size, {"float32": 4}.get(params.dtype, 2)
     hidden, width, vocabulary = (_number(hf_config, n) for n in ("hidden_size", "intermediate_size", "vocab_size"))
     heads = _number(hf_config, "num_attention_heads")
     tokens = config.max_batch_input_tokens
+    if not params.has_cache:
+        tokens, vocabulary = max(tokens, max_length), 0
     attention = (2 * heads // ranks + 2 * params.num_kv_heads) * params.head_dim
     layer = tokens * item * (3 * hidden + max(attention, 3 * width // ranks))
     logits = min(tokens, max_batch_size) * vocabulary * (item + 2 * _FLOAT32)  # and two float32 copies of the sampler

@@ -25,8 +25,9 @@ from max_ray.pipelines.encoding import choose_encoding
 from max_ray.pipelines.fit import ModelFacts, fit_memory
 from max_ray.pipelines.hardware import Hardware
 from max_ray.pipelines.memory_plan import MemoryPlan
+from max_ray.pipelines.tasks import choose_task, sentence_files, stock_tokenizer
 from max_ray.registry import PIPELINE_REGISTRY, SupportedArchitecture
-from max_ray.tokenizer import TextTokenizer
+from max_ray.sentence_files import SentenceFiles
 
 SMALL_MODEL_BYTES = 64 * 1024**2
 """Below this a second thread saves little, and takes the core that the HTTP side needs at every step: measured."""
@@ -36,10 +37,11 @@ SMALL_MODEL_BYTES = 64 * 1024**2
 class PipelinePlan:
     """A resolved configuration. Picklable; imports no torch to be unpickled.
 
-    `stock_tokenizer`: TextTokenizer serves as it is, so a process that only tokenizes need not import the family's
-    code (and torch with it). `num_blocks` is None on GPUs: each worker measures what its device has left once the
-    weights are in, and the group takes the smallest. `memory` is the plan that the start was checked against.
+    `stock_tokenizer`: the task's own tokenizer serves as it is, so a process that only tokenizes need not import the
+    family's code (and torch with it). `num_blocks` is None on GPUs: each worker measures what its device has left once
+    the weights are in, and the group takes the smallest. `memory` is the plan that the start was checked against.
     `kv_params` are one rank's. `origins` says where each resolved value came from.
+    `sentence`: of the embeddings task, how a text's vector is made.
     """
 
     config: PipelineConfig
@@ -59,14 +61,22 @@ class PipelinePlan:
     num_blocks: int | None
     memory: MemoryPlan
     stock_tokenizer: bool = False
+    sentence: SentenceFiles | None = None
     custom_code: tuple[PackedCode, ...] = ()
     origins: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def embedding_size(self) -> int | None:
+        """Length of the vectors of the embeddings task; None for another."""
+        hidden_size = self.huggingface_config.get("hidden_size") or 0
+        return None if self.sentence is None else self.sentence.embedding_size(hidden_size)
 
     @property
     def values(self) -> dict[str, Any]:
         """The resolved values by name, as `--print-config` shows them."""
         return {
             "architecture": self.architecture,
+            "task": self.task.value,
             "quantization_encoding": self.encoding.value,
             "device": self.device,
             "tensor_parallel_size": self.tensor_parallel_size,
@@ -82,29 +92,37 @@ class PipelinePlan:
 def resolve_plan(
     config: PipelineConfig,
     *,
-    task: PipelineTask = PipelineTask.TEXT_GENERATION,
+    task: PipelineTask | None = None,
     override_architecture: str | None = None,
     hardware: Hardware | None = None,
 ) -> PipelinePlan:
     """Decides everything, or raises a ConfigError that says what to change. Reads config.json and the headers of the
-    weights."""
+    weights. task: by default the configuration's, else what the model is made for."""
     hardware = hardware or Hardware.local()
     model_dir = resolve_model_path(config.model_path, config.revision)
     hf_config = load_huggingface_config(model_dir)
+    origins: dict[str, str] = {"architecture": "model: config.json"}
+    task = choose_task(config, task, override_architecture or hf_config, model_dir, origins)
     architecture = PIPELINE_REGISTRY.retrieve_architecture(
         override_architecture or hf_config, task=task, custom_architectures=config.custom_architectures
     )
     config = _with_required_arguments(config, architecture)
-    origins: dict[str, str] = {"architecture": "model: config.json"}
+    sentence = sentence_files(architecture, model_dir)
     device = _device(config, hardware, origins)
     encoding = choose_encoding(config, architecture, hf_config, origins)
     _check_parallelism(config, architecture, hf_config, device, hardware)
     architecture.pipeline_model.check_settings(config, hf_config)
     config = _with_exact_prefixes(config, architecture, hf_config, origins)
     weights_format = _weights_format(model_dir, architecture)
+    is_length_given = config.max_length is not None
+    config = _with_sentence_length(config, architecture, hf_config, sentence)
     facts = ModelFacts(model_dir, weights_format, architecture, hf_config, device, hardware)
     memory = fit_memory(config, facts, encoding, origins)
-    measured = device == "cuda" and config.kv_cache_memory is None  # by the workers, after loading
+    if config.max_length is not None and not is_length_given:
+        origins["max_length"] = "model: sentence_bert_config.json"
+    kv_params = facts.kv_params(config, encoding)
+    # the workers measure after loading
+    measured = device == "cuda" and config.kv_cache_memory is None and kv_params.has_cache
     origins["tensor_parallel_size"] = "given" if config.tensor_parallel_size != 1 else "default"
     return PipelinePlan(
         config=config,
@@ -120,10 +138,11 @@ def resolve_plan(
         num_threads=_num_threads(config, hardware, memory, origins),
         max_length=memory.max_length,
         max_batch_size=memory.max_batch_size,
-        kv_params=facts.kv_params(config, encoding),
+        kv_params=kv_params,
         num_blocks=None if measured else memory.num_blocks,
         memory=memory,
-        stock_tokenizer=architecture.tokenizer is TextTokenizer and not architecture.context_validators,
+        stock_tokenizer=architecture.tokenizer is stock_tokenizer(task) and not architecture.context_validators,
+        sentence=sentence,
         custom_code=pack_architectures(config.custom_architectures),
         origins=origins,
     )
@@ -183,6 +202,19 @@ def _with_exact_prefixes(
         )
     origins["enable_prefix_caching"] = "model: its keys depend on the length of the whole prompt"
     return config.replace(enable_prefix_caching=False)
+
+
+def _with_sentence_length(
+    config: PipelineConfig,
+    architecture: SupportedArchitecture,
+    hf_config: HuggingFaceConfig,
+    sentence: SentenceFiles | None,
+) -> PipelineConfig:
+    """The length that sentence_bert_config.json says, where the user says none."""
+    if sentence is None or sentence.max_seq_length is None or config.max_length is not None:
+        return config
+    supported = architecture.pipeline_model.calculate_max_seq_len(config, hf_config)
+    return config.replace(max_length=min(supported, sentence.max_seq_length))
 
 
 def _num_threads(config: PipelineConfig, hardware: Hardware, memory: MemoryPlan, origins: dict[str, str]) -> int:

@@ -2,6 +2,7 @@
 
 from max_ray.scheduler.batch import Batcher
 from max_ray.scheduler.channel import Channel, TokenStream
+from max_ray.scheduler.embeddings import EmbeddingsLoop
 from max_ray.scheduler.loop import GenerationLoop, TextPipeline
 from max_ray.scheduler.row import Batch, Decision, Row, SchedulerLimits
 from max_ray.scheduler.stats import SchedulerStats
@@ -11,6 +12,7 @@ __all__ = [
     "Batcher",
     "Channel",
     "Decision",
+    "EmbeddingsLoop",
     "GenerationLoop",
     "Row",
     "SchedulerLimits",

@@ -70,6 +70,13 @@ def test_interrupts_overtake_the_orders_that_wait() -> None:
     line.close()
 
 
+def test_the_vectors_of_a_step_travel() -> None:
+    vectors = np.arange(6, dtype=np.float32).reshape(2, 3)
+    (message,) = FrameReader().feed(encode_step(9, StepOutput(0, np.array([-1, -1]), True, embeddings=vectors)))
+    run_id, output = message
+    assert (run_id, output.last, output.embeddings.tolist()) == (9, True, vectors.tolist())
+
+
 def extension(run_id: int, number: int) -> RunExtension:
     return RunExtension(run_id, number, 8 * number, np.array([8 * number]), {0: np.arange(number, dtype=np.int32)})
 

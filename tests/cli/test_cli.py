@@ -56,6 +56,7 @@ def test_every_setting_is_a_flag(served: list[ServeConfig], tmp_path: Path) -> N
         "model_path": "owner/name",
         "revision": "v1",
         "served_model_name": "x",
+        "task": "text_generation",
         "quantization_encoding": "float32",
         "max_length": 5,
         "max_batch_size": 6,

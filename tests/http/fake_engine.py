@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from deployments.metrics import LoopNumbers, Metrics, MetricsSnapshot
 from max_ray.errors import MaxRayError
 from max_ray.interfaces import (
+    EmbeddingsContext,
+    EmbeddingsGenerationOutput,
     GenerationStatus,
     LogProbabilities,
+    PipelineTask,
     RequestID,
     TextContext,
     TextGenerationOutput,
@@ -29,6 +32,8 @@ class FakeEngine:
 
     def __init__(self, tokenizer: TextTokenizer, script: Script) -> None:
         self.model_name = "fake"
+        self.task = PipelineTask.TEXT_GENERATION
+        self.embedding_size: int | None = None
         self.tokenizer = tokenizer
         self.metrics = Metrics("fake", "r0")
         self.script = script
@@ -50,6 +55,9 @@ class FakeEngine:
         said = self.script(context)
         ids = self.tokenizer.encode_text(said, False).tolist() if isinstance(said, str) else said
         return self._steps(context, [*ids, self.tokenizer.eos])
+
+    def embed(self, contexts: Sequence[EmbeddingsContext]) -> Awaitable[list[EmbeddingsGenerationOutput]]:
+        raise AssertionError("this engine generates text")
 
     def cancel(self, request_id: RequestID) -> None:
         self.cancelled.append(request_id)

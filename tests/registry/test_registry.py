@@ -236,7 +236,7 @@ def test_the_builder_gets_what_was_asked_for() -> None:
     assert pipeline.built_from == (config, EMBEDDINGS, "Other")  # type: ignore[attr-defined]
     assert found.retrieve_tokenizer(config) == "tokenizer"
     _, factory = found.retrieve_factory(config)
-    assert pickle.loads(pickle.dumps(factory))().built_from == (config, TEXT, None)
+    assert pickle.loads(pickle.dumps(factory))().built_from == (config, None, None)
 
 
 def test_context_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

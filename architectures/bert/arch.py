@@ -1,0 +1,28 @@
+"""The record of the BERT family: data only."""
+
+from __future__ import annotations
+
+from architectures.bert.model import BertEncoder
+from architectures.bert.model_config import BertConfig
+from architectures.bert.weight_adapters import safetensors_name_map
+from max_ray.interfaces import EmbeddingsContext, PipelineTask
+from max_ray.pipelines.lib import EmbeddingsTokenizer, SupportedArchitecture, SupportedEncoding, WeightsFormat
+
+bert_arch = SupportedArchitecture(
+    name="BertModel",
+    task=PipelineTask.EMBEDDINGS_GENERATION,
+    example_repo_ids=["sentence-transformers/all-MiniLM-L6-v2", "BAAI/bge-base-en-v1.5"],
+    default_encoding=SupportedEncoding.float32,
+    supported_encodings={
+        SupportedEncoding.float32: [],
+        SupportedEncoding.bfloat16: [],
+        SupportedEncoding.float16: [],
+    },
+    pipeline_model=BertEncoder,
+    tokenizer=EmbeddingsTokenizer,
+    context_type=EmbeddingsContext,
+    config=BertConfig,
+    default_weights_format=WeightsFormat.safetensors,
+    weight_adapters={WeightsFormat.safetensors: safetensors_name_map},
+    multi_gpu_supported=True,
+)

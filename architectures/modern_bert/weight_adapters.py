@@ -1,0 +1,28 @@
+"""Names of ModernBERT weights: from a checkpoint's to the network's. `{}` is the layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from max_ray.weights.mapping import NameMap
+
+_LAYER = [
+    ("attn_norm", "attention_norm"),
+    ("attn.Wqkv", "attention.qkv"),
+    ("attn.Wo", "attention.out"),
+    ("mlp_norm", "mlp_norm"),
+    ("mlp.Wi", "mlp.up"),
+    ("mlp.Wo", "mlp.down"),
+]
+
+
+def safetensors_name_map(huggingface_config: Any) -> NameMap:
+    """The table for Hugging Face's names, bare or behind `model.`; the heads of pre-training are dropped."""
+    table: list[tuple[str, str | None]] = [("head.*", None), ("decoder.*", None)]
+    for prefix in ("", "model."):
+        table.append((f"{prefix}embeddings.tok_embeddings.weight", "embed_tokens.weight"))
+        for kind in ("weight", "bias"):
+            table.append((f"{prefix}embeddings.norm.{kind}", f"embed_norm.{kind}"))
+            table.append((f"{prefix}final_norm.{kind}", f"norm.{kind}"))
+            table += [(f"{prefix}layers.{{}}.{a}.{kind}", f"layers.{{}}.{b}.{kind}") for a, b in _LAYER]
+    return NameMap(table)

@@ -1,0 +1,28 @@
+"""The record of the XLM-RoBERTa family: data only."""
+
+from __future__ import annotations
+
+from architectures.xlm_roberta.model import XLMRobertaEncoder
+from architectures.xlm_roberta.model_config import XLMRobertaConfig
+from architectures.xlm_roberta.weight_adapters import safetensors_name_map
+from max_ray.interfaces import EmbeddingsContext, PipelineTask
+from max_ray.pipelines.lib import EmbeddingsTokenizer, SupportedArchitecture, SupportedEncoding, WeightsFormat
+
+xlm_roberta_arch = SupportedArchitecture(
+    name="XLMRobertaModel",
+    task=PipelineTask.EMBEDDINGS_GENERATION,
+    example_repo_ids=["intfloat/multilingual-e5-base", "BAAI/bge-m3"],
+    default_encoding=SupportedEncoding.float32,
+    supported_encodings={
+        SupportedEncoding.float32: [],
+        SupportedEncoding.bfloat16: [],
+        SupportedEncoding.float16: [],
+    },
+    pipeline_model=XLMRobertaEncoder,
+    tokenizer=EmbeddingsTokenizer,
+    context_type=EmbeddingsContext,
+    config=XLMRobertaConfig,
+    default_weights_format=WeightsFormat.safetensors,
+    weight_adapters={WeightsFormat.safetensors: safetensors_name_map},
+    multi_gpu_supported=True,
+)

@@ -1,0 +1,239 @@
+"""Layers of bidirectional encoders (Devlin et al. 2018, BERT), over a ragged batch without padding and without a cache.
+
+Axes: T tokens of B rows, laid one after another in the order of their lengths; D hidden size; H heads of this rank, d
+head_dim. Rows of equal length are neighbours then, so a group of them is a view [rows, length, H, d], and each group is
+one call of torch's attention: no token attends to another row, and none is padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from max_ray.distributed import TPGroup
+from max_ray.driver import DeviceLike, as_torch_device
+from max_ray.errors import ConfigError
+from max_ray.nn.embedding import VocabParallelEmbedding
+from max_ray.nn.linear import ColumnParallelLinear, QKVParallelLinear, RowParallelLinear
+from max_ray.nn.module import Module
+from max_ray.nn.text_pipeline_model import required
+
+LOCAL_CHUNK = 512
+"""Queries of a local layer that attend together: their keys are this many and the window on either side."""
+
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+    "silu": F.silu,
+    "swish": F.silu,
+}
+
+
+def activation(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    """By its name in config.json. Raises ConfigError for one that is not there."""
+    if name not in ACTIVATIONS:
+        raise ConfigError(
+            f"config.json: activation {name!r} is not supported; those that are: {', '.join(ACTIVATIONS)}."
+        )
+    return ACTIVATIONS[name]
+
+
+def hidden_and_heads(huggingface_config: Any) -> tuple[int, int]:
+    """(hidden_size, num_attention_heads). Raises ConfigError where the one is no multiple of the other."""
+    hidden_size, num_heads = (required(huggingface_config, n) for n in ("hidden_size", "num_attention_heads"))
+    if hidden_size % num_heads:
+        raise ConfigError(f"config.json: hidden_size={hidden_size} is no multiple of num_attention_heads={num_heads}.")
+    return hidden_size, num_heads
+
+
+@dataclass(frozen=True)
+class EqualRows:
+    """`num_rows` rows of `length` tokens each, from token `start` on."""
+
+    start: int
+    num_rows: int
+    length: int
+
+    def view(self, x: torch.Tensor) -> torch.Tensor:
+        """[T, H, d] -> [num_rows, H, length, d], no copy."""
+        tokens = x[self.start : self.start + self.num_rows * self.length]
+        return tokens.view(self.num_rows, self.length, *x.shape[1:]).transpose(1, 2)
+
+
+def equal_rows(lengths: Sequence[int]) -> list[EqualRows]:
+    """The groups of neighbouring rows of equal length."""
+    groups, start = [], 0
+    for length, rows in groupby(lengths):
+        group = EqualRows(start, len(list(rows)), length)
+        groups.append(group)
+        start += group.num_rows * length
+    return groups
+
+
+def bidirectional_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    groups: Sequence[EqualRows],
+    *,
+    reach: int | None = None,
+    biases: Mapping[int, torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """softmax(q k^T / sqrt(d) + bias) v within each row: [T, H, d] -> [T, H, d].
+
+    reach: a token sees those at most so far from it, on either side; None: its whole row. biases: [H, length, length]
+    by length of a row, added to the scores; not together with `reach`.
+    """
+    assert reach is None or biases is None, "local layers with a bias on their scores are not there"
+    out = torch.empty_like(q)
+    for group in groups:
+        queries, keys, values = group.view(q), group.view(k), group.view(v)
+        if reach is not None and reach < group.length - 1:
+            attended = _local_attention(queries, keys, values, reach)
+        else:
+            bias = None if biases is None else biases[group.length].expand(group.num_rows, -1, -1, -1)
+            attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias)
+        group.view(out).copy_(attended)
+    return out
+
+
+def _local_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, reach: int) -> torch.Tensor:
+    """[rows, H, length, d] -> the same, chunk by chunk of the queries, so that work and memory grow with the length
+    and not with its square."""
+    length, chunks = q.shape[2], []
+    for start in range(0, length, LOCAL_CHUNK):
+        stop = min(length, start + LOCAL_CHUNK)
+        first, end = max(0, start - reach), min(length, stop + reach)
+        near = torch.arange(start, stop, device=q.device).unsqueeze(-1) - torch.arange(first, end, device=q.device)
+        keys, values = k[:, :, first:end], v[:, :, first:end]
+        mask = near.abs() <= reach
+        chunks.append(F.scaled_dot_product_attention(q[:, :, start:stop], keys, values, attn_mask=mask))
+    return torch.cat(chunks, dim=2)
+
+
+class LayerNorm(Module):
+    """Ba et al. 2016, over D; whole on every rank. bias: whether something is added after the scaling."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+    def __init__(
+        self, dim: int, eps: float, *, bias: bool = True, dtype: torch.dtype = torch.float32, device: DeviceLike = "cpu"
+    ) -> None:
+        self._eps = eps
+        place = as_torch_device(device)
+        self.add_parameter("weight", torch.ones(dim, dtype=dtype, device=place))
+        self.bias = None
+        if bias:
+            self.add_parameter("bias", torch.zeros(dim, dtype=dtype, device=place))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self._eps)
+
+
+class Table(Module):
+    """Learned rows [N, D] by number (of a position, of a token type); whole on every rank."""
+
+    weight: torch.Tensor
+
+    def __init__(
+        self, num_rows: int, dim: int, *, dtype: torch.dtype = torch.float32, device: DeviceLike = "cpu"
+    ) -> None:
+        self.add_parameter("weight", torch.empty(num_rows, dim, dtype=dtype, device=as_torch_device(device)))
+
+    def forward(self, numbers: torch.Tensor) -> torch.Tensor:
+        return F.embedding(numbers, self.weight)
+
+
+class EncoderEmbedding(Module):
+    """norm(word + position + token type): int64 [T] -> [T, D]. Every token has the type 0, as in a single text.
+
+    num_token_types: rows of the table of types; 0 where the family has none.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        num_positions: int,
+        num_token_types: int,
+        dim: int,
+        eps: float,
+        tp: TPGroup,
+        *,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.words = VocabParallelEmbedding(vocab_size, dim, tp, dtype=dtype)
+        self.positions = Table(num_positions, dim, dtype=dtype, device=tp.device)
+        self.types = Table(num_token_types, dim, dtype=dtype, device=tp.device) if num_token_types else None
+        self.norm = LayerNorm(dim, eps, dtype=dtype, device=tp.device)
+
+    def forward(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        x = self.words(tokens)
+        if self.types is not None:
+            x = x + self.types.weight[0]
+        embedded: torch.Tensor = self.norm(x + self.positions(positions))
+        return embedded
+
+
+class EncoderAttention(Module):
+    """Self-attention of one layer without a cache: [T, D] -> [T, D]; every product has a bias."""
+
+    def __init__(self, dim: int, num_heads: int, tp: TPGroup, *, dtype: torch.dtype = torch.float32) -> None:
+        self._head_dim = dim // num_heads
+        self.qkv = QKVParallelLinear(dim, num_heads, num_heads, self._head_dim, tp, bias=True, dtype=dtype)
+        self.out = RowParallelLinear(dim, dim, tp, bias=True, dtype=dtype)
+
+    def forward(
+        self, x: torch.Tensor, groups: Sequence[EqualRows], biases: Mapping[int, torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """biases: see bidirectional_attention."""
+        q, k, v = (part.unflatten(-1, (-1, self._head_dim)) for part in self.qkv(x).chunk(3, dim=-1))
+        y: torch.Tensor = self.out(bidirectional_attention(q, k, v, groups, biases=biases).flatten(-2))
+        return y
+
+
+class FeedForward(Module):
+    """down(act(up(x))), with biases: [T, D] -> [T, D]."""
+
+    def __init__(self, dim: int, hidden_dim: int, act: str, tp: TPGroup, *, dtype: torch.dtype = torch.float32) -> None:
+        self._act = activation(act)
+        self.up = ColumnParallelLinear(dim, hidden_dim, tp, bias=True, dtype=dtype)
+        self.down = RowParallelLinear(hidden_dim, dim, tp, bias=True, dtype=dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.down(self._act(self.up(x)))
+        return y
+
+
+class PostNormBlock(Module):
+    """One encoder layer of the BERT kind: norm(x + attention(x)), then norm(x + feed_forward(x))."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        hidden_dim: int,
+        act: str,
+        eps: float,
+        tp: TPGroup,
+        *,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.attention = EncoderAttention(dim, num_heads, tp, dtype=dtype)
+        self.attention_norm = LayerNorm(dim, eps, dtype=dtype, device=tp.device)
+        self.mlp = FeedForward(dim, hidden_dim, act, tp, dtype=dtype)
+        self.mlp_norm = LayerNorm(dim, eps, dtype=dtype, device=tp.device)
+
+    def forward(
+        self, x: torch.Tensor, groups: Sequence[EqualRows], biases: Mapping[int, torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        x = self.attention_norm(x + self.attention(x, groups, biases))
+        y: torch.Tensor = self.mlp_norm(x + self.mlp(x))
+        return y

@@ -1,0 +1,63 @@
+"""Which task a model is run for, and what goes with it. No torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from max_ray.config import PipelineConfig
+from max_ray.embeddings_tokenizer import EmbeddingsTokenizer
+from max_ray.errors import ConfigError
+from max_ray.huggingface import HuggingFaceConfig, load_huggingface_config, resolve_model_path
+from max_ray.interfaces import PipelineTask
+from max_ray.registry import PIPELINE_REGISTRY, SupportedArchitecture
+from max_ray.sentence_files import SentenceFiles, has_sentence_files
+from max_ray.tokenizer import TextTokenizer
+
+_EMBEDDINGS, _TEXT = PipelineTask.EMBEDDINGS_GENERATION, PipelineTask.TEXT_GENERATION
+
+
+def task_of(config: PipelineConfig) -> PipelineTask:
+    """The task that `config` is served for; reads config.json. Raises ConfigError where there is no such model."""
+    model_dir = resolve_model_path(config.model_path, config.revision)
+    return choose_task(config, None, load_huggingface_config(model_dir), model_dir, {})
+
+
+def choose_task(
+    config: PipelineConfig,
+    wanted: PipelineTask | None,
+    name: str | HuggingFaceConfig,
+    model_dir: Path,
+    origins: dict[str, str],
+) -> PipelineTask:
+    """`wanted`, the configuration's, or what the model is made for: embeddings where its family does nothing else, or
+    does both and the folder has the files of a sentence-transformers model. Raises ConfigError where the first two
+    differ."""
+    if wanted is not None and config.task not in (None, wanted):
+        raise ConfigError(
+            f"The setting task is {config.task.value if config.task else None}, and this use of the model is for "
+            f"{wanted.value}. Leave the setting out."
+        )
+    given = wanted or config.task
+    if given is not None:
+        origins["task"] = "given"
+        return given
+    tasks = PIPELINE_REGISTRY.tasks_of(name, config.custom_architectures)
+    origins["task"] = "model: config.json"
+    if _EMBEDDINGS in tasks and _TEXT in tasks:
+        origins["task"] = "model: modules.json" if has_sentence_files(model_dir) else "default of the architecture"
+        return _EMBEDDINGS if has_sentence_files(model_dir) else _TEXT
+    return _EMBEDDINGS if _EMBEDDINGS in tasks else _TEXT
+
+
+def stock_tokenizer(task: PipelineTask) -> type[Any]:
+    """The tokenizer class of a task whose family has none of its own."""
+    return EmbeddingsTokenizer if task is _EMBEDDINGS else TextTokenizer
+
+
+def sentence_files(architecture: SupportedArchitecture, model_dir: Path) -> SentenceFiles | None:
+    """How vectors are made, for the embeddings task; None for another. Raises ConfigError for files that ask for what
+    is not supported."""
+    if architecture.task is not _EMBEDDINGS:
+        return None
+    return SentenceFiles.read(model_dir, architecture.pipeline_model.default_pooling())

@@ -1,0 +1,1 @@
+"""The embeddings task: files, families, pipeline, loop, routes, command line, actors."""
