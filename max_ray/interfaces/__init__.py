@@ -3,6 +3,7 @@
 from max_ray.interfaces.context import LogProbabilities, TextContext, TokenBuffer
 from max_ray.interfaces.encoding import KVCacheStrategy, RopeType, SupportedEncoding, WeightsFormat
 from max_ray.interfaces.executor import Executor, Extensions, RunExtension, RunRequest, RunRow, StepOutput
+from max_ray.interfaces.image import PromptImage
 from max_ray.interfaces.kv_cache import (
     KVCacheParams,
     KVLedger,
@@ -48,6 +49,7 @@ __all__ = [
     "PipelineTask",
     "PipelineTokenizer",
     "PipelinesFactory",
+    "PromptImage",
     "Request",
     "RequestID",
     "RopeType",
