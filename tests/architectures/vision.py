@@ -1,0 +1,195 @@
+"""Tiny random Qwen3-VL checkpoints, prompts with images in them, and how both sides run: ours over a paged cache by
+hand, transformers with the pixels that its own processor makes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from max_ray.conformance.engine import Engine
+from max_ray.conformance.suite import Suite
+from max_ray.images.processor import ImageProcessor
+from max_ray.interfaces import PromptImage, RunRow
+from max_ray.interfaces.image import images_within, position_offset
+from max_ray.registry import PIPELINE_REGISTRY
+from tests.architectures.families import _randomize
+
+PLACEHOLDER, VIDEO, START, END = 150, 151, 152, 153
+PATCH, MERGE = 4, 2
+PROCESSOR: dict[str, Any] = {
+    "size": {"shortest_edge": 2 * (PATCH * MERGE) ** 2, "longest_edge": 40 * (PATCH * MERGE) ** 2},
+    "patch_size": PATCH,
+    "merge_size": MERGE,
+    "temporal_patch_size": 2,
+    "image_mean": [0.5, 0.4, 0.3],
+    "image_std": [0.5, 0.25, 0.3],
+}
+VISION: dict[str, Any] = {
+    "depth": 3,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_heads": 2,
+    "patch_size": PATCH,
+    "spatial_merge_size": MERGE,
+    "temporal_patch_size": 2,
+    "out_hidden_size": 32,
+    "num_position_embeddings": 25,
+    "deepstack_visual_indexes": [0, 2],
+}
+TEXT: dict[str, Any] = {
+    "vocab_size": 160,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 256,
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 10_000.0,
+        "mrope_section": [4, 2, 2],
+        "mrope_interleaved": True,
+    },
+}
+IDS = {
+    "image_token_id": PLACEHOLDER,
+    "video_token_id": VIDEO,
+    "vision_start_token_id": START,
+    "vision_end_token_id": END,
+}
+EXPERTS = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 24, "decoder_sparse_step": 1}
+
+
+@dataclass(frozen=True)
+class VisionFamily:
+    """A class of transformers, and what is special in its tiny checkpoint. routed: a mixture of experts."""
+
+    class_name: str
+    text: dict[str, Any]
+    tied: bool = False
+    routed: bool = False
+
+
+DENSE = VisionFamily("Qwen3VLForConditionalGeneration", {})
+DENSE_TIED = VisionFamily("Qwen3VLForConditionalGeneration", {"num_key_value_heads": 1}, tied=True)
+SPARSE = VisionFamily("Qwen3VLMoeForConditionalGeneration", EXPERTS, routed=True)
+
+
+def make_vision(family: VisionFamily, directory: Path, seed: int = 0, **text: Any) -> Path:
+    """Writes config.json, model.safetensors and preprocessor_config.json; the same arguments give the same bytes."""
+    network_class = getattr(transformers, family.class_name)
+    config = network_class.config_class(
+        text_config={**TEXT, **family.text, **text}, vision_config=VISION, tie_word_embeddings=family.tied, **IDS
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = network_class(config).float().eval()
+        with torch.no_grad():
+            for name, parameter in network.named_parameters():
+                _randomize(name, parameter, 1.0, family.tied)
+    network.save_pretrained(directory)
+    their_processor().save_pretrained(directory)
+    return directory
+
+
+def their_processor() -> Any:
+    return Qwen2VLImageProcessorPil(**PROCESSOR)
+
+
+def our_processor() -> ImageProcessor:
+    return ImageProcessor(
+        token_pixels=PATCH * MERGE,
+        min_pixels=PROCESSOR["size"]["shortest_edge"],
+        max_pixels=PROCESSOR["size"]["longest_edge"],
+        mean=tuple(PROCESSOR["image_mean"]),
+        std=tuple(PROCESSOR["image_std"]),
+    )
+
+
+def picture(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Random colours."""
+    colours = np.random.default_rng([seed, width, height]).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(colours)
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """Token ids with placeholders in them, and the pictures in order."""
+
+    tokens: list[int]
+    pictures: tuple[Image.Image, ...] = ()
+    images: tuple[PromptImage, ...] = ()
+
+
+def prompt(*parts: int | Image.Image, seed: int = 0) -> Prompt:
+    """A number is so many random text tokens; a picture stands between its start and end tokens."""
+    generator = np.random.default_rng(seed)
+    tokens: list[int] = []
+    images: list[PromptImage] = []
+    for part in parts:
+        if isinstance(part, int):
+            tokens += generator.integers(0, PLACEHOLDER, part).tolist()
+            continue
+        tokens.append(START)
+        image = our_processor().process(part, start=len(tokens))
+        tokens += [PLACEHOLDER] * image.num_tokens + [END]
+        images.append(image)
+    return Prompt(tokens, tuple(part for part in parts if not isinstance(part, int)), tuple(images))
+
+
+class VisionEngine(Engine):
+    """An Engine for prompts; `prompts` are those whose tokens the sequences are, by number."""
+
+    def __init__(self, model: Any, prompts: Sequence[Prompt], num_rows: int = 5) -> None:
+        super().__init__(model, num_rows)
+        self._prompts = prompts
+
+    def _row(self, index: int, sequence: Sequence[int], start: int, count: int) -> RunRow:
+        images = self._prompts[index].images
+        return replace(
+            super()._row(index, sequence, start, count),
+            images=images_within(images, start, start + count),
+            position_offset=position_offset(images, start),
+        )
+
+
+class VisionReference:
+    """The model of a folder as transformers computes it, each prompt alone, no cache."""
+
+    def __init__(self, path: Path, family: VisionFamily, dtype: torch.dtype = torch.float32) -> None:
+        network_class = getattr(transformers, family.class_name)
+        self._model = network_class.from_pretrained(path, dtype=dtype, attn_implementation="eager").eval()
+        self._processor = their_processor()
+
+    def logits(self, prompt: Prompt, generated: Sequence[int] = ()) -> torch.Tensor:
+        """[length, V] of the prompt and what was generated behind it."""
+        ids = torch.tensor([[*prompt.tokens, *generated]])
+        inputs: dict[str, Any] = {}
+        if prompt.pictures:
+            inputs = dict(self._processor(list(prompt.pictures), return_tensors="pt"))
+        kinds = (ids == PLACEHOLDER).int()
+        with torch.inference_mode():
+            output = self._model(ids, mm_token_type_ids=kinds, use_cache=False, **inputs)
+        return output.logits[0].float()
+
+
+class VisionLab:
+    """A family's checkpoint, reference and conformance suite."""
+
+    def __init__(self, family: VisionFamily, folder: Path, **text: Any) -> None:
+        self.family = family
+        self.path = make_vision(family, folder, **text)
+        self.reference = VisionReference(self.path, family)
+        record = PIPELINE_REGISTRY.retrieve_architecture(family.class_name)
+        self.suite = Suite(record, self.path, lambda sequences: [], family.routed)
+        self.exact = cache(self.reference.logits)
