@@ -38,7 +38,7 @@ def run_warm_cache(options: dict[str, Any]) -> None:
     hf_config = load_huggingface_config(path)
     record = PIPELINE_REGISTRY.retrieve_architecture(hf_config, custom_architectures=config.custom_architectures)
     source = open_weights(path)
-    if record.tokenizer is TextTokenizer:
-        TextTokenizer(path, max_length=1 << 20)
+    if issubclass(record.tokenizer, TextTokenizer):
+        record.tokenizer(path, max_length=1 << 20)
     size = source.nbytes() / GIB
     print(f"{config.served_model_name}: {record.name}, {len(source.names())} tensors, {size:.2f} GiB, in {path}")

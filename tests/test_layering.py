@@ -30,6 +30,7 @@ TABLE: dict[str, set[str]] = {
     "graph": {"interfaces"},
     "detokenizer": set(),
     "tokenizer": {"interfaces", "gguf"},
+    "images": {"interfaces", "huggingface", "tokenizer"},
     "token_text": {"tokenizer"},
     "kv_cache": {"interfaces"},
     "weights": {"interfaces", "gguf"},
@@ -41,7 +42,7 @@ TABLE: dict[str, set[str]] = {
     "scheduler": {"interfaces", "config", "kv_cache"},
     "pipelines": {
         *("interfaces", "config", "registry", "architecture", "custom_code", "huggingface", "weights"),
-        *("tokenizer", "kv_cache", "kernels", "distributed", "driver", "nn"),
+        *("tokenizer", "images", "kv_cache", "kernels", "distributed", "driver", "nn"),
     },
     "benchmark": {
         *("settings", "tokenizer"),
@@ -56,7 +57,7 @@ TABLE: dict[str, set[str]] = {
         *("pipelines", "distributed", "tokenizer"),
     },
     "architectures": {
-        *("interfaces", "config", "weights", "nn", "kernels", "distributed", "tokenizer", "huggingface"),
+        *("interfaces", "config", "weights", "nn", "kernels", "distributed", "tokenizer", "images", "huggingface"),
         "pipelines",  # only `max_ray.pipelines.lib`, what authors of architectures import
     },
 }
@@ -77,6 +78,7 @@ FENCES: dict[str, set[str]] = {
         *("max_ray.benchmark.synthetic", "max_ray.benchmark.transformers_peer"),
     },
     "yaml": {"max_ray.config", "deployments"},
+    "PIL": {"max_ray.images"},
     "torch": {
         *("max_ray.driver", "max_ray.distributed", "max_ray.kernels", "max_ray.nn", "max_ray.weights"),
         *("max_ray.pipelines", "max_ray.actors", "max_ray.conformance", "architectures", "deployments.demo"),
@@ -99,6 +101,7 @@ WITHOUT_TORCH = [
     "max_ray.scheduler",
     "max_ray.tokenizer",
     "max_ray.detokenizer",
+    "max_ray.images.tokenizer",
     "max_ray.graph.weights",
     "max_ray.pipelines",
     "max_ray.pipelines.core",

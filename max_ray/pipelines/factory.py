@@ -9,11 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from max_ray.config import PipelineConfig
 from max_ray.custom_code import install_packed
 from max_ray.errors import ConfigError
+from max_ray.images.limits import ImageLimits
 from max_ray.interfaces import PipelineModel, PipelineTask
 from max_ray.kv_cache import PagedKVCacheManager
 from max_ray.log import get_logger
@@ -66,15 +67,25 @@ def build_factory(
 
 def build_tokenizer(plan: PipelinePlan) -> TextTokenizer:
     """The architecture's tokenizer over the plan's model folder."""
-    if plan.stock_tokenizer:
-        return TextTokenizer(plan.model_dir, max_length=plan.max_length)
-    architecture = PIPELINE_REGISTRY.retrieve_architecture(plan.architecture, task=plan.task)
-    tokenizer: TextTokenizer = architecture.tokenizer(
-        plan.model_dir,
-        max_length=plan.max_length,
-        context_validators=architecture.context_validators,
-    )
+    kind: type[Any] | None = plan.stock_tokenizer
+    options: dict[str, Any] = {}
+    if kind is None:
+        architecture = PIPELINE_REGISTRY.retrieve_architecture(plan.architecture, task=plan.task)
+        kind, options["context_validators"] = architecture.tokenizer, architecture.context_validators
+    if getattr(kind, "takes_images", False):
+        options["image_limits"] = _image_limits(plan.config)
+    tokenizer: TextTokenizer = kind(plan.model_dir, max_length=plan.max_length, **options)
     return tokenizer
+
+
+def _image_limits(config: PipelineConfig) -> ImageLimits:
+    root = config.allowed_image_root
+    return ImageLimits(
+        max_images=config.max_images,
+        max_bytes=config.max_image_bytes,
+        max_pixels=config.max_image_pixels,
+        allowed_root=None if root is None else Path(root),
+    )
 
 
 def plan_device(plan: PipelinePlan) -> torch.device:
@@ -139,7 +150,7 @@ def build_runner(plan: PipelinePlan, tp: TPGroup) -> ModelRunner:
     shape = (plan.max_batch_size, plan.max_length, plan.tensor_parallel_size)
     with phase("warm"):
         graphs = decode_graphs(model, storage, *shape, plan.config.cuda_graphs)
-    return ModelRunner(model, storage, tp, plan.huggingface_config.vocab_size, graphs)
+    return ModelRunner(model, storage, tp, plan.huggingface_config.text_part.vocab_size, graphs)
 
 
 def _pack(model: PipelineModel) -> None:

@@ -36,8 +36,8 @@ SMALL_MODEL_BYTES = 64 * 1024**2
 class PipelinePlan:
     """A resolved configuration. Picklable; imports no torch to be unpickled.
 
-    `stock_tokenizer`: TextTokenizer serves as it is, so a process that only tokenizes need not import the family's
-    code (and torch with it). `num_blocks` is None on GPUs: each worker measures what its device has left once the
+    `stock_tokenizer`: the tokenizer's class where it is max_ray's own and serves as it is, so a process that only
+    tokenizes need not import the family's code (and torch with it). `num_blocks` is None on GPUs: each worker measures what its device has left once the
     weights are in, and the group takes the smallest. `memory` is the plan that the start was checked against.
     `kv_params` are one rank's. `origins` says where each resolved value came from.
     """
@@ -58,7 +58,7 @@ class PipelinePlan:
     kv_params: KVCacheParams
     num_blocks: int | None
     memory: MemoryPlan
-    stock_tokenizer: bool = False
+    stock_tokenizer: type[TextTokenizer] | None = None
     custom_code: tuple[PackedCode, ...] = ()
     origins: Mapping[str, str] = field(default_factory=dict)
 
@@ -123,10 +123,16 @@ def resolve_plan(
         kv_params=facts.kv_params(config, encoding),
         num_blocks=None if measured else memory.num_blocks,
         memory=memory,
-        stock_tokenizer=architecture.tokenizer is TextTokenizer and not architecture.context_validators,
+        stock_tokenizer=_stock_tokenizer(architecture),
         custom_code=pack_architectures(config.custom_architectures),
         origins=origins,
     )
+
+
+def _stock_tokenizer(architecture: SupportedArchitecture) -> type[TextTokenizer] | None:
+    kind = architecture.tokenizer
+    is_own = issubclass(kind, TextTokenizer) and kind.__module__.startswith("max_ray.")
+    return kind if is_own and not architecture.context_validators else None
 
 
 def _device(config: PipelineConfig, hardware: Hardware, origins: dict[str, str]) -> str:
