@@ -219,7 +219,9 @@ def _part_tag(part: Any) -> str:
 
 
 ContentPart = Annotated[
-    Annotated[TextPart, Tag("<text>")] | Annotated[ImagePart, Tag("<image>")] | Annotated[UnknownPart, Tag("<unknown>")],
+    Annotated[TextPart, Tag("<text>")]
+    | Annotated[ImagePart, Tag("<image>")]
+    | Annotated[UnknownPart, Tag("<unknown>")],
     Discriminator(_part_tag),
 ]
 

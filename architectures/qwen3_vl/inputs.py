@@ -26,8 +26,8 @@ class Qwen3VLInputs(ModelInputs):
 
     images: those of which a part is in this step, equal ones once. patches: float32 [P, ...] by digest, of those whose
     features are not at hand (see `vision.patches_of`). cut: digests of images that go on in a later step.
-    axis_positions: int64 [T, 3]. token_indices: int64 [M]. feature_indices: int64 [M], rows of the images' features, one
-    image after another.
+    axis_positions: int64 [T, 3]. token_indices: int64 [M]. feature_indices: int64 [M], rows of the images' features,
+    one image after another.
     """
 
     images: tuple[PromptImage, ...] = ()

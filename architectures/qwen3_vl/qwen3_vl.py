@@ -67,11 +67,11 @@ class VisionTransformer(Transformer):
         places = images.positions[:, self._axis_of_value]  # [T, R]
         cos_sin = self.rotary.cos_sin_cache.gather(0, places)
         x = self.embed_tokens(tokens).index_copy(0, images.indices, images.features[0])
-        residual = None
-        for number, layer in enumerate(self.layers, start=1):
-            x, residual = layer(x, residual, cos_sin, kv, qo_indptr)
-            if number < len(images.features):
-                x = x.index_add(0, images.indices, images.features[number])
+        residual: torch.Tensor = x.new_zeros(())
+        for number, layer in enumerate(self.layers):
+            x, residual = layer(x, residual if number else None, cos_sin, kv, qo_indptr)
+            if number + 1 < len(images.features):
+                x = x.index_add(0, images.indices, images.features[number + 1])
         logits: torch.Tensor = self.lm_head(self.norm(x[logit_indices] + residual[logit_indices]))
         return logits
 

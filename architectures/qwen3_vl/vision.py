@@ -104,7 +104,7 @@ class VisionBlock(Module):
         return y
 
     def _attend(self, qkv: torch.Tensor, angles: torch.Tensor, lengths: list[int]) -> torch.Tensor:
-        q, k, v = qkv.unflatten(-1, (3, self._num_heads, -1)).unbind(1)  # [P, H, head_dim]
+        q, k, v = qkv.view(len(qkv), 3, self._num_heads, -1).unbind(1)  # [P, H, head_dim]
         images = zip(*(part.split(lengths) for part in (_rotated(q, angles), _rotated(k, angles), v)), strict=True)
         attended = [
             F.scaled_dot_product_attention(*(part.transpose(0, 1).unsqueeze(0) for part in image)) for image in images
@@ -149,7 +149,7 @@ class VisionTower(Module):
         x = self.patch_embedding(patches) + self.positions(grids)
         angles = torch.cat([self._angles(grid, x.device) for grid in grids])
         lengths = [rows * columns for rows, columns in grids]
-        deepstack = []
+        deepstack: list[torch.Tensor] = []
         for number, layer in enumerate(self.layers):
             x = layer(x, angles, lengths)
             if number in self._config.deepstack_layers:
@@ -162,7 +162,10 @@ class VisionTower(Module):
         exponents = torch.arange(0, width, 2, dtype=torch.float32, device=device) / width
         inv_freq = 1.0 / self._config.rope_theta**exponents
         return torch.cat(
-            [position.float().unsqueeze(-1) * inv_freq for position in patch_positions(grid, self._config.merge_size, device)],
+            [
+                position.float().unsqueeze(-1) * inv_freq
+                for position in patch_positions(grid, self._config.merge_size, device)
+            ],
             dim=-1,
         )
 
@@ -180,7 +183,8 @@ def patches_of(pixels: torch.Tensor, config: VisionConfig) -> torch.Tensor:
     """Normalised pixels float32 [height, width, 3] -> [rows * columns, 3 * frames * patch * patch], in the tower's
     order. A still image is `num_frames` equal frames."""
     merge, patch = config.merge_size, config.patch_size
-    blocks = pixels.unflatten(1, (-1, merge, patch)).unflatten(0, (-1, merge, patch))  # [h, m, p, w, m, p, 3]
+    height, width, _ = pixels.shape
+    blocks = pixels.reshape(height // (merge * patch), merge, patch, width // (merge * patch), merge, patch, _RGB)
     patches = blocks.permute(0, 3, 1, 4, 6, 2, 5).unsqueeze(5)  # [h, w, m, m, 3, 1, p, p]
     return patches.expand(*patches.shape[:5], config.num_frames, patch, patch).reshape(
         -1, _RGB * config.num_frames * patch**2

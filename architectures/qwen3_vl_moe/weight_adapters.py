@@ -83,8 +83,8 @@ class UnfusedExperts(WeightSource):
         shape = self._source.shape(tensor)
         if shape not in ((num_experts, *wanted), (num_experts, *reversed(wanted))):
             raise WeightsError(
-                f"The shape of {tensor} is {list(shape)} in the checkpoint, the network wants {[num_experts, *wanted]}, "
-                f"or the last two exchanged."
+                f"The shape of {tensor} is {list(shape)} in the checkpoint, the network wants "
+                f"{[num_experts, *wanted]}, or the last two exchanged."
             )
         prefix = tensor.removesuffix(kind.removeprefix("experts"))
         for expert in range(num_experts):

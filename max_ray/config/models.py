@@ -142,7 +142,9 @@ class PipelineConfig(BaseModel):
         "lazy", description="Decode steps as CUDA graphs: captured at first use ('lazy'), at the start, or never."
     )
     allowed_image_root: str | None = Field(
-        None, min_length=1, description="Folder below which file: URLs of images in messages may point. Default: none may."
+        None,
+        min_length=1,
+        description="Folder below which file: URLs of images in messages may point. Default: none may.",
     )
     max_images: int = Field(16, ge=0, description="Most images in the messages of one request.")
     max_image_bytes: int = Field(16 * 2**20, ge=1, description="Most bytes of one image's file.")

@@ -1,7 +1,7 @@
 """From an image's URL in a message to the bytes of its file.
 
-`data:` URLs (RFC 2397, base64) carry the file. `file:` URLs name one below a folder that the operator allows. The server
-fetches nothing: a URL that it fetched could point into the operator's own network.
+`data:` URLs (RFC 2397, base64) carry the file. `file:` URLs name one below a folder that the operator allows. The
+server fetches nothing: a URL that it fetched could point into the operator's own network.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def _path_of(url: str) -> Path:
 
 
 def _read_regular(path: Path, max_bytes: int) -> bytes:
-    """At most `max_bytes` of a regular file. The path is free of links when it is looked at; one that appears at its end
-    after that is not followed. Raises OSError."""
+    """At most `max_bytes` of a regular file. The path was free of links when it was looked at; one that has appeared at
+    its end since is not followed. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):

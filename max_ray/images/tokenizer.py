@@ -112,12 +112,12 @@ class ImageTextTokenizer(TextTokenizer):
         return super()._content(content, wrap)
 
 
-def _vision_config(config: HuggingFaceConfig, folder: Path) -> Mapping[str, int]:
+def _vision_config(config: HuggingFaceConfig, folder: Path) -> dict[str, int]:
     vision = config.get("vision_config") or {}
-    sizes = {name: vision.get(name) for name in (_VISION_PATCH, _VISION_MERGE)}
-    if not all(isinstance(size, int) and size > 0 for size in sizes.values()) or config.get("image_token_id") is None:
+    sizes = {name: vision[name] for name in (_VISION_PATCH, _VISION_MERGE) if isinstance(vision.get(name), int)}
+    if len(sizes) < 2 or min(sizes.values()) < 1 or not isinstance(config.get("image_token_id"), int):
         raise ConfigError(
-            f"{folder}: config.json does not say image_token_id, and {_VISION_PATCH} and {_VISION_MERGE} in vision_config."
+            f"{folder}: config.json must have image_token_id, and {_VISION_PATCH} and {_VISION_MERGE} in vision_config."
         )
     return sizes
 

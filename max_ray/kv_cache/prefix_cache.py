@@ -76,8 +76,8 @@ def _image_digests(context: TextContext, page_size: int, first_token: int) -> Ca
 def lookup_hashes(context: TextContext, page_size: int) -> list[bytes]:
     """The hashes under which a prefix of `context` may be found: never its last token, which must run.
 
-    Nothing where a hit would be wrong: `echo` needs the logits of every prompt token, and tensors in `extra` change keys
-    and values without changing tokens. (Images do too, and are in the hashes.)
+    Nothing where a hit would be wrong: `echo` needs the logits of every prompt token, and tensors in `extra` change
+    keys and values without changing tokens. (Images do too, and are in the hashes.)
     """
     if context.log_probabilities_echo or context.extra:
         return []

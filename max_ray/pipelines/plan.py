@@ -37,9 +37,9 @@ class PipelinePlan:
     """A resolved configuration. Picklable; imports no torch to be unpickled.
 
     `stock_tokenizer`: the tokenizer's class where it is max_ray's own and serves as it is, so a process that only
-    tokenizes need not import the family's code (and torch with it). `num_blocks` is None on GPUs: each worker measures what its device has left once the
-    weights are in, and the group takes the smallest. `memory` is the plan that the start was checked against.
-    `kv_params` are one rank's. `origins` says where each resolved value came from.
+    tokenizes need not import the family's code (and torch with it). `num_blocks` is None on GPUs: each worker measures
+    what its device has left once the weights are in, and the group takes the smallest. `memory` is the plan that the
+    start was checked against. `kv_params` are one rank's. `origins` says where each resolved value came from.
     """
 
     config: PipelineConfig
