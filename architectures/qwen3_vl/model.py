@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from architectures.qwen3_vl.vision import patches_of
 from architectures.qwen3_vl.weight_adapters import safetensors_name_map
 from max_ray.interfaces import KVCacheInputs, ModelInputs, ModelOutputs, PromptImage, RunRow
 from max_ray.nn import CausalLMModel
+
+if TYPE_CHECKING:
+    from max_ray.config import PipelineConfig
 
 _KEPT_BYTES = 256 * 2**20
 
@@ -37,6 +40,14 @@ class VisionLanguageModel(CausalLMModel):
         super().__init__(*args, **options)
         self._vision = VisionConfig.from_huggingface(self.huggingface_config)
         self._kept: OrderedDict[bytes, torch.Tensor] = OrderedDict()  # [S, tokens, D] by digest, last used last
+
+    @classmethod
+    def check_settings(cls, pipeline_config: PipelineConfig, huggingface_config: Any) -> None:
+        """See CausalLMModel; and ConfigError for what this family's vision tower and positions do not cover."""
+        cls.config_of(huggingface_config)
+        VisionConfig.from_huggingface(huggingface_config)
+        mrope_section(huggingface_config)
+        super().check_settings(pipeline_config, huggingface_config)
 
     def prepare_initial_token_inputs(
         self,

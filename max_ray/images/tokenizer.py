@@ -106,10 +106,8 @@ class ImageTextTokenizer(TextTokenizer):
             raise InputError("Videos are not supported: send single frames as images.", param="prompt")
 
     def _content(self, content: Any, wrap: bool) -> Any:
-        """Parts stay parts where one is an image: the template writes the placeholders."""
-        if isinstance(content, list) and any(_is_image(part) for part in content):
-            return content
-        return super()._content(content, wrap)
+        """Parts stay parts: a template for images knows them, and writes the placeholders."""
+        return content if isinstance(content, list) else super()._content(content, wrap)
 
 
 def _vision_config(config: HuggingFaceConfig, folder: Path) -> dict[str, int]:
@@ -120,10 +118,6 @@ def _vision_config(config: HuggingFaceConfig, folder: Path) -> dict[str, int]:
             f"{folder}: config.json must have image_token_id, and {_VISION_PATCH} and {_VISION_MERGE} in vision_config."
         )
     return sizes
-
-
-def _is_image(part: Any) -> bool:
-    return isinstance(part, Mapping) and part.get("type") == "image"
 
 
 def _without_images(messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:

@@ -23,6 +23,7 @@ from max_ray.images.processor import ImageProcessor
 from max_ray.interfaces import PromptImage, RunRow
 from max_ray.interfaces.image import images_within, position_offset
 from tests.architectures.families import _randomize
+from tests.checkpoints import make_tokenizer
 
 PLACEHOLDER, VIDEO, START, END = 150, 151, 152, 153
 PATCH, MERGE = 4, 2
@@ -68,6 +69,13 @@ IDS = {
     "vision_start_token_id": START,
     "vision_end_token_id": END,
 }
+SERVED_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|{{ message.role }}|>{% if message.content is string %}{{ message.content }}"
+    "{% else %}{% for part in message.content %}{% if part.type == 'image' %}"
+    "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part.text }}{% endif %}{% endfor %}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
 EXPERTS = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 24, "decoder_sparse_step": 1}
 
 
@@ -86,11 +94,16 @@ DENSE_TIED = VisionFamily("Qwen3VLForConditionalGeneration", {"num_key_value_hea
 SPARSE = VisionFamily("Qwen3VLMoeForConditionalGeneration", EXPERTS, routed=True)
 
 
-def make_vision(family: VisionFamily, directory: Path, seed: int = 0, **text: Any) -> Path:
+def make_vision(
+    family: VisionFamily, directory: Path, seed: int = 0, ids: dict[str, int] | None = None, **text: Any
+) -> Path:
     """Writes config.json, model.safetensors and preprocessor_config.json; the same arguments give the same bytes."""
     network_class = getattr(transformers, family.class_name)
     config = network_class.config_class(
-        text_config={**TEXT, **family.text, **text}, vision_config=VISION, tie_word_embeddings=family.tied, **IDS
+        text_config={**TEXT, **family.text, **text},
+        vision_config=VISION,
+        tie_word_embeddings=family.tied,
+        **(ids or IDS),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -100,6 +113,19 @@ def make_vision(family: VisionFamily, directory: Path, seed: int = 0, **text: An
                 _randomize(name, parameter, 1.0, family.tied)
     network.save_pretrained(directory)
     their_processor().save_pretrained(directory)
+    return directory
+
+
+def make_served_vision(family: VisionFamily, directory: Path) -> Path:
+    """The same with a byte-level tokenizer and a chat template, for requests."""
+    tokenizer = make_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": list(SERVED_TOKENS)})
+    tokenizer.chat_template = CHAT_TEMPLATE
+    numbers = tokenizer.convert_tokens_to_ids(list(SERVED_TOKENS))
+    names = ("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id")
+    ids = dict(zip(names, numbers, strict=True))
+    make_vision(family, directory, ids=ids, vocab_size=272, eos_token_id=None)
+    tokenizer.save_pretrained(directory)
     return directory
 
 
@@ -172,13 +198,20 @@ class VisionReference:
         self._model = network_class.from_pretrained(path, dtype=dtype, attn_implementation="eager").eval()
         self._processor = their_processor()
 
+    def greedy(self, prompt: Prompt, num_tokens: int) -> list[int]:
+        """The likeliest token after the prompt, `num_tokens` times."""
+        tokens: list[int] = []
+        for _ in range(num_tokens):
+            tokens.append(int(self.logits(prompt, tokens)[-1].argmax()))
+        return tokens
+
     def logits(self, prompt: Prompt, generated: Sequence[int] = ()) -> torch.Tensor:
         """[length, V] of the prompt and what was generated behind it."""
         ids = torch.tensor([[*prompt.tokens, *generated]])
         inputs: dict[str, Any] = {}
         if prompt.pictures:
             inputs = dict(self._processor(list(prompt.pictures), return_tensors="pt"))
-        kinds = (ids == PLACEHOLDER).int()
+        kinds = (ids == self._model.config.image_token_id).int()
         with torch.inference_mode():
             output = self._model(ids, mm_token_type_ids=kinds, use_cache=False, **inputs)
         return output.logits[0].float()
