@@ -105,7 +105,8 @@ class VisionBlock(Module):
 
     def _attend(self, qkv: torch.Tensor, angles: torch.Tensor, lengths: list[int]) -> torch.Tensor:
         q, k, v = qkv.view(len(qkv), 3, self._num_heads, -1).unbind(1)  # [P, H, head_dim]
-        images = zip(*(part.split(lengths) for part in (_rotated(q, angles), _rotated(k, angles), v)), strict=True)
+        parts = (_rotated(q, angles), _rotated(k, angles), v)
+        images = zip(*(torch.split_with_sizes(part, lengths) for part in parts), strict=True)
         attended = [
             F.scaled_dot_product_attention(*(part.transpose(0, 1).unsqueeze(0) for part in image)) for image in images
         ]

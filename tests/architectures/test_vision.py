@@ -17,16 +17,19 @@ from safetensors.torch import load_file, save_file
 from architectures.qwen3_vl.model import Qwen3VLModel
 from architectures.qwen3_vl_moe.weight_adapters import UnfusedExperts
 from max_ray.config import PipelineConfig
-from max_ray.conformance.suite import KL_LIMIT, LOGIT_LIMIT, PAGE, ROUTED_LOGIT_LIMIT, Suite, run_ranks
+from max_ray.conformance.reference import huggingface_reference
+from max_ray.conformance.suite import LOGIT_LIMIT, PAGE, ROUTED_LOGIT_LIMIT, Suite, run_ranks
 from max_ray.distributed import TPGroup
 from max_ray.errors import ConfigError, WeightsError
 from max_ray.huggingface import HuggingFaceConfig, load_huggingface_config
 from max_ray.interfaces import SupportedEncoding
 from max_ray.weights import DictWeightSource
 from tests.architectures.vision import (
+    CUT_INSIDE,
     DENSE,
-    DENSE_TIED,
+    MIXED,
     SPARSE,
+    VISION_FAMILIES,
     Prompt,
     VisionEngine,
     VisionFamily,
@@ -35,15 +38,7 @@ from tests.architectures.vision import (
     prompt,
 )
 
-FAMILIES = {"dense": DENSE, "dense, tied": DENSE_TIED, "mixture of experts": SPARSE}
 LabOf = Callable[[VisionFamily], VisionLab]
-
-MIXED = [
-    prompt(PAGE + 1, seed=1),
-    prompt(5, picture(40, 24), 7, seed=2),
-    prompt(3, picture(40, 24, seed=1), 2, picture(17, 70), 6, seed=3),  # 3 x 5 and 9 x 2 tokens
-    prompt(picture(8, 24), picture(40, 24), seed=4),  # an image of the second prompt too; nothing behind it but its end
-]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -70,7 +65,7 @@ def limit(lab: VisionLab) -> float:
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2])
-@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+@pytest.mark.parametrize("family", VISION_FAMILIES.values(), ids=VISION_FAMILIES)
 def test_mixed_rows_whole_and_in_chunks(lab_of: LabOf, family: VisionFamily, num_ranks: int) -> None:
     lab = lab_of(family)
     tokens = [each.tokens for each in MIXED]
@@ -84,7 +79,7 @@ def test_mixed_rows_whole_and_in_chunks(lab_of: LabOf, family: VisionFamily, num
             [third[0].end, third[1].start - third[0].end + 1, len(tokens[2]) - third[1].start - 1],
             [1, 1, len(tokens[3]) - 2],
         ],
-        "inside": [[PAGE + 1], [second.start + 1, 9, len(tokens[1]) - second.start - 10], [7, 5, 1, 20, 15], [5, 9, 8]],
+        "inside": CUT_INSIDE,
     }
 
     def run(tp: TPGroup) -> dict[str, list[torch.Tensor]]:
@@ -96,7 +91,7 @@ def test_mixed_rows_whole_and_in_chunks(lab_of: LabOf, family: VisionFamily, num
     assert {name: error for name, error in errors.items() if error > limit(lab)} == {}
 
 
-@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+@pytest.mark.parametrize("family", VISION_FAMILIES.values(), ids=VISION_FAMILIES)
 @pytest.mark.parametrize("cached", [PAGE, 2 * PAGE, 4 * PAGE])
 def test_a_prefix_hit_inside_of_an_image_and_behind_it(lab_of: LabOf, family: VisionFamily, cached: int) -> None:
     lab = lab_of(family)
@@ -114,31 +109,29 @@ def test_a_prefix_hit_inside_of_an_image_and_behind_it(lab_of: LabOf, family: Vi
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2])
-@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+@pytest.mark.parametrize("family", VISION_FAMILIES.values(), ids=VISION_FAMILIES)
 def test_greedy_tokens(lab_of: LabOf, family: VisionFamily, num_ranks: int) -> None:
     lab = lab_of(family)
-    for each in MIXED[1:]:
+    each = MIXED[2]
 
-        def run(tp: TPGroup, each: Prompt = each) -> list[int]:
-            model = lab.suite.load(tp, SupportedEncoding.float32)
-            return VisionEngine(model, [each]).greedy(each.tokens, 12)
+    def run(tp: TPGroup) -> list[int]:
+        model = lab.suite.load(tp, SupportedEncoding.float32)
+        return VisionEngine(model, [each]).greedy(each.tokens, 12)
 
-        for tokens in run_ranks(num_ranks, run):
-            theirs = lab.reference.logits(each, tokens)[len(each.tokens) - 1 : -1].argmax(-1)
-            assert tokens == theirs.tolist()
+    for tokens in run_ranks(num_ranks, run):
+        theirs = lab.reference.logits(each, tokens)[len(each.tokens) - 1 : -1].argmax(-1)
+        assert tokens == theirs.tolist()
 
 
-@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+@pytest.mark.parametrize("family", VISION_FAMILIES.values(), ids=VISION_FAMILIES)
 def test_bfloat16(lab_of: LabOf, family: VisionFamily) -> None:
-    lab = lab_of(family)
-    tokens = [each.tokens for each in MIXED]
+    assert [verdict for verdict in lab_of(family).run(1, SupportedEncoding.bfloat16) if not verdict.passed] == []
 
-    def run(tp: TPGroup) -> list[torch.Tensor]:
-        model = lab.suite.load(tp, SupportedEncoding.bfloat16)
-        return VisionEngine(model, MIXED).logits_of(tokens, [[len(each)] for each in tokens])
 
-    (ours,) = run_ranks(1, run)
-    assert lab.suite.divergence(ours, [lab.exact(each) for each in MIXED]) <= KL_LIMIT
+@pytest.mark.parametrize("family", VISION_FAMILIES.values(), ids=VISION_FAMILIES)
+def test_texts_go_through_the_suite_of_all_families(lab_of: LabOf, family: VisionFamily) -> None:
+    suite = replace(lab_of(family).suite, reference=huggingface_reference(lab_of(family).path))
+    assert [verdict for verdict in suite.run(1, SupportedEncoding.float32) if not verdict.passed] == []
 
 
 def test_the_image_changes_the_answer(lab_of: LabOf) -> None:

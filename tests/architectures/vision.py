@@ -18,10 +18,12 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from architectures.qwen3_vl import qwen3_vl_arch
 from architectures.qwen3_vl_moe import qwen3_vl_moe_arch
 from max_ray.conformance.engine import Engine
-from max_ray.conformance.suite import Suite
+from max_ray.conformance.suite import KL_LIMIT, LOGIT_LIMIT, PAGE, ROUTED_LOGIT_LIMIT, Suite, Verdict, run_ranks
+from max_ray.distributed import TPGroup
 from max_ray.images.processor import ImageProcessor
-from max_ray.interfaces import PromptImage, RunRow
+from max_ray.interfaces import PromptImage, RunRow, SupportedEncoding
 from max_ray.interfaces.image import images_within, position_offset
+from max_ray.weights import WeightSource, open_weights
 from tests.architectures.families import _randomize
 from tests.checkpoints import make_tokenizer
 
@@ -92,6 +94,8 @@ class VisionFamily:
 DENSE = VisionFamily("Qwen3VLForConditionalGeneration", {})
 DENSE_TIED = VisionFamily("Qwen3VLForConditionalGeneration", {"num_key_value_heads": 1}, tied=True)
 SPARSE = VisionFamily("Qwen3VLMoeForConditionalGeneration", EXPERTS, routed=True)
+
+VISION_FAMILIES = {"Qwen3-VL": DENSE, "Qwen3-VL, tied, one KV head": DENSE_TIED, "Qwen3-VL MoE": SPARSE}
 
 
 def make_vision(
@@ -174,6 +178,16 @@ def prompt(*parts: int | Image.Image, seed: int = 0) -> Prompt:
     return Prompt(tokens, tuple(part for part in parts if not isinstance(part, int)), tuple(images))
 
 
+MIXED = [
+    prompt(PAGE + 1, seed=1),
+    prompt(5, picture(40, 24), 7, seed=2),
+    prompt(3, picture(40, 24, seed=1), 2, picture(17, 70), 6, seed=3),  # 3 x 5 and 9 x 2 tokens
+    prompt(picture(8, 24), picture(40, 24), seed=4),  # an image of the second prompt too; nothing behind it but its end
+]
+CUT_INSIDE = [[PAGE + 1], [7, 9, 13], [7, 5, 1, 20, 15], [5, 9, 8]]
+"""Chunks of MIXED that end inside of images."""
+
+
 class VisionEngine(Engine):
     """An Engine for prompts; `prompts` are those whose tokens the sequences are, by number."""
 
@@ -227,3 +241,47 @@ class VisionLab:
         record = next(record for record in (qwen3_vl_arch, qwen3_vl_moe_arch) if record.name == family.class_name)
         self.suite = Suite(record, self.path, lambda sequences: [], family.routed)
         self.exact = cache(self.reference.logits)
+
+    def weights(self) -> WeightSource:
+        return open_weights(self.path)
+
+    def run(self, num_ranks: int, encoding: SupportedEncoding) -> list[Verdict]:
+        """As Suite.run, over prompts with images: MIXED whole, MIXED cut inside of images, and a hit that ends inside
+        of one."""
+        whole = [[len(each.tokens)] for each in MIXED]
+        hit = [MIXED[2], Prompt([*MIXED[2].tokens[:-2], 7, 8], MIXED[2].pictures, MIXED[2].images)]
+        after_hit = [[len(hit[0].tokens)], [0, len(hit[1].tokens) - 2 * PAGE]]
+        is_exact = encoding is SupportedEncoding.float32
+
+        def answers(tp: TPGroup) -> tuple[list[list[torch.Tensor]], list[int]]:
+            model = self.suite.load(tp, encoding)
+            tokens = [each.tokens for each in MIXED]
+            runs = [VisionEngine(model, MIXED).logits_of(tokens, cut) for cut in (whole, CUT_INSIDE)]
+            engine = VisionEngine(model, hit)
+            engine.share_prefix(0, 1, 2 * PAGE)
+            runs.append(engine.logits_of([each.tokens for each in hit], after_hit, [0, 2 * PAGE]))
+            return runs, VisionEngine(model, MIXED[2:]).greedy(MIXED[2].tokens, 12) if is_exact else []
+
+        of_ranks = run_ranks(num_ranks, answers)
+        exact = [[self.exact(each) for each in prompts] for prompts in (MIXED, MIXED, hit)]
+        exact[2][1] = exact[2][1][2 * PAGE :]
+        logits = [[runs[case] for runs, _ in of_ranks] for case in range(3)]
+        errors = [max(self._error(ours, theirs, is_exact) for ours in logits[i]) for i, theirs in enumerate(exact)]
+        greedy = [tokens == self.reference.greedy(MIXED[2], 12) for _, tokens in of_ranks] if is_exact else []
+        limit = KL_LIMIT if not is_exact else ROUTED_LOGIT_LIMIT if self.family.routed else LOGIT_LIMIT
+        names = ("paged", "chunked", "prefix hit")
+        drawn = (all(greedy) if is_exact else None, None, None)
+        return [
+            Verdict(name, num_ranks, encoding, error, limit, equal)
+            for name, error, equal in zip(names, errors, drawn, strict=True)
+        ]
+
+    def their_divergence(self) -> float:
+        """Of transformers' own bfloat16 from its float32, over MIXED."""
+        theirs = VisionReference(self.path, self.family, torch.bfloat16)
+        return self.suite.divergence([theirs.logits(each) for each in MIXED], [self.exact(each) for each in MIXED])
+
+    def _error(self, ours: list[torch.Tensor], exact: list[torch.Tensor], is_exact: bool) -> float:
+        if not is_exact:
+            return self.suite.divergence(ours, exact)
+        return max(float((a - b).abs().max()) for a, b in zip(ours, exact, strict=True))
