@@ -66,6 +66,8 @@ class RunRow:
     @property
     def next_position_offset(self) -> int:
         """Position minus index of the token after the active ones."""
+        if not self.images:
+            return self.position_offset
         end = self.processed_length + len(self.active_tokens)
         return self.position_offset + position_offset(self.images, end)
 
@@ -89,8 +91,8 @@ class RunRow:
             log_probabilities=context.log_probabilities,
             echo=echo,
             echo_next=int(context.tokens.all[context.active_end]) if echo and not samples else -1,
-            images=images_within(context.images, context.processed_length, context.active_end),
-            position_offset=position_offset(context.images, context.processed_length),
+            images=context.images and images_within(context.images, context.processed_length, context.active_end),
+            position_offset=position_offset(context.images, context.processed_length) if context.images else 0,
             extra=context.extra or None,
         )
 
