@@ -14,6 +14,7 @@ import torch
 
 from architectures.qwen3_vl.model_config import VisionConfig
 from architectures.qwen3_vl.vision import VisionTower
+from max_ray import kernels
 from max_ray.distributed import TPGroup
 from max_ray.interfaces import KVCacheInputs
 from max_ray.nn import Module, Transformer
@@ -72,7 +73,8 @@ class VisionTransformer(Transformer):
             x, residual = layer(x, residual if number else None, cos_sin, kv, qo_indptr)
             if number + 1 < len(images.features):
                 x = x.index_add(0, images.indices, images.features[number + 1])
-        logits: torch.Tensor = self.lm_head(self.norm(x[logit_indices] + residual[logit_indices]))
+        x, _ = self.norm.add_and_norm(*(kernels.gather_rows(part, logit_indices) for part in (x, residual)))
+        logits: torch.Tensor = self.lm_head(x)
         return logits
 
 
