@@ -239,6 +239,7 @@ def _list(options: dict[str, Any]) -> None:
             "name": record.name,
             "task": record.task.value,
             "default_encoding": record.default_encoding.value,
+            "modalities": ["text", "image"] if getattr(record.tokenizer, "takes_images", False) else ["text"],
             "encodings": sorted(encoding.value for encoding in record.supported_encodings),
             "example_repo_ids": list(record.example_repo_ids),
         }
@@ -246,8 +247,9 @@ def _list(options: dict[str, Any]) -> None:
     ]
     if options["json"]:
         return print(json.dumps({"architectures": families}, indent=2))
-    rows = [[f["name"], f["task"], ", ".join(f["encodings"]), ", ".join(f["example_repo_ids"])] for f in families]
-    _print_table(["architecture", "task", "encodings", "examples"], rows)
+    lists = ("modalities", "encodings", "example_repo_ids")
+    rows = [[f["name"], f["task"], *(", ".join(f[name]) for name in lists)] for f in families]
+    _print_table(["architecture", "task", "modalities", "encodings", "examples"], rows)
 
 
 def _check(options: dict[str, Any]) -> None:

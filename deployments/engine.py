@@ -67,8 +67,10 @@ class ApiOptions:
     """Settings of the front.
 
     api_keys: when there are any, every route but /health wants `Authorization: Bearer KEY`.
-    max_body_bytes: a longer request body is a 413.
+    max_body_bytes: a longer request body is a 413. max_body_bytes_with_images: the same for chats of a model that sees
+    images, which may come as data: URLs.
     """
 
     api_keys: tuple[str, ...] = ()
     max_body_bytes: int = 8 * 1024 * 1024
+    max_body_bytes_with_images: int = 48 * 1024 * 1024

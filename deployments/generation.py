@@ -21,6 +21,7 @@ from max_ray.errors import InputError, WorkerGroupError
 from max_ray.interfaces import (
     GenerationStatus,
     LogProbabilities,
+    PromptImage,
     RequestID,
     TextContext,
     TextGenerationOutput,
@@ -267,6 +268,7 @@ async def _choices_of(engine: Engine, job: GenerationJob, prompt: str | list[int
     """The n choices of one prompt (None: of the messages), numbered from `start`; it is tokenized once."""
     choices: list[Choice] = []
     ids: list[int] | None = None
+    images: tuple[PromptImage, ...] = ()
     for number in range(job.n):
         request = TextGenerationRequest(
             request_id=RequestID(),
@@ -276,10 +278,11 @@ async def _choices_of(engine: Engine, job: GenerationJob, prompt: str | list[int
             sampling_params=_numbered_seed(job.sampling, number),
             logprobs=job.logprobs,
             echo=job.echo,
+            images=images,
         )
         context = await engine.tokenizer.new_context(request)
         choice = Choice(start + number, context, engine.tokenizer, job)
-        ids = context.tokens.prompt.tolist()
+        ids, images = context.tokens.prompt.tolist(), context.images
         if job.echo:
             choice.echo(prompt if isinstance(prompt, str) else engine.tokenizer.decode_ids(ids, True))
         choices.append(choice)

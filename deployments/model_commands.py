@@ -29,8 +29,9 @@ def run_warm_cache(options: dict[str, Any]) -> None:
     """Fetches a model into the hub's cache, and checks what a start would check first: configuration, headers of the
     weights, tokenizer. Raises ConfigError and WeightsError."""
     from max_ray.huggingface import load_huggingface_config, resolve_model_path
-    from max_ray.pipelines.tasks import stock_tokenizer, task_of
+    from max_ray.pipelines.tasks import task_of
     from max_ray.registry import PIPELINE_REGISTRY
+    from max_ray.tokenizer import TextTokenizer
     from max_ray.weights import open_weights
 
     config = PipelineConfig(**options)
@@ -39,7 +40,7 @@ def run_warm_cache(options: dict[str, Any]) -> None:
     task = task_of(config)
     record = PIPELINE_REGISTRY.retrieve_architecture(hf_config, task, config.custom_architectures)
     source = open_weights(path)
-    if record.tokenizer is stock_tokenizer(task):
+    if issubclass(record.tokenizer, TextTokenizer):
         record.tokenizer(path, max_length=1 << 20)
     size = source.nbytes() / GIB
     print(f"{config.served_model_name}: {record.name}, {len(source.names())} tensors, {size:.2f} GiB, in {path}")

@@ -190,10 +190,48 @@ class TextPart(StrictModel):
     text: str
 
 
+class ImageUrl(StrictModel):
+    url: str
+    detail: Literal["auto"] | None = None
+
+
+class ImagePart(StrictModel):
+    """An image; what its URL may be is the tokenizer's matter (`max_ray.images`)."""
+
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+class UnknownPart(BaseModel):
+    """Every other part: refused."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    type: Any
+
+    @field_validator("type")
+    @classmethod
+    def _refuse(cls, value: Any) -> Any:
+        hint = " (send single frames of a video as images)" if value in ("video", "video_url") else ""
+        raise ValueError(f"content parts are 'text' and 'image_url', not {str(value)[:40]!r}{hint}")
+
+
+def _part_tag(part: Any) -> str:
+    kind = part.get("type") if isinstance(part, dict) else getattr(part, "type", None)
+    return {"text": "<text>", "image_url": "<image>"}.get(kind if isinstance(kind, str) else "", "<unknown>")
+
+
+ContentPart = Annotated[
+    Annotated[TextPart, Tag("<text>")]
+    | Annotated[ImagePart, Tag("<image>")]
+    | Annotated[UnknownPart, Tag("<unknown>")],
+    Discriminator(_part_tag),
+]
+
+
 class Message(StrictModel):
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[
-        Annotated[str, Tag("<text>")] | Annotated[list[TextPart], Tag("<parts>")], _tag("<text>", "<parts>")
+        Annotated[str, Tag("<text>")] | Annotated[list[ContentPart], Tag("<parts>")], _tag("<text>", "<parts>")
     ]
     name: str | None = None
 

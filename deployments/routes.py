@@ -131,7 +131,7 @@ async def _answer(
 ) -> Response:
     arrival = perf_counter()
     try:
-        body = await _read_body(request, options.max_body_bytes)
+        body = await _read_body(request, _body_limit(engine, kind, options))
     except ClientDisconnect:
         return Response(status_code=CLIENT_CLOSED)
     parsed = parse_request(kind, body)
@@ -169,6 +169,14 @@ async def _events(answer: Answer, scope: Scope) -> AsyncGenerator[bytes, None]:
         yield encode_event(json.dumps(internal_error()))
     else:
         yield DONE
+
+
+def _body_limit(
+    engine: Engine, kind: type[CompletionRequest] | type[ChatCompletionRequest], options: ApiOptions
+) -> int:
+    if kind is ChatCompletionRequest and engine.tokenizer.takes_images:
+        return max(options.max_body_bytes, options.max_body_bytes_with_images)
+    return options.max_body_bytes
 
 
 async def _read_body(request: Request, limit: int) -> bytes:

@@ -79,6 +79,12 @@ class HuggingFaceConfig(Mapping[str, Any]):
         return {k: v.to_dict() if isinstance(v, HuggingFaceConfig) else v for k, v in self._values.items()}
 
     @property
+    def text_part(self) -> HuggingFaceConfig:
+        """What describes the text model: multimodal models nest it in `text_config`, all others are it."""
+        nested = self._values.get("text_config")
+        return nested if isinstance(nested, HuggingFaceConfig) else self
+
+    @property
     def architecture_names(self) -> list[str]:
         """`architectures`; empty when there is none. Raises ConfigError when it is no list of names."""
         names = self._values.get("architectures") or []

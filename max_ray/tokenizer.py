@@ -21,7 +21,7 @@ from jinja2 import TemplateError
 
 from max_ray.errors import ConfigError, InputError, ModelPathError, PromptTooLongError
 from max_ray.gguf import huggingface_values, read_gguf
-from max_ray.interfaces import SamplingParams, TextContext, TextGenerationRequest, TokenBuffer
+from max_ray.interfaces import PromptImage, SamplingParams, TextContext, TextGenerationRequest, TokenBuffer
 
 TokenArray = npt.NDArray[np.int64]
 ArgumentT = TypeVar("ArgumentT")
@@ -35,6 +35,8 @@ _MALFORMED = (ValueError, TypeError, KeyError, AttributeError, RecursionError)  
 INLINE_CHARACTERS = 4096
 # A longer text than so many characters a token of max_length is counted by its beginning first.
 LONG_TOKEN_CHARACTERS = 16
+_IMAGE_PARTS = ("image_url", "image", "input_image")
+_NO_VISION = "This model takes text only and cannot see images: leave them out, or serve a vision-language model."
 
 
 class TextTokenizer:
@@ -47,7 +49,10 @@ class TextTokenizer:
     vocab_size: rows of the embedding; None takes config.json's.
     context_validators: called with each new context; each may raise InputError.
     Raises ModelPathError without a folder or a tokenizer in it, ConfigError for defaults that cannot work.
+    takes_images: whether chat messages may hold images.
     """
+
+    takes_images = False
 
     def __init__(
         self,
@@ -105,7 +110,7 @@ class TextTokenizer:
         Raises PromptTooLongError, and InputError for an empty prompt, an id outside the vocabulary, text that is not
         Unicode, a chat template that refuses the messages, or sampling parameters out of range.
         """
-        prompt = await self._prompt_ids(request)
+        prompt, images = await self._prompt(request)
         context = TextContext(
             request_id=request.request_id,
             tokens=TokenBuffer(prompt),
@@ -115,6 +120,7 @@ class TextTokenizer:
             model_name=request.model_name,
             log_probabilities=request.logprobs,
             log_probabilities_echo=request.echo and request.logprobs is not None,
+            images=images,
         )
         for validate in self.context_validators:
             validate(context)
@@ -177,8 +183,11 @@ class TextTokenizer:
                 "This model has no chat template. Use /v1/completions with a plain prompt.", param="messages"
             )
         wrap = self.expects_content_wrapping
-        chat = [{**m, "content": _shape_content(m.get("content"), wrap)} for m in messages]
+        chat = [{**m, "content": self._content(m.get("content"), wrap)} for m in messages]
         return self._apply_template(chat, {"add_generation_prompt": True, **(options or {}), "tokenize": False})
+
+    def _content(self, content: Any, wrap: bool) -> Any:
+        return _shape_content(content, wrap)
 
     def _apply_template(self, chat: list[dict[str, Any]], options: Mapping[str, Any]) -> str:
         try:
@@ -193,14 +202,21 @@ class TextTokenizer:
             return False
         return "content-probe" in text and "'text'" not in text
 
-    async def _prompt_ids(self, request: TextGenerationRequest) -> TokenArray:
+    async def _prompt(self, request: TextGenerationRequest) -> tuple[TokenArray, tuple[PromptImage, ...]]:
+        """Token ids and images of a prompt, checked. A subclass for models that see images overrides this."""
+        assert not request.images, "images for a tokenizer of texts"
+        return self._check_prompt(await self._encode_prompt(request), request), ()
+
+    async def _encode_prompt(self, request: TextGenerationRequest) -> TokenArray:
         if request.messages:
             num_characters = sum(len(str(m.get("content"))) for m in request.messages)
-            ids = await self._in_thread_if_long(num_characters, self._chat_ids, request)
-        elif isinstance(request.prompt, str):
-            ids = await self._in_thread_if_long(len(request.prompt), self._text_ids, request.prompt)
-        else:
-            ids = id_array(() if request.prompt is None else request.prompt, "prompt")
+            return await self._in_thread_if_long(num_characters, self._chat_ids, request)
+        if isinstance(request.prompt, str):
+            return await self._in_thread_if_long(len(request.prompt), self._text_ids, request.prompt)
+        return id_array(() if request.prompt is None else request.prompt, "prompt")
+
+    def _check_prompt(self, ids: TokenArray, request: TextGenerationRequest) -> TokenArray:
+        """`ids` again. Raises InputError where they are no prompt for this model."""
         param = "messages" if request.messages else "prompt"
         if not len(ids):
             raise InputError("The prompt is empty: it has no tokens. Give at least one.", param=param)
@@ -357,12 +373,16 @@ def _shape_content(content: Any, wrap: bool) -> Any:
     """Message content as the template wants it: one string, or a list of typed parts."""
     if isinstance(content, str):
         return [{"type": "text", "text": content}] if wrap else content
-    if wrap or content is None:
+    if content is None:
         return content
+    if wrap:
+        return [{"type": "text", "text": _part_text(part)} for part in content]
     return "\n".join(_part_text(part) for part in content)
 
 
 def _part_text(part: Any) -> str:
+    if isinstance(part, Mapping) and part.get("type") in _IMAGE_PARTS:
+        raise InputError(_NO_VISION, param="messages")
     if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
         raise InputError(
             'Message content must be a string or a list of {"type": "text", "text": ...}.', param="messages"

@@ -30,6 +30,7 @@ TABLE: dict[str, set[str]] = {
     "graph": {"interfaces"},
     "detokenizer": set(),
     "tokenizer": {"interfaces", "gguf"},
+    "images": {"interfaces", "huggingface", "tokenizer"},
     "token_text": {"tokenizer"},
     "sentence_files": {"huggingface"},
     "embeddings_tokenizer": {"interfaces", "tokenizer", "sentence_files"},
@@ -43,7 +44,7 @@ TABLE: dict[str, set[str]] = {
     "scheduler": {"interfaces", "config", "kv_cache"},
     "pipelines": {
         *("interfaces", "config", "registry", "architecture", "custom_code", "huggingface", "weights"),
-        *("tokenizer", "kv_cache", "kernels", "distributed", "driver", "nn"),
+        *("tokenizer", "images", "kv_cache", "kernels", "distributed", "driver", "nn"),
         *("sentence_files", "embeddings_tokenizer"),
     },
     "benchmark": {
@@ -59,7 +60,7 @@ TABLE: dict[str, set[str]] = {
         *("pipelines", "distributed", "tokenizer"),
     },
     "architectures": {
-        *("interfaces", "config", "weights", "nn", "kernels", "distributed", "tokenizer", "huggingface"),
+        *("interfaces", "config", "weights", "nn", "kernels", "distributed", "tokenizer", "images", "huggingface"),
         "pipelines",  # only `max_ray.pipelines.lib`, what authors of architectures import
     },
 }
@@ -81,6 +82,7 @@ FENCES: dict[str, set[str]] = {
         "architectures.transformers_adapter",
     },
     "yaml": {"max_ray.config", "deployments"},
+    "PIL": {"max_ray.images"},
     "torch": {
         *("max_ray.driver", "max_ray.distributed", "max_ray.kernels", "max_ray.nn", "max_ray.weights"),
         *("max_ray.pipelines", "max_ray.actors", "max_ray.conformance", "architectures", "deployments.demo"),
@@ -103,6 +105,7 @@ WITHOUT_TORCH = [
     "max_ray.scheduler",
     "max_ray.tokenizer",
     "max_ray.detokenizer",
+    "max_ray.images.tokenizer",
     "max_ray.graph.weights",
     "max_ray.pipelines",
     "max_ray.pipelines.core",

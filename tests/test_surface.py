@@ -37,6 +37,10 @@ PIPELINE_SETTINGS = {
     "devices": "auto",
     "custom_architectures": (),
     "cuda_graphs": "lazy",
+    "allowed_image_root": None,
+    "max_images": 16,
+    "max_image_bytes": 16 * 2**20,
+    "max_image_pixels": 2**26,
     "num_threads": None,
 }
 SERVE_SETTINGS = PIPELINE_SETTINGS | {

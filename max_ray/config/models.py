@@ -144,6 +144,14 @@ class PipelineConfig(BaseModel):
     cuda_graphs: Literal["never", "lazy", "start"] = Field(
         "lazy", description="Decode steps as CUDA graphs: captured at first use ('lazy'), at the start, or never."
     )
+    allowed_image_root: str | None = Field(
+        None,
+        min_length=1,
+        description="Folder below which file: URLs of images in messages may point. Default: none may.",
+    )
+    max_images: int = Field(16, ge=0, description="Most images in the messages of one request.")
+    max_image_bytes: int = Field(16 * 2**20, ge=1, description="Most bytes of one image's file.")
+    max_image_pixels: int = Field(2**26, ge=1, le=2**27, description="Most pixels of one image, before it is resized.")
     num_threads: int | None = Field(
         None, ge=1, le=_MAX_THREADS, description="CPU threads of one rank. Default: its share of the cores."
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from max_ray.errors import ConfigError
 
@@ -16,10 +16,10 @@ Reference = Callable[[Sequence[Sequence[int]]], list[torch.Tensor]]
 
 
 def huggingface_reference(path: Path, dtype: torch.dtype = torch.float32) -> Reference:
-    """The model of a folder, as `transformers` computes it with plain ("eager") attention. Raises ConfigError where it
-    knows no such model."""
+    """The model of a folder, as `transformers` computes it with plain ("eager") attention; of one that sees images,
+    what it makes of texts. Raises ConfigError where it knows no such model."""
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="eager")
+        model = _load(path, dtype)
     except (ValueError, KeyError) as error:
         raise ConfigError(
             f"transformers cannot load {path} as a causal language model, so there is nothing to compare with "
@@ -33,3 +33,15 @@ def huggingface_reference(path: Path, dtype: torch.dtype = torch.float32) -> Ref
             return [model(torch.tensor([list(s)]), use_cache=False).logits[0].float() for s in sequences]
 
     return logits_of
+
+
+def _load(path: Path, dtype: torch.dtype) -> Any:
+    """Raises ValueError and KeyError of the first attempt."""
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": "eager"}
+    try:
+        return AutoModelForCausalLM.from_pretrained(path, **options)
+    except (ValueError, KeyError) as error:
+        try:
+            return AutoModelForImageTextToText.from_pretrained(path, **options)
+        except (ValueError, KeyError):
+            raise error from None

@@ -127,7 +127,7 @@ class Suite:
 
     def sequences(self, case: Case) -> list[list[int]]:
         """The random prompts of a case; the same for everybody who asks."""
-        vocab_size = load_huggingface_config(self.path).vocab_size
+        vocab_size = load_huggingface_config(self.path).text_part.vocab_size
         sequences = random_tokens(case.lengths, vocab_size)
         sequences[-1][: case.prefix] = sequences[0][: case.prefix]
         return sequences

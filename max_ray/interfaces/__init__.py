@@ -9,6 +9,7 @@ from max_ray.interfaces.embeddings import (
 )
 from max_ray.interfaces.encoding import KVCacheStrategy, RopeType, SupportedEncoding, WeightsFormat
 from max_ray.interfaces.executor import Executor, Extensions, RunExtension, Runner, RunRequest, RunRow, StepOutput
+from max_ray.interfaces.image import PromptImage
 from max_ray.interfaces.kv_cache import (
     KVCacheParams,
     KVLedger,
@@ -58,6 +59,7 @@ __all__ = [
     "PipelineTask",
     "PipelineTokenizer",
     "PipelinesFactory",
+    "PromptImage",
     "Request",
     "RequestID",
     "RopeType",

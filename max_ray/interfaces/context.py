@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from max_ray.interfaces.image import PromptImage
 from max_ray.interfaces.request import RequestID, SamplingParams
 from max_ray.interfaces.task import GenerationStatus
 
@@ -81,6 +82,7 @@ class TextContext:
     block_table: ids of the KV blocks leased for this request, in order; a copy of the KV manager's truth.
     echoed_length: prompt tokens whose log probabilities were reported already (for `echo`).
     cached_prefix_length: prompt tokens whose keys and values came from the prefix cache (for `usage`).
+    images: of the prompt, in order; kept until the end, for a prompt that must be computed again.
     """
 
     request_id: RequestID
@@ -98,6 +100,7 @@ class TextContext:
     cached_prefix_length: int = 0
     echoed_length: int = 0
     block_hashes: list[bytes] = field(default_factory=list)
+    images: tuple[PromptImage, ...] = ()
     extra: dict[str, Any] = field(default_factory=dict)
     stop_ids: frozenset[int] = field(init=False)
 

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from max_ray.interfaces.context import LogProbabilities, TextContext
+from max_ray.interfaces.image import PromptImage, images_within, position_offset
 from max_ray.interfaces.request import SamplingParams
 
 
@@ -31,6 +32,8 @@ class RunRow:
     log_probabilities: alternatives to report per sampled token; None for nothing.
     echo: report log probabilities of the active prompt tokens too; `echo_next`: the token that follows the last
     active one in the prompt (-1 when that is the end), so that chunks join up.
+    images: those of which a part is among the active tokens. position_offset: position minus index of the first active
+    token, as far as images before it make it (see PromptImage).
     extra: tensors or values of a custom ModelInputs.
     """
 
@@ -47,6 +50,8 @@ class RunRow:
     log_probabilities: int | None = None
     echo: bool = False
     echo_next: int = -1
+    images: tuple[PromptImage, ...] = ()
+    position_offset: int = 0
     extra: dict[str, Any] | None = None
 
     @property
@@ -57,6 +62,14 @@ class RunRow:
     def num_logits(self) -> int:
         """Of how many trailing active tokens logits are wanted in the first step."""
         return len(self.active_tokens) if self.echo else int(self.samples)
+
+    @property
+    def next_position_offset(self) -> int:
+        """Position minus index of the token after the active ones."""
+        if not self.images:
+            return self.position_offset
+        end = self.processed_length + len(self.active_tokens)
+        return self.position_offset + position_offset(self.images, end)
 
     @classmethod
     def from_context(cls, context: TextContext, num_steps: int) -> RunRow:
@@ -78,6 +91,8 @@ class RunRow:
             log_probabilities=context.log_probabilities,
             echo=echo,
             echo_next=int(context.tokens.all[context.active_end]) if echo and not samples else -1,
+            images=context.images and images_within(context.images, context.processed_length, context.active_end),
+            position_offset=position_offset(context.images, context.processed_length) if context.images else 0,
             extra=context.extra or None,
         )
 

@@ -28,6 +28,8 @@ class KVCacheInputs:
     cache_lengths: int32 [B], tokens of each row in the cache before this step.
     slot_mapping: int64 [T], where each new token goes: block_id * page_size + offset.
     max_kv_length: longest row after this step (host integer).
+    position_offsets: int64 [B], what is added to a row's length for the position of its next token; None where the two
+        are the same in all rows (see PromptImage).
     plans: what a kernel works out once a step and uses in every layer; empty when a step begins.
     """
 
@@ -38,6 +40,7 @@ class KVCacheInputs:
     slot_mapping: torch.Tensor
     max_kv_length: int
     page_size: int
+    position_offsets: torch.Tensor | None = None
     plans: dict[Any, Any] = field(default_factory=dict)
 
 
@@ -73,9 +76,11 @@ class PipelineModel(ABC):
 
     decode_is_capturable: whether a decode step may be captured in a CUDA graph: `execute` never waits for the device,
     and `prepare_next_token_inputs` reads nothing of `prev_model_inputs` but the `kv_cache_inputs`.
+    takes_images: whether prompts may have images, and so positions other than indices.
     """
 
     decode_is_capturable = False
+    takes_images = False
 
     def __init__(
         self,

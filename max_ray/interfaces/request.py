@@ -11,6 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 from max_ray.errors import InputError
+from max_ray.interfaces.image import PromptImage
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +149,7 @@ class TextGenerationRequest(Request):
     gave, and the tokenizer merges it with those defaults; a SamplingParams is taken as it is.
     `logprobs`: how many alternatives to report per token besides the chosen one; None reports nothing at all.
     `echo`: with `logprobs`, report the prompt's log probabilities too.
+    `images`: with a prompt of token ids, what its image placeholders stand for; those of messages are in the messages.
     """
 
     model_name: str = ""
@@ -157,6 +159,7 @@ class TextGenerationRequest(Request):
     logprobs: int | None = None
     echo: bool = False
     chat_template_options: Mapping[str, Any] | None = None
+    images: Sequence[PromptImage] = ()
 
     def __post_init__(self) -> None:
         if (self.prompt is None) == (not self.messages):

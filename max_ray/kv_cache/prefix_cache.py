@@ -1,35 +1,45 @@
 """The prefix cache: from the hash of a block's tokens, and of all tokens before them, to the block that holds them.
 
-Only full blocks have a hash. The hash of block i is blake2b(hash of block i - 1, tokens of block i), so equal hashes
-mean equal prefixes, and a lookup walks the chain until the first miss.
+Only full blocks have a hash. The hash of block i is blake2b(hash of block i - 1, tokens of block i, digests of the
+images of which a part is in block i), so equal hashes mean equal prefixes, and a lookup walks the chain until the first
+miss.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from hashlib import blake2b
 
 import numpy as np
 import numpy.typing as npt
 
 from max_ray.interfaces import TextContext
+from max_ray.interfaces.image import images_within
 
 _HASH_BYTES = 16
 
 
-def hash_blocks(tokens: npt.ArrayLike, page_size: int, parent: bytes = b"", seed: bytes = b"") -> list[bytes]:
+def hash_blocks(
+    tokens: npt.ArrayLike,
+    page_size: int,
+    parent: bytes = b"",
+    seed: bytes = b"",
+    contents: Callable[[int], bytes] | None = None,
+) -> list[bytes]:
     """Chained hashes of the full blocks of `tokens` [n]: n // page_size of them, 16 bytes each.
 
     parent: hash of the block before `tokens`; empty at the start of a sequence. seed: separates caches that must not
     share (another model, a tenant's salt); it enters at the start of the chain only.
+    contents: from the number of a block among these to what its tokens stand for beside themselves (images).
     """
     array = np.asarray(tokens, dtype="<i8")
     num_blocks = len(array) // page_size
     raw = array[: num_blocks * page_size].tobytes()
     last = parent or blake2b(seed, digest_size=_HASH_BYTES, person=b"max_ray kv").digest()
     hashes = []
-    for start in range(0, len(raw), page_size * 8):
-        last = blake2b(last + raw[start : start + page_size * 8], digest_size=_HASH_BYTES).digest()
+    for number, start in enumerate(range(0, len(raw), page_size * 8)):
+        block = last + raw[start : start + page_size * 8] + (contents(number) if contents is not None else b"")
+        last = blake2b(block, digest_size=_HASH_BYTES).digest()
         hashes.append(last)
     return hashes
 
@@ -44,16 +54,30 @@ def extend_block_hashes(context: TextContext, page_size: int, num_tokens: int) -
     if num_tokens - start >= page_size:
         parent = hashes[-1] if hashes else b""
         hashes += hash_blocks(
-            context.tokens.all[start:num_tokens], page_size, parent=parent, seed=context.model_name.encode()
+            context.tokens.all[start:num_tokens],
+            page_size,
+            parent=parent,
+            seed=context.model_name.encode(),
+            contents=_image_digests(context, page_size, start) if context.images else None,
         )
     return hashes
+
+
+def _image_digests(context: TextContext, page_size: int, first_token: int) -> Callable[[int], bytes]:
+    """See hash_blocks: the digests of the images in a block, of those that begin at `first_token`."""
+
+    def of_block(number: int) -> bytes:
+        start = first_token + number * page_size
+        return b"".join(image.digest for image in images_within(context.images, start, start + page_size))
+
+    return of_block
 
 
 def lookup_hashes(context: TextContext, page_size: int) -> list[bytes]:
     """The hashes under which a prefix of `context` may be found: never its last token, which must run.
 
-    Nothing where a hit would be wrong: `echo` needs the logits of every prompt token, and tensors in `extra` (images)
-    change keys and values without changing tokens.
+    Nothing where a hit would be wrong: `echo` needs the logits of every prompt token, and tensors in `extra` change
+    keys and values without changing tokens. (Images do too, and are in the hashes.)
     """
     if context.log_probabilities_echo or context.extra:
         return []

@@ -78,14 +78,17 @@ class TextPipelineModel(PipelineModel):
         )
 
     def prepare_next_token_inputs(self, next_tokens: torch.Tensor, prev_model_inputs: ModelInputs) -> ModelInputs:
-        """See PipelineModel. Position of a row's token: its cache length."""
+        """See PipelineModel. Position of a row's token: its cache length, less what images before it save."""
         kv = prev_model_inputs.kv_cache_inputs
         assert kv is not None, "a following step needs the KV cache"
         num_rows = len(next_tokens)
         assert len(kv.cache_lengths) == num_rows, f"{num_rows} tokens for {len(kv.cache_lengths)} rows"
+        positions = kernels.positions(kv.cache_lengths)
+        if kv.position_offsets is not None:
+            positions = positions + kv.position_offsets
         return ModelInputs(
             tokens=next_tokens,
-            positions=kernels.positions(kv.cache_lengths),
+            positions=positions,
             qo_indptr=torch.arange(num_rows + 1, dtype=torch.int32, device=self.device),
             logit_indices=torch.arange(num_rows, device=self.device),
             kv_cache_inputs=kv,

@@ -68,7 +68,8 @@ def stored_encoding(hf_config: HuggingFaceConfig) -> SupportedEncoding | None:
     quantization = hf_config.get("quantization_config")
     if quantization is not None and quantization.get("quant_method") != DEQUANTIZED_METHOD:
         return _of_method(quantization)
-    stored = str(hf_config.get("dtype") or hf_config.get("torch_dtype") or "")
+    parts = (hf_config, hf_config.text_part)
+    stored = str(next((p[name] for p in parts for name in ("dtype", "torch_dtype") if p.get(name)), ""))
     return SupportedEncoding(stored) if stored in SupportedEncoding.__members__ else None
 
 

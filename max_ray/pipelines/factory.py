@@ -9,11 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from max_ray.config import PipelineConfig
 from max_ray.custom_code import install_packed
 from max_ray.errors import ConfigError
+from max_ray.images.limits import ImageLimits
 from max_ray.interfaces import PipelineModel, PipelineTask, Runner
 from max_ray.kv_cache import PagedKVCacheManager
 from max_ray.log import get_logger
@@ -23,7 +24,6 @@ from max_ray.pipelines.embeddings import EmbeddingsPipeline
 from max_ray.pipelines.hardware import MIB
 from max_ray.pipelines.held_memory import held_bytes, return_freed_memory
 from max_ray.pipelines.plan import PipelinePlan, resolve_plan
-from max_ray.pipelines.tasks import stock_tokenizer
 from max_ray.pipelines.text_generation import TextGenerationPipeline
 from max_ray.registry import PIPELINE_REGISTRY
 from max_ray.tokenizer import TextTokenizer
@@ -69,16 +69,25 @@ def build_factory(
 
 def build_tokenizer(plan: PipelinePlan) -> TextTokenizer:
     """The architecture's tokenizer over the plan's model folder."""
-    if plan.stock_tokenizer:
-        stock: TextTokenizer = stock_tokenizer(plan.task)(plan.model_dir, max_length=plan.max_length)
-        return stock
-    architecture = PIPELINE_REGISTRY.retrieve_architecture(plan.architecture, task=plan.task)
-    tokenizer: TextTokenizer = architecture.tokenizer(
-        plan.model_dir,
-        max_length=plan.max_length,
-        context_validators=architecture.context_validators,
-    )
+    kind: type[Any] | None = plan.stock_tokenizer
+    options: dict[str, Any] = {}
+    if kind is None:
+        architecture = PIPELINE_REGISTRY.retrieve_architecture(plan.architecture, task=plan.task)
+        kind, options["context_validators"] = architecture.tokenizer, architecture.context_validators
+    if getattr(kind, "takes_images", False):
+        options["image_limits"] = _image_limits(plan.config)
+    tokenizer: TextTokenizer = kind(plan.model_dir, max_length=plan.max_length, **options)
     return tokenizer
+
+
+def _image_limits(config: PipelineConfig) -> ImageLimits:
+    root = config.allowed_image_root
+    return ImageLimits(
+        max_images=config.max_images,
+        max_bytes=config.max_image_bytes,
+        max_pixels=config.max_image_pixels,
+        allowed_root=None if root is None else Path(root),
+    )
 
 
 def plan_device(plan: PipelinePlan) -> torch.device:
@@ -138,7 +147,9 @@ def build_runner(plan: PipelinePlan, tp: TPGroup, durations: dict[str, float] | 
         _pack(model)
     return_freed_memory()
     _log_weights(plan, before, held_bytes(tp.device))
-    return _embeddings_runner(plan, model, tp) if plan.sentence is not None else _text_runner(plan, model, tp)
+    return (
+        _embeddings_runner(plan, model, tp) if plan.sentence is not None else _text_runner(plan, model, tp, durations)
+    )
 
 
 def _embeddings_runner(plan: PipelinePlan, model: PipelineModel, tp: TPGroup) -> Runner:
@@ -149,7 +160,7 @@ def _embeddings_runner(plan: PipelinePlan, model: PipelineModel, tp: TPGroup) ->
     return EmbeddingsRunner(model, SentenceHead.load(plan.sentence, Path(plan.model_dir), tp.device), tp)
 
 
-def _text_runner(plan: PipelinePlan, model: PipelineModel, tp: TPGroup) -> Runner:
+def _text_runner(plan: PipelinePlan, model: PipelineModel, tp: TPGroup, durations: dict[str, float] | None) -> Runner:
     from max_ray.pipelines.graphs import decode_graphs
     from max_ray.pipelines.kv_storage import KVStorage
     from max_ray.pipelines.runner import ModelRunner
@@ -159,7 +170,7 @@ def _text_runner(plan: PipelinePlan, model: PipelineModel, tp: TPGroup) -> Runne
     shape = (plan.max_batch_size, plan.max_length, plan.tensor_parallel_size)
     with phase("warm", durations=durations):
         graphs = decode_graphs(model, storage, *shape, plan.config.cuda_graphs)
-    return ModelRunner(model, storage, tp, plan.huggingface_config.vocab_size, graphs)
+    return ModelRunner(model, storage, tp, plan.huggingface_config.text_part.vocab_size, graphs)
 
 
 def _pack(model: PipelineModel) -> None:

@@ -8,6 +8,7 @@ buckets is filled up with idle rows. An idle row runs token 0 at position 0 and 
 | tokens [R]              | each step: the tokens just sampled, from where they were sampled             |
 | block_tables [R, W]     | the host, when rows have come, gone or got blocks                            |
 | cache_lengths [R]       | the host at the same times; counted up on the device between                 |
+| position_offsets [R]    | the host at the same times; of models that take images only                  |
 
 All else is computed inside the graph: positions, where the new keys go, the network. Nothing in a step depends on what
 the host knows but the number of rows; the attention's splits are made for the longest sequence that the plan allows.
@@ -138,6 +139,9 @@ class DecodeGraphs:
             (max_batch_size, width), storage.num_blocks, dtype=torch.int32, device=model.device
         )
         self._cache_lengths = torch.zeros(max_batch_size, dtype=torch.int32, device=model.device)
+        self._position_offsets: torch.Tensor | None = None
+        if model.takes_images:
+            self._position_offsets = torch.zeros(max_batch_size, dtype=torch.int64, device=model.device)
         self._loaded: tuple[RunTables | None, int, int] = (None, 0, 0)
 
     def fits(self, tables: RunTables) -> bool:
@@ -176,6 +180,8 @@ class DecodeGraphs:
             device = self._model.device
             self._block_tables[:num_rows, :width].copy_(upload(tables.block_tables, device))
             self._cache_lengths[:num_rows].copy_(upload(tables.lengths, device))
+            if self._position_offsets is not None:
+                self._position_offsets[:num_rows].copy_(upload(tables.position_offsets, device))
             self._loaded = (tables, num_rows, tables.num_grown)
         tables.advance()
 
@@ -183,6 +189,8 @@ class DecodeGraphs:
         self._block_tables.fill_(self._storage.num_blocks)
         self._cache_lengths.zero_()
         self._tokens.zero_()
+        if self._position_offsets is not None:
+            self._position_offsets.zero_()
         self._loaded = (None, 0, 0)
 
     def _replay(self, bucket: int) -> torch.Tensor:
@@ -216,6 +224,7 @@ class DecodeGraphs:
             slot_mapping=kernels.decode_slots(tables, lengths, page_size),
             max_kv_length=self._max_length,
             page_size=page_size,
+            position_offsets=None if self._position_offsets is None else self._position_offsets[:num_rows],
         )
         tokens = self._tokens[:num_rows]
         previous = ModelInputs(tokens, lengths, lengths, lengths, kv)  # of which the model reads the cache inputs only

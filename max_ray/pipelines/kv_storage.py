@@ -45,6 +45,7 @@ class RunTables:
 
     Rows leave when they end; `rows` maps the present position in the batch to the row's index in the run.
     block_tables: int32 [rows, blocks]. lengths: int64 [rows], tokens in the cache. num_grown: calls of `grow`.
+    position_offsets: int64 [rows], of the steps after the first (see PromptImage).
     """
 
     def __init__(self, rows: list[RunRow], storage: KVStorage, device: torch.device) -> None:
@@ -53,6 +54,7 @@ class RunTables:
         self.num_grown = 0
         self.rows = np.arange(len(rows))
         self.lengths = np.array([r.processed_length for r in rows], dtype=np.int64)
+        self.position_offsets = np.array([r.next_position_offset for r in rows], dtype=np.int64)
         width = max(len(r.block_table) for r in rows)
         self.block_tables = np.zeros((len(rows), width), dtype=np.int32)
         for i, row in enumerate(rows):
@@ -72,6 +74,7 @@ class RunTables:
             return
         self.rows = self.rows[positions_in_batch]
         self.lengths = self.lengths[positions_in_batch]
+        self.position_offsets = self.position_offsets[positions_in_batch]
         self.block_tables = self.block_tables[positions_in_batch]
 
     def grow(self, block_tables: dict[int, npt.NDArray[np.int32]]) -> None:
@@ -87,7 +90,10 @@ class RunTables:
     def next_step(self) -> KVCacheInputs:
         """Inputs for a step of one token a row."""
         batch = np.arange(len(self.rows))
-        return self._inputs(batch, self.lengths, np.ones(len(batch), dtype=np.int64))
+        inputs = self._inputs(batch, self.lengths, np.ones(len(batch), dtype=np.int64))
+        if self.position_offsets.any():
+            inputs.position_offsets = upload(self.position_offsets, self._device)
+        return inputs
 
     def advance(self) -> None:
         """Counts one token a row that was run by somebody who keeps the tables on the device (see graphs.py)."""

@@ -225,7 +225,7 @@ def activation_bytes(
 
 
 def _number(hf_config: HuggingFaceConfig, name: str) -> int:
-    value = hf_config.get(name)
+    value = hf_config.text_part.get(name)
     return value if isinstance(value, int) else 0
 
 

@@ -25,9 +25,10 @@ from max_ray.pipelines.encoding import choose_encoding
 from max_ray.pipelines.fit import ModelFacts, fit_memory
 from max_ray.pipelines.hardware import Hardware
 from max_ray.pipelines.memory_plan import MemoryPlan
-from max_ray.pipelines.tasks import choose_task, sentence_files, stock_tokenizer
+from max_ray.pipelines.tasks import choose_task, sentence_files
 from max_ray.registry import PIPELINE_REGISTRY, SupportedArchitecture
 from max_ray.sentence_files import SentenceFiles
+from max_ray.tokenizer import TextTokenizer
 
 SMALL_MODEL_BYTES = 64 * 1024**2
 """Below this a second thread saves little, and takes the core that the HTTP side needs at every step: measured."""
@@ -37,10 +38,10 @@ SMALL_MODEL_BYTES = 64 * 1024**2
 class PipelinePlan:
     """A resolved configuration. Picklable; imports no torch to be unpickled.
 
-    `stock_tokenizer`: the task's own tokenizer serves as it is, so a process that only tokenizes need not import the
-    family's code (and torch with it). `num_blocks` is None on GPUs: each worker measures what its device has left once
-    the weights are in, and the group takes the smallest. `memory` is the plan that the start was checked against.
-    `kv_params` are one rank's. `origins` says where each resolved value came from.
+    `stock_tokenizer`: the tokenizer's class where it is max_ray's own and serves as it is, so a process that only
+    tokenizes need not import the family's code (and torch with it). `num_blocks` is None on GPUs: each worker measures
+    what its device has left once the weights are in, and the group takes the smallest. `memory` is the plan that the
+    start was checked against. `kv_params` are one rank's. `origins` says where each resolved value came from.
     `sentence`: of the embeddings task, how a text's vector is made.
     """
 
@@ -60,7 +61,7 @@ class PipelinePlan:
     kv_params: KVCacheParams
     num_blocks: int | None
     memory: MemoryPlan
-    stock_tokenizer: bool = False
+    stock_tokenizer: type[TextTokenizer] | None = None
     sentence: SentenceFiles | None = None
     custom_code: tuple[PackedCode, ...] = ()
     origins: Mapping[str, str] = field(default_factory=dict)
@@ -141,11 +142,17 @@ def resolve_plan(
         kv_params=kv_params,
         num_blocks=None if measured else memory.num_blocks,
         memory=memory,
-        stock_tokenizer=architecture.tokenizer is stock_tokenizer(task) and not architecture.context_validators,
+        stock_tokenizer=_stock_tokenizer(architecture),
         sentence=sentence,
         custom_code=pack_architectures(config.custom_architectures),
         origins=origins,
     )
+
+
+def _stock_tokenizer(architecture: SupportedArchitecture) -> type[TextTokenizer] | None:
+    kind = architecture.tokenizer
+    is_own = issubclass(kind, TextTokenizer) and kind.__module__.startswith("max_ray.")
+    return kind if is_own and not architecture.context_validators else None
 
 
 def _device(config: PipelineConfig, hardware: Hardware, origins: dict[str, str]) -> str:

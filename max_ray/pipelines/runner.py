@@ -297,7 +297,7 @@ class _Run:
 
 def _is_decode(row: RunRow) -> bool:
     """Whether a row's first step is like its following ones: one token, one row of logits."""
-    return len(row.active_tokens) == 1 and row.samples and not row.echo and row.extra is None
+    return len(row.active_tokens) == 1 and row.samples and not row.echo and row.extra is None and not row.images
 
 
 def _of_rows(entries: dict[int, LogProbabilities] | None, rows: TokenArray) -> dict[int, LogProbabilities] | None:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from max_ray.config import PipelineConfig
-from max_ray.embeddings_tokenizer import EmbeddingsTokenizer
 from max_ray.errors import ConfigError
 from max_ray.huggingface import HuggingFaceConfig, load_huggingface_config, resolve_model_path
 from max_ray.interfaces import PipelineTask
 from max_ray.registry import PIPELINE_REGISTRY, SupportedArchitecture
 from max_ray.sentence_files import SentenceFiles, has_sentence_files
-from max_ray.tokenizer import TextTokenizer
 
 _EMBEDDINGS, _TEXT = PipelineTask.EMBEDDINGS_GENERATION, PipelineTask.TEXT_GENERATION
 
@@ -48,11 +45,6 @@ def choose_task(
         origins["task"] = "model: modules.json" if has_sentence_files(model_dir) else "default of the architecture"
         return _EMBEDDINGS if has_sentence_files(model_dir) else _TEXT
     return _EMBEDDINGS if _EMBEDDINGS in tasks else _TEXT
-
-
-def stock_tokenizer(task: PipelineTask) -> type[Any]:
-    """The tokenizer class of a task whose family has none of its own."""
-    return EmbeddingsTokenizer if task is _EMBEDDINGS else TextTokenizer
 
 
 def sentence_files(architecture: SupportedArchitecture, model_dir: Path) -> SentenceFiles | None:

@@ -19,12 +19,13 @@ from max_ray.weights import NameMap, OwnName, WeightSource
 
 _ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _TILE = 16  # rows of a quantized matrix are padded to whole tiles
-_GROUPS = {"layers": "layers", "embed_tokens": "embedding", "lm_head": "head"}
+_GROUPS = {"layers": "layers", "embed_tokens": "embedding", "lm_head": "head", "visual": "vision tower"}
+_WHOLE = ("vision tower",)  # on every rank
 
 
 @dataclass(frozen=True)
 class WeightSizes:
-    """Bytes of one rank by group ("layers", "embedding", "head", "other")."""
+    """Bytes of one rank by group ("layers", "embedding", "head", "vision tower", "other")."""
 
     groups: Mapping[str, int]
 
@@ -46,13 +47,14 @@ def weight_sizes(
     source = open_checkpoint(model_path, weights_format, hf_config, encoding)
     adapter = architecture.weight_adapters.get(weights_format)
     own = _own_names(source, None if adapter is None else adapter(hf_config))
-    all_kv_heads = hf_config.get("num_key_value_heads") or hf_config.get("num_attention_heads") or num_kv_heads
+    text = hf_config.text_part
+    all_kv_heads = text.get("num_key_value_heads") or text.get("num_attention_heads") or num_kv_heads
     kv_share = num_kv_heads / all_kv_heads
     groups: dict[str, int] = {}
     for tensor, name in own.items():
-        share = kv_share if name.part in ("k", "v") else 1 / num_ranks
-        size = _tensor_bytes(source, tensor, encoding, share)
         group = _GROUPS.get(name.parameter.split(".")[0], "other")
+        share = kv_share if name.part in ("k", "v") else 1 / num_ranks
+        size = _tensor_bytes(source, tensor, encoding, 1.0 if group in _WHOLE else share)
         groups[group] = groups.get(group, 0) + size
     return WeightSizes(groups)
 

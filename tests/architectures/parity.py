@@ -4,6 +4,8 @@ ranks in float32 and bfloat16, and puts the results into `architectures/PARITY.m
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,6 +17,7 @@ from max_ray.conformance.suite import CASES, KL_LIMIT, LOGIT_LIMIT, NUM_GREEDY, 
 from max_ray.interfaces import SupportedEncoding
 from max_ray.registry import PIPELINE_REGISTRY
 from tests.architectures.families import TINY_MODELS, TinyModel, make_tiny
+from tests.architectures.vision import VISION_FAMILIES, VisionFamily, VisionLab
 
 FILE = Path(__file__).parents[2] / "architectures" / "PARITY.md"
 COLUMNS = [f"{case.name} {kind}" for kind in ("float32", "bfloat16") for case in CASES]
@@ -29,6 +32,8 @@ with pages of {PAGE} tokens, beside `transformers` {{version}} in float32 with p
 - bfloat16: KL divergence in nats from the float32 reference, the mean over tokens (limit {KL_LIMIT:g}). For mixtures of
   experts the median: rounding changes the choice of experts where two are nearly equal. Last column: the same number
   for `transformers` itself in bfloat16.
+- with images: the same three kinds of runs over prompts with images of unequal sizes in them; chunks and the hit end
+  inside of images.
 - paged: whole prompts side by side, of lengths around a page's borders. chunked: prompts in pieces that end inside, on
   and after a page, beside rows that decode. prefix hit: a prompt whose first pages another prompt computed.
 
@@ -37,21 +42,33 @@ with pages of {PAGE} tokens, beside `transformers` {{version}} in float32 with p
 """
 
 
-def rows_of(model: TinyModel, folder: Path) -> tuple[list[str], bool]:
+def text_rows(model: TinyModel, folder: Path) -> tuple[list[str], bool]:
     """The model's two lines of the table, and whether all is within the limits."""
     path = make_tiny(model, folder)
     record = PIPELINE_REGISTRY.retrieve_architecture(model.class_name)
     suite = Suite(record, path, huggingface_reference(path), model.routed)
-    theirs = _their_divergence(suite, path)
+    return rows_of(model.name, model.class_name, suite.run, _their_divergence(suite, path))
+
+
+def vision_rows(name: str, family: VisionFamily, folder: Path) -> tuple[list[str], bool]:
+    """The same for a family that sees images, over prompts with images in them."""
+    lab = VisionLab(family, folder)
+    return rows_of(f"{name}, with images", family.class_name, lab.run, lab.their_divergence())
+
+
+def rows_of(
+    name: str, class_name: str, run: Callable[[int, SupportedEncoding], list[Verdict]], theirs: float
+) -> tuple[list[str], bool]:
+    """One line for each number of ranks. theirs: divergence of transformers' own bfloat16."""
     lines, all_passed = [], True
     for num_ranks in (1, 2):
         verdicts = [
             verdict
             for encoding in (SupportedEncoding.float32, SupportedEncoding.bfloat16)
-            for verdict in suite.run(num_ranks, encoding)
+            for verdict in run(num_ranks, encoding)
         ]
         all_passed &= all(verdict.passed for verdict in verdicts)
-        cells = [model.name, f"`{model.class_name}`", str(num_ranks), *map(_cell, verdicts)]
+        cells = [name, f"`{class_name}`", str(num_ranks), *map(_cell, verdicts)]
         greedy = all(verdict.greedy_equal is not False for verdict in verdicts)
         lines.append(f"| {' | '.join(cells)} | {'equal' if greedy else '**differ**'} | {theirs:.0e} |")
     return lines, all_passed
@@ -72,9 +89,11 @@ def main() -> int:
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
     lines, all_passed = [], True
-    for model in TINY_MODELS:
+    makers = [partial(text_rows, model) for model in TINY_MODELS]
+    makers += [partial(vision_rows, name, family) for name, family in VISION_FAMILIES.items()]
+    for make in makers:
         with TemporaryDirectory() as folder:
-            rows, passed = rows_of(model, Path(folder))
+            rows, passed = make(Path(folder))
         print(*rows, sep="\n", flush=True)
         lines += rows
         all_passed &= passed

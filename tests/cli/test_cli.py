@@ -72,6 +72,10 @@ def test_every_setting_is_a_flag(served: list[ServeConfig], tmp_path: Path) -> N
         "devices": "cpu",
         "custom_architectures": ("./a", "./b", "./c"),
         "cuda_graphs": "start",
+        "allowed_image_root": "pictures",
+        "max_images": 4,
+        "max_image_bytes": 5,
+        "max_image_pixels": 6,
         "num_threads": 3,
         "host": "localhost",
         "port": 1234,
@@ -206,9 +210,11 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     llama = next(family for family in families if family["name"] == "LlamaForCausalLM")
     assert llama["task"] == "text_generation"
     assert {"bfloat16", "float32"} <= set(llama["encodings"])
+    assert llama["modalities"] == ["text"]
     assert llama["default_encoding"] in llama["encodings"]
     assert cli.main(["list"]) == 0
-    assert capsys.readouterr().out.splitlines()[0].split() == ["architecture", "task", "encodings", "examples"]
+    head = ["architecture", "task", "modalities", "encodings", "examples"]
+    assert capsys.readouterr().out.splitlines()[0].split() == head
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

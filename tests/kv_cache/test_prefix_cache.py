@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from max_ray.interfaces import RequestID, TextContext, TokenBuffer
+from max_ray.interfaces import PromptImage, RequestID, TextContext, TokenBuffer
 from max_ray.kv_cache import PrefixCache, commit_hashes, extend_block_hashes, hash_blocks, lookup_hashes
 
 
@@ -54,10 +54,10 @@ def test_a_lookup_leaves_the_last_token(length: int, expected: int) -> None:
 def test_no_lookup_where_a_hit_would_be_wrong() -> None:
     tokens = list(range(20))
     assert lookup_hashes(context(tokens, log_probabilities=1, log_probabilities_echo=True), 4) == []
-    with_image = context(tokens, extra={"pixels": 1})
-    with_image.processed_length = 20
-    assert lookup_hashes(with_image, 4) == []
-    assert commit_hashes(with_image, 4, 0) == []
+    with_tensor = context(tokens, extra={"routing": 1})
+    with_tensor.processed_length = 20
+    assert lookup_hashes(with_tensor, 4) == []
+    assert commit_hashes(with_tensor, 4, 0) == []
 
 
 @pytest.mark.parametrize(("processed", "first", "expected"), [(3, 0, 0), (4, 0, 1), (9, 0, 2), (9, 1, 1), (9, 2, 0)])
@@ -82,3 +82,37 @@ def test_lookup_ends_at_the_first_miss() -> None:
     cache.assert_invariants()
     cache.clear()
     assert len(cache) == 0
+
+
+def image(start: int, rows: int, columns: int, digest: int) -> PromptImage:
+    nothing = np.zeros(3, dtype=np.float32)
+    pixels = np.zeros((1, 1, 3), dtype=np.uint8)
+    return PromptImage(pixels, nothing, nothing, start, rows, columns, bytes([digest]) * 16)
+
+
+@pytest.mark.parametrize(("start", "first_that_differs"), [(0, 0), (3, 0), (4, 1), (7, 1), (8, 2)])
+def test_blocks_from_the_image_on_are_those_of_its_pixels(start: int, first_that_differs: int) -> None:
+    """Blocks of 4 tokens; the image has 6."""
+    one, same, other, none = (context(list(range(20))) for _ in range(4))
+    one.images, same.images, other.images = ((image(start, 2, 3, digest),) for digest in (1, 1, 2))
+    hashes = lookup_hashes(one, 4)
+    assert len(hashes) == 4
+    assert hashes == lookup_hashes(same, 4)
+    for different in (other, none):
+        equal = [a == b for a, b in zip(hashes, lookup_hashes(different, 4), strict=True)]
+        assert equal == [number < first_that_differs for number in range(4)]
+
+
+def test_hashes_of_images_do_not_depend_on_when_they_are_taken() -> None:
+    whole, bit_by_bit = (context(list(range(40))) for _ in range(2))
+    whole.images = bit_by_bit.images = (image(3, 2, 3, 1), image(9, 1, 1, 2), image(20, 4, 4, 1))
+    for processed in (3, 9, 10, 23, 36):
+        bit_by_bit.processed_length = processed
+        commit_hashes(bit_by_bit, 4, 0)
+    assert lookup_hashes(whole, 4) == lookup_hashes(bit_by_bit, 4)
+
+
+def test_the_order_of_two_images_counts() -> None:
+    one, other = context(list(range(9))), context(list(range(9)))
+    one.images, other.images = (image(0, 1, 2, 1), image(2, 1, 2, 2)), (image(0, 1, 2, 2), image(2, 1, 2, 1))
+    assert lookup_hashes(one, 4)[0] != lookup_hashes(other, 4)[0]

@@ -88,7 +88,8 @@ def test_template_options(tokenizer: TextTokenizer) -> None:
         ({"prompt": [1.5]}, "prompt", "integers"),
         ({"prompt": "a\ud800"}, "prompt", "surrogate at character 1"),
         ({"messages": [{"role": "developer", "content": "x"}]}, "messages", "Only system, user"),
-        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "messages", "list of"),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "messages", "cannot see images"),
+        ({"messages": [{"role": "user", "content": [{"type": "audio"}]}]}, "messages", "list of"),
         ({"prompt": "a", "sampling_params": {"top_p": 0.0}}, "top_p", "in (0, 1]"),
         ({"prompt": "a", "sampling_params": {"stop_token_ids": (999,)}}, "stop_token_ids", "999 is outside"),
         (
