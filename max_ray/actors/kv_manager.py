@@ -55,16 +55,14 @@ class KVManagerActor:
                 order = line.next_order(LOOK_S)
                 if order is not None:
                     number, request = order
-                    line.send((number, self.exchange(epoch, request)))
+                    line.send((number, self._exchange(epoch, request)))
         finally:
             line.close()
 
     @ray.method(concurrency_group="control")
     def exchange(self, epoch: int, request: LeaseRequest) -> LeaseReply:
         """One scheduling decision's commits, releases and wants. Raises StaleLeaseError for an older owner."""
-        with self._one_at_a_time:
-            self._lease.check(epoch)
-            return self._opened.exchange(request)
+        return self._exchange(epoch, request)
 
     @ray.method(concurrency_group="control")
     def renew(self, epoch: int) -> None:
@@ -104,6 +102,11 @@ class KVManagerActor:
         return MemberStatus(
             self._membership, lease.epoch, lease.owner_id, healthy, lease.age_s, os.getpid(), num_blocks
         )
+
+    def _exchange(self, epoch: int, request: LeaseRequest) -> LeaseReply:
+        with self._one_at_a_time:
+            self._lease.check(epoch)
+            return self._opened.exchange(request)
 
     @property
     def _opened(self) -> PagedKVCacheManager:

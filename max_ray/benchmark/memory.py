@@ -68,6 +68,7 @@ def measure(model_path: str, encoding: str | None, max_length: int, max_batch_si
     return_freed_memory()
     before = held_bytes(plan_device(plan))
     (runner,) = build_local_runners(plan)
+    assert isinstance(runner, ModelRunner), "an embedding model has no cache"
     for cache in (*runner.storage.keys, *runner.storage.values):
         cache.fill_(1)
     after = held_bytes(plan_device(plan))

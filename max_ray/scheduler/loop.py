@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
 from typing import Protocol
@@ -32,6 +32,7 @@ from max_ray.kv_cache import insufficient_blocks
 from max_ray.log import get_logger
 from max_ray.scheduler.batch import Batcher
 from max_ray.scheduler.channel import TokenStream
+from max_ray.scheduler.longer_run import LongerRun
 from max_ray.scheduler.row import Batch, Row, SchedulerLimits
 from max_ray.scheduler.stats import CompletionRate, SchedulerStats
 
@@ -194,7 +195,7 @@ class GenerationLoop:
         self._stats.runs += 1
         self._rows_in_run = batch.rows
         self._can_interrupt = batch.num_steps > 1
-        longer = _LongerRun(batch)
+        longer = LongerRun(batch)
         try:
             async for outputs in self._pipeline.stream(inputs, released):
                 self._note_step()
@@ -207,7 +208,7 @@ class GenerationLoop:
             self._can_interrupt = False
             await longer.settle()
 
-    async def _extend(self, longer: _LongerRun) -> None:
+    async def _extend(self, longer: LongerRun) -> None:
         """The next decision, made while the run goes on; it must be over before the one after."""
         decision = self._batcher.decide_extension(longer.rows, longer.steps_left)
         if decision is None:
@@ -367,34 +368,6 @@ class GenerationLoop:
                 f"Try again in {retry_after:.0f} s.",
                 retry_after=retry_after,
             )
-
-
-class _LongerRun:
-    """A run that may be extended. num_read: steps whose outputs were delivered. num_steps: of the run as the workers
-    know it. is_tried: no second attempt before the first has brought something."""
-
-    def __init__(self, batch: Batch) -> None:
-        self.rows = batch.rows
-        self.num_steps = batch.num_steps
-        self.num_read = 0
-        self.is_tried = False
-        self._attempt: asyncio.Task[None] | None = None
-
-    @property
-    def steps_left(self) -> int:
-        return self.num_steps - self.num_read
-
-    def is_due(self, max_num_steps: int) -> bool:
-        return not self.is_tried and 0 < self.steps_left <= max_num_steps // 2
-
-    def start(self, attempt: Coroutine[None, None, None]) -> None:
-        self.is_tried = True
-        self._attempt = asyncio.create_task(attempt)
-
-    async def settle(self) -> None:
-        """Waits for the last attempt, and raises what it raised."""
-        if self._attempt is not None:
-            await self._attempt
 
 
 def _cancelled(context: TextContext) -> TextGenerationOutput:

@@ -93,7 +93,7 @@ async def test_a_manager_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     manager = Manager(monkeypatch)
     line = await LedgerLine.open(manager.info())
     assert line is not None
-    monkeypatch.setattr(manager.actor, "exchange", lambda epoch, request: 1 / 0)
+    monkeypatch.setattr(manager.actor, "_exchange", lambda epoch, request: 1 / 0)
     with pytest.raises(WorkerGroupError, match="hung up"):
         await line.exchange(LeaseRequest())
     assert not line.is_open

@@ -51,6 +51,7 @@ class PackedWeight:
 
     def rows(self, indices: torch.Tensor) -> torch.Tensor:
         """Rows of the weight, int64 [T] -> [T, K]: the embedding of a model whose head is the same weight."""
+        assert indices.dim() == 1, f"row numbers {tuple(indices.shape)} are not [T]"
         indices = indices.contiguous()
         y = torch.empty((len(indices), self.shape[1]), dtype=self.dtype)
         arguments = (self.data.data_ptr(), self.shape[1], indices.data_ptr(), len(indices), y.data_ptr())

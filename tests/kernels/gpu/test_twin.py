@@ -45,9 +45,10 @@ def test_a_gpu_without_triton_gets_the_torch_twins_and_a_warning(
 
 
 TORCH_ONLY = {"append_latent", "latent_attention", "quantized_rows"}  # one twin for all devices
+CPU_ONLY = {"argmax", "decode_slots", "gather_rows", "positions", "quantized_linear"}  # a GPU has torch's own
 
 
-@pytest.mark.parametrize("name", sorted(set(cpu.__all__) - TORCH_ONLY - {"argmax", "quantized_linear"}))
+@pytest.mark.parametrize("name", sorted(set(cpu.__all__) - TORCH_ONLY - CPU_ONLY))
 def test_twins_have_the_same_signature(name: str) -> None:
     pytest.importorskip("triton")
     from max_ray.kernels import gpu
