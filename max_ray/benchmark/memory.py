@@ -59,6 +59,7 @@ def measure(model_path: str, encoding: str | None, max_length: int, max_batch_si
     from max_ray.pipelines.checkpoint import open_checkpoint
     from max_ray.pipelines.factory import build_local_runners, plan_device
     from max_ray.pipelines.held_memory import held_bytes, return_freed_memory
+    from max_ray.pipelines.runner import ModelRunner
 
     settings = {} if encoding is None else {"quantization_encoding": encoding}
     config = PipelineConfig(
