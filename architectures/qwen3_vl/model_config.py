@@ -8,7 +8,7 @@ from typing import Any
 
 from max_ray.errors import ConfigError
 from max_ray.huggingface import HuggingFaceConfig
-from max_ray.nn.text_pipeline_model import required
+from max_ray.nn.text_pipeline_model import required, required_list
 
 _ACTIVATIONS = {"gelu_pytorch_tanh": "tanh", "gelu": "none"}
 _DEFAULTS = {"max_position_embeddings": 128_000}  # of the text model, where config.json leaves them out
@@ -63,7 +63,7 @@ class VisionConfig:
             merge_size=required(vision, "spatial_merge_size"),
             out_size=required(vision, "out_hidden_size"),
             grid_side=int(required(vision, "num_position_embeddings") ** 0.5),
-            deepstack_layers=tuple(sorted(required(vision, "deepstack_visual_indexes"))),
+            deepstack_layers=tuple(sorted(required_list(vision, "deepstack_visual_indexes"))),
             gelu=_ACTIVATIONS[activation],
             rope_theta=float((vision.get("rope_parameters") or {}).get("rope_theta") or 10_000.0),
         )

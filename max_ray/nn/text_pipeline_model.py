@@ -124,11 +124,24 @@ def spans(starts: IntArray, lengths: IntArray) -> IntArray:
 def required(huggingface_config: Any, name: str) -> Any:
     """A value of config.json that the model cannot do without. Raises ConfigError naming it, also where it is a list
     with a value for each layer."""
+    value = _given(huggingface_config, name)
+    if isinstance(value, list):
+        raise ConfigError(f"config.json has a {name!r} for each layer; this model family has one for all.")
+    return value
+
+
+def required_list(huggingface_config: Any, name: str) -> list[Any]:
+    """A list of config.json that the model cannot do without. Raises ConfigError naming it."""
+    value = _given(huggingface_config, name)
+    if not isinstance(value, list):
+        raise ConfigError(f"config.json has {name}={value!r}, which is no list.")
+    return value
+
+
+def _given(huggingface_config: Any, name: str) -> Any:
     value = huggingface_config.get(name)
     if value is None:
         raise ConfigError(f"config.json has no {name!r}; this model family needs it.")
-    if isinstance(value, list):
-        raise ConfigError(f"config.json has a {name!r} for each layer; this model family has one for all.")
     return value
 
 

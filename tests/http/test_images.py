@@ -20,7 +20,7 @@ from deployments.metrics import LoopNumbers, Metrics, MetricsSnapshot
 from deployments.routes import build_api
 from max_ray.images.limits import ImageLimits
 from max_ray.images.tokenizer import ImageTextTokenizer
-from max_ray.interfaces import RequestID, TextContext, TextGenerationOutput, TextGenerationRequest
+from max_ray.interfaces import PipelineTask, RequestID, TextContext, TextGenerationOutput, TextGenerationRequest
 from max_ray.kv_cache import LocalKVLedger, PagedKVCacheManager
 from max_ray.pipelines import PIPELINE_REGISTRY, PipelineConfig
 from max_ray.scheduler import GenerationLoop, SchedulerLimits
@@ -40,6 +40,7 @@ class LoopEngine:
     """The scheduling loop over a pipeline of this process, as the routes want it."""
 
     model_name = "tiny"
+    task = PipelineTask.TEXT_GENERATION
 
     def __init__(self, tokenizer: ImageTextTokenizer, loop: GenerationLoop) -> None:
         self.tokenizer = tokenizer
