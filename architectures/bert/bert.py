@@ -1,36 +1,9 @@
-"""The BERT network (Devlin et al. 2018): learned positions, post-norm layers, attention in both directions.
-
-Axes: T tokens of a ragged batch, D hidden size.
-"""
+"""The BERT network (Devlin et al. 2018): learned positions, post-norm layers, attention in both directions."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
-
-from architectures.bert.model_config import BertConfig
-from max_ray.distributed import TPGroup
-from max_ray.nn import Module
-from max_ray.nn.encoder import EncoderEmbedding, EqualRows, PostNormBlock
+from max_ray.nn.encoder import PostNormEncoder
 
 
-class Bert(Module):
-    """Token ids in, hidden states out. Weights are uninitialised until loaded."""
-
-    def __init__(self, config: BertConfig, tp: TPGroup, dtype: torch.dtype) -> None:
-        dim, eps = config.hidden_size, config.layer_norm_eps
-        self.embed_tokens = EncoderEmbedding(
-            config.vocab_size, config.max_length, config.num_token_types, dim, eps, tp, dtype=dtype
-        )
-        self.layers = [
-            PostNormBlock(dim, config.num_heads, config.intermediate_size, config.activation, eps, tp, dtype=dtype)
-            for _ in range(config.num_layers)
-        ]
-
-    def forward(self, tokens: torch.Tensor, positions: torch.Tensor, groups: Sequence[EqualRows]) -> torch.Tensor:
-        """tokens, positions [T] -> [T, D]."""
-        x: torch.Tensor = self.embed_tokens(tokens, positions)
-        for layer in self.layers:
-            x = layer(x, groups)
-        return x
+class Bert(PostNormEncoder):
+    """Token ids in, hidden states out: see PostNormEncoder."""

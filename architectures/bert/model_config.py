@@ -12,17 +12,22 @@ from max_ray.nn.text_pipeline_model import required
 
 @dataclass(frozen=True)
 class BertConfig:
-    """Shapes of the whole model, before it is cut over ranks."""
+    """Shapes of the whole model, before it is cut over ranks. num_positions: rows of the position table."""
 
     vocab_size: int
     hidden_size: int
     intermediate_size: int
     num_layers: int
     num_heads: int
-    max_length: int
+    num_positions: int
     num_token_types: int
     layer_norm_eps: float
     activation: str
+
+    @property
+    def max_length(self) -> int:
+        """Tokens that there are positions for."""
+        return self.num_positions
 
     @property
     def widths(self) -> dict[str, int]:
@@ -46,7 +51,7 @@ class BertConfig:
             intermediate_size=required(config, "intermediate_size"),
             num_layers=required(config, "num_hidden_layers"),
             num_heads=num_heads,
-            max_length=required(config, "max_position_embeddings"),
+            num_positions=required(config, "max_position_embeddings"),
             num_token_types=config.get("type_vocab_size", 2),
             layer_norm_eps=config.get("layer_norm_eps", 1e-12),
             activation=name,

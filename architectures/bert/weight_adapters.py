@@ -2,37 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from max_ray.weights.mapping import NameMap
 
-_LAYER = "encoder.layer.{}."
-_PRODUCTS = [
-    ("attention.self.query", "attention.qkv", ":q"),
-    ("attention.self.key", "attention.qkv", ":k"),
-    ("attention.self.value", "attention.qkv", ":v"),
-    ("attention.output.dense", "attention.out", ""),
-    ("attention.output.LayerNorm", "attention_norm", ""),
-    ("intermediate.dense", "mlp.up", ""),
-    ("output.dense", "mlp.down", ""),
-    ("output.LayerNorm", "mlp_norm", ""),
-]
+_ATTENTION = {"q": "self.query", "k": "self.key", "v": "self.value", "out": "output.dense", "norm": "output.LayerNorm"}
 
 
 def safetensors_name_map(huggingface_config: Any) -> NameMap:
-    """The table for Hugging Face's names, bare or behind `bert.`; the pooler, the heads of pre-training and the list of
-    positions that old checkpoints carry are dropped."""
-    table: list[tuple[str, str | None]] = []
-    for prefix in ("", "bert."):
-        table += [
-            (f"{prefix}embeddings.word_embeddings.weight", "embed_tokens.words.weight"),
-            (f"{prefix}embeddings.position_embeddings.weight", "embed_tokens.positions.weight"),
-            (f"{prefix}embeddings.token_type_embeddings.weight", "embed_tokens.types.weight"),
-            (f"{prefix}embeddings.position_ids", None),
-            (f"{prefix}pooler.*", None),
-        ]
+    """The table for Hugging Face's names, bare or behind `bert.`."""
+    return name_map("bert.", ["cls.*"], {"embeddings.token_type_embeddings.weight": "embed_tokens.types.weight"})
+
+
+def name_map(
+    prefix: str, dropped: list[str], more: Mapping[str, str], attention: Mapping[str, str] = _ATTENTION
+) -> NameMap:
+    """The table of a family of the BERT kind, whose names stand bare or behind `prefix`; the pooler, the heads of
+    pre-training (`dropped`) and the list of positions that old checkpoints carry are dropped.
+
+    more: names that this family has besides. attention: its names of the parts of an attention layer.
+    """
+    table: list[tuple[str, str | None]] = [(name, None) for name in dropped]
+    plain = {
+        "embeddings.word_embeddings.weight": "embed_tokens.words.weight",
+        "embeddings.position_embeddings.weight": "embed_tokens.positions.weight",
+        "embeddings.position_ids": None,
+        "pooler.*": None,
+        **more,
+    }
+    for start in ("", prefix):
+        table += [(start + theirs, ours) for theirs, ours in plain.items()]
         for kind in ("weight", "bias"):
-            table.append((f"{prefix}embeddings.LayerNorm.{kind}", f"embed_tokens.norm.{kind}"))
-            for theirs, ours, part in _PRODUCTS:
-                table.append((f"{prefix}{_LAYER}{theirs}.{kind}", f"layers.{{}}.{ours}.{kind}{part}"))
-    return NameMap([*table, ("cls.*", None)])
+            table.append((f"{start}embeddings.LayerNorm.{kind}", f"embed_tokens.norm.{kind}"))
+            for theirs, ours, part in _layer(attention):
+                table.append((f"{start}encoder.layer.{{}}.{theirs}.{kind}", f"layers.{{}}.{ours}.{kind}{part}"))
+    return NameMap(table)
+
+
+def _layer(attention: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    return [
+        *((f"attention.{attention[part]}", "attention.qkv", f":{part}") for part in "qkv"),
+        (f"attention.{attention['out']}", "attention.out", ""),
+        (f"attention.{attention['norm']}", "attention_norm", ""),
+        ("intermediate.dense", "mlp.up", ""),
+        ("output.dense", "mlp.down", ""),
+        ("output.LayerNorm", "mlp_norm", ""),
+    ]

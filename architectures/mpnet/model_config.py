@@ -29,6 +29,11 @@ class MPNetConfig:
     activation: str
 
     @property
+    def num_token_types(self) -> int:
+        """This family has no table of types."""
+        return 0
+
+    @property
     def max_length(self) -> int:
         """Tokens that there are positions for."""
         return self.num_positions - PADDING_ID - 1

@@ -1,7 +1,7 @@
 """The MPNet network (Song et al. 2020): a BERT whose attention scores get a bias by the distance of two tokens, the
 same in all layers (buckets as in T5: Raffel et al. 2019).
 
-Axes: T tokens of a ragged batch, D hidden size, H heads of this rank.
+Axes: H heads of this rank.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from architectures.mpnet.model_config import NUM_BUCKETS, MPNetConfig
 from max_ray.distributed import TPGroup
 from max_ray.nn import Module
-from max_ray.nn.encoder import EncoderEmbedding, EqualRows, PostNormBlock
+from max_ray.nn.encoder import EqualRows, PostNormEncoder
 from max_ray.nn.linear import shard_range
 from max_ray.weights.parameter import PartSpec
 
@@ -50,22 +50,13 @@ def distance_buckets(distances: torch.Tensor) -> torch.Tensor:
     return torch.where(far < exact, far, coarse) + (distances > 0) * half
 
 
-class MPNet(Module):
-    """Token ids in, hidden states out. Weights are uninitialised until loaded."""
+class MPNet(PostNormEncoder):
+    """Token ids in, hidden states out: see PostNormEncoder."""
 
     def __init__(self, config: MPNetConfig, tp: TPGroup, dtype: torch.dtype) -> None:
-        dim, eps = config.hidden_size, config.layer_norm_eps
-        self.embed_tokens = EncoderEmbedding(config.vocab_size, config.num_positions, 0, dim, eps, tp, dtype=dtype)
+        super().__init__(config, tp, dtype)
         self.relative_bias = RelativeBias(config.num_heads, tp, dtype)
-        self.layers = [
-            PostNormBlock(dim, config.num_heads, config.intermediate_size, config.activation, eps, tp, dtype=dtype)
-            for _ in range(config.num_layers)
-        ]
 
-    def forward(self, tokens: torch.Tensor, positions: torch.Tensor, groups: Sequence[EqualRows]) -> torch.Tensor:
-        """tokens, positions [T] -> [T, D]."""
-        x: torch.Tensor = self.embed_tokens(tokens, positions)
-        biases = {group.length: self.relative_bias(group.length) for group in groups}  # for all layers
-        for layer in self.layers:
-            x = layer(x, groups, biases)
-        return x
+    def biases(self, groups: Sequence[EqualRows]) -> dict[int, torch.Tensor]:
+        """By length of a row; the same for all layers."""
+        return {group.length: self.relative_bias(group.length) for group in groups}

@@ -5,57 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from max_ray.errors import ConfigError
-from max_ray.nn.encoder import activation, hidden_and_heads
-from max_ray.nn.text_pipeline_model import required
+from architectures.bert.model_config import BertConfig
 
 
 @dataclass(frozen=True)
-class XLMRobertaConfig:
-    """Shapes of the whole model. num_positions: rows of the position table, of which the first `padding_id + 1` belong
-    to no place in a text."""
+class XLMRobertaConfig(BertConfig):
+    """A BERT's numbers; of its positions the first `padding_id + 1` belong to no place in a text."""
 
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_positions: int
-    padding_id: int
-    num_token_types: int
-    layer_norm_eps: float
-    activation: str
+    padding_id: int = 1
 
     @property
     def max_length(self) -> int:
         """Tokens that there are positions for."""
         return self.num_positions - self.padding_id - 1
 
-    @property
-    def widths(self) -> dict[str, int]:
-        """Sizes that the ranks must divide, by their names in config.json."""
-        return {"intermediate_size": self.intermediate_size}
-
     @classmethod
     def from_huggingface(cls, config: Any) -> XLMRobertaConfig:
         """From config.json as an attribute-style mapping. Raises ConfigError for a value that this family lacks."""
-        kind = config.get("position_embedding_type") or "absolute"
-        if kind != "absolute":
-            raise ConfigError(f"config.json: position_embedding_type={kind!r}, but this family has 'absolute' only.")
-        if config.get("is_decoder") or config.get("add_cross_attention"):
-            raise ConfigError("config.json describes a decoder (is_decoder or add_cross_attention), not an encoder.")
-        name = config.get("hidden_act") or "gelu"
-        activation(name)
-        hidden_size, num_heads = hidden_and_heads(config)
-        return cls(
-            vocab_size=required(config, "vocab_size"),
-            hidden_size=hidden_size,
-            intermediate_size=required(config, "intermediate_size"),
-            num_layers=required(config, "num_hidden_layers"),
-            num_heads=num_heads,
-            num_positions=required(config, "max_position_embeddings"),
-            padding_id=config.get("pad_token_id", 1),
-            num_token_types=config.get("type_vocab_size", 2),
-            layer_norm_eps=config.get("layer_norm_eps", 1e-12),
-            activation=name,
-        )
+        return cls(**vars(BertConfig.from_huggingface(config)), padding_id=config.get("pad_token_id", 1))

@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import socket
-import tempfile
 import time
 from collections import deque
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from max_ray.actors.line import FrameReader, encode_frame
+from max_ray.actors.line import FrameReader, encode_frame, listening, until_called
 from max_ray.actors.messages import GroupInfo
 from max_ray.actors.ray_errors import outcome
 from max_ray.errors import MaxRayError, WorkerGroupError
@@ -86,33 +84,21 @@ class GroupLine:
         """Asks all ranks to call; None when one of them cannot reach this process. Raises what `run` raises."""
         await asyncio.gather(*[outcome(worker.check_lease.remote(info.epoch)) for worker in info.workers])
         line = cls(info, step_timeout_s)
-        folder = tempfile.mkdtemp(prefix="max_ray-")
-        path = os.path.join(folder, "line")
-        server = await asyncio.get_running_loop().create_unix_server(lambda: _Call(line), path)
-        serving = [asyncio.ensure_future(outcome(worker.serve.remote(path, info.epoch))) for worker in info.workers]
-        line._watch = asyncio.create_task(line._watch_over(serving))
         is_complete = False
         try:
-            await line._wait_for_calls(serving)
+            async with listening(lambda: _Call(line)) as path:
+                serving = [asyncio.ensure_future(outcome(rank.serve.remote(path, info.epoch))) for rank in info.workers]
+                line._watch = asyncio.create_task(line._watch_over(serving))
+                await until_called(line._all_called, serving)
+                await asyncio.sleep(0)
             is_complete = line.is_open
         finally:
-            server.close()
-            shutil.rmtree(folder, ignore_errors=True)
             if not is_complete:
                 line.close()
         if is_complete:
             return line
         await asyncio.gather(*serving)
         return None
-
-    async def _wait_for_calls(self, serving: list[asyncio.Task[None]]) -> None:
-        """Until every rank has called, or one will not."""
-        called = asyncio.create_task(self._all_called.wait())
-        try:
-            await asyncio.wait([called, *serving], return_when=asyncio.FIRST_COMPLETED)
-            await asyncio.sleep(0)
-        finally:
-            called.cancel()
 
     @property
     def is_open(self) -> bool:

@@ -4,12 +4,9 @@ much as a whole decode step, and the workers wait for each scheduling decision's
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
-import tempfile
 from typing import Any
 
-from max_ray.actors.line import FrameReader, encode_frame
+from max_ray.actors.line import FrameReader, encode_frame, listening, until_called
 from max_ray.actors.messages import GroupInfo
 from max_ray.actors.ray_errors import outcome
 from max_ray.errors import MaxRayError, WorkerGroupError
@@ -36,17 +33,9 @@ class LedgerLine(asyncio.Protocol):
     async def open(cls, info: GroupInfo) -> LedgerLine | None:
         """Asks the KV manager to call; None when it cannot reach this process. Raises what `exchange` raises."""
         line = cls()
-        folder = tempfile.mkdtemp(prefix="max_ray-")
-        path = os.path.join(folder, "ledger")
-        server = await asyncio.get_running_loop().create_unix_server(lambda: line, path)
-        serving = asyncio.ensure_future(outcome(info.kv_manager.serve.remote(path, info.epoch)))
-        called = asyncio.create_task(line._called.wait())
-        try:
-            await asyncio.wait([called, serving], return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            called.cancel()
-            server.close()
-            shutil.rmtree(folder, ignore_errors=True)
+        async with listening(lambda: line) as path:
+            serving = asyncio.ensure_future(outcome(info.kv_manager.serve.remote(path, info.epoch)))
+            await until_called(line._called, [serving])
         if line._transport is None:
             await serving
             return None

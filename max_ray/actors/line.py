@@ -17,12 +17,17 @@ The KV manager has a line of its own (`ledger_line`): (number, LeaseRequest) to 
 
 from __future__ import annotations
 
+import asyncio
+import os
 import pickle
 import select
+import shutil
 import socket
 import struct
+import tempfile
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import numpy as np
@@ -80,6 +85,30 @@ class FrameReader:
         if start:
             del self._buffer[:start]
         return messages
+
+
+@asynccontextmanager
+async def listening(protocol: Callable[[], asyncio.Protocol]) -> AsyncIterator[str]:
+    """The path of a socket in a folder that only this user can enter; each call makes a `protocol`. Afterwards nobody
+    can call any more, and the calls that came stay."""
+    folder = tempfile.mkdtemp(prefix="max_ray-")
+    path = os.path.join(folder, "line")
+    server = await asyncio.get_running_loop().create_unix_server(protocol, path)
+    try:
+        yield path
+    finally:
+        server.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+async def until_called(called: asyncio.Event, serving: Iterable[asyncio.Future[None]]) -> None:
+    """Until all have called, or one of the actors' calls has ended."""
+    waiting = asyncio.create_task(called.wait())
+    try:
+        either: list[asyncio.Future[Any]] = [waiting, *serving]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waiting.cancel()
 
 
 class WorkerLine:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -210,6 +210,56 @@ class FeedForward(Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y: torch.Tensor = self.down(self._act(self.up(x)))
         return y
+
+
+class PostNormConfig(Protocol):
+    """The numbers of an encoder of the BERT kind. num_positions: rows of the position table. num_token_types: see
+    EncoderEmbedding."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def intermediate_size(self) -> int: ...
+    @property
+    def num_layers(self) -> int: ...
+    @property
+    def num_heads(self) -> int: ...
+    @property
+    def num_positions(self) -> int: ...
+    @property
+    def num_token_types(self) -> int: ...
+    @property
+    def layer_norm_eps(self) -> float: ...
+    @property
+    def activation(self) -> str: ...
+
+
+class PostNormEncoder(Module):
+    """Token ids in, hidden states out, through post-norm layers. Weights are uninitialised until loaded."""
+
+    def __init__(self, config: PostNormConfig, tp: TPGroup, dtype: torch.dtype) -> None:
+        dim, eps = config.hidden_size, config.layer_norm_eps
+        self.embed_tokens = EncoderEmbedding(
+            config.vocab_size, config.num_positions, config.num_token_types, dim, eps, tp, dtype=dtype
+        )
+        self.layers = [
+            PostNormBlock(dim, config.num_heads, config.intermediate_size, config.activation, eps, tp, dtype=dtype)
+            for _ in range(config.num_layers)
+        ]
+
+    def biases(self, groups: Sequence[EqualRows]) -> Mapping[int, torch.Tensor] | None:
+        """What all layers add to the scores, see bidirectional_attention: by default nothing."""
+        return None
+
+    def forward(self, tokens: torch.Tensor, positions: torch.Tensor, groups: Sequence[EqualRows]) -> torch.Tensor:
+        """tokens, positions [T] -> [T, D]."""
+        x: torch.Tensor = self.embed_tokens(tokens, positions)
+        biases = self.biases(groups)
+        for layer in self.layers:
+            x = layer(x, groups, biases)
+        return x
 
 
 class PostNormBlock(Module):

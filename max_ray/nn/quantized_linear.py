@@ -43,7 +43,7 @@ class Segment(Module):
         out.copy_(self(x))
 
     def gather(self, indices: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no gather")
 
 
 class QuantizedWeight(Module):

@@ -52,13 +52,18 @@ async def test_a_killed_replica_leaves_a_warm_group_to_its_successor(
         assert (after.group_id, after.epoch) == (group.group_id, group.epoch + 1)
         assert worker_pids("successor") == before
         name = next(name for name in actors_of("successor") if ":kv_manager:" in name)
-        free, total = await ray.get_actor(name, namespace=NAMESPACE).free_blocks.remote()
-        assert free == total
+        manager = ray.get_actor(name, namespace=NAMESPACE)
+        await eventually(lambda: _all_free(manager), 5, "every block is given back")
     took = await eventually(lambda: not actors_of("successor"), 15, "the group ends with its application")
     assert took < 15
     await eventually(lambda: not _registry_is_up(), 15, "the registry ends when there is no group")
     rows = placement_group_table().values()
     assert not [row for row in rows if "max_ray:successor" in row["name"] and row["state"] != "REMOVED"]
+
+
+def _all_free(manager: Any) -> bool:
+    free, total = ray.get(manager.free_blocks.remote())
+    return bool(free == total)
 
 
 def _registry_is_up() -> bool:
