@@ -4,15 +4,14 @@ local folder. No transformers here: model configurations need attributes, not it
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from max_ray.errors import ConfigError, ModelPathError, nearest
 from max_ray.gguf import huggingface_values, lone_gguf, read_gguf
+from max_ray.hub import is_repository, local_copy
 
-_SNAPSHOT_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 _COUNTS = (
     "vocab_size",
     "hidden_size",
@@ -25,7 +24,6 @@ _COUNTS = (
     "original_max_position_embeddings",
 )
 _POSITIVE = ("rms_norm_eps", "rope_theta", "factor", "partial_rotary_factor")
-_REPOSITORY_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 class MissingKeyError(ConfigError, AttributeError):
@@ -157,9 +155,8 @@ def load_generation_config(path: str | Path) -> dict[str, Any]:
 def resolve_model_path(model_path: str | Path, revision: str | None = None) -> Path:
     """The absolute local path of a model: its folder, a lone .gguf file, or the snapshot of a Hugging Face repository.
 
-    A folder without config.json that holds one GGUF model stands for that file. A repository is taken from the local
-    cache first, and downloaded only when it is not there. Raises ModelPathError for no such folder, another kind of
-    file, no config.json, and a repository that cannot be had.
+    A folder without config.json that holds one GGUF model stands for that file; for repositories see `hub`.
+    Raises ModelPathError for no such folder, another kind of file, no config.json, and a repository that cannot be had.
     """
     path = Path(model_path).expanduser().absolute()
     if path.is_file() and path.suffix == ".gguf":
@@ -180,52 +177,11 @@ def resolve_model_path(model_path: str | Path, revision: str | None = None) -> P
         raise ModelPathError(
             f"{model_path} is a file: give a .gguf file, or the folder that holds config.json and the weights."
         )
-    if not _is_repository_id(str(model_path)):
+    if not is_repository(str(model_path)):
         raise ModelPathError(
             f"There is no folder {model_path}: give an existing folder or a Hugging Face repository id."
         )
-    return _snapshot(str(model_path), revision)
-
-
-def _is_repository_id(text: str) -> bool:
-    """True for "owner/name"."""
-    return _REPOSITORY_ID.fullmatch(text) is not None and ".." not in text and "--" not in text
-
-
-def _snapshot(repo_id: str, revision: str | None) -> Path:
-    """Cache first, then the hub."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        cached = Path(snapshot_download(repo_id, revision=revision, local_files_only=True))
-    except LocalEntryNotFoundError:
-        return _download(repo_id, revision)
-    return cached if _is_complete(cached) else _download(repo_id, revision)
-
-
-def _is_complete(folder: Path) -> bool:
-    """False for a snapshot that another program fetched in part, or whose download was cut short."""
-    if not (folder / "config.json").is_file():
-        return False
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return any(folder.glob("*.safetensors"))
-    return all((folder / name).is_file() for name in set(read_json(index).get("weight_map", {}).values()))
-
-
-def _download(repo_id: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=_SNAPSHOT_PATTERNS))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        at = f" at revision {revision!r}" if revision else ""
-        reason = " ".join(str(error).split())
-        raise ModelPathError(
-            f"There is no folder {repo_id}, and the Hugging Face repository {repo_id}{at} could not be had: {reason}"
-        ) from error
+    return local_copy(str(model_path), revision)
 
 
 def read_json(file: Path, kind: type[Any] = dict) -> Any:

@@ -23,10 +23,12 @@ TABLE: dict[str, set[str]] = {
     "settings": set(),
     "interfaces": set(),
     "gguf": set(),
-    "huggingface": {"gguf"},
+    "host_memory": set(),
+    "hub": {"gguf"},
+    "huggingface": {"gguf", "hub"},
     "driver": set(),
     "distributed": {"driver", "interfaces"},
-    "kernels": {"interfaces", "settings"},
+    "kernels": {"interfaces", "settings", "host_memory"},
     "graph": {"interfaces"},
     "detokenizer": set(),
     "tokenizer": {"interfaces", "gguf"},
@@ -35,9 +37,9 @@ TABLE: dict[str, set[str]] = {
     "sentence_files": {"huggingface"},
     "embeddings_tokenizer": {"interfaces", "tokenizer", "sentence_files"},
     "kv_cache": {"interfaces"},
-    "weights": {"interfaces", "gguf"},
+    "weights": {"interfaces", "gguf", "host_memory"},
     "config": {"settings", "interfaces"},
-    "nn": {"interfaces", "kernels", "distributed", "driver", "weights", "huggingface"},
+    "nn": {"interfaces", "kernels", "distributed", "driver", "weights", "huggingface", "host_memory"},
     "architecture": {"interfaces", "config"},
     "custom_code": {"architecture", "settings"},
     "registry": {"architecture", "config", "custom_code", "huggingface", "interfaces"},
@@ -45,10 +47,10 @@ TABLE: dict[str, set[str]] = {
     "pipelines": {
         *("interfaces", "config", "registry", "architecture", "custom_code", "huggingface", "weights"),
         *("tokenizer", "images", "kv_cache", "kernels", "distributed", "driver", "nn"),
-        *("sentence_files", "embeddings_tokenizer"),
+        *("sentence_files", "embeddings_tokenizer", "host_memory"),
     },
     "benchmark": {
-        *("settings", "tokenizer"),
+        *("settings", "tokenizer", "gguf", "host_memory"),
         *("interfaces", "huggingface", "weights", "driver", "distributed", "kernels", "nn", "pipelines"),  # no server
     },
     "conformance": {
@@ -87,7 +89,8 @@ FENCES: dict[str, set[str]] = {
         *("max_ray.driver", "max_ray.distributed", "max_ray.kernels", "max_ray.nn", "max_ray.weights"),
         *("max_ray.pipelines", "max_ray.actors", "max_ray.conformance", "architectures", "deployments.demo"),
         *(f"max_ray.benchmark.{name}" for name in ("kernels", "kernel_cases", "offline", "timing", "synthetic")),
-        *("max_ray.benchmark.transformers_peer", "deployments.examples"),
+        *("max_ray.benchmark.loading", "max_ray.benchmark.transformers_peer", "deployments.examples"),
+        "max_ray.host_memory",
     },
 }
 

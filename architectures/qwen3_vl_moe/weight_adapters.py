@@ -12,7 +12,7 @@ import torch
 
 from architectures.qwen3_vl.weight_adapters import text_table, vision_table
 from max_ray.errors import WeightsError
-from max_ray.weights import WeightSource
+from max_ray.weights import TensorEntry, WeightSource
 from max_ray.weights.mapping import NameMap
 
 _LAYER = "model.language_model.layers.{}"
@@ -76,6 +76,9 @@ class UnfusedExperts(WeightSource):
         fused = self._source.get_slice(tensor, 0, expert, expert + 1)[0]
         rows = (fused.T if is_exchanged else fused).narrow(0, first, self.shape(name)[0])
         return rows.narrow(axis, start, stop - start)
+
+    def file_entry(self, name: str) -> TensorEntry | None:
+        return None if name in self._experts else self._source.file_entry(name)
 
     def _take_apart(self, tensor: str, kind: str, num_experts: int) -> None:
         parts = _FUSED[kind]

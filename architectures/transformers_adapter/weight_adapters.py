@@ -18,7 +18,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
 from max_ray.errors import WeightsError
-from max_ray.weights import NameMap, WeightSource
+from max_ray.weights import NameMap, TensorEntry, WeightSource
 from max_ray.weights.quantized import QuantizedRows
 
 
@@ -103,6 +103,11 @@ class NetworkSource(WeightSource):
             return self._source.get_slice(self._plain.get(name, name), axis, start, stop)
         tensor = self._compute(name)
         return tensor.narrow(axis, start, stop - start) if tensor.dim() else tensor
+
+    def file_entry(self, name: str) -> TensorEntry | None:
+        if name in self._halves or name in self._computed:
+            return None
+        return self._source.file_entry(self._plain.get(name, name))
 
     def quantization(self, name: str) -> str:
         name = self._whole(name)

@@ -118,7 +118,9 @@ class PipelineConfig(BaseModel):
     max_length: int | None = Field(
         None, ge=1, description="Longest sequence, prompt and output. Default: the model's limit."
     )
-    max_batch_size: int | None = Field(None, ge=1, description="Most requests in one batch. Default: by the device.")
+    max_batch_size: int | None = Field(
+        None, ge=1, description="Most requests in one batch. Default: by device and KV cache."
+    )
     max_batch_input_tokens: int = Field(2048, ge=1, description="Most tokens in one step, over all requests.")
     enable_chunked_prefill: bool = Field(True, description="Spread long prompts over several steps.")
     max_num_steps: int = Field(32, ge=1, description="Most steps of a run that no new request interrupts.")

@@ -64,27 +64,34 @@ class GgufFile:
         return name
 
 
+def first_parts(names: Iterable[str]) -> list[str]:
+    """Of the names of GGUF files those that stand for a model: whole files, and the first of several parts."""
+    return [n for n in sorted(names) if not (match := _PART.fullmatch(n)) or int(match["number"]) == 1]
+
+
+def part_names(name: str) -> list[str]:
+    """The names of all files of the model that the file `name` is a part of, in order."""
+    match = _PART.fullmatch(name)
+    if match is None:
+        return [name]
+    total = int(match["total"])
+    return [f"{match['stem']}-{number:05d}-of-{total:05d}.gguf" for number in range(1, total + 1)]
+
+
 def lone_gguf(folder: Path) -> Path | None:
     """The GGUF file of a folder that holds one model; None without any. Raises ModelPathError for several models."""
-    files = sorted(file for file in folder.glob("*.gguf") if file.is_file())
-    first = [file for file in files if not (match := _PART.fullmatch(file.name)) or int(match["number"]) == 1]
-    if len(first) > 1:
-        raise ModelPathError(
-            f"{folder} holds several GGUF files ({', '.join(file.name for file in first[:10])}): give the path of one."
-        )
-    return first[0] if first else None
+    models = first_parts(file.name for file in folder.glob("*.gguf") if file.is_file())
+    if len(models) > 1:
+        raise ModelPathError(f"{folder} holds several GGUF files ({', '.join(models[:10])}): give the path of one.")
+    return folder / models[0] if models else None
 
 
 def gguf_parts(path: Path) -> list[Path]:
     """All files of the model that `path` is a part of, in order. Raises WeightsError when one is missing."""
-    match = _PART.fullmatch(path.name)
-    if match is None:
-        return [path]
-    total = int(match["total"])
-    parts = [path.with_name(f"{match['stem']}-{n:05d}-of-{total:05d}.gguf") for n in range(1, total + 1)]
+    parts = [path.with_name(name) for name in part_names(path.name)]
     for part in parts:
-        if not part.is_file():
-            raise WeightsError(f"{path} is one of {total} files, and {part.name} is not beside it. Fetch it.")
+        if len(parts) > 1 and not part.is_file():
+            raise WeightsError(f"{path} is one of {len(parts)} files, and {part.name} is not beside it. Fetch it.")
     return parts
 
 

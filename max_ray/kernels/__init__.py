@@ -34,6 +34,7 @@ __all__ = [
     "gather_rows",
     "latent_attention",
     "new_matrix",
+    "new_packed",
     "pack_weight",
     "paged_attention",
     "positions",
@@ -81,6 +82,16 @@ def pack_weight(weight: torch.Tensor) -> PackedWeight | None:
     from max_ray.kernels.native import pack_weight as pack
 
     return pack(weight)
+
+
+def new_packed(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> PackedWeight | None:
+    """`pack_weight` for a weight that is still to come: zeros, to be written in multiples of `PackedWeight.PANEL` rows,
+    by several threads if one likes. None as there."""
+    if device.type != "cpu" or not has_native():
+        return None
+    from max_ray.kernels import native
+
+    return native.new_packed(shape, dtype)
 
 
 def new_matrix(type_name: str, rows: int, columns: int) -> PackedMatrix | None:

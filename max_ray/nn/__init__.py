@@ -18,6 +18,7 @@ from max_ray.nn.mlp import GatedMLP
 from max_ray.nn.module import Module, Parameter
 from max_ray.nn.moe import Experts, grouped_matmul, keep_best_groups, run_by_expert, softmax_top_k
 from max_ray.nn.norm import RMSNorm
+from max_ray.nn.packed_loading import load_network
 from max_ray.nn.rope import RopeConfig, RotaryEmbedding
 from max_ray.nn.text_pipeline_model import TextPipelineModel
 from max_ray.nn.transformer import Transformer, TransformerBlock
@@ -48,6 +49,7 @@ __all__ = [
     "grouped_matmul",
     "keep_best_groups",
     "linear",
+    "load_network",
     "pack_weights",
     "run_by_expert",
     "softmax_top_k",

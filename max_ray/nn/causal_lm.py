@@ -24,9 +24,9 @@ import torch
 from max_ray.errors import ParallelismError
 from max_ray.interfaces import KVCacheInputs, KVCacheParams, ModelInputs, ModelOutputs, RunRow
 from max_ray.nn.module import Module
+from max_ray.nn.packed_loading import load_network
 from max_ray.nn.rope import RopeConfig
 from max_ray.nn.text_pipeline_model import TextPipelineModel, check_cut
-from max_ray.weights.load import load_weights
 from max_ray.weights.mapping import NameMap
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class CausalLMModel(TextPipelineModel):
         self.network = self.build_network(max_length, getattr(torch, encoding.cache_dtype))
         self._rope_is_dynamic = self.rope_config(huggingface_config).rope_type == "dynamic"
         name_map = (adapter or self.weight_names)(huggingface_config)
-        load_weights(self.network.sharded_parameters(), weights, name_map)
+        load_network(self.network, weights, name_map)
         waits = any(getattr(module, "waits_for_device", False) for _, module in self.network.named_modules())
         self.decode_is_capturable = not waits and not self._rope_is_dynamic
         del self.weights  # nothing reads the checkpoint again

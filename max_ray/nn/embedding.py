@@ -10,7 +10,7 @@ import torch
 
 from max_ray import kernels
 from max_ray.distributed import TPGroup, all_gather, all_reduce
-from max_ray.nn.linear import LayerWeight, Packable, linear, pack_weight_of
+from max_ray.nn.linear import LayerWeight, Packable, linear
 from max_ray.nn.module import Module
 from max_ray.nn.quantized_linear import keeper
 from max_ray.weights.parameter import PartSpec
@@ -65,9 +65,10 @@ class ParallelLMHead(Packable):
         else:
             assert tuple(tied_to.weight.shape) == (padded_share(vocab_size, tp), dim), "tied weights of another shape"
 
-    def pack(self) -> bool:
-        """See Packable; a tied weight is packed where it lives, and the embedding reads its rows from there."""
-        return super().pack() if self._tied_to is None else pack_weight_of(self._tied_to)
+    @property
+    def home(self) -> Module:
+        """A tied weight is the embedding's, which reads its rows from there in either form."""
+        return self if self._tied_to is None else self._tied_to
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         weight = self.weight if self._tied_to is None else self._tied_to.weight

@@ -28,8 +28,8 @@ from max_ray.errors import ConfigError
 from max_ray.interfaces import KVCacheInputs, KVCacheParams, ModelInputs, ModelOutputs, PipelineModel, RunRow
 from max_ray.nn.encoder import EqualRows, equal_rows
 from max_ray.nn.module import Module
+from max_ray.nn.packed_loading import load_network
 from max_ray.nn.text_pipeline_model import IntArray, check_cut, ragged_arrays
-from max_ray.weights.load import load_weights
 from max_ray.weights.mapping import NameMap
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class EncoderModel(PipelineModel):
         super().__init__(pipeline_config, huggingface_config, encoding, device, tp, weights, adapter)
         max_length = self.calculate_max_seq_len(pipeline_config, huggingface_config)
         self.network = self.build_network(max_length, getattr(torch, encoding.cache_dtype))
-        load_weights(self.network.sharded_parameters(), weights, (adapter or self.weight_names)(huggingface_config))
+        load_network(self.network, weights, (adapter or self.weight_names)(huggingface_config))
         del self.weights  # nothing reads the checkpoint again
 
     @classmethod

@@ -54,22 +54,26 @@ def pack_weights(network: Module) -> int:
 
 
 class Packable(Module):
-    """A layer whose weight is read by `linear` alone."""
+    """A layer whose weight is read by `linear` alone, or by others that know both forms."""
+
+    @property
+    def home(self) -> Module:
+        """The module whose attribute `weight` it is."""
+        return self
 
     def pack(self) -> bool:
         """Whether the weight has another form now."""
-        return pack_weight_of(self)
+        weight = self.home.__dict__["weight"]
+        packed = kernels.pack_weight(weight) if isinstance(weight, torch.Tensor) else None
+        if packed is not None:
+            put_weight(self.home, packed)
+        return packed is not None
 
 
-def pack_weight_of(module: Module) -> bool:
-    """Packs `module.weight`, whose readers know both forms. Whether that changed it."""
-    weight = module.__dict__["weight"]
-    packed = kernels.pack_weight(weight) if isinstance(weight, torch.Tensor) else None
-    if packed is None:
-        return False
+def put_weight(module: Module, weight: LayerWeight) -> None:
+    """`module.weight` is no parameter from now on, but `weight`."""
     module.drop_parameter("weight")
-    module.__dict__["weight"] = packed
-    return True
+    module.__dict__["weight"] = weight
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,13 @@ from dataclasses import fields
 import torch
 import torch.nn.functional as F
 
-from max_ray import kernels
+from max_ray import host_memory, kernels
 from max_ray.errors import WeightsError
 from max_ray.kernels import quantized as packed
 from max_ray.kernels.quantized import TILE, PackedMatrix
 from max_ray.nn.module import Module
 from max_ray.weights.parameter import StoredPart
 from max_ray.weights.quantized import QuantizedRows
-from max_ray.weights.safetensors_file import new_buffer
 
 _Tiled = tuple[Callable[..., PackedMatrix], dict[str, torch.Tensor]]
 _CHUNK_ELEMENTS = 1 << 19
@@ -179,7 +178,7 @@ def _pack_blocks(part: StoredPart, padding: int) -> PackedMatrix | None:
     matrix = kernels.new_matrix(part.block_type, len(part.rows) + padding, len(part.columns))
     if matrix is None:
         return None
-    buffer = new_buffer(_BLOCK_BYTES)
+    buffer = host_memory.zeros(_BLOCK_BYTES)
     row_bytes = part.source.tensor_bytes(part.tensor) // part.source.shape(part.tensor)[0]
     step = max(TILE, _BLOCK_BYTES // row_bytes // TILE * TILE)
     for start in range(part.rows.start, part.rows.stop, step):

@@ -18,6 +18,8 @@ from max_ray.registry import SupportedArchitecture
 
 CPU_BATCH_SIZE = 64
 GPU_BATCH_SIZE = 256
+TYPICAL_LENGTH = 512
+"""Tokens of a request by which the default of max_batch_size is chosen: no more such than the KV cache holds."""
 _BITS = {"float32": 32.0, "bfloat16": 16.0, "float16": 16.0, "q8_0": 8.5, "q6_k": 6.6, "q4_k": 4.6, "q4_0": 4.5}
 
 
@@ -52,8 +54,22 @@ class ModelFacts:
             params.num_kv_heads,
         )
         length = max_length or model.calculate_max_seq_len(config, self.hf_config)
-        batch = config.max_batch_size or (GPU_BATCH_SIZE if self.device == "cuda" else CPU_BATCH_SIZE)
-        return plan_memory(config, self.hf_config, params, sizes, self.device, self.hardware, length, batch)
+
+        def plan(batch: int) -> MemoryPlan:
+            return plan_memory(config, self.hf_config, params, sizes, self.device, self.hardware, length, batch)
+
+        if config.max_batch_size is not None:
+            return plan(config.max_batch_size)
+        most = plan(self.largest_default_batch)
+        if not most.has_cache or (most.capacity is None and config.kv_cache_memory is None):
+            return most
+        useful = max(1, -(-most.num_blocks // most.blocks_a_request(min(TYPICAL_LENGTH, length))))
+        return most if useful >= most.max_batch_size else plan(useful)
+
+    @property
+    def largest_default_batch(self) -> int:
+        """max_batch_size where nobody gives one and the KV cache is no limit."""
+        return GPU_BATCH_SIZE if self.device == "cuda" else CPU_BATCH_SIZE
 
 
 def fit_memory(
@@ -64,7 +80,6 @@ def fit_memory(
     Raises DoesNotFitError with the table of the plan and settings that fit; ConfigError for a cache that is too small
     for one request.
     """
-    origins["max_batch_size"] = "given" if config.max_batch_size is not None else f"default for {facts.device}"
     origins["max_length"] = "given" if config.max_length is not None else "model: config.json"
     origins["kv_cache_blocks"] = _cache_origin(config, facts)
     plan = facts.memory(config, encoding)
@@ -76,9 +91,18 @@ def fit_memory(
     elif config.max_length is None and held < plan.max_length and held >= 2:
         origins["max_length"] = f"hardware: the KV cache holds {held} tokens"
         plan = facts.memory(config, encoding, held)
+    origins["max_batch_size"] = _batch_origin(config, facts, plan)
     if plan.shortage:
         raise DoesNotFitError(_refusal(config, facts, encoding, plan))
     return plan
+
+
+def _batch_origin(config: PipelineConfig, facts: ModelFacts, plan: MemoryPlan) -> str:
+    if config.max_batch_size is not None:
+        return "given"
+    if plan.max_batch_size == facts.largest_default_batch:
+        return f"default for {facts.device}"
+    return f"hardware: requests of {min(TYPICAL_LENGTH, plan.max_length)} tokens that the KV cache holds"
 
 
 def _check_no_cache_settings(config: PipelineConfig, origins: dict[str, str]) -> None:

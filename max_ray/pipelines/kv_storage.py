@@ -1,8 +1,8 @@
 """The tensors that hold keys and values of one rank: per layer [num_blocks, page_size, num_kv_heads, head_dim].
 
 Block 0 is an ordinary block. One block more than the pool knows, the last, is the scratch block: rows that only fill a
-batch up write their keys there. Memory is zeroed (on a CPU the pages are touched only when first written): attention
-masks unwritten slots by weight 0, and 0 times a stray NaN would still be NaN.
+batch up write their keys there. Memory is zeroed: attention masks unwritten slots by weight 0, and 0 times a stray
+NaN would still be NaN. It is all there from the start, so that a machine that lacks it says so before it serves.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from max_ray import host_memory
 from max_ray.driver import upload
 from max_ray.interfaces import KVCacheInputs, KVCacheParams, RunRow
 
@@ -34,8 +35,13 @@ class KVStorage:
         shape = (num_blocks + 1, params.page_size, params.num_kv_heads)
         dtype = getattr(torch, params.dtype)
 
+        def zeros(*shape: int) -> torch.Tensor:
+            if device.type == "cpu":
+                return host_memory.resident_zeros(*shape, dtype=dtype)
+            return torch.zeros(*shape, dtype=dtype, device=device)
+
         def layers(head_dim: int) -> list[torch.Tensor]:
-            return [torch.zeros(*shape, head_dim, dtype=dtype, device=device) for _ in range(params.num_layers)]
+            return [zeros(*shape, head_dim) for _ in range(params.num_layers)]
 
         return cls(layers(params.head_dim), layers(params.value_head_dim), params.page_size, num_blocks)
 

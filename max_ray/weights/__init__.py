@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from max_ray.weights.checkpoint import SafetensorsSource, open_weights
 from max_ray.weights.gguf_source import GgufSource
 from max_ray.weights.mapping import NameMap, OwnName, Renaming
+from max_ray.weights.safetensors_header import TensorEntry
 from max_ray.weights.source import DictWeightSource, WeightSource
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ __all__ = [
     "Renaming",
     "SafetensorsSource",
     "ShardedParameter",
+    "TensorEntry",
     "WeightSource",
     "load_weights",
     "open_weights",

@@ -109,10 +109,8 @@ class SafetensorsSource(WeightSource):
 
         return read_slice(self._entry(name), axis, start, stop)
 
-    def read_into(self, name: str, axis: int, start: int, stop: int, target: torch.Tensor) -> bool:
-        from max_ray.weights.safetensors_file import read_slice_into
-
-        return read_slice_into(self._entry(name), axis, start, stop, target)
+    def file_entry(self, name: str) -> TensorEntry:
+        return self._entry(name)
 
     def _entry(self, name: str) -> TensorEntry:
         if name not in self._entries:

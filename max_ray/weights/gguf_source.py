@@ -102,12 +102,10 @@ class GgufSource(WeightSource):
         blocks = self._read_rows(_block_entry(tensor), tensor, rows.start, rows.stop, buffer)  # [R, n, bytes]
         return blocks[:, columns.start // block : columns.stop // block].contiguous()
 
-    def read_into(self, name: str, axis: int, start: int, stop: int, target: torch.Tensor) -> bool:
-        from max_ray.weights.safetensors_file import read_slice_into
-
+    def file_entry(self, name: str) -> TensorEntry | None:
         tensor = self._tensor(name)
-        plain = not tensor.type.is_quantized and self._head_rows(tensor) == 1 and not self._counts_from_one(tensor)
-        return plain and read_slice_into(_plain_entry(tensor), axis, start, stop, target)
+        is_plain = not tensor.type.is_quantized and self._head_rows(tensor) == 1 and not self._counts_from_one(tensor)
+        return _plain_entry(tensor) if is_plain else None
 
     def _read_rows(
         self, entry: TensorEntry, tensor: GgufTensor, start: int, stop: int, buffer: torch.Tensor | None = None

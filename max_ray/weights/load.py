@@ -16,6 +16,7 @@ from max_ray.errors import WeightsError
 from max_ray.weights.mapping import NameMap, OwnName, Renaming
 from max_ray.weights.parameter import PartSpec, ShardedParameter, StoredPart
 from max_ray.weights.progress import LoadProgress
+from max_ray.weights.safetensors_file import read_slice_into
 from max_ray.weights.source import WeightSource
 
 _MAX_NAMED = 10  # names listed in one error
@@ -36,7 +37,7 @@ def load_weights(
     module_parameters: Iterable[tuple[str, ShardedParameter]], source: WeightSource, name_map: NameMap
 ) -> LoadReport:
     """Fills every parameter in place, converting dtypes on the way; what no part covers becomes zero. A parameter that
-    may stay quantized, and is so in the source, is not filled but replaced.
+    may stay quantized, and is so in the source, is not filled but replaced, and so is one that is packed (`pack`).
 
     Raises WeightsError, before any parameter is touched, when tensors are missing or left over, two tensors lead to
     the same part, or a shape or kind of dtype is not what the network wants. (A file found damaged while it is read
@@ -53,12 +54,15 @@ def load_weights(
     progress = LoadProgress(sum(_stored_bytes(source, tensors[own], spec) for own, spec in wanted.items()))
     for name, parameter in parameters.items():
         named = {part: tensors[OwnName(name, part)] for part in parameter.parts}
+        stored = sum(_stored_bytes(source, named[part], spec) for part, spec in parameter.parts.items())
         if parameter.keep_quantized is not None and any(source.quantization(tensor) for tensor in named.values()):
-            nbytes += _keep_quantized(parameter, source, named)
+            nbytes += parameter.keep_quantized(_ordered(parameter, source, named))
+        elif parameter.pack is not None and parameter.pack(_ordered(parameter, source, named)):
+            nbytes += stored
         else:
             _zero_uncovered(name, parameter)
             nbytes += sum(_fill_part(parameter, spec, source, named[part]) for part, spec in parameter.parts.items())
-        progress.add(sum(_stored_bytes(source, named[part], spec) for part, spec in parameter.parts.items()))
+        progress.add(stored)
     progress.end()
     return LoadReport(len(parameters), len(tensors), nbytes, tuple(renaming.dropped))
 
@@ -69,11 +73,10 @@ def _stored_bytes(source: WeightSource, tensor: str, spec: PartSpec) -> int:
     return source.tensor_bytes(tensor) * math.prod(spec.local_shape) // whole if whole else 0
 
 
-def _keep_quantized(parameter: ShardedParameter, source: WeightSource, tensors: Mapping[str, str]) -> int:
-    """`tensors`: the checkpoint's tensor by part."""
-    assert parameter.keep_quantized is not None
+def _ordered(parameter: ShardedParameter, source: WeightSource, tensors: Mapping[str, str]) -> list[StoredPart]:
+    """The parts in the order of their places. `tensors`: the checkpoint's tensor by part."""
     ordered = sorted(parameter.parts.items(), key=lambda item: item[1].dest_start)
-    return parameter.keep_quantized([StoredPart.of(spec, source, tensors[part]) for part, spec in ordered])
+    return [StoredPart.of(spec, source, tensors[part]) for part, spec in ordered]
 
 
 def _by_name(module_parameters: Iterable[tuple[str, ShardedParameter]]) -> dict[str, ShardedParameter]:
@@ -142,7 +145,8 @@ def _fill_part(parameter: ShardedParameter, spec: PartSpec, source: WeightSource
         target = target.narrow(spec.axis or 0, begin, end - begin)
     whole = spec.checkpoint_shape[0] if spec.checkpoint_shape else 1
     cut = (0, 0, whole) if spec.axis is None else (spec.axis, spec.start, spec.stop)
-    if spec.local_shape == target.shape and source.read_into(tensor, *cut, target):
+    entry = source.file_entry(tensor) if spec.local_shape == target.shape else None
+    if entry is not None and read_slice_into(entry, *cut, target):
         return target.nbytes
     piece = source.get_slice(tensor, *cut)
     assert target.shape == piece.shape, f"{tensor}: {list(piece.shape)} does not fit {list(target.shape)}"

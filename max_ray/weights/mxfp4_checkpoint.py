@@ -18,6 +18,8 @@ from max_ray.weights.source import WeightSource
 if TYPE_CHECKING:
     import torch
 
+    from max_ray.weights.safetensors_header import TensorEntry
+
 _VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _BLOCKS, _SCALES = "_blocks", "_scales"
 _GROUP = 32
@@ -67,8 +69,8 @@ class Mxfp4Checkpoint(WeightSource):
         blocks, scales = (self._source.get_slice(name + kind, *cut) for kind in (_BLOCKS, _SCALES))
         return _dequantized(blocks, scales)
 
-    def read_into(self, name: str, axis: int, start: int, stop: int, target: torch.Tensor) -> bool:
-        return name not in self._packed and self._source.read_into(name, axis, start, stop, target)
+    def file_entry(self, name: str) -> TensorEntry | None:
+        return None if name in self._packed else self._source.file_entry(name)
 
 
 def _dequantized(blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:

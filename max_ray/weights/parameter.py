@@ -100,11 +100,14 @@ class ShardedParameter:
     parts: "" for a plain parameter; "q", "k", "v" or "gate", "up" for fused ones.
     keep_quantized: of a matrix that may stay quantized: puts one made of these parts (in the order of their places)
     where `data` was, and gives its bytes. None for all others.
+    pack: of a matrix that its layer holds packed: like keep_quantized, for plain parts; false where it cannot be packed
+    while it is read, and nothing has been done then.
     """
 
     data: torch.Tensor
     parts: dict[str, PartSpec]
     keep_quantized: Callable[[Sequence[StoredPart]], int] | None = None
+    pack: Callable[[Sequence[StoredPart]], bool] | None = None
 
 
 class HasShardedParameters(Protocol):

@@ -12,6 +12,7 @@ import torch
 
 from max_ray.errors import ParallelismError
 from max_ray.weights.quantized import MIDDLE_OF_SIX_BITS, SUPER_GROUP, QuantizedRows
+from max_ray.weights.safetensors_header import TensorEntry
 from max_ray.weights.source import WeightSource
 
 _TINY = 1e-20
@@ -36,6 +37,9 @@ class QuantizingSource(WeightSource):
 
     def get_slice(self, name: str, axis: int, start: int, stop: int) -> torch.Tensor:
         return self._source.get_slice(name, axis, start, stop)
+
+    def file_entry(self, name: str) -> TensorEntry | None:
+        return self._source.file_entry(name)
 
     def tensor_bytes(self, name: str) -> int:
         return self._source.tensor_bytes(name)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from max_ray.weights.quantized import QuantizedRows
+    from max_ray.weights.safetensors_header import TensorEntry
 
 _HIDDEN = (".qzeros", ".scales", ".g_idx", ".weight_scale", ".weight_scale_inv", ".input_scale", ".k_scale", ".v_scale")
 _GROUP_SIZES = (32, 64, 128)
@@ -123,6 +124,9 @@ class QuantizedCheckpoint(WeightSource):
         rows = range(start, stop) if axis == 0 else range(num_rows)
         values = self.get_quantized(name, rows, range(num_columns)).dequantize()
         return values if axis == 0 else values[:, start:stop]
+
+    def file_entry(self, name: str) -> TensorEntry | None:
+        return None if name in self._packed else self._source.file_entry(name)
 
     def get_quantized(self, name: str, rows: range, columns: range) -> QuantizedRows:
         group = self._scheme.group_size

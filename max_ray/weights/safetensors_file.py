@@ -7,14 +7,15 @@ row would be charged for the whole file.
 
 from __future__ import annotations
 
-import ctypes
 import math
-import mmap
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
+from max_ray import host_memory
 from max_ray.weights.safetensors_header import TensorEntry, damaged
 
 DTYPES = {
@@ -31,8 +32,6 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-_HUGE_PAGE_BYTES = 2**21
-_OWN_PAGES_BYTES = 2**20  # buffers from here on get pages of their own
 
 
 def read_slice(
@@ -49,9 +48,10 @@ def read_slice(
     if piece_bytes == stride:
         num_pieces, piece_bytes = 1, num_pieces * piece_bytes
     nbytes = num_pieces * piece_bytes
-    buffer = new_buffer(nbytes) if memory is None or memory.numel() < nbytes else memory[:nbytes]
+    buffer = host_memory.zeros(nbytes) if memory is None or memory.numel() < nbytes else memory[:nbytes]
     if buffer.numel():
-        _read_pieces(entry, buffer, entry.offset + start * inner_bytes, stride, piece_bytes)
+        with _opened(entry, entry.offset, entry.nbytes) as fd:
+            _read_pieces(fd, entry.path, buffer, entry.offset + start * inner_bytes, stride, piece_bytes)
     cut = (*shape[:axis], stop - start, *shape[axis + 1 :]) if entry.shape else ()
     return buffer.view(dtype).view(cut)
 
@@ -61,39 +61,47 @@ def read_slice_into(entry: TensorEntry, axis: int, start: int, stop: int, target
     if target.dtype != DTYPES[entry.dtype] or target.device.type != "cpu" or not target.is_contiguous():
         return False
     memory = target.reshape(-1).view(torch.uint8)
-    _advise_huge_pages(memory)
+    host_memory.advise_huge_pages(memory)
     read_slice(entry, axis, start, stop, memory)
     return True
 
 
-def _advise_huge_pages(memory: torch.Tensor) -> None:
-    """Fresh memory comes in pages of 2 MiB then, not of 4 KiB: the faults took longer than the reading. A hint."""
-    if memory.numel() < _HUGE_PAGE_BYTES or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return
-    page = mmap.PAGESIZE
-    first, last = -(-memory.data_ptr() // page) * page, (memory.data_ptr() + memory.numel()) // page * page
-    ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_HUGEPAGE)
+def read_chunks(entry: TensorEntry, rows: range, columns: range, step: int) -> Iterator[torch.Tensor]:
+    """A rectangle of a matrix, `step` rows at a time: [step, columns], the last one perhaps shorter. Each chunk is good
+    until the next is asked for: they come in the same memory. Reads these bytes only. Raises WeightsError when the
+    file has shrunk."""
+    dtype = DTYPES[entry.dtype]
+    stride, width = entry.shape[1] * dtype.itemsize, len(columns) * dtype.itemsize
+    first = entry.offset + columns.start * dtype.itemsize
+    buffer = host_memory.zeros(min(step, len(rows)) * width)
+    with _opened(entry, entry.offset + rows.start * stride, len(rows) * stride) as fd:
+        for start in range(rows.start, rows.stop, step):
+            count = min(step, rows.stop - start)
+            chunk = buffer[: count * width]
+            if width == stride:
+                _read_pieces(fd, entry.path, chunk, first + start * stride, len(chunk), len(chunk))
+            else:
+                _read_pieces(fd, entry.path, chunk, first + start * stride, stride, width)
+            yield chunk.view(dtype).view(count, len(columns))
 
 
-def new_buffer(nbytes: int) -> torch.Tensor:
-    """uint8 [nbytes]. Large ones lie in pages of their own, which go back to the system when the tensor is freed: under
-    glibc, buffers of some MiB that come and go left half a checkpoint behind in the heap."""
-    if nbytes < _OWN_PAGES_BYTES:
-        return torch.empty(nbytes, dtype=torch.uint8)
-    return torch.frombuffer(mmap.mmap(-1, nbytes), dtype=torch.uint8)
-
-
-def _read_pieces(entry: TensorEntry, buffer: torch.Tensor, offset: int, stride: int, piece_bytes: int) -> None:
-    """Fills `buffer` with pieces of `piece_bytes`, `stride` bytes apart in the file from `offset` on."""
-    memory = buffer.numpy().data
+@contextmanager
+def _opened(entry: TensorEntry, offset: int, nbytes: int) -> Iterator[int]:
+    """The open file; the kernel is told what will be read, since strided reads would defeat its own read-ahead."""
     fd = os.open(entry.path, os.O_RDONLY)
     try:
-        if hasattr(os, "posix_fadvise"):  # strided reads would defeat the kernel's own read-ahead
-            os.posix_fadvise(fd, entry.offset, entry.nbytes, os.POSIX_FADV_WILLNEED)
-        for i, begin in enumerate(range(0, len(memory), piece_bytes)):
-            _read_fully(fd, memory[begin : begin + piece_bytes], offset + i * stride, entry.path)
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(fd, offset, nbytes, os.POSIX_FADV_WILLNEED)
+        yield fd
     finally:
         os.close(fd)
+
+
+def _read_pieces(fd: int, path: Path, buffer: torch.Tensor, offset: int, stride: int, piece_bytes: int) -> None:
+    """Fills `buffer` with pieces of `piece_bytes`, `stride` bytes apart in the file from `offset` on."""
+    memory = buffer.numpy().data
+    for i, begin in enumerate(range(0, len(memory), piece_bytes)):
+        _read_fully(fd, memory[begin : begin + piece_bytes], offset + i * stride, path)
 
 
 def _read_fully(fd: int, memory: memoryview, offset: int, path: Path) -> None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
 
     from max_ray.weights.quantized import QuantizedRows
+    from max_ray.weights.safetensors_header import TensorEntry
 
 _PACKED_BITS = {"q4_k": 4.625, "q6_k": 6.5625, "q8_0": 8.5, "q4_0": 4.5}
 
@@ -65,10 +66,10 @@ class WeightSource(ABC):
         """
         raise AssertionError(f"{name} is not stored in blocks")
 
-    def read_into(self, name: str, axis: int, start: int, stop: int, target: torch.Tensor) -> bool:
-        """`get_slice` right into `target`, of the slice's shape. False, and nothing read, where that cannot be: another
-        dtype, memory that is not in one piece or not on the CPU, a source that must compute."""
-        return False
+    def file_entry(self, name: str) -> TensorEntry | None:
+        """Where the numbers that `get_slice` gives lie in a file, for readers that have a place for them; None where
+        they must be computed."""
+        return None
 
     def packed_bits(self, name: str) -> float:
         """Bits of memory that a weight of a quantized tensor takes once it is packed (`max_ray.kernels.quantized`)."""

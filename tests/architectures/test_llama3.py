@@ -20,6 +20,7 @@ from max_ray.weights import DictWeightSource
 from tests.architectures.engine import Engine, load_model, random_tokens
 from tests.architectures.reference import assert_parity, reference_logits
 from tests.checkpoints import load_reference, make_llama
+from tests.held_weights import held_weights
 from tests.nn.ranks import run_ranks
 
 PAGE = 16
@@ -176,7 +177,7 @@ def test_a_tied_checkpoint_that_carries_its_head_anyway(checkpoint: Any, tmp_pat
 
 
 def test_tied_weights_share_their_memory(checkpoint: Any) -> None:
-    names = [name for name, _ in load_model(checkpoint("tied")).network.parameters]
+    names = [weight.name for weight in held_weights(load_model(checkpoint("tied")).network)]
     assert "embed_tokens.weight" in names
     assert not [name for name in names if name.startswith("lm_head")]
 

@@ -19,6 +19,7 @@ from max_ray.images.tokenizer import ImageTextTokenizer
 from max_ray.interfaces import SupportedEncoding
 from max_ray.pipelines import PIPELINE_REGISTRY, PipelineConfig, resolve_plan
 from tests.architectures.vision import DENSE, SPARSE, VisionFamily, VisionLab, make_served_vision
+from tests.held_weights import held_weights
 
 FAMILIES = {"dense": DENSE, "experts": SPARSE}
 
@@ -48,8 +49,8 @@ def test_the_planned_weights_are_those_that_are_loaded(family: VisionFamily, tmp
         lab.weights(),
     )
     groups = {"visual": 0, "other": 0}
-    for name, parameter in model.network.parameters:
-        groups["visual" if name.startswith("visual.") else "other"] += parameter.data.nbytes
+    for weight in held_weights(model.network):
+        groups["visual" if weight.name.startswith("visual.") else "other"] += weight.nbytes
     assert plan.memory.weight_groups["vision tower"] == groups["visual"]
     assert plan.memory.weights == sum(groups.values())
     cut = plan_of(tmp_path, tensor_parallel_size=2).memory

@@ -19,6 +19,7 @@ from max_ray.pipelines.memory_plan import RUNTIME_BYTES
 from max_ray.weights import open_weights
 from tests.checkpoints import make_llama
 from tests.gguf_files import K_SIZES, make_gguf
+from tests.held_weights import held_weights
 from tests.nn.ranks import cut
 
 SHAPES: list[dict[str, Any]] = [
@@ -34,14 +35,14 @@ def machine(gib: float, **more: Any) -> Hardware:
 
 
 def held(plan: PipelinePlan, tp: TPGroup) -> int:
-    """Bytes of the parameters of one rank's loaded network."""
+    """Bytes of the weights of one rank's loaded network."""
     record = PIPELINE_REGISTRY.retrieve_architecture(plan.architecture)
     source = open_weights(plan.model_dir, plan.weights_format, keep_quantized=plan.encoding.is_quantized)
     adapter = record.weight_adapters[plan.weights_format]
     model: Any = record.pipeline_model(
         plan.config, plan.huggingface_config, plan.encoding, tp.device, tp, source, adapter
     )
-    return sum(parameter.data.nbytes for _, parameter in model.network.parameters)
+    return sum(weight.nbytes for weight in held_weights(model.network))
 
 
 @pytest.mark.parametrize("encoding", ["float32", "bfloat16"])
@@ -65,7 +66,7 @@ def test_planned_weights_of_quantized_files(tmp_path: Path, kind: str) -> None:
 
 @pytest.fixture(scope="module")
 def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """40 MiB of float32 weights; 1 KiB of keys and values a token."""
+    """40 MiB of float32 weights; 4 KiB of keys and values a token."""
     return make_llama(
         tmp_path_factory.mktemp("plan") / "m",
         vocab_size=2000,
@@ -102,6 +103,21 @@ def test_a_length_that_nobody_asked_for_shrinks(model_path: Path) -> None:
     assert "hardware" in plan.origins["max_length"]
     with pytest.raises(DoesNotFitError, match="none: this machine is too small"):
         resolve_plan(config, hardware=machine(RUNTIME_BYTES["cpu"] / GIB))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "length", "batch"), [(4096, 2048, 8), (4112, 2048, 9), (512, 512, 1), (320, 32, 10)]
+)
+def test_the_default_batch_is_what_the_cache_holds(model_path: Path, tokens: int, length: int, batch: int) -> None:
+    cache = (tokens + 0.5) * 4096 / GIB
+    config = PipelineConfig(model_path=str(model_path), max_length=length, kv_cache_memory=cache)
+    plan = resolve_plan(config, hardware=machine(8))
+    assert (plan.max_batch_size, plan.num_blocks) == (batch, tokens // 16)
+    assert "KV cache holds" in plan.origins["max_batch_size"]
+    given = resolve_plan(config.replace(max_batch_size=3), hardware=machine(8))
+    assert (given.max_batch_size, given.origins["max_batch_size"]) == (3, "given")
+    roomy = resolve_plan(PipelineConfig(model_path=str(model_path)), hardware=machine(8))
+    assert (roomy.max_batch_size, roomy.origins["max_batch_size"]) == (64, "default for cpu")
 
 
 def test_memory_that_others_hold_on_a_gpu_counts_as_taken(model_path: Path) -> None:

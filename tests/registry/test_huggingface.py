@@ -127,6 +127,7 @@ def test_a_cached_snapshot_in_part_is_completed(monkeypatch: pytest.MonkeyPatch,
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda *a, **k: [])
     index = '{"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}'
     for name, text, complete in [
         ("tokenizer.json", "{}", False),

@@ -14,7 +14,7 @@ from max_ray.kernels.native.ops import (
     rope_and_append,
     silu_and_mul,
 )
-from max_ray.kernels.native.packed import PackedWeight, pack_weight
+from max_ray.kernels.native.packed import PackedWeight, new_packed, pack_weight
 from max_ray.kernels.native.quantized import quantized_linear
 from max_ray.kernels.native.tiling import new_matrix, tile_blocks
 
@@ -28,6 +28,7 @@ __all__ = [
     "gather_rows",
     "library",
     "new_matrix",
+    "new_packed",
     "pack_weight",
     "paged_attention",
     "positions",

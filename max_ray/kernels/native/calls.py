@@ -142,11 +142,3 @@ def replay_calls(calls: Sequence[RecordedCall]) -> Callable[[], object]:
     replay.argtypes, replay.restype = [_P, _L], None
     array = (RecordedCall * len(calls))(*calls)
     return lambda: replay(array, len(array))
-
-
-def advise_huge_pages(memory: torch.Tensor) -> None:
-    """Asks for large pages behind a tensor: they save the page walks of a stream through gigabytes."""
-    loaded = library()
-    assert loaded is not None, "somebody packed a weight"
-    loaded.advise_huge_pages.argtypes, loaded.advise_huge_pages.restype = [_P, _L], None
-    loaded.advise_huge_pages(memory.data_ptr(), memory.nbytes)

@@ -6,27 +6,42 @@ N outputs, K inputs, M rows.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
+from max_ray.host_memory import zeros
 from max_ray.kernels.native.build import library
-from max_ray.kernels.native.calls import Kernel, advise_huge_pages, kernel
-
-_PANEL = 16
+from max_ray.kernels.native.calls import Kernel, kernel
 
 
 @dataclass(frozen=True, eq=False)
 class PackedWeight:
-    """data: the packed numbers, padded to whole panels. shape: (N, K) of the weight it was made from."""
+    """data: the packed numbers, padded to whole panels. shape: (N, K) of the weight it was made from. PANEL: rows that
+    are packed together."""
 
+    PANEL: ClassVar = 16
     data: torch.Tensor
     shape: tuple[int, int]
+    _pack: Kernel
     _multiply: Kernel
     _read_rows: Kernel
 
     @property
     def dtype(self) -> torch.dtype:
         return self.data.dtype
+
+    def write(self, first_row: int, rows: torch.Tensor, num_threads: int) -> None:
+        """Packs rows [R, K] of the weight, from `first_row` on, a multiple of PANEL. Where R is none, the panel's other
+        rows become zero."""
+        num_outputs, num_inputs = self.shape
+        assert first_row % self.PANEL == 0, f"row {first_row} is within a panel"
+        assert rows.shape[1] == num_inputs, f"{rows.shape[1]} inputs for a weight of {num_inputs}"
+        assert rows.dtype == self.dtype, f"{rows.dtype} rows for a {self.dtype} weight"
+        assert first_row + len(rows) <= num_outputs, "more rows than the weight has"
+        rows = rows.contiguous()
+        panel = self.data[first_row * _padded(num_inputs) :]
+        self._pack(rows.data_ptr(), len(rows), num_inputs, panel.data_ptr(), num_threads)
 
     def linear(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """x [..., K] -> x W^T + bias [..., N]. Sums in float32, each output one chain in the order of K, rounded to the
@@ -59,16 +74,28 @@ class PackedWeight:
         return y
 
 
-def pack_weight(weight: torch.Tensor) -> PackedWeight | None:
-    """The packed copy of a weight [N, K]; None where no kernel would read it (a GPU, another dtype, no compiler)."""
-    if weight.device.type != "cpu" or library() is None or weight.dim() != 2 or 0 in weight.shape:
+def new_packed(shape: torch.Size, dtype: torch.dtype) -> PackedWeight | None:
+    """A weight [N, K] of zeros to be written; None where no kernel would read it (another dtype, no compiler)."""
+    if len(shape) != 2:
         return None
-    pack, multiply, read_rows = (kernel(name, weight.dtype) for name in ("pack", "linear", "rows"))
+    num_outputs, num_inputs = shape
+    if library() is None or 0 in (num_outputs, num_inputs):
+        return None
+    pack, multiply, read_rows = (kernel(name, dtype) for name in ("pack", "linear", "rows"))
     if pack is None or multiply is None or read_rows is None:
         return None
-    num_outputs, num_inputs = weight.shape
-    data = torch.empty(-(-num_outputs // _PANEL) * _PANEL * (num_inputs + num_inputs % 2), dtype=weight.dtype)
-    advise_huge_pages(data)
-    weight = weight.contiguous()
-    pack(weight.data_ptr(), num_outputs, num_inputs, data.data_ptr(), torch.get_num_threads())
-    return PackedWeight(data, (num_outputs, num_inputs), multiply, read_rows)
+    data = zeros(-(-num_outputs // PackedWeight.PANEL) * PackedWeight.PANEL * _padded(num_inputs), dtype=dtype)
+    return PackedWeight(data, (num_outputs, num_inputs), pack, multiply, read_rows)
+
+
+def pack_weight(weight: torch.Tensor) -> PackedWeight | None:
+    """The packed copy of a weight [N, K]; None where no kernel would read it (a GPU, or see `new_packed`)."""
+    packed = new_packed(weight.shape, weight.dtype) if weight.device.type == "cpu" else None
+    if packed is not None:
+        packed.write(0, weight, torch.get_num_threads())
+    return packed
+
+
+def _padded(num_inputs: int) -> int:
+    """Inputs come in pairs."""
+    return num_inputs + num_inputs % 2

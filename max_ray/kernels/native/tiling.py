@@ -6,20 +6,18 @@ The slow way, through codes and scales in torch, is `max_ray.nn.quantized_linear
 from __future__ import annotations
 
 import ctypes
-import math
-import mmap
 from collections.abc import Callable
 
 import torch
 
+from max_ray.host_memory import zeros
 from max_ray.kernels.native.build import library
-from max_ray.kernels.native.calls import QuantizedMatrix, advise_huge_pages
+from max_ray.kernels.native.calls import QuantizedMatrix
 from max_ray.kernels.native.quantized import described
 from max_ray.kernels.quantized import GROUP, SUPER_GROUP, TILE, PackedMatrix, PackedQ4, PackedQ4K, PackedQ6K, PackedQ8
 
 _P, _L = ctypes.c_void_p, ctypes.c_int64
 _SIGNATURE = [_P, _L, _L, _L, ctypes.POINTER(QuantizedMatrix), ctypes.c_int]
-_OWN_PAGES_BYTES = 1 << 20
 _Shape = tuple[int, int]  # tiles, groups of 32 columns
 
 
@@ -44,37 +42,27 @@ def tile_blocks(type_name: str, blocks: torch.Tensor, matrix: PackedMatrix, firs
     tile(blocks.data_ptr(), *shape, kind_and_matrix[1], torch.get_num_threads())
 
 
-def _zeros(*shape: int, dtype: torch.dtype = torch.uint8) -> torch.Tensor:
-    """Zeros in pages of their own that nobody has touched: they come when they are written, and go with the tensor."""
-    nbytes = math.prod(shape) * dtype.itemsize
-    if nbytes < _OWN_PAGES_BYTES:
-        return torch.zeros(shape, dtype=dtype)
-    data = torch.frombuffer(mmap.mmap(-1, nbytes), dtype=dtype).view(shape)
-    advise_huge_pages(data)
-    return data
-
-
 def _supers(shape: _Shape, size: int) -> torch.Tensor:
-    return _zeros(shape[0], shape[1] * GROUP // size, TILE, dtype=torch.float16)
+    return zeros(shape[0], shape[1] * GROUP // size, TILE, dtype=torch.float16)
 
 
 def _q4_0(rows: int, columns: int, shape: _Shape) -> PackedMatrix:
     eight = torch.tensor([8], dtype=torch.uint8)
-    return PackedQ4(rows, columns, _zeros(*shape, 4, TILE, 4), _supers(shape, GROUP), eight)
+    return PackedQ4(rows, columns, zeros(*shape, 4, TILE, 4), _supers(shape, GROUP), eight)
 
 
 def _q8_0(rows: int, columns: int, shape: _Shape) -> PackedMatrix:
-    return PackedQ8(rows, columns, _zeros(*shape, 8, TILE, 4, dtype=torch.int8), _supers(shape, GROUP))
+    return PackedQ8(rows, columns, zeros(*shape, 8, TILE, 4, dtype=torch.int8), _supers(shape, GROUP))
 
 
 def _q4_k(rows: int, columns: int, shape: _Shape) -> PackedMatrix:
-    codes, scales, mins = _zeros(*shape, 4, TILE, 4), _zeros(*shape, TILE), _zeros(*shape, TILE)
+    codes, scales, mins = zeros(*shape, 4, TILE, 4), zeros(*shape, TILE), zeros(*shape, TILE)
     return PackedQ4K(rows, columns, codes, scales, mins, _supers(shape, SUPER_GROUP), _supers(shape, SUPER_GROUP))
 
 
 def _q6_k(rows: int, columns: int, shape: _Shape) -> PackedMatrix:
-    scales = _zeros(shape[0], shape[1] * 2, TILE, dtype=torch.int8)
-    codes, high = _zeros(*shape, 4, TILE, 4), _zeros(*shape, 2, TILE, 4)
+    scales = zeros(shape[0], shape[1] * 2, TILE, dtype=torch.int8)
+    codes, high = zeros(*shape, 4, TILE, 4), zeros(*shape, 2, TILE, 4)
     return PackedQ6K(rows, columns, codes, high, scales, _supers(shape, SUPER_GROUP))
 
 

@@ -64,7 +64,7 @@ def test_compiled_twins_have_the_same_signature(name: str) -> None:
 
 
 def test_every_operation_has_its_twins() -> None:
-    assert sorted(kernels.__all__) == sorted([*cpu.__all__, "new_matrix", "pack_weight", "tile_blocks"])
+    assert sorted(kernels.__all__) == sorted([*cpu.__all__, "new_matrix", "new_packed", "pack_weight", "tile_blocks"])
 
 
 @pytest.mark.parametrize("interleaved", [False, True])

@@ -16,7 +16,6 @@
 #include <atomic>
 #include <omp.h>
 #include <utility>
-#include <sys/mman.h>
 
 namespace {
 
@@ -315,11 +314,5 @@ void rows_f32(const void *packed, int64_t K, const int64_t *rows, int64_t count,
 }
 void rows_bf16(const void *packed, int64_t K, const int64_t *rows, int64_t count, bf16 *y, int threads) {
     unpack_rows<bf16>(packed, K, rows, count, y, threads);
-}
-// Large pages save the page walks of a stream through gigabytes. A hint: where it is refused, all goes on as before.
-void advise_huge_pages(void *start, int64_t bytes) {
-    const uintptr_t page = 4096, from = ((uintptr_t)start + page - 1) / page * page;
-    const uintptr_t to = ((uintptr_t)start + bytes) / page * page;
-    if (to > from) madvise((void *)from, to - from, MADV_HUGEPAGE);
 }
 }

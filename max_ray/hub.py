@@ -1,0 +1,127 @@
+"""Repositories of the Hugging Face hub as local files: from the local cache first, downloaded where they are not there.
+
+`owner/name` is a folder in Hugging Face's layout, or a repository with one GGUF model; `owner/name:Q4_K_M` is the GGUF
+model with that in its name, as llama.cpp and vLLM write it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from max_ray.errors import ModelPathError
+from max_ray.gguf import first_parts, part_names
+
+_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+_REPOSITORY = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(:(?P<tag>\w[\w.-]*))?")
+_MAX_NAMED = 20
+
+
+def is_repository(text: str) -> bool:
+    """True for "owner/name" and "owner/name:tag"."""
+    return _REPOSITORY.fullmatch(text) is not None and ".." not in text and "--" not in text
+
+
+def local_copy(repository: str, revision: str | None) -> Path:
+    """The folder of a snapshot, or the (first) file of a GGUF model in it.
+
+    Raises ModelPathError for a repository that cannot be had, or that has no GGUF model of this name, or several.
+    """
+    match = _REPOSITORY.fullmatch(repository)
+    assert match is not None, "somebody asked is_repository"
+    repo_id, tag = match["id"], match["tag"]
+    cached = _cached(repo_id, revision)
+    if cached is not None and tag is None and _is_complete(cached):
+        return cached
+    if cached is not None:
+        found = _matching(_gguf_files(cached), tag)
+        if len(found) == 1 and _has_all_parts(cached, found[0]):
+            return cached / found[0]
+    if tag is None:
+        folder = _download(repo_id, revision, _PATTERNS)
+        if any(folder.glob("*.safetensors")) or not _listed(repo_id, revision):
+            return folder
+    chosen = _chosen(repo_id, tag, _listed(repo_id, revision))
+    return _download(repo_id, revision, part_names(chosen)) / chosen
+
+
+def _chosen(repo_id: str, tag: str | None, models: Sequence[str]) -> str:
+    """The GGUF model that is meant."""
+    found = _matching(models, tag)
+    if len(found) == 1:
+        return found[0]
+    named = ", ".join((found or models)[:_MAX_NAMED]) or "none"
+    which = f"{len(found)} GGUF models" + (f" with {tag!r} in their names" if tag else "")
+    raise ModelPathError(
+        f"The Hugging Face repository {repo_id} has {which}, not one: give owner/name:part-of-the-name, as in "
+        f"{repo_id}:Q4_K_M. It has {named}."
+    )
+
+
+def _matching(models: Sequence[str], tag: str | None) -> list[str]:
+    """Those with the tag in their file's name, between separators; all without a tag. Projectors of images are not
+    models."""
+    plain = [name for name in models if not PurePosixPath(name).name.startswith("mmproj")]
+    if tag is None:
+        return plain
+    pattern = re.compile(rf"(?:^|[-._/]){re.escape(tag)}(?=[-._]|$)", re.IGNORECASE)
+    return [name for name in plain if pattern.search(name)]
+
+
+def _gguf_files(folder: Path) -> list[str]:
+    return first_parts(file.relative_to(folder).as_posix() for file in folder.rglob("*.gguf"))
+
+
+def _has_all_parts(folder: Path, first: str) -> bool:
+    return all((folder / name).is_file() for name in part_names(first))
+
+
+def _is_complete(folder: Path) -> bool:
+    """False for a snapshot that another program fetched in part, or whose download was cut short."""
+    if not (folder / "config.json").is_file():
+        return False
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return any(folder.glob("*.safetensors"))
+    shards: dict[str, str] = json.loads(index.read_bytes()).get("weight_map", {})
+    return all((folder / name).is_file() for name in set(shards.values()))
+
+
+def _cached(repo_id: str, revision: str | None) -> Path | None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repo_id, revision=revision, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+
+
+def _download(repo_id: str, revision: str | None, patterns: Sequence[str]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    return Path(_asked(repo_id, revision, snapshot_download, allow_patterns=list(patterns)))
+
+
+def _listed(repo_id: str, revision: str | None) -> list[str]:
+    """The repository's GGUF models, by their first files."""
+    from huggingface_hub import list_repo_files
+
+    return first_parts(name for name in _asked(repo_id, revision, list_repo_files) if name.endswith(".gguf"))
+
+
+def _asked(repo_id: str, revision: str | None, function: Any, **options: Any) -> Any:
+    """What the hub answers. Raises ModelPathError."""
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return function(repo_id, revision=revision, **options)
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        at = f" at revision {revision!r}" if revision else ""
+        reason = " ".join(str(error).split())
+        raise ModelPathError(
+            f"There is no folder {repo_id}, and the Hugging Face repository {repo_id}{at} could not be had: {reason}"
+        ) from error

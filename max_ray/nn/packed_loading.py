@@ -1,0 +1,94 @@
+"""load_network: `load_weights` for a network whose weights are going to be packed (`pack_weights`).
+
+A weight that is read whole and packed afterwards goes through memory three times, and two of them into fresh pages,
+whose coming takes as long as the reading. Here a piece is read into a buffer that stays in the processor's cache, and
+packed from there, by as many threads as the products use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from max_ray import kernels
+from max_ray.nn.linear import Packable, put_weight
+from max_ray.nn.module import Module
+from max_ray.weights.load import LoadReport, load_weights
+from max_ray.weights.mapping import NameMap
+from max_ray.weights.parameter import ShardedParameter, StoredPart
+from max_ray.weights.safetensors_file import read_chunks
+from max_ray.weights.safetensors_header import ITEM_BYTES, TensorEntry
+from max_ray.weights.source import WeightSource
+
+if TYPE_CHECKING:
+    from max_ray.kernels.native import PackedWeight
+
+CHUNK_BYTES = 1 << 19
+"""Read at a time: it stays in the cache until it is packed."""
+_STRETCH_BYTES = 1 << 24
+"""What a thread takes at a time: many chunks, so that opening the file is nothing; a part of most weights."""
+
+
+def load_network(network: Module, source: WeightSource, name_map: NameMap) -> LoadReport:
+    """`load_weights` of the network's parameters; those of its linear layers are packed where that can be done from the
+    file. (`pack_weights` does the others.) Raises WeightsError."""
+    return load_weights(_parameters(network), source, name_map)
+
+
+def _parameters(network: Module) -> Iterator[tuple[str, ShardedParameter]]:
+    modules = list(network.named_modules())
+    packed = {id(module.home) for _, module in modules if isinstance(module, Packable)}
+    homes = {f"{prefix}weight": module for prefix, module in modules if id(module) in packed}
+    for name, parameter in network.sharded_parameters():
+        home = homes.get(name)
+        yield name, parameter if home is None else replace(parameter, pack=_Packer(home, parameter.data))
+
+
+class _Packer:
+    """Packs the weight of a module. like: a tensor of the weight's shape, dtype and device."""
+
+    def __init__(self, module: Module, like: torch.Tensor) -> None:
+        self._module = module
+        self._like = like
+
+    def __call__(self, parts: Sequence[StoredPart]) -> bool:
+        """See ShardedParameter."""
+        entries = [part.source.file_entry(part.tensor) for part in parts]
+        plain = [(part, entry) for part, entry in zip(parts, entries, strict=True) if entry is not None]
+        if len(plain) < len(parts):
+            return False
+        packed = kernels.new_packed(self._like.shape, self._like.dtype, self._like.device)
+        if packed is None or any(len(part.rows) % packed.PANEL for part in parts[:-1]):
+            return False
+        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+            list(threads.map(lambda stretch: _pack_stretch(packed, *stretch), _stretches(plain, packed.PANEL)))
+        put_weight(self._module, packed)
+        return True
+
+
+def _stretches(
+    parts: Sequence[tuple[StoredPart, TensorEntry]], panel: int
+) -> Iterator[tuple[TensorEntry, range, range, int]]:
+    """(tensor, its rows, its columns, where they land): pieces of the parts, which follow each other in the weight."""
+    first = 0
+    for part, entry in parts:
+        step = _rows_of(_STRETCH_BYTES, entry, part.columns, panel)
+        for start in range(part.rows.start, part.rows.stop, step):
+            rows = range(start, min(start + step, part.rows.stop))
+            yield entry, rows, part.columns, first + start - part.rows.start
+        first += len(part.rows)
+
+
+def _pack_stretch(packed: PackedWeight, entry: TensorEntry, rows: range, columns: range, first_row: int) -> None:
+    for chunk in read_chunks(entry, rows, columns, _rows_of(CHUNK_BYTES, entry, columns, packed.PANEL)):
+        packed.write(first_row, chunk.to(packed.dtype), num_threads=1)
+        first_row += len(chunk)
+
+
+def _rows_of(nbytes: int, entry: TensorEntry, columns: range, panel: int) -> int:
+    """Rows of about so many bytes, whole panels of them."""
+    return max(panel, nbytes // (len(columns) * ITEM_BYTES[entry.dtype]) // panel * panel)

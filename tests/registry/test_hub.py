@@ -1,0 +1,100 @@
+"""Which GGUF model of a repository is meant, and when the hub is asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
+
+from max_ray.errors import ModelPathError
+from max_ray.huggingface import resolve_model_path
+
+MODELS = [
+    "Tiny-1B-Q4_K_M.gguf",
+    "Tiny-1B-Q4_K_S.gguf",
+    "Tiny-1B-UD-Q8_0.gguf",
+    "mmproj-Tiny-1B-F16.gguf",
+    "BF16/Tiny-1B-BF16-00001-of-00002.gguf",
+    "BF16/Tiny-1B-BF16-00002-of-00002.gguf",
+]
+
+
+class Hub:
+    """A repository whose downloads land in a folder, as a snapshot does."""
+
+    def __init__(self, folder: Path, files: list[str]) -> None:
+        self.folder, self.files = folder, files
+        self.downloads: list[list[str]] = []
+        self.is_cached = False
+
+    def snapshot_download(self, repo_id: str, **options: Any) -> str:
+        assert (repo_id, options["revision"]) == ("owner/name", None)
+        if options.get("local_files_only"):
+            if not self.is_cached:
+                raise LocalEntryNotFoundError("not in the cache")
+            return str(self.folder)
+        patterns = options["allow_patterns"]
+        self.downloads.append(patterns)
+        self.is_cached = True
+        for name in self.files:
+            if any(Path(name).match(pattern) for pattern in patterns):
+                file = self.folder / name
+                file.parent.mkdir(exist_ok=True)
+                file.write_bytes(b"")
+        return str(self.folder)
+
+    def list_repo_files(self, repo_id: str, revision: str | None) -> list[str]:
+        return [*self.files, "README.md"]
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    made = Hub(tmp_path, MODELS)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", made.snapshot_download)
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", made.list_repo_files)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("tag", "file"),
+    [("Q4_K_M", MODELS[0]), ("q4_k_s", MODELS[1]), ("UD-Q8_0", MODELS[2]), ("Q8_0", MODELS[2]), ("BF16", MODELS[4])],
+)
+def test_a_tag_names_one_model(hub: Hub, tag: str, file: str) -> None:
+    assert resolve_model_path(f"owner/name:{tag}") == hub.folder / file
+    parts = MODELS[4:] if tag == "BF16" else [file]
+    assert hub.downloads == [parts], "nothing else is fetched"
+    assert resolve_model_path(f"owner/name:{tag}") == hub.folder / file
+    assert len(hub.downloads) == 1, "the cache has it"
+
+
+@pytest.mark.parametrize("tag", ["Q4", "Q5_K_M", "F16", "Tiny"])
+def test_a_tag_that_names_none_or_several_is_refused_with_the_names(hub: Hub, tag: str) -> None:
+    with pytest.raises(ModelPathError, match=r"GGUF models with .* owner/name:Q4_K_M\. It has .*Tiny-1B-Q4_K_M.gguf"):
+        resolve_model_path(f"owner/name:{tag}")
+    assert hub.downloads == []
+
+
+def test_without_a_tag_a_lone_model_is_taken_and_several_are_refused(hub: Hub) -> None:
+    with pytest.raises(ModelPathError, match="4 GGUF models, not one"):
+        resolve_model_path("owner/name")
+    hub.files = MODELS[2:4]
+    assert resolve_model_path("owner/name") == hub.folder / MODELS[2]
+
+
+def test_a_model_of_which_a_part_is_missing_is_fetched_again(hub: Hub) -> None:
+    first = resolve_model_path("owner/name:BF16")
+    (hub.folder / MODELS[5]).unlink()
+    assert resolve_model_path("owner/name:BF16") == first
+    assert len(hub.downloads) == 2
+    assert (hub.folder / MODELS[5]).exists()
+
+
+def test_a_folder_of_that_name_comes_before_the_hub(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "owner" / "name:Q4_K_M").mkdir(parents=True)
+    (tmp_path / "owner" / "name:Q4_K_M" / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    assert resolve_model_path("owner/name:Q4_K_M") == tmp_path / "owner" / "name:Q4_K_M"
+    assert hub.downloads == []
