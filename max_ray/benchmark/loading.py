@@ -48,7 +48,7 @@ def read_files(files: Iterable[Path]) -> float:
 
 
 def read_tensors(source: WeightSource, num_threads: int) -> float:
-    """Bytes a second; of the matrices that lie in a file as they are."""
+    """Bytes a second; of the matrices that lie in a file as they are (0 where there are none)."""
     entries = [entry for name in source.names() if (entry := source.file_entry(name)) and len(entry.shape) == 2]
     started = time.perf_counter()
     with ThreadPoolExecutor(num_threads) as threads:
