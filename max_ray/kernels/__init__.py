@@ -103,11 +103,11 @@ def new_matrix(type_name: str, rows: int, columns: int) -> PackedMatrix | None:
     return native.new_matrix(type_name, rows, columns)
 
 
-def tile_blocks(type_name: str, blocks: torch.Tensor, matrix: PackedMatrix, first_tile: int, num_threads: int) -> None:
+def tile_blocks(type_name: str, blocks: torch.Tensor, matrix: PackedMatrix, first_tile: int) -> None:
     """Writes blocks of a GGUF file, uint8 [R, blocks a row, bytes a block], into a `new_matrix` from a tile on."""
     from max_ray.kernels import native
 
-    native.tile_blocks(type_name, blocks, matrix, first_tile, num_threads)
+    native.tile_blocks(type_name, blocks, matrix, first_tile)
 
 
 def rmsnorm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

@@ -9,7 +9,6 @@ Axes: T tokens, I in_dim, O out_dim.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 
 import torch
@@ -28,8 +27,6 @@ _CHUNK_ELEMENTS = 1 << 19
 """So many weights are unpacked at a time: what is unpacked stays in the processor's cache until it is packed."""
 _BLOCK_BYTES = 1 << 20
 """So many bytes of blocks are read at a time, into memory that stays in the processor's cache."""
-_STRETCH = 8
-"""So many times that is what a thread takes."""
 
 
 class Segment(Module):
@@ -181,18 +178,12 @@ def _pack_blocks(part: StoredPart, padding: int) -> PackedMatrix | None:
     matrix = kernels.new_matrix(part.block_type, len(part.rows) + padding, len(part.columns))
     if matrix is None:
         return None
+    buffer = host_memory.zeros(_BLOCK_BYTES)
     row_bytes = part.source.tensor_bytes(part.tensor) // part.source.shape(part.tensor)[0]
     step = max(TILE, _BLOCK_BYTES // row_bytes // TILE * TILE)
-
-    def tile(rows: range) -> None:
-        buffer = host_memory.zeros(_BLOCK_BYTES)
-        for start in range(rows.start, rows.stop, step):
-            blocks = part.read_blocks(range(start, min(start + step, rows.stop)), buffer)
-            kernels.tile_blocks(part.block_type, blocks, matrix, (start - part.rows.start) // TILE, num_threads=1)
-
-    starts = range(part.rows.start, part.rows.stop, step * _STRETCH)
-    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        list(threads.map(lambda start: tile(range(start, min(start + step * _STRETCH, part.rows.stop))), starts))
+    for start in range(part.rows.start, part.rows.stop, step):
+        blocks = part.read_blocks(range(start, min(start + step, part.rows.stop)), buffer)
+        kernels.tile_blocks(part.block_type, blocks, matrix, (start - part.rows.start) // TILE)
     scales = [value for value in vars(matrix).values() if isinstance(value, torch.Tensor) and value.is_floating_point()]
     if not all(bool(torch.isfinite(value).all()) for value in scales):
         raise WeightsError(f"Tensor {part.tensor!r} has scales that are no finite numbers.")

@@ -28,7 +28,7 @@ def new_matrix(type_name: str, rows: int, columns: int) -> PackedMatrix | None:
     return _NEW[type_name](rows, columns, (-(-rows // TILE), columns // GROUP))
 
 
-def tile_blocks(type_name: str, blocks: torch.Tensor, matrix: PackedMatrix, first_tile: int, num_threads: int) -> None:
+def tile_blocks(type_name: str, blocks: torch.Tensor, matrix: PackedMatrix, first_tile: int) -> None:
     """Writes blocks, uint8 [R, blocks a row, bytes a block], as the rows of `matrix` from `first_tile` on."""
     loaded = library()
     assert loaded is not None, "somebody made a matrix"
@@ -39,7 +39,7 @@ def tile_blocks(type_name: str, blocks: torch.Tensor, matrix: PackedMatrix, firs
     kind_and_matrix = described(matrix)
     assert kind_and_matrix is not None, "these kinds have kernels"
     shape = (blocks.shape[0], blocks.shape[1], first_tile)
-    tile(blocks.data_ptr(), *shape, kind_and_matrix[1], num_threads)
+    tile(blocks.data_ptr(), *shape, kind_and_matrix[1], torch.get_num_threads())
 
 
 def _supers(shape: _Shape, size: int) -> torch.Tensor:
