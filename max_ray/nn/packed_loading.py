@@ -20,7 +20,7 @@ from max_ray.nn.module import Module
 from max_ray.weights.load import LoadReport, load_weights
 from max_ray.weights.mapping import NameMap
 from max_ray.weights.parameter import ShardedParameter, StoredPart
-from max_ray.weights.safetensors_file import read_chunks
+from max_ray.weights.safetensors_file import DTYPES, read_chunks
 from max_ray.weights.safetensors_header import ITEM_BYTES, TensorEntry
 from max_ray.weights.source import WeightSource
 
@@ -64,8 +64,15 @@ class _Packer:
         packed = kernels.new_packed(self._like.shape, self._like.dtype, self._like.device)
         if packed is None or any(len(part.rows) % packed.PANEL for part in parts[:-1]):
             return False
-        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-            list(threads.map(lambda stretch: _pack_stretch(packed, *stretch), _stretches(plain, packed.PANEL)))
+        stretches = _stretches(plain, packed.PANEL)
+        num_threads = torch.get_num_threads()
+        if any(DTYPES[entry.dtype] != packed.dtype for _, entry in plain):
+            # torch converts with threads of its own, and has memory of its own for each thread that asks it to
+            for stretch in stretches:
+                _pack_stretch(packed, *stretch, num_threads)
+        else:
+            with ThreadPoolExecutor(num_threads) as threads:
+                list(threads.map(lambda stretch: _pack_stretch(packed, *stretch, 1), stretches))
         put_weight(self._module, packed)
         return True
 
@@ -83,9 +90,11 @@ def _stretches(
         first += len(part.rows)
 
 
-def _pack_stretch(packed: PackedWeight, entry: TensorEntry, rows: range, columns: range, first_row: int) -> None:
+def _pack_stretch(
+    packed: PackedWeight, entry: TensorEntry, rows: range, columns: range, first_row: int, num_threads: int
+) -> None:
     for chunk in read_chunks(entry, rows, columns, _rows_of(CHUNK_BYTES, entry, columns, packed.PANEL)):
-        packed.write(first_row, chunk.to(packed.dtype), num_threads=1)
+        packed.write(first_row, chunk.to(packed.dtype), num_threads)
         first_row += len(chunk)
 
 
