@@ -32,6 +32,9 @@ CHUNK_BYTES = 1 << 19
 _STRETCH_BYTES = 1 << 24
 """What a thread takes at a time: many chunks, so that opening the file is nothing; a part of most weights."""
 
+_Stretch = tuple[TensorEntry, range, range, int]
+"""A tensor, its rows, its columns, where they land in the weight."""
+
 
 def load_network(network: Module, source: WeightSource, name_map: NameMap) -> LoadReport:
     """`load_weights` of the network's parameters; those of its linear layers are packed where that can be done from the
@@ -69,18 +72,16 @@ class _Packer:
         if any(DTYPES[entry.dtype] != packed.dtype for _, entry in plain):
             # torch converts with threads of its own, and has memory of its own for each thread that asks it to
             for stretch in stretches:
-                _pack_stretch(packed, *stretch, num_threads)
+                _pack_stretch(packed, stretch, num_threads)
         else:
             with ThreadPoolExecutor(num_threads) as threads:
-                list(threads.map(lambda stretch: _pack_stretch(packed, *stretch, 1), stretches))
+                list(threads.map(lambda stretch: _pack_stretch(packed, stretch, num_threads=1), stretches))
         put_weight(self._module, packed)
         return True
 
 
-def _stretches(
-    parts: Sequence[tuple[StoredPart, TensorEntry]], panel: int
-) -> Iterator[tuple[TensorEntry, range, range, int]]:
-    """(tensor, its rows, its columns, where they land): pieces of the parts, which follow each other in the weight."""
+def _stretches(parts: Sequence[tuple[StoredPart, TensorEntry]], panel: int) -> Iterator[_Stretch]:
+    """Pieces of the parts, which follow each other in the weight."""
     first = 0
     for part, entry in parts:
         step = _rows_of(_STRETCH_BYTES, entry, part.columns, panel)
@@ -90,9 +91,8 @@ def _stretches(
         first += len(part.rows)
 
 
-def _pack_stretch(
-    packed: PackedWeight, entry: TensorEntry, rows: range, columns: range, first_row: int, num_threads: int
-) -> None:
+def _pack_stretch(packed: PackedWeight, stretch: _Stretch, num_threads: int) -> None:
+    entry, rows, columns, first_row = stretch
     for chunk in read_chunks(entry, rows, columns, _rows_of(CHUNK_BYTES, entry, columns, packed.PANEL)):
         packed.write(first_row, chunk.to(packed.dtype), num_threads)
         first_row += len(chunk)
