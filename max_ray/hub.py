@@ -25,26 +25,43 @@ def is_repository(text: str) -> bool:
     return _REPOSITORY.fullmatch(text) is not None and ".." not in text and "--" not in text
 
 
+class _NotHadError(ModelPathError):
+    """The hub does not have it, or cannot be reached."""
+
+
 def local_copy(repository: str, revision: str | None) -> Path:
     """The folder of a snapshot, or the (first) file of a GGUF model in it.
 
-    Raises ModelPathError for a repository that cannot be had, or that has no GGUF model of this name, or several.
+    Without a tag, a GGUF model in the cache says nothing of what else the repository has: the hub is asked, and the one
+    in the cache taken only where the hub cannot be. Raises ModelPathError for a repository that cannot be had, or that
+    has no GGUF model of this name, or several.
     """
     match = _REPOSITORY.fullmatch(repository)
     assert match is not None, "somebody asked is_repository"
     repo_id, tag = match["id"], match["tag"]
     cached = _cached(repo_id, revision)
-    if cached is not None and tag is None and _is_complete(cached):
+    if tag is None and cached is not None and _is_complete(cached):
         return cached
-    if cached is not None:
-        found = _matching(_gguf_files(cached), tag)
-        if len(found) == 1 and _has_all_parts(cached, found[0]):
-            return cached / found[0]
+    model = None if cached is None else _whole_model(cached, tag)
+    if tag is not None and model is not None:
+        return model
+    try:
+        return _fetched(repo_id, tag, revision)
+    except _NotHadError:
+        if model is None:
+            raise
+        return model
+
+
+def _fetched(repo_id: str, tag: str | None, revision: str | None) -> Path:
     if tag is None:
         folder = _download(repo_id, revision, _PATTERNS)
-        if any(folder.glob("*.safetensors")) or not _listed(repo_id, revision):
+        if any(folder.glob("*.safetensors")):
             return folder
-    chosen = _chosen(repo_id, tag, _listed(repo_id, revision))
+    models = _listed(repo_id, revision)
+    if tag is None and not models:
+        return folder
+    chosen = _chosen(repo_id, tag, models)
     return _download(repo_id, revision, part_names(chosen)) / chosen
 
 
@@ -71,12 +88,12 @@ def _matching(models: Sequence[str], tag: str | None) -> list[str]:
     return [name for name in plain if pattern.search(name)]
 
 
-def _gguf_files(folder: Path) -> list[str]:
-    return first_parts(file.relative_to(folder).as_posix() for file in folder.rglob("*.gguf"))
-
-
-def _has_all_parts(folder: Path, first: str) -> bool:
-    return all((folder / name).is_file() for name in part_names(first))
+def _whole_model(folder: Path, tag: str | None) -> Path | None:
+    """The GGUF model in a snapshot that is meant, where it is the only one and all its parts are there."""
+    files = first_parts(file.relative_to(folder).as_posix() for file in folder.rglob("*.gguf"))
+    found = _matching(files, tag)
+    is_whole = len(found) == 1 and all((folder / name).is_file() for name in part_names(found[0]))
+    return folder / found[0] if is_whole else None
 
 
 def _is_complete(folder: Path) -> bool:
@@ -86,8 +103,11 @@ def _is_complete(folder: Path) -> bool:
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return any(folder.glob("*.safetensors"))
-    shards: dict[str, str] = json.loads(index.read_bytes()).get("weight_map", {})
-    return all((folder / name).is_file() for name in set(shards.values()))
+    try:
+        shards = set(json.loads(index.read_bytes())["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False  # cut short itself; reading the weights says what is wrong where the hub's own is so
+    return all((folder / name).is_file() for name in shards)
 
 
 def _cached(repo_id: str, revision: str | None) -> Path | None:
@@ -122,6 +142,6 @@ def _asked(repo_id: str, revision: str | None, function: Any, **options: Any) ->
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         at = f" at revision {revision!r}" if revision else ""
         reason = " ".join(str(error).split())
-        raise ModelPathError(
+        raise _NotHadError(
             f"There is no folder {repo_id}, and the Hugging Face repository {repo_id}{at} could not be had: {reason}"
         ) from error

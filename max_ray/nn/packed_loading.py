@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 1 << 19
 """Read at a time: it stays in the cache until it is packed."""
-_STRETCH_BYTES = 1 << 24
-"""What a thread takes at a time: many chunks, so that opening the file is nothing; a part of most weights."""
+_STRETCH_BYTES = 1 << 22
+"""What a thread takes at a time: several chunks, so that opening the file is nothing, and a part of most weights."""
 
 _Stretch = tuple[TensorEntry, range, range, int]
 """A tensor, its rows, its columns, where they land in the weight."""
@@ -39,24 +39,26 @@ _Stretch = tuple[TensorEntry, range, range, int]
 def load_network(network: Module, source: WeightSource, name_map: NameMap) -> LoadReport:
     """`load_weights` of the network's parameters; those of its linear layers are packed where that can be done from the
     file. (`pack_weights` does the others.) Raises WeightsError."""
-    return load_weights(_parameters(network), source, name_map)
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        return load_weights(_parameters(network, threads), source, name_map)
 
 
-def _parameters(network: Module) -> Iterator[tuple[str, ShardedParameter]]:
+def _parameters(network: Module, threads: ThreadPoolExecutor) -> Iterator[tuple[str, ShardedParameter]]:
     modules = list(network.named_modules())
     packed = {id(module.home) for _, module in modules if isinstance(module, Packable)}
     homes = {f"{prefix}weight": module for prefix, module in modules if id(module) in packed}
     for name, parameter in network.sharded_parameters():
         home = homes.get(name)
-        yield name, parameter if home is None else replace(parameter, pack=_Packer(home, parameter.data))
+        yield name, parameter if home is None else replace(parameter, pack=_Packer(home, parameter.data, threads))
 
 
 class _Packer:
     """Packs the weight of a module. like: a tensor of the weight's shape, dtype and device."""
 
-    def __init__(self, module: Module, like: torch.Tensor) -> None:
+    def __init__(self, module: Module, like: torch.Tensor, threads: ThreadPoolExecutor) -> None:
         self._module = module
         self._like = like
+        self._threads = threads
 
     def __call__(self, parts: Sequence[StoredPart]) -> bool:
         """See ShardedParameter."""
@@ -68,14 +70,12 @@ class _Packer:
         if packed is None or any(len(part.rows) % packed.PANEL for part in parts[:-1]):
             return False
         stretches = _stretches(plain, packed.PANEL)
-        num_threads = torch.get_num_threads()
         if any(DTYPES[entry.dtype] != packed.dtype for _, entry in plain):
             # torch converts with threads of its own, and has memory of its own for each thread that asks it to
             for stretch in stretches:
-                _pack_stretch(packed, stretch, num_threads)
+                _pack_stretch(packed, stretch, torch.get_num_threads())
         else:
-            with ThreadPoolExecutor(num_threads) as threads:
-                list(threads.map(lambda stretch: _pack_stretch(packed, stretch, num_threads=1), stretches))
+            list(self._threads.map(lambda stretch: _pack_stretch(packed, stretch, num_threads=1), stretches))
         put_weight(self._module, packed)
         return True
 

@@ -44,10 +44,8 @@ def read_slice(
     shape, dtype = entry.shape or (1,), DTYPES[entry.dtype]
     assert 0 <= start <= stop <= shape[axis], f"slice [{start}, {stop}) of axis {axis} of shape {entry.shape}"
     inner_bytes = math.prod(shape[axis + 1 :]) * dtype.itemsize
-    num_pieces, piece_bytes, stride = math.prod(shape[:axis]), (stop - start) * inner_bytes, shape[axis] * inner_bytes
-    if piece_bytes == stride:
-        num_pieces, piece_bytes = 1, num_pieces * piece_bytes
-    nbytes = num_pieces * piece_bytes
+    piece_bytes, stride = (stop - start) * inner_bytes, shape[axis] * inner_bytes
+    nbytes = math.prod(shape[:axis]) * piece_bytes
     buffer = host_memory.zeros(nbytes) if memory is None or memory.numel() < nbytes else memory[:nbytes]
     if buffer.numel():
         with _opened(entry, entry.offset, entry.nbytes) as fd:
@@ -78,10 +76,7 @@ def read_chunks(entry: TensorEntry, rows: range, columns: range, step: int) -> I
         for start in range(rows.start, rows.stop, step):
             count = min(step, rows.stop - start)
             chunk = buffer[: count * width]
-            if width == stride:
-                _read_pieces(fd, entry.path, chunk, first + start * stride, len(chunk), len(chunk))
-            else:
-                _read_pieces(fd, entry.path, chunk, first + start * stride, stride, width)
+            _read_pieces(fd, entry.path, chunk, first + start * stride, stride, width)
             yield chunk.view(dtype).view(count, len(columns))
 
 
@@ -100,6 +95,8 @@ def _opened(entry: TensorEntry, offset: int, nbytes: int) -> Iterator[int]:
 def _read_pieces(fd: int, path: Path, buffer: torch.Tensor, offset: int, stride: int, piece_bytes: int) -> None:
     """Fills `buffer` with pieces of `piece_bytes`, `stride` bytes apart in the file from `offset` on."""
     memory = buffer.numpy().data
+    if piece_bytes == stride:
+        piece_bytes = len(memory)  # they touch: one read
     for i, begin in enumerate(range(0, len(memory), piece_bytes)):
         _read_fully(fd, memory[begin : begin + piece_bytes], offset + i * stride, path)
 

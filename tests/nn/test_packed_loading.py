@@ -100,7 +100,7 @@ def test_random_shapes_chunks_and_types(tmp_path: Path, monkeypatch: pytest.Monk
     random.seed(3)
     for case in range(60):
         monkeypatch.setattr(packed_loading, "CHUNK_BYTES", random.choice([1, 3000, 1 << 19]))
-        monkeypatch.setattr(packed_loading, "_STRETCH_BYTES", random.choice([1, 9000, 1 << 24]))
+        monkeypatch.setattr(packed_loading, "_STRETCH_BYTES", random.choice([1, 9000, 1 << 22]))
         size = random.choice([1, 2, 3])
         heads = size * random.randint(1, 3)
         shape = (random.choice([24, 33, 64]), heads, heads, size * random.randint(1, 70), random.randint(4, 130))
@@ -108,7 +108,8 @@ def test_random_shapes_chunks_and_types(tmp_path: Path, monkeypatch: pytest.Monk
         tp = random.choice(cut(size))
         dtype = random.choice([torch.bfloat16, torch.bfloat16, torch.float16, torch.float32])
         (folder := tmp_path / str(case)).mkdir()
-        compare(lambda: Net(*shape, tied, tp), folder, dtype)  # noqa: B023
+        packed = compare(lambda: Net(*shape, tied, tp), folder, dtype)  # noqa: B023
+        assert packed >= {"down.", "plain."}
 
 
 def test_parts_that_begin_within_a_panel_are_packed_afterwards(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ class Hub:
         self.folder, self.files = folder, files
         self.downloads: list[list[str]] = []
         self.is_cached = False
+        self.is_reachable = True
 
     def snapshot_download(self, repo_id: str, **options: Any) -> str:
         assert (repo_id, options["revision"]) == ("owner/name", None)
@@ -36,6 +37,8 @@ class Hub:
             if not self.is_cached:
                 raise LocalEntryNotFoundError("not in the cache")
             return str(self.folder)
+        if not self.is_reachable:
+            raise LocalEntryNotFoundError("no network")
         patterns = options["allow_patterns"]
         self.downloads.append(patterns)
         self.is_cached = True
@@ -47,6 +50,8 @@ class Hub:
         return str(self.folder)
 
     def list_repo_files(self, repo_id: str, revision: str | None) -> list[str]:
+        if not self.is_reachable:
+            raise LocalEntryNotFoundError("no network")
         return [*self.files, "README.md"]
 
 
@@ -82,6 +87,29 @@ def test_without_a_tag_a_lone_model_is_taken_and_several_are_refused(hub: Hub) -
         resolve_model_path("owner/name")
     hub.files = MODELS[2:4]
     assert resolve_model_path("owner/name") == hub.folder / MODELS[2]
+
+
+def test_a_model_that_was_fetched_by_its_tag_does_not_stand_for_the_repository(hub: Hub) -> None:
+    hub.files = [MODELS[0], "config.json", "model.safetensors"]
+    model = resolve_model_path("owner/name:Q4_K_M")
+    hub.is_reachable = False
+    assert resolve_model_path("owner/name") == model, "all there is"
+    hub.is_reachable = True
+    assert resolve_model_path("owner/name") == hub.folder
+    hub.is_reachable = False
+    assert resolve_model_path("owner/name") == hub.folder
+    with pytest.raises(ModelPathError, match="could not be had: no network"):
+        resolve_model_path("owner/name:Q8_0")
+
+
+@pytest.mark.parametrize("index", [b"{", b"[]", b"{}", b'{"weight_map": 3}'])
+def test_an_index_that_was_cut_short_is_fetched_again(hub: Hub, index: bytes) -> None:
+    hub.files = ["config.json", "model.safetensors.index.json", "1.safetensors"]
+    resolve_model_path("owner/name")
+    (hub.folder / "model.safetensors.index.json").write_bytes(index)
+    hub.downloads.clear()
+    assert resolve_model_path("owner/name") == hub.folder
+    assert len(hub.downloads) == 1
 
 
 def test_a_model_of_which_a_part_is_missing_is_fetched_again(hub: Hub) -> None:
