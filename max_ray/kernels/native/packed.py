@@ -1,4 +1,4 @@
-"""PackedWeight: a linear layer's weight in the order in which the C++ kernel reads it (layout: csrc/linear.cpp).
+"""PackedWeight: a linear layer's weight in the order in which the C++ kernel reads it (layout: csrc/panels.h).
 
 N outputs, K inputs, M rows.
 """
@@ -81,7 +81,7 @@ def new_packed(shape: torch.Size, dtype: torch.dtype) -> PackedWeight | None:
     num_outputs, num_inputs = shape
     if library() is None or 0 in (num_outputs, num_inputs):
         return None
-    pack, multiply, read_rows = (kernel(name, dtype) for name in ("pack", "linear", "rows"))
+    pack, multiply, read_rows = (kernel(name, dtype) for name in ("pack", _product(dtype), "rows"))
     if pack is None or multiply is None or read_rows is None:
         return None
     data = zeros(-(-num_outputs // PackedWeight.PANEL) * PackedWeight.PANEL * _padded(num_inputs), dtype=dtype)
@@ -94,6 +94,13 @@ def pack_weight(weight: torch.Tensor) -> PackedWeight | None:
     if packed is not None:
         packed.write(0, weight, torch.get_num_threads())
     return packed
+
+
+def _product(dtype: torch.dtype) -> str:
+    """Which kernel multiplies: that of csrc/linear_dot.cpp where the processor has products of bfloat16."""
+    loaded = library()
+    has_products = loaded is not None and dtype == torch.bfloat16 and bool(loaded.has_bf16_products())
+    return "linear_dot" if has_products else "linear"
 
 
 def _padded(num_inputs: int) -> int:

@@ -2,11 +2,15 @@
 //
 // A piece of work is one row of the batch, one key head and up to QUERY_TOKENS of the row's new tokens; their queries of
 // the heads that share the key head stand below each other ([queries][D]). Keys come in tiles of 64, at multiples of 64 from
-// the row's first token; for each tile, keys (transposed) and values are widened to floats once and used by all queries:
+// the row's first token; each tile's keys (transposed) and values are laid out once and used by all queries:
 //
 //     scores [queries][64] = q K^T;  running maximum and sum (Milakov and Gimelshein 2018);  out += exp(scores) V
 //
+// Both products are of words: floats, or where the processor multiplies bf16 (AVX-512 BF16) pairs of them, which are two
+// neighbours of a head in q K^T, and the values of two neighbouring keys in the other; exp(scores) is rounded to bf16 then.
+//
 // A query's result depends on its own keys only, in their order: not on the chunk, the batch or the number of threads.
+#include "dot2.h"
 #include "kernels.h"
 #include "scratch.h"
 #include <atomic>
@@ -26,40 +30,56 @@ struct Piece {
     int64_t row, kv_head, first, count;  // new tokens [first, first + count) of the row
 };
 
-// Floats of one thread, kept between calls.
-struct Buffers {
+// The products' words. of: how many numbers a word holds. load: 16 words of a head from d on; what is past its end is 0.
+struct Floats {
+    typedef float Word;
+    static constexpr int of = 1;
+    template <class T> static inline f32x16 load(const T *head, int64_t, int64_t d) { return load16(head + d); }
+    static inline f32x16 add(f32x16 sums, const float *b, float a) { return load16(b) * a + sums; }
+};
+
+// Memory of one thread, kept between calls. q [queries][D], keys [D][64], values [64][D], weights [queries][64] in words;
+// out [queries][D], scores [queries][64], top and total [queries] in floats.
+template <class Words> struct Buffers {
+    typedef typename Words::Word Word;
     Scratch memory;
-    float *q, *out, *scores, *keys, *values, *top, *total;
+    Word *q, *keys, *values, *weights;
+    float *out, *scores, *top, *total;
     void fit(int64_t queries, int64_t D) {
-        const int64_t sizes[] = {queries * D, queries * D, queries * TILE, D * TILE, TILE * D, queries, queries};
+        constexpr int of = Words::of;
+        const int64_t deep = round_up(D / of, LANES);  // keys are turned in squares of 16
+        const int64_t sizes[] = {queries * D / of, deep * TILE,    TILE / of * D, queries * TILE / of,
+                                 queries * D,      queries * TILE, queries,       queries};
         int64_t all = 0;
         for (int64_t n : sizes) all += round_up(n, LANES);
         float *at = memory.get(all);
-        float **parts[] = {&q, &out, &scores, &keys, &values, &top, &total};
-        for (int i = 0; i < 7; i++) {
-            *parts[i] = at;
+        Word **words[] = {&q, &keys, &values, &weights};
+        float **floats[] = {&out, &scores, &top, &total};
+        for (int i = 0; i < 8; i++) {
+            if (i < 4)
+                *words[i] = (Word *)at;
+            else
+                *floats[i - 4] = at;
             at += round_up(sizes[i], LANES);
         }
     }
 };
 
-// c [ROWS][c_stride] (16 * V columns) = or += a [ROWS][a_stride] x b [inner][b_stride].
-template <int ROWS, int V>
-inline void product(const float *a, int64_t a_stride, const float *b, int64_t b_stride, int64_t inner, float *c,
-                    int64_t c_stride, bool add) {
+// c [ROWS][c_stride] (16 * V columns) = or += a [ROWS][a_stride] x b [inner][b_stride], of words.
+template <class Words, int ROWS, int V>
+inline void product(const typename Words::Word *a, int64_t a_stride, const typename Words::Word *b, int64_t b_stride,
+                    int64_t inner, float *c, int64_t c_stride, bool add) {
     f32x16 acc[ROWS][V];
 #pragma GCC unroll 8
     for (int m = 0; m < ROWS; m++)
 #pragma GCC unroll 4
         for (int v = 0; v < V; v++) acc[m][v] = add ? load16(c + m * c_stride + v * LANES) : f32x16{};
     for (int64_t k = 0; k < inner; k++) {
-        f32x16 w[V];
-#pragma GCC unroll 4
-        for (int v = 0; v < V; v++) w[v] = load16(b + k * b_stride + v * LANES);
 #pragma GCC unroll 8
         for (int m = 0; m < ROWS; m++)
 #pragma GCC unroll 4
-            for (int v = 0; v < V; v++) acc[m][v] = w[v] * a[m * a_stride + k] + acc[m][v];
+            for (int v = 0; v < V; v++)
+                acc[m][v] = Words::add(acc[m][v], b + k * b_stride + v * LANES, a[m * a_stride + k]);
     }
 #pragma GCC unroll 8
     for (int m = 0; m < ROWS; m++)
@@ -67,43 +87,110 @@ inline void product(const float *a, int64_t a_stride, const float *b, int64_t b_
         for (int v = 0; v < V; v++) store16(c + m * c_stride + v * LANES, acc[m][v]);
 }
 
-template <int V>
-void product_rows(int64_t rows, const float *a, int64_t a_stride, const float *b, int64_t b_stride, int64_t inner, float *c,
-                  int64_t c_stride, bool add) {
+template <class Words, int V>
+void product_rows(int64_t rows, const typename Words::Word *a, int64_t a_stride, const typename Words::Word *b,
+                  int64_t b_stride, int64_t inner, float *c, int64_t c_stride, bool add) {
     int64_t m = 0;
     for (; m + BLOCK <= rows; m += BLOCK)
-        product<BLOCK, V>(a + m * a_stride, a_stride, b, b_stride, inner, c + m * c_stride, c_stride, add);
+        product<Words, BLOCK, V>(a + m * a_stride, a_stride, b, b_stride, inner, c + m * c_stride, c_stride, add);
     a += m * a_stride, c += m * c_stride;
     switch (rows - m) {
-    case 1: return product<1, V>(a, a_stride, b, b_stride, inner, c, c_stride, add);
-    case 2: return product<2, V>(a, a_stride, b, b_stride, inner, c, c_stride, add);
-    case 3: return product<3, V>(a, a_stride, b, b_stride, inner, c, c_stride, add);
-    case 4: return product<4, V>(a, a_stride, b, b_stride, inner, c, c_stride, add);
-    case 5: return product<5, V>(a, a_stride, b, b_stride, inner, c, c_stride, add);
+    case 1: return product<Words, 1, V>(a, a_stride, b, b_stride, inner, c, c_stride, add);
+    case 2: return product<Words, 2, V>(a, a_stride, b, b_stride, inner, c, c_stride, add);
+    case 3: return product<Words, 3, V>(a, a_stride, b, b_stride, inner, c, c_stride, add);
+    case 4: return product<Words, 4, V>(a, a_stride, b, b_stride, inner, c, c_stride, add);
+    case 5: return product<Words, 5, V>(a, a_stride, b, b_stride, inner, c, c_stride, add);
     }
 }
 
-// Keys [count][D] of a tile as floats [D][64], values as floats [64][D]; places past `count` become zeros.
-template <class T>
-void widen_tile(const T *k_cache, const T *v_cache, const int32_t *table, int64_t start, int64_t count, int64_t head,
-                const AttentionShape &s, float *keys, float *values) {
-    const int64_t token = s.KVH * s.D;
-    const T *k_rows[TILE], *v_rows[TILE];
-    for (int64_t j = 0; j < count; j++) {
-        const int64_t position = start + j;
-        const int64_t slot = table[position / s.page_size] * s.page_size + position % s.page_size;
-        k_rows[j] = k_cache + slot * token + head * s.D;
-        v_rows[j] = v_cache + slot * token + head * s.D;
+#ifdef __AVX512BF16__
+struct Pairs {
+    typedef uint32_t Word;
+    static constexpr int of = 2;
+    static inline f32x16 load(const bf16 *head, int64_t D, int64_t d) { return load_pairs(head + d, D - d); }
+    static inline f32x16 add(f32x16 sums, const uint32_t *b, uint32_t a) {
+        return dot2(sums, *(const u32x16u *)b, splat_word(a));
     }
-    for (int64_t j = 0; j < TILE; j += LANES)
-        for (int64_t d = 0; d < s.D; d += LANES) {
-            f32x16 square[LANES];
-            for (int i = 0; i < LANES; i++) square[i] = j + i < count ? load16(k_rows[j + i] + d) : f32x16{};
-            transpose16(square, keys + d * TILE + j, TILE);
+};
+using WordsOfBf16 = Pairs;
+#else
+using WordsOfBf16 = Floats;
+#endif
+
+// The keys and the values of a tile, one head of each token. count: how many tokens there are.
+template <class T> struct Tile {
+    const T *keys[TILE], *values[TILE];
+    int64_t count = 0;
+    // A head's cache from `start` on, before `stop`; table: the row's blocks.
+    void find(const T *k_cache, const T *v_cache, const int32_t *table, int64_t start, int64_t stop, int64_t head,
+              const AttentionShape &s) {
+        count = std::min<int64_t>(TILE, stop - start);
+        for (int64_t j = 0; j < count; j++) {
+            const int64_t position = start + j;
+            const int64_t slot = table[position / s.page_size] * s.page_size + position % s.page_size;
+            keys[j] = k_cache + (slot * s.KVH + head) * s.D;
+            values[j] = v_cache + (slot * s.KVH + head) * s.D;
         }
-    for (int64_t j = 0; j < TILE; j++)
-        for (int64_t d = 0; d < s.D; d += LANES)
-            store16(values + j * s.D + d, j < count ? load16(v_rows[j] + d) : f32x16{});
+    }
+};
+
+// To the second cache: heads of neighbouring tokens lie a power of two apart and would push each other out of the first.
+template <class T> inline void prefetch(const T *p, int64_t D) {
+    for (int64_t d = 0; d < D; d += 64 / int64_t(sizeof(T))) __builtin_prefetch(p + d, 0, 2);
+}
+
+// Keys of up to 16 tokens as 16 columns of [D][64]; zeros where a column has no key.
+template <class Words, bool WHOLE, class T>
+inline void turn(const T *const *keys, int64_t count, int64_t D, typename Words::Word *to) {
+    constexpr int of = Words::of;
+    for (int64_t d = 0; d < D; d += of * LANES) {
+        f32x16 square[LANES];
+#pragma GCC unroll 16
+        for (int i = 0; i < LANES; i++)
+            square[i] = WHOLE || i < count ? Words::load(keys[i], D, d) : f32x16{};
+        transpose16(square, (float *)to + d / of * TILE, TILE);
+    }
+}
+
+// The values of tokens j (and j + 1, where words are pairs) of a tile as a row of words [D].
+template <class T> inline void join(const Tile<T> &tile, int64_t j, int64_t D, float *to) {
+    for (int64_t d = 0; d < D; d += LANES) store16(to + d, load16(tile.values[j] + d));
+}
+inline void join(const Tile<bf16> &tile, int64_t j, int64_t D, uint32_t *to) {
+    const bf16 *even = tile.values[j], *odd = tile.values[j + 1 < tile.count ? j + 1 : j];
+    const u32x16 kept = splat_word(j + 1 < tile.count ? 0xffff0000u : 0);
+    for (int64_t d = 0; d < D; d += LANES)
+        *(u32x16u *)(to + d) = load_words(even + d) | ((load_words(odd + d) << 16) & kept);
+}
+
+// A tile becomes words: keys [D][64] and values [64][D], of what there is. Meanwhile the next tile comes nearer: no
+// processor sees by itself where a paged cache goes on.
+template <class Words, class T>
+void lay_out(const Tile<T> &tile, const Tile<T> &next, int64_t D, typename Words::Word *keys, typename Words::Word *values) {
+    for (int64_t j = 0; j < tile.count; j += LANES) {
+        if (j + LANES <= tile.count)
+            turn<Words, true>(tile.keys + j, LANES, D, keys + j);
+        else
+            turn<Words, false>(tile.keys + j, tile.count - j, D, keys + j);
+        for (int64_t i = j; i < std::min(j + LANES, next.count); i++) prefetch(next.keys[i], D);
+    }
+    for (int64_t j = 0; j < tile.count; j += Words::of) {
+        join(tile, j, D, values + j / Words::of * D);
+        for (int64_t i = j; i < std::min(j + Words::of, next.count); i++) prefetch(next.values[i], D);
+    }
+    for (int64_t j = tile.count; j < next.count; j++) prefetch(next.keys[j], D), prefetch(next.values[j], D);
+}
+
+template <class T> inline void query_words(const T *from, int64_t D, float *to) {
+    for (int64_t d = 0; d < D; d += LANES) store16(to + d, load16(from + d));
+}
+inline void query_words(const bf16 *from, int64_t D, uint32_t *to) { memcpy(to, from, D * sizeof(bf16)); }
+
+inline void weight_words(const float *from, float *to) {
+    for (int v = 0; v < TILE; v += LANES) store16(to + v, load16(from + v));
+}
+inline void weight_words(const float *from, uint32_t *to) {
+    for (int v = 0; v < TILE; v += LANES) store16((bf16 *)to + v, load16(from + v));
 }
 
 // One query's scores of a tile become weights; its sum and its output so far are scaled to the new maximum.
@@ -137,43 +224,70 @@ inline void soften(float *scores, int64_t from, int64_t to, const AttentionShape
         for (int64_t d = 0; d < s.D; d += LANES) store16(out + d, load16(out + d) * keep);
 }
 
-template <class T>
-void attend(const T *q, const T *k_cache, const T *v_cache, const int32_t *tables, int64_t cached, int64_t first_token,
-            const Piece &piece, const float *sinks, T *y, const AttentionShape &s, Buffers &b) {
-    const int64_t group = s.H / s.KVH, queries = piece.count * group;
-    b.fit(queries, s.D);
-    const int64_t head = piece.kv_head * group;
-    for (int64_t i = 0; i < queries; i++) {
-        const T *from = q + ((first_token + piece.first + i / group) * s.H + head + i % group) * s.D;
-        for (int64_t d = 0; d < s.D; d += LANES) store16(b.q + i * s.D + d, load16(from + d));
+// What a piece reads of the cache.
+struct Range {
+    int64_t start, stop;  // positions; start is a multiple of TILE
+    Range(const Piece &piece, const int32_t *lengths, int64_t window) {
+        const int64_t first_seen = lengths[piece.row] + piece.first;
+        start = window ? std::max<int64_t>(0, first_seen + 1 - window) / TILE * TILE : 0;
+        stop = first_seen + piece.count;
     }
+};
+
+// after: the piece that this thread probably gets next.
+template <class Words, class T>
+void attend(const T *q, const T *k_cache, const T *v_cache, const int32_t *tables, const int32_t *lengths,
+            const int32_t *indptr, const Piece &piece, const Piece *after, const float *sinks, T *y, const AttentionShape &s,
+            Buffers<Words> &b) {
+    constexpr int of = Words::of;
+    const int64_t group = s.H / s.KVH, queries = piece.count * group, deep = s.D / of;
+    b.fit(queries, s.D);
+    const int64_t first_token = indptr[piece.row], head = piece.kv_head * group;
+    for (int64_t i = 0; i < queries; i++)
+        query_words(q + ((first_token + piece.first + i / group) * s.H + head + i % group) * s.D, s.D, b.q + i * deep);
     memset(b.out, 0, queries * s.D * sizeof(float));
     for (int64_t i = 0; i < queries; i++)  // a sink is a key of its head with a score and no value
         b.top[i] = sinks ? sinks[head + i % group] : LOWEST, b.total[i] = sinks ? 1 : 0;
-    const int64_t first_seen = cached + piece.first;  // position of the first query
-    const int64_t stop = first_seen + piece.count;
-    const int64_t start = s.window ? std::max<int64_t>(0, first_seen + 1 - s.window) / TILE * TILE : 0;
-    for (int64_t tile = start; tile < stop; tile += TILE) {
-        const int64_t count = std::min<int64_t>(TILE, stop - tile);
+    const int64_t first_seen = lengths[piece.row] + piece.first;  // position of the first query
+    const auto find = [&](Tile<T> &tile, const Piece &of, int64_t at, int64_t stop) {
+        tile.find(k_cache, v_cache, tables + of.row * s.table_width, at, stop, of.kv_head, s);
+    };
+    const Range range(piece, lengths, s.window);
+    Tile<T> tile, next;
+    find(tile, piece, range.start, range.stop);
+    for (int64_t at = range.start; at < range.stop; at += TILE, std::swap(tile, next)) {
+        next.count = 0;
+        if (at + TILE < range.stop) {
+            find(next, piece, at + TILE, range.stop);
+        } else if (after) {
+            const Range later(*after, lengths, s.window);
+            find(next, *after, later.start, later.stop);
+        }
         // queries before `skip` lie before the tile and see nothing of it
-        const int64_t skip = std::max<int64_t>(0, tile - first_seen) * group;
-        widen_tile(k_cache, v_cache, tables + piece.row * s.table_width, tile, count, piece.kv_head, s, b.keys, b.values);
-        float *scores = b.scores + skip * TILE;
-        product_rows<TILE / LANES>(queries - skip, b.q + skip * s.D, s.D, b.keys, TILE, s.D, scores, TILE, false);
+        const int64_t skip = std::max<int64_t>(0, at - first_seen) * group;
+        lay_out<Words>(tile, next, s.D, b.keys, b.values);
+        product_rows<Words, TILE / LANES>(queries - skip, b.q + skip * deep, deep, b.keys, TILE, deep,
+                                          b.scores + skip * TILE, TILE, false);
         for (int64_t i = skip; i < queries; i++) {
             const int64_t position = first_seen + i / group;
-            const int64_t from = s.window ? std::max<int64_t>(0, position + 1 - s.window - tile) : 0;
-            const int64_t to = std::min<int64_t>(TILE, position + 1 - tile);
+            const int64_t from = s.window ? std::max<int64_t>(0, position + 1 - s.window - at) : 0;
+            const int64_t to = std::min<int64_t>(TILE, position + 1 - at);
+            float *scores = b.scores + i * TILE;
             if (from < to)
-                soften(b.scores + i * TILE, from, to, s, b.top + i, b.total + i, b.out + i * s.D);
+                soften(scores, from, to, s, b.top + i, b.total + i, b.out + i * s.D);
             else
-                memset(b.scores + i * TILE, 0, TILE * sizeof(float));
+                memset(scores, 0, TILE * sizeof(float));
+            weight_words(scores, b.weights + i * TILE / of);
         }
+        const typename Words::Word *weights = b.weights + skip * TILE / of;
+        const int64_t inner = (tile.count + of - 1) / of;
         int64_t d = 0;
         for (; d + 4 * LANES <= s.D; d += 4 * LANES)
-            product_rows<4>(queries - skip, scores, TILE, b.values + d, s.D, TILE, b.out + skip * s.D + d, s.D, true);
+            product_rows<Words, 4>(queries - skip, weights, TILE / of, b.values + d, s.D, inner, b.out + skip * s.D + d, s.D,
+                                   true);
         for (; d < s.D; d += LANES)
-            product_rows<1>(queries - skip, scores, TILE, b.values + d, s.D, TILE, b.out + skip * s.D + d, s.D, true);
+            product_rows<Words, 1>(queries - skip, weights, TILE / of, b.values + d, s.D, inner, b.out + skip * s.D + d, s.D,
+                                   true);
     }
     for (int64_t i = 0; i < queries; i++) {
         T *to = y + ((first_token + piece.first + i / group) * s.H + head + i % group) * s.D;
@@ -182,10 +296,10 @@ void attend(const T *q, const T *k_cache, const T *v_cache, const int32_t *table
     }
 }
 
-thread_local Buffers buffers;
+template <class Words> thread_local Buffers<Words> buffers;
 thread_local std::vector<Piece> pieces;
 
-template <class T>
+template <class Words, class T>
 void paged_attention(const T *q, const T *k_cache, const T *v_cache, const int32_t *tables, const int32_t *lengths,
                      const int32_t *indptr, const float *sinks, T *y, const AttentionShape &s, int threads) {
     std::vector<Piece> &work = pieces;
@@ -203,8 +317,8 @@ void paged_attention(const T *q, const T *k_cache, const T *v_cache, const int32
     // from the back: the last pieces of a prompt see the most keys
 #pragma omp parallel num_threads(threads) if (threads > 1)
     for (size_t i; (i = next++) < work.size();) {
-        const Piece &piece = work[work.size() - 1 - i];
-        attend(q, k_cache, v_cache, tables, lengths[piece.row], indptr[piece.row], piece, sinks, y, s, buffers);
+        const Piece *piece = &work[work.size() - 1 - i], *after = i + threads < work.size() ? piece - threads : nullptr;
+        attend(q, k_cache, v_cache, tables, lengths, indptr, *piece, after, sinks, y, s, buffers<Words>);
     }
 }
 
@@ -214,11 +328,11 @@ extern "C" {
 void paged_attention_f32(const float *q, const float *k_cache, const float *v_cache, const int32_t *tables,
                          const int32_t *lengths, const int32_t *indptr, const float *sinks, float *y,
                          const AttentionShape *shape, int threads) {
-    paged_attention<float>(q, k_cache, v_cache, tables, lengths, indptr, sinks, y, *shape, threads);
+    paged_attention<Floats>(q, k_cache, v_cache, tables, lengths, indptr, sinks, y, *shape, threads);
 }
 void paged_attention_bf16(const bf16 *q, const bf16 *k_cache, const bf16 *v_cache, const int32_t *tables,
                           const int32_t *lengths, const int32_t *indptr, const float *sinks, bf16 *y,
                           const AttentionShape *shape, int threads) {
-    paged_attention<bf16>(q, k_cache, v_cache, tables, lengths, indptr, sinks, y, *shape, threads);
+    paged_attention<WordsOfBf16>(q, k_cache, v_cache, tables, lengths, indptr, sinks, y, *shape, threads);
 }
 }

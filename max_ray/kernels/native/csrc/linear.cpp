@@ -1,17 +1,14 @@
 // y = x W^T + b, from weights packed once.
 //
-// Packed layout, outputs N in panels of 16 (the last one padded with zeros), inputs K padded with a zero to an even number:
-//
-//     float   [panel][k][16]             one float a weight
-//     bf16    [panel][k / 2][16]         one 32-bit word a pair of weights: k even in the low half, k odd in the high one
-//
-// Widening a bf16 to float is then one shift or one mask of a whole vector. Every output is one chain of fused
-// multiply-adds in the order of k, whatever the number of rows: a row's result does not depend on its batch.
+// Packed layout: panels.h. Widening a bf16 to float is then one shift or one mask of a whole vector. Every output is one
+// chain of fused multiply-adds in the order of k, whatever the number of rows: a row's result does not depend on its batch.
+// (Where the processor multiplies bf16, linear_dot.cpp is faster.)
 //
 // Up to SMALL_ROWS rows use the packed weights directly, as they come from memory (the second half of the rows finds them
-// in the first cache); more rows widen a tile of weights once and use it for all of them. Threads take groups of panels from a common counter: a core that
-// is taken away for a while holds up nothing but its own group.
+// in the first cache); more rows widen a tile of weights once and use it for all of them. Threads take groups of panels
+// from a common counter: a core that is taken away for a while holds up nothing but its own group.
 #include "kernels.h"
+#include "panels.h"
 #include "scratch.h"
 #include <atomic>
 #include <omp.h>
@@ -19,9 +16,6 @@
 
 namespace {
 
-constexpr int PANEL = LANES;
-constexpr int GROUP = 4;  // panels that a thread takes at once
-constexpr int WIDTH = GROUP * PANEL;
 constexpr int SMALL_BLOCK = 28;  // rows at once: 28 accumulators with one panel; up to 14 rows take two, up to 6 four
 constexpr int SMALL_ROWS = 2 * SMALL_BLOCK;
 constexpr int SMALL_CHUNK = 256;  // inputs at once
@@ -29,30 +23,6 @@ constexpr int LARGE_BLOCK = 6;  // rows at once: 6 x 4 accumulators
 constexpr int LARGE_CHUNK = 64;  // inputs at once: a tile of 64 x 64 floats is half of the first cache
 constexpr int64_t LARGE_ROW_BYTES = 8 << 20;  // of widened rows: they are read once a group and shall stay in cache
 constexpr int PREFETCH = 1024;  // bytes ahead in a panel: 10 to 18 % faster than the processor's own prefetching alone
-template <class T> struct Packed;
-
-template <> struct Packed<float> {
-    static int64_t panel_words(int64_t K) { return K * PANEL; }
-    typedef float Word;
-    // The weights of a pair of inputs, 16 outputs each.
-    static inline void widen(const float *panel, int64_t pair, f32x16 &even, f32x16 &odd) {
-        even = load16(panel + pair * 2 * PANEL);
-        odd = load16(panel + pair * 2 * PANEL + PANEL);
-    }
-};
-
-template <> struct Packed<bf16> {
-    static int64_t panel_words(int64_t K) { return K / 2 * PANEL; }
-    typedef uint32_t Word;
-    static inline void widen(const uint32_t *panel, int64_t pair, f32x16 &even, f32x16 &odd) {
-        u32x16 both = *(const u32x16u *)(panel + pair * PANEL);
-        even = (f32x16)(both << 16);
-        odd = (f32x16)(both & 0xffff0000u);
-    }
-};
-
-// How many panels of a group that begins at output n there are.
-int64_t panels_left(int64_t N, int64_t n) { return std::min<int64_t>(GROUP, (N - n + PANEL - 1) / PANEL); }
 
 // sums [ROWS][64] += rows x weights of V panels, over `pairs` pairs of inputs.
 template <class T, int ROWS, int V>
@@ -103,21 +73,6 @@ int64_t small_pass(const typename Packed<T>::Word *const *panels, int64_t left, 
     if (left >= 2 && most <= 14)
         return small_block_of<T, 2>(M, std::make_integer_sequence<int, 14>())(panels, pairs, x, sums), 2;
     return small_block_of<T, 1>(M, std::make_integer_sequence<int, SMALL_BLOCK>())(panels, pairs, x, sums), 1;
-}
-
-// One finished row of up to 64 outputs: bias, rounding, out.
-template <class T> void write_row(const float *sums, const T *bias, T *y, int64_t count) {
-    for (int64_t n = 0; n < count; n += LANES) {
-        f32x16 value = *(const f32x16 *)(sums + n);
-        int64_t left = count - n;
-        if (left >= LANES) {
-            if (bias) value = rounded<T>(value) + load16(bias + n);
-            store16(y + n, value);
-        } else {
-            if (bias) value = rounded<T>(value) + load_part(bias + n, left);
-            store_part(y + n, value, left);
-        }
-    }
 }
 
 // A group of panels (the last one may have fewer) for all rows of a small batch.

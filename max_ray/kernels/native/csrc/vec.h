@@ -3,6 +3,9 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
 
 typedef float f32x16 __attribute__((vector_size(64)));
 typedef float f32x16u __attribute__((vector_size(64), aligned(4)));
@@ -22,6 +25,8 @@ static inline f32x16 splat(float x) { return x - f32x16{}; }
 
 static inline i32x16 splat_int(int32_t x) { return x - i32x16{}; }
 
+static inline u32x16 splat_word(uint32_t x) { return x - u32x16{}; }
+
 static inline float to_float(float x) { return x; }
 static inline float to_float(bf16 x) {
     uint32_t u = uint32_t(x.bits) << 16;
@@ -38,12 +43,25 @@ static inline u32x16 bf16_bits(f32x16 x) {
     return (rounded & ~nan) | (nan & 0x7fc0u);
 }
 
-static inline f32x16 load16(const float *p) { return *(const f32x16u *)p; }
-static inline f32x16 load16(const bf16 *p) {
-    return (f32x16)(__builtin_convertvector(*(const u16x16u *)p, u32x16) << 16);
+// 16 halves as words. (GCC's own conversion goes by 8 words on some processors.)
+static inline u32x16 load_words(const bf16 *p) {
+#ifdef __AVX512F__
+    return (u32x16)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
+#else
+    return __builtin_convertvector(*(const u16x16u *)p, u32x16);
+#endif
 }
+
+static inline f32x16 load16(const float *p) { return *(const f32x16u *)p; }
+static inline f32x16 load16(const bf16 *p) { return (f32x16)(load_words(p) << 16); }
 static inline void store16(float *p, f32x16 x) { *(f32x16u *)p = x; }
-static inline void store16(bf16 *p, f32x16 x) { *(u16x16u *)p = __builtin_convertvector(bf16_bits(x), u16x16); }
+static inline void store16(bf16 *p, f32x16 x) {
+#ifdef __AVX512F__
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16((__m512i)bf16_bits(x)));
+#else
+    *(u16x16u *)p = __builtin_convertvector(bf16_bits(x), u16x16);
+#endif
+}
 
 // The first n < 16 elements; the others are 0 and stay unwritten.
 template <class T> static inline f32x16 load_part(const T *p, int64_t n) {
@@ -100,24 +118,37 @@ static inline f32x16 vexp(f32x16 x) {
     return (f32x16)((i32x16)scaled & (i32x16)(x >= splat(-87.0f)));
 }
 
-// 16 rows of 16 words, turned: `in` becomes the columns of `to`.
+// 16 rows of 16 words, turned: `in` becomes the columns of `to`. Patterns that are one unpacking instruction each.
 static inline void transpose16(const f32x16 in[16], float *to, int64_t to_stride) {
     f32x16 a[16], b[16];
-    const i32x16 lo1 = {0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30};
-    const i32x16 hi1 = {1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31};
-    const i32x16 lo2 = {0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29};
-    const i32x16 hi2 = {2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31};
-    const i32x16 lo4 = {0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27};
-    const i32x16 hi4 = {4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31};
-    const i32x16 lo8 = {0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23};
-    const i32x16 hi8 = {8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31};
-    for (int i = 0; i < 16; i += 2)
-        a[i] = __builtin_shuffle(in[i], in[i + 1], lo1), a[i + 1] = __builtin_shuffle(in[i], in[i + 1], hi1);
-    for (int i = 0; i < 16; i++)
-        if (!(i & 2)) b[i] = __builtin_shuffle(a[i], a[i + 2], lo2), b[i + 2] = __builtin_shuffle(a[i], a[i + 2], hi2);
-    for (int i = 0; i < 16; i++)
-        if (!(i & 4)) a[i] = __builtin_shuffle(b[i], b[i + 4], lo4), a[i + 4] = __builtin_shuffle(b[i], b[i + 4], hi4);
-    for (int i = 0; i < 16; i++)
-        if (!(i & 8)) b[i] = __builtin_shuffle(a[i], a[i + 8], lo8), b[i + 8] = __builtin_shuffle(a[i], a[i + 8], hi8);
-    for (int i = 0; i < 16; i++) store16(to + i * to_stride, b[i]);
+    const i32x16 low_words = {0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29};
+    const i32x16 high_words = {2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31};
+    const i32x16 low_pairs = {0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29};
+    const i32x16 high_pairs = {2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31};
+    const i32x16 even_quarters = {0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27};
+    const i32x16 odd_quarters = {4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31};
+#pragma GCC unroll 8
+    for (int i = 0; i < 16; i += 2) {
+        a[i] = __builtin_shuffle(in[i], in[i + 1], low_words);
+        a[i + 1] = __builtin_shuffle(in[i], in[i + 1], high_words);
+    }
+    // b[4q + c]: column 4l + c of rows 4q .. 4q + 3 in quarter l
+#pragma GCC unroll 4
+    for (int q = 0; q < 16; q += 4) {
+        b[q] = __builtin_shuffle(a[q], a[q + 2], low_pairs);
+        b[q + 1] = __builtin_shuffle(a[q], a[q + 2], high_pairs);
+        b[q + 2] = __builtin_shuffle(a[q + 1], a[q + 3], low_pairs);
+        b[q + 3] = __builtin_shuffle(a[q + 1], a[q + 3], high_pairs);
+    }
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; c++) {
+        const f32x16 even_top = __builtin_shuffle(b[c], b[4 + c], even_quarters);  // columns c and 8 + c, rows 0 .. 7
+        const f32x16 odd_top = __builtin_shuffle(b[c], b[4 + c], odd_quarters);  // columns 4 + c and 12 + c
+        const f32x16 even_bottom = __builtin_shuffle(b[8 + c], b[12 + c], even_quarters);
+        const f32x16 odd_bottom = __builtin_shuffle(b[8 + c], b[12 + c], odd_quarters);
+        store16(to + c * to_stride, __builtin_shuffle(even_top, even_bottom, even_quarters));
+        store16(to + (8 + c) * to_stride, __builtin_shuffle(even_top, even_bottom, odd_quarters));
+        store16(to + (4 + c) * to_stride, __builtin_shuffle(odd_top, odd_bottom, even_quarters));
+        store16(to + (12 + c) * to_stride, __builtin_shuffle(odd_top, odd_bottom, odd_quarters));
+    }
 }
