@@ -1,0 +1,44 @@
+"""The C++ kernels as other processors get them: compiled without this one's instructions, held against the same tests.
+
+python -m pytest -m slow tests/kernels/test_older_processors.py
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from max_ray.kernels import native
+
+HERE = Path(__file__).parent
+FILES = ["test_native.py", "test_quantized.py", "test_sinks.py", "test_paged_attention.py", "test_tape.py"]
+MAIN = """
+import sys
+import pytest
+from max_ray.kernels.native import build
+build._FLAGS = tuple(sys.argv[1] if flag == "-march=native" else flag for flag in build._FLAGS)
+loaded = build.library()
+assert loaded is not None, "it was not built"
+print("products of bfloat16:", loaded.has_bf16_products(), "of bytes:", loaded.has_int8_products())
+sys.exit(pytest.main(["-q", "--no-header", "--tb=short", "-p", "no:cacheprovider", *sys.argv[2:]]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(native.library() is None, reason="no C++ compiler on this machine")
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the flags are x86's")
+@pytest.mark.parametrize("flag", ["-march=x86-64-v3", "-march=skylake-avx512"])
+def test_without_later_instructions(flag: str, tmp_path: Path) -> None:
+    if flag == "-march=skylake-avx512" and " avx512bw " not in Path("/proc/cpuinfo").read_text():
+        pytest.skip("this processor has no AVX-512")
+    command = [sys.executable, "-c", MAIN, flag, *(str(HERE / name) for name in FILES)]
+    environment = os.environ | {"MAX_RAY_CACHE_DIR": str(tmp_path)}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout[-10_000:] + result.stderr[-5_000:]
+    assert "products of bfloat16: 0 of bytes: 0" in result.stdout
