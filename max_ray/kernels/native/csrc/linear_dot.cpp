@@ -22,13 +22,22 @@ namespace {
 constexpr int CHUNK = 128;  // inputs at once: four panels of them are 16 KiB; 256 and 512 were up to 15 % slower at 16 rows
 constexpr int WORDS = CHUNK / 2 + ROW_PAD;  // of a row in a tile
 constexpr int64_t ROW_BYTES = 4 << 20;  // of rows: they are read once a group and shall stay in cache
-constexpr int PREFETCH = 1024;  // bytes ahead in a panel
+constexpr int LINES_AHEAD = 16;  // in a panel that is read once
 
-// sums [ROWS][64] += rows x weights of V panels, over `pairs` pairs of inputs. ahead: bytes to prefetch ahead in a panel.
+// What a block brings nearer meanwhile: lines of each panel, one after another from `from` on, a part of a line a pair.
+struct Ahead {
+    const uint32_t *from[GROUP];
+    int64_t first, step;  // in 256ths of a line
+};
+
+// sums [ROWS][64] += rows x weights of V panels, over `pairs` pairs of inputs.
 template <int ROWS, int V>
-void block(const uint32_t *const *panels, int64_t pairs, int64_t ahead, const uint32_t *x, float *sums) {
+void block(const uint32_t *const *panels, int64_t pairs, const Ahead &ahead, const uint32_t *x, float *sums) {
     const uint32_t *from[V];
-    for (int v = 0; v < V; v++) from[v] = panels[v];
+    const uint32_t *later[V];
+    for (int v = 0; v < V; v++) from[v] = panels[v], later[v] = ahead.from[v];
+    int64_t line = ahead.first;
+    const int64_t step = ahead.step;
     f32x16 acc[ROWS][V];
 #pragma GCC unroll 32
     for (int m = 0; m < ROWS; m++)
@@ -39,8 +48,9 @@ void block(const uint32_t *const *panels, int64_t pairs, int64_t ahead, const ui
 #pragma GCC unroll 4
         for (int v = 0; v < V; v++) {
             weights[v] = *(const u32x16u *)(from[v] + p * PANEL);
-            __builtin_prefetch((const char *)(from[v] + p * PANEL) + ahead);
+            __builtin_prefetch(later[v] + (line >> 8) * PANEL);
         }
+        line += step;
 #pragma GCC unroll 32
         for (int m = 0; m < ROWS; m++) {
             const u32x16 inputs = splat_word(x[m * WORDS + p]);
@@ -54,43 +64,50 @@ void block(const uint32_t *const *panels, int64_t pairs, int64_t ahead, const ui
         for (int v = 0; v < V; v++) *(f32x16 *)(sums + m * WIDTH + v * LANES) = acc[m][v];
 }
 
-using Block = void (*)(const uint32_t *const *, int64_t, int64_t, const uint32_t *, float *);
+using Block = void (*)(const uint32_t *const *, int64_t, const Ahead &, const uint32_t *, float *);
 
 template <int V, int... ROWS> Block block_of(int64_t rows, std::integer_sequence<int, ROWS...>) {
     static const Block table[] = {block<ROWS + 1, V>...};
     return table[rows - 1];
 }
 
-// V of `count` panels at a time for all rows; gives how many panels were taken.
+// V of `count` panels at a time for all rows; gives how many panels were taken. next: what follows this chunk of each.
 template <int V>
-int64_t passes(const uint32_t *const *panels, int64_t count, int64_t pairs, const uint32_t *x, int64_t M, float *sums) {
+int64_t passes(const uint32_t *const *panels, const uint32_t *const *next, int64_t count, int64_t pairs, const uint32_t *x,
+               int64_t M, float *sums) {
     constexpr int MOST = V == 4 ? 6 : V == 2 ? 13 : 28;  // rows that V panels leave registers for
     const int64_t blocks = (M + MOST - 1) / MOST;
     int64_t v = 0;
-    for (; v + V <= count; v += V)
+    for (; v + V <= count; v += V) {
+        Ahead ahead;
+        for (int i = 0; i < V; i++) ahead.from[i] = blocks == 1 ? panels[v + i] : next[v + i];
+        ahead.step = 256 / blocks;
         for (int64_t b = 0; b < blocks; b++) {
             const int64_t from = M * b / blocks, rows = M * (b + 1) / blocks - from;
-            const bool is_last = b > 0 && b + 1 == blocks;
-            const int64_t ahead = is_last ? pairs * PANEL * int64_t(sizeof(uint32_t)) : b == 0 ? PREFETCH : 0;
+            ahead.first = blocks == 1 ? 256 * LINES_AHEAD : pairs * b * ahead.step;
             block_of<V>(rows, std::make_integer_sequence<int, MOST>())(panels + v, pairs, ahead, x + from * WORDS,
                                                                         sums + from * WIDTH + v * LANES);
         }
+    }
     return v;
 }
 
-// A group of panels (the last one may have fewer) for all rows.
-void group(const uint32_t *packed, const uint32_t *tiles, int64_t M, int64_t K, int64_t N, int64_t n, const bf16 *bias,
-           bf16 *y, float *sums) {
+// A group of panels (the last one may have fewer) for all rows. later: the output at which this thread probably goes on.
+void group(const uint32_t *packed, const uint32_t *tiles, int64_t M, int64_t K, int64_t N, int64_t n, int64_t later,
+           const bf16 *bias, bf16 *y, float *sums) {
     const int64_t words = Packed<bf16>::panel_words(round_up(K, 2)), count = panels_left(N, n);
     memset(sums, 0, M * WIDTH * sizeof(float));
     for (int64_t k = 0, c = 0; k < K; k += CHUNK, c++) {
         const int64_t pairs = round_up(std::min<int64_t>(CHUNK, K - k), 2) / 2;
-        const uint32_t *panels[GROUP];
-        for (int64_t v = 0; v < count; v++) panels[v] = packed + (n / PANEL + v) * words + Packed<bf16>::panel_words(k);
+        const uint32_t *panels[GROUP], *next[GROUP];
+        for (int64_t v = 0; v < count; v++) {
+            panels[v] = packed + (n / PANEL + v) * words + Packed<bf16>::panel_words(k);
+            next[v] = k + CHUNK < K || later + v * PANEL >= N ? panels[v] + pairs * PANEL : packed + (later / PANEL + v) * words;
+        }
         const uint32_t *x = tiles + c * M * WORDS;
-        int64_t v = passes<4>(panels, count, pairs, x, M, sums);
-        v += passes<2>(panels + v, count - v, pairs, x, M, sums + v * LANES);
-        passes<1>(panels + v, count - v, pairs, x, M, sums + v * LANES);
+        int64_t v = passes<4>(panels, next, count, pairs, x, M, sums);
+        v += passes<2>(panels + v, next + v, count - v, pairs, x, M, sums + v * LANES);
+        passes<1>(panels + v, next + v, count - v, pairs, x, M, sums + v * LANES);
     }
     for (int64_t m = 0; m < M; m++)
         write_row(sums + m * WIDTH, bias ? bias + n : nullptr, y + m * N + n, std::min<int64_t>(WIDTH, N - n));
@@ -119,7 +136,8 @@ void linear_some(const bf16 *x, int64_t x_stride, int64_t M, int64_t K, const ui
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         float *sums = thread_sums.get(M * WIDTH);
-        for (int64_t at; (at = next++) < groups;) group(packed, tiles, M, K, N, at * WIDTH, bias, y, sums);
+        for (int64_t at; (at = next++) < groups;) 
+            group(packed, tiles, M, K, N, at * WIDTH, (at + threads) * WIDTH, bias, y, sums);
     }
 }
 
