@@ -244,14 +244,10 @@ def paged_attention(
     logit_softcap: scores s become logit_softcap * tanh(s / logit_softcap), after `scale` and before the softmax
         (Gemma Team 2024, "Gemma 2", section 2); positive.
     sinks: [H], a score beside those of the keys in the softmax of each head, without a value (gpt-oss, OpenAI 2025);
-        not together with a soft cap. The torch twin serves all devices then: it waits for a GPU in every step.
+        not together with a soft cap.
     """
     options: dict[str, Any] = {"scale": scale, "sliding_window": sliding_window, "logit_softcap": logit_softcap}
-    twin = _twin(q)
-    if sinks is not None:
-        twin = cpu if q.is_cuda else twin
-        options["sinks"] = sinks
-    result: torch.Tensor = twin.paged_attention(q, k_cache, v_cache, kv, qo_indptr, **options)
+    result: torch.Tensor = _twin(q).paged_attention(q, k_cache, v_cache, kv, qo_indptr, **options, sinks=sinks)
     return result
 
 

@@ -80,7 +80,9 @@ def paged_attention(
     scale: float,
     sliding_window: int | None,
     logit_softcap: float | None,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
+    assert sinks is None or logit_softcap is None, "sinks and a soft cap together are not there"
     _check_cache(q, k_cache)
     _check_cache(q, v_cache)
     num_rows = len(kv.cache_lengths)
@@ -91,7 +93,7 @@ def paged_attention(
     if len(q) == 0:
         return out
     units = score_units(scale, logit_softcap)
-    call = _Call(unit_stride(q), k_cache, v_cache, kv, qo_indptr, out, *units, sliding_window or 0)
+    call = _Call(unit_stride(q), k_cache, v_cache, kv, qo_indptr, sinks, out, *units, sliding_window or 0)
     is_mixed = len(q) > num_rows
     with on_device_of(q):
         call.decode(only_single=is_mixed)
@@ -115,6 +117,7 @@ class _Call:
     v_cache: torch.Tensor
     kv: KVCacheInputs
     qo_indptr: torch.Tensor
+    sinks: torch.Tensor | None
     out: torch.Tensor
     scale: float
     softcap: float
@@ -125,15 +128,21 @@ class _Call:
         return self.q.shape[1] // self.k_cache.shape[2]
 
     def _tensors(self) -> tuple[torch.Tensor, ...]:
-        kv = self.kv
-        return (self.q, self.k_cache, self.v_cache, kv.block_tables, kv.cache_lengths, self.qo_indptr, self.out)
+        kv, sinks = self.kv, self.q if self.sinks is None else unit_stride(self.sinks)
+        rows = (kv.block_tables, kv.cache_lengths, self.qo_indptr)
+        return (self.q, self.k_cache, self.v_cache, *rows, sinks, self.out)
 
     def _strides(self) -> tuple[int, ...]:
         return (self.q.stride(0), self.q.stride(1), self.kv.block_tables.stride(0), self.k_cache.stride(1))
 
     def _constants(self, tile: _Tile) -> dict[str, Any]:
         head_dim = self.q.shape[2]
-        sizes = {"GROUP": self._group, "WINDOW": self.window, "SOFTCAP": self.softcap}
+        sizes = {
+            "GROUP": self._group,
+            "WINDOW": self.window,
+            "SOFTCAP": self.softcap,
+            "HAS_SINKS": self.sinks is not None,
+        }
         sizes |= {"PAGE_SIZE": self.kv.page_size, "HEAD_DIM": head_dim}
         blocks = {"BLOCK_M": tile.lines, "BLOCK_N": tile.keys, "BLOCK_D": padded(head_dim, 16)}
         return sizes | blocks | {"num_warps": tile.num_warps, "num_stages": tile.num_stages}

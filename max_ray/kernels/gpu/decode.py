@@ -6,7 +6,7 @@ keys and values are read once for all of them. How many keys a split has follows
 a captured graph serves rows of all lengths. With one split the result is written at once, and nothing is merged.
 
 Partial results, float32: acc [B, H, splits, D] and largest, total [B, H, splits]; a split without keys writes only
-largest = -inf.
+largest = -inf. The first split, which always has keys, begins with the sinks where there are some.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from max_ray.kernels.gpu.attend import attend, empty_state
+from max_ray.kernels.gpu.attend import attend, empty_state, sink_state
 
 
 @triton.jit
@@ -34,6 +34,7 @@ def decode_kernel(
     block_tables,
     cache_lengths,
     qo_indptr,
+    sinks,
     out,
     partial_acc,
     partial_largest,
@@ -49,6 +50,7 @@ def decode_kernel(
     NUM_SPLITS: tl.constexpr,
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
+    HAS_SINKS: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -66,7 +68,10 @@ def decode_kernel(
         token_q = q + tl.cast(token, tl.int64) * q_token_stride
         queries = tl.load(token_q + head[:, None] * q_head_stride + dim[None, :], mask=mask, other=0.0)
         positions = tl.zeros([BLOCK_M], dtype=tl.int32) + num_keys - 1
-        acc, largest, total = empty_state(BLOCK_M, BLOCK_D)
+        if HAS_SINKS:
+            acc, largest, total = sink_state(sinks, head, line < tl.where(split == 0, GROUP, 0), BLOCK_M, BLOCK_D)
+        else:
+            acc, largest, total = empty_state(BLOCK_M, BLOCK_D)
         acc, largest, total = attend(
             acc, largest, total, queries, positions, first, last, block_tables + row * table_stride,
             k_cache + kv_head * HEAD_DIM, v_cache + kv_head * HEAD_DIM, token_stride, scale,

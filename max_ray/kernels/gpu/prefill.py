@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from max_ray.kernels.gpu.attend import attend, empty_state
+from max_ray.kernels.gpu.attend import attend, empty_state, sink_state
 
 
 @triton.jit
@@ -34,6 +34,7 @@ def prefill_kernel(
     block_tables,
     cache_lengths,
     qo_indptr,
+    sinks,
     out,
     q_token_stride,
     q_head_stride,
@@ -46,6 +47,7 @@ def prefill_kernel(
     SKIP_SINGLE: tl.constexpr,
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
+    HAS_SINKS: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_Q: tl.constexpr,
@@ -75,7 +77,10 @@ def prefill_kernel(
     seen_by_all = first if WINDOW > 0 else seen_by_first // BLOCK_N * BLOCK_N
     table = block_tables + row.to(tl.int64) * table_stride
     keys, values = k_cache + kv_head * HEAD_DIM, v_cache + kv_head * HEAD_DIM
-    acc, largest, total = empty_state(BLOCK_M, BLOCK_D)
+    if HAS_SINKS:
+        acc, largest, total = sink_state(sinks, head, line < BLOCK_Q * GROUP, BLOCK_M, BLOCK_D)
+    else:
+        acc, largest, total = empty_state(BLOCK_M, BLOCK_D)
     if WINDOW == 0:
         acc, largest, total = attend(
             acc, largest, total, queries, cached + query, first, seen_by_all, table, keys, values, token_stride,
