@@ -253,8 +253,8 @@ def paged_attention(
 
 def append_latent(latent: torch.Tensor, cache: torch.Tensor, slot_mapping: torch.Tensor) -> None:
     """Writes latent [T, C] into a cache of latents [num_blocks, page_size, 1, C], in place. slot_mapping: as of
-    `append_paged_kv_cache`. The torch twin serves all devices."""
-    cpu.append_latent(latent, cache, slot_mapping)
+    `append_paged_kv_cache`. On a CPU the torch twin serves."""
+    _twin(latent).append_latent(latent, cache, slot_mapping)
 
 
 def latent_attention(
@@ -265,9 +265,10 @@ def latent_attention(
 
     cache: [num_blocks, page_size, 1, L + R], a token's latent and its rotated rope key. up: [H, P + V, L]; head h has
     the key [up[h, :P] latent | rope key] and the value up[h, P:] latent. scale: multiplies q k^T.
-    The torch twin serves all devices; a Triton twin is not there yet.
+    On a CPU the torch twin serves.
     """
-    return cpu.latent_attention(q, cache, kv, qo_indptr, up=up, scale=scale)
+    result: torch.Tensor = _twin(q).latent_attention(q, cache, kv, qo_indptr, up=up, scale=scale)
+    return result
 
 
 def quantized_linear(x: torch.Tensor, weight: PackedMatrix, out: torch.Tensor | None = None) -> torch.Tensor:

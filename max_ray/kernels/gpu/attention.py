@@ -57,15 +57,15 @@ def prefill_tile(group: int, head_dim: int, element_size: int) -> _Tile:
 
 
 @cache
-def _num_processors(device: torch.device) -> int:
+def num_processors(device: torch.device) -> int:
     if device.type != "cuda":
         return 8  # the interpreter: enough for tests to see several splits
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
-def num_splits(num_rows: int, num_kv_heads: int, longest: int, num_processors: int) -> int:
+def num_splits(num_rows: int, num_kv_heads: int, longest: int, processors: int) -> int:
     """A power of two: enough programs for the GPU, not so many that a split has too few keys."""
-    wanted = -(-_PROGRAMS_A_PROCESSOR * num_processors // (num_rows * num_kv_heads))
+    wanted = -(-_PROGRAMS_A_PROCESSOR * processors // (num_rows * num_kv_heads))
     splits = max(1, min(wanted, longest // _LEAST_KEYS_A_SPLIT, _MOST_SPLITS))
     return 1 << (splits.bit_length() - 1)
 
@@ -152,7 +152,7 @@ class _Call:
         num_heads, head_dim = self.q.shape[1:]
         num_rows, num_kv_heads = len(self.kv.cache_lengths), self.k_cache.shape[2]
         longest = min(self.kv.max_kv_length, self.window) if self.window else self.kv.max_kv_length
-        splits = num_splits(num_rows, num_kv_heads, longest, _num_processors(self.q.device))
+        splits = num_splits(num_rows, num_kv_heads, longest, num_processors(self.q.device))
         shape = (num_rows, num_heads, splits) if splits > 1 else (1, 1, 1)
         acc = torch.empty((*shape, head_dim), dtype=torch.float32, device=self.q.device)
         largest, total = torch.empty((2, *shape), dtype=torch.float32, device=self.q.device)

@@ -44,7 +44,7 @@ def test_a_gpu_without_triton_gets_the_torch_twins_and_a_warning(
     assert "triton is not installed" in caplog.text
 
 
-TORCH_ONLY = {"append_latent", "latent_attention", "quantized_rows"}  # one twin for all devices
+TORCH_ONLY = {"quantized_rows"}  # one twin for all devices
 CPU_ONLY = {"argmax", "decode_slots", "gather_rows", "positions", "quantized_linear"}  # a GPU has torch's own
 
 
