@@ -16,7 +16,7 @@ from max_ray.interfaces import KVCacheInputs
 from max_ray.kernels import cpu, gpu
 from max_ray.kernels.gpu import latent as implementation
 
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
 SCALE = 0.2
 
 
@@ -98,34 +98,34 @@ MIXED = [(7, 1), (4, 0), (0, 9), (5, 3), (0, 1), (0, 0), (130, 1), (33, 40)]
 
 
 @pytest.mark.parametrize("page_size", [1, 16])
-def test_decode_at_page_borders(page_size: int) -> None:
+def test_latent_decode_at_page_borders(page_size: int) -> None:
     check(make_batch([(length - 1, 1) for length in (1, 15, 16, 17, 33, 65)], page_size=page_size))
 
 
 @pytest.mark.parametrize("page_size", [1, 16])
-def test_prefill_at_page_borders(page_size: int) -> None:
+def test_latent_prefill_at_page_borders(page_size: int) -> None:
     check(make_batch([(0, length) for length in (2, 15, 16, 17, 70)], page_size=page_size))
 
 
 @pytest.mark.parametrize("cached", [1, 15, 16, 17, 64, 65])
-def test_a_chunk_behind_a_cached_prefix(cached: int) -> None:
+def test_latent_chunk_behind_a_cached_prefix(cached: int) -> None:
     check(make_batch([(cached, 18), (3, 2)]))
 
 
 @pytest.mark.parametrize(("rows", "dtype"), [(MIXED, torch.float32), (MIXED[::-1], torch.bfloat16)])
-def test_prefill_chunk_decode_and_empty_rows_share_a_batch(rows: Sequence[tuple[int, int]], dtype: torch.dtype) -> None:
+def test_latents_of_prefill_chunk_decode_and_empty_rows(rows: Sequence[tuple[int, int]], dtype: torch.dtype) -> None:
     check(make_batch(rows, dtype=dtype))
 
 
 @pytest.mark.parametrize("rows", [[(3, 0)], [(0, 1)], [(0, 0), (5, 1), (0, 0)], [(0, 0), (5, 2), (9, 1), (1, 0)]])
-def test_few_tokens(rows: Sequence[tuple[int, int]]) -> None:
+def test_latents_of_few_tokens(rows: Sequence[tuple[int, int]]) -> None:
     """More rows than tokens too: the decode kernel then takes rows of several queries."""
     check(make_batch(rows))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("heads", [1, 3, 16, 17, 65])
-def test_heads(heads: int, dtype: torch.dtype) -> None:
+def test_latent_heads(heads: int, dtype: torch.dtype) -> None:
     """65 are more than one program takes, in two blocks of which the second has one less."""
     check(make_batch([(5, 1), (0, 20), (3, 4), (9, 1)], heads=heads, dtype=dtype))
 
@@ -135,12 +135,12 @@ WIDTHS = [Shape(64, 32, 16, 16), Shape(24, 8), Shape(40, 20, 7, 33), Shape(5, 2,
 
 @pytest.mark.parametrize("shape", WIDTHS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float32, marks=pytest.mark.slow)])
-def test_widths(shape: Shape, dtype: torch.dtype) -> None:
+def test_latent_widths(shape: Shape, dtype: torch.dtype) -> None:
     check(make_batch([(37, 1), (0, 5), (3, 1)], shape=shape, dtype=dtype, heads=2))
 
 
 @pytest.mark.parametrize("splits", [2, 8, pytest.param(128, marks=pytest.mark.slow)])
-def test_splits_beyond_a_rows_keys_count_nothing(splits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_latent_splits_beyond_a_rows_keys_count_nothing(splits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     force_splits(monkeypatch, splits)
     check(make_batch([(0, 1), (300, 1)], heads=2))
     check(make_batch([(0, 1), (129, 1), (0, 9), (0, 0)], heads=2))
@@ -169,14 +169,14 @@ def test_a_prompt_in_chunks_is_near_to_the_whole_one() -> None:
         torch.testing.assert_close(run(gpu, part), whole[start:stop], atol=1e-5, rtol=1e-5)
 
 
-def test_queries_may_be_a_view_of_a_projection() -> None:
+def test_latent_queries_may_be_a_view_of_a_projection() -> None:
     batch = make_batch([(5, 1), (0, 6)])
     batch.q = torch.randn(7, 9, 28)[:, 2:5]
     check(batch)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_append(dtype: torch.dtype) -> None:
+def test_append_latent(dtype: torch.dtype) -> None:
     latent = torch.randn(5, 50).to(dtype)[:, 3:43]
     slots = torch.tensor([9, 0, 17, 4, 31])
     expected, actual = torch.zeros(8, 4, 1, 40, dtype=dtype), torch.zeros(8, 4, 1, 40, dtype=dtype)
@@ -211,7 +211,7 @@ def test_tiles_of_gpus_with_less_shared_memory(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("seed", [*range(4), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(4, 16))])
-def test_random_ragged_batches(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_latents_of_random_ragged_batches(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(seed)
 
     def number(below: int) -> int:

@@ -29,14 +29,14 @@ def check(batch: Batch, sinks: torch.Tensor, window: int | None = None) -> torch
 
 @pytest.mark.parametrize("window", [None, 1, 17])
 @pytest.mark.parametrize("page_size", [1, 16])
-def test_decode_at_page_borders(page_size: int, window: int | None) -> None:
+def test_sinks_in_decode_at_page_borders(page_size: int, window: int | None) -> None:
     rows = [(length - 1, 1) for length in (1, 15, 16, 17, 33, 70)]
     check(make_batch(rows, page_size=page_size, heads=(4, 2)), torch.randn(4), window)
 
 
 @pytest.mark.parametrize("window", [None, 5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_prefill_chunk_decode_and_empty_rows_share_a_batch(dtype: torch.dtype, window: int | None) -> None:
+def test_sinks_of_prefill_chunk_decode_and_empty_rows(dtype: torch.dtype, window: int | None) -> None:
     check(make_batch(MIXED, page_size=16, dtype=dtype), torch.randn(4).to(dtype), window)
 
 
@@ -45,7 +45,7 @@ def test_each_head_has_its_own_sink(heads: tuple[int, int]) -> None:
     check(make_batch([(5, 1), (0, 30), (3, 4), (9, 1)], heads=heads, page_size=16), torch.randn(heads[0]) * 3)
 
 
-def test_rows_of_several_queries_in_the_decode_kernel() -> None:
+def test_sinks_of_rows_of_several_queries_in_the_decode_kernel() -> None:
     check(make_batch([(0, 0), (5, 2), (9, 1), (1, 0)]), torch.randn(4))
 
 
@@ -87,7 +87,7 @@ def test_a_soft_cap_beside_sinks_is_refused() -> None:
 
 
 @pytest.mark.parametrize("seed", [*range(3), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(3, 12))])
-def test_random_ragged_batches(seed: int) -> None:
+def test_sinks_of_random_ragged_batches(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
 
     def number(below: int) -> int:
