@@ -261,7 +261,8 @@ def latent_attention(
     q: torch.Tensor, cache: torch.Tensor, kv: KVCacheInputs, qo_indptr: torch.Tensor, *, up: torch.Tensor, scale: float
 ) -> torch.Tensor:
     """Causal attention of H heads over a paged cache of latents that they share (DeepSeek-AI 2024, "DeepSeek-V2",
-    section 2.1): q [T, H, P + R] -> [T, H, V]. Rows as in `paged_attention`.
+    section 2.1): q [T, H, P + R] -> [T, H, V]. Rows as in `paged_attention`; kv.slot_mapping: where the
+    T tokens are.
 
     cache: [num_blocks, page_size, 1, L + R], a token's latent and its rotated rope key. up: [H, P + V, L]; head h has
     the key [up[h, :P] latent | rope key] and the value up[h, P:] latent. scale: multiplies q k^T.

@@ -1,9 +1,13 @@
-"""Attention over a paged cache of latents that all heads share, absorbed: W_uk goes into the queries and W_uv into the
-result, by products of a matrix a head, and the kernels between see one key head of L + R numbers.
+"""Attention over a paged cache of latents that all heads share, in two ways that are put together.
+
+Absorbed, for the one query of a decode row, and for what a prompt's chunk sees of the cache before it: W_uk goes into
+the queries and W_uv into the result, by products of a matrix a head, and the kernels between see one key head of L + R
+numbers. Expanded, for what the new tokens of a prompt or chunk see of one another: keys and values of every head are
+made from the step's latents, which takes less than a third of the multiplications a pair (DeepSeek-V3's sizes).
 
 As in `attention`, the host never waits for the device, and the choice of launches depends on shapes and
-`kv.max_kv_length` alone. All rows are absorbed, prompts too, although that is about 3.4 times the multiplications of
-keys and values made for every head (DeepSeek-V3's sizes): how many keys a row has is the device's knowledge.
+`kv.max_kv_length` alone. What a step may have in the cache is therefore computed in every step with prompts, also where
+the device finds nothing there, unless the rows' lengths cannot be what they are but for whole prompts.
 """
 
 from __future__ import annotations
@@ -13,11 +17,13 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 
 from max_ray.kernels.gpu.attend import score_units
 from max_ray.kernels.gpu.attention import num_processors
 from max_ray.kernels.gpu.decode import merge_kernel
-from max_ray.kernels.gpu.latent_kernels import latent_decode_kernel, latent_prefill_kernel
+from max_ray.kernels.gpu.latent_expanded import expanded_kernel
+from max_ray.kernels.gpu.latent_kernels import latent_decode_kernel, latent_prefix_kernel
 from max_ray.kernels.gpu.launch import on_device_of, padded, unit_stride, warps_for
 from max_ray.kernels.gpu.paged_cache import append_latent_kernel, check_cache
 
@@ -78,10 +84,20 @@ def decode_tile(num_heads: int, latent_dim: int, element_size: int, widest: int)
     return Tile(heads, lines, keys=32, num_warps=8, num_stages=5 if widest == 64 else 3)
 
 
-def prefill_tile(num_heads: int, latent_dim: int, element_size: int, widest: int) -> Tile:
+def prefix_tile(num_heads: int, latent_dim: int, element_size: int, widest: int) -> Tile:
     """As many queries as fill the lines."""
     lines = most_lines(latent_dim, element_size, widest)
     return Tile(heads_a_program(num_heads, lines), lines, keys=lines, num_warps=8, num_stages=3)
+
+
+def expanded_tile(plain_dim: int, value_dim: int, element_size: int, widest: int) -> Tile:
+    """As of the prefill kernel: the largest tiles of one head's queries that stay in the registers."""
+    width = max(padded(plain_dim), padded(value_dim))
+    if element_size > 2:
+        return Tile(1, max(_LEAST_LINES, min(64, 2**11 // width)), keys=16, num_warps=4, num_stages=2)
+    if width <= 128 and widest == 64:
+        return Tile(1, lines=128, keys=64, num_warps=8, num_stages=3)
+    return Tile(1, lines=64, keys=32, num_warps=4 if width <= 128 else 8, num_stages=2)
 
 
 def num_splits(num_tokens: int, num_heads: int, heads: int, longest: int, processors: int) -> int:
@@ -119,17 +135,13 @@ def latent_attention(
     assert kv.block_tables.stride(-1) == 1, "a row's blocks are not contiguous"
     if num_tokens == 0:
         return q.new_empty(0, num_heads, up.shape[1] - plain_dim)
-    q = unit_stride(q)
-    q_latent = torch.bmm(q[..., :plain_dim].transpose(0, 1), up[:, :plain_dim])  # [H, T, L]
-    attended = torch.empty(num_tokens, num_heads, latent_dim, dtype=q.dtype, device=q.device)
-    units, _ = score_units(scale, None)
-    call = _Call(q_latent.transpose(0, 1), q[..., plain_dim:], cache, kv, qo_indptr, attended, units)
-    is_mixed = num_tokens > num_rows
+    call = _Call(unit_stride(q), cache, kv, qo_indptr, up, plain_dim, score_units(scale, None)[0])
     with on_device_of(q):
-        call.decode(only_single=is_mixed)
-        if is_mixed:
-            call.prefill()
-    return torch.bmm(attended.transpose(0, 1), up[:, plain_dim:].mT).transpose(0, 1)
+        if num_tokens <= num_rows:
+            return call.absorbed(only_single=False)[0]
+        if num_tokens == num_rows * kv.max_kv_length:  # all are as long as the longest, and all of their tokens are new
+            return call.expanded(q.new_empty(num_tokens, num_heads, up.shape[1] - plain_dim), None)
+        return call.expanded(*call.absorbed(only_single=True))
 
 
 def _row_of_token(kv: KVCacheInputs, qo_indptr: torch.Tensor, num_tokens: int) -> torch.Tensor:
@@ -144,64 +156,105 @@ def _row_of_token(kv: KVCacheInputs, qo_indptr: torch.Tensor, num_tokens: int) -
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """Arguments of one call. q_latent [T, H, L], q_rope [T, H, R]; out: [T, H, L]. scale: of `score_units`."""
+    """Arguments of one call. q: [T, H, P + R]. up: [H, P + V, L]. plain_dim: P. scale: of `score_units`."""
 
-    q_latent: torch.Tensor
-    q_rope: torch.Tensor
+    q: torch.Tensor
     cache: torch.Tensor
     kv: KVCacheInputs
     qo_indptr: torch.Tensor
-    out: torch.Tensor
+    up: torch.Tensor
+    plain_dim: int
     scale: float
 
-    def _tensors(self) -> tuple[torch.Tensor, ...]:
-        kv = self.kv
-        return (self.q_latent, self.q_rope, self.cache, kv.block_tables, kv.cache_lengths, self.qo_indptr)
+    @property
+    def _rope_dim(self) -> int:
+        return self.q.shape[2] - self.plain_dim
 
-    def _strides(self) -> tuple[int, ...]:
-        return (*self.q_latent.stride()[:2], *self.q_rope.stride()[:2], self.kv.block_tables.stride(0))
+    @property
+    def _tile_sizes(self) -> tuple[int, int, int, int]:
+        """What decode_tile and prefix_tile ask for."""
+        return (*self.up.shape[::2], self.q.element_size(), widest_lines(self.q.device))
+
+    def absorbed(self, *, only_single: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(result [T, H, V], None) of all tokens. With `only_single`: of rows with one query, and in the tokens of the
+        others what they see of the cache before this step, to go on from with its scores float32 [T, H]."""
+        (num_tokens, num_heads, _), latent_dim = self.q.shape, self.up.shape[2]
+        q_latent = torch.bmm(self.q[..., : self.plain_dim].transpose(0, 1), self.up[:, : self.plain_dim])  # [H, T, L]
+        out = self.q.new_empty(num_tokens, num_heads, latent_dim)
+        largest = None
+        self._decode(q_latent.transpose(0, 1), out, only_single)
+        if only_single:
+            largest = self._prefix(q_latent.transpose(0, 1), out)
+        return torch.bmm(out.transpose(0, 1), self.up[:, self.plain_dim :].mT).transpose(0, 1), largest
+
+    def expanded(self, out: torch.Tensor, prefix_largest: torch.Tensor | None) -> torch.Tensor:
+        """out [T, H, V] with the result of rows with more than one query; of the others it stays as it is.
+        prefix_largest: of `absorbed`, whose result `out` is then; None: there is nothing before this step."""
+        num_tokens, num_heads, _ = self.q.shape
+        num_rows, value_dim, latent_dim = len(self.kv.cache_lengths), out.shape[2], self.up.shape[2]
+        latents = self.cache.view(-1, self.cache.shape[3]).index_select(0, self.kv.slot_mapping)  # of this step
+        made = F.linear(latents[:, :latent_dim], self.up.flatten(0, 1))
+        tile = expanded_tile(self.plain_dim, value_dim, self.q.element_size(), widest_lines(self.q.device))
+        largest = self.qo_indptr if prefix_largest is None else prefix_largest
+        sizes = {"PLAIN_DIM": self.plain_dim, "ROPE_DIM": self._rope_dim, "VALUE_DIM": value_dim}
+        blocks = {"BLOCK_P": padded(self.plain_dim, 16), "BLOCK_R": padded(self._rope_dim, 16)}
+        expanded_kernel[(num_tokens // tile.lines + num_rows, num_heads)](
+            *(self.q, made, latents[:, latent_dim:], largest, self.qo_indptr, out),
+            *(*self.q.stride()[:2], made.stride(0), latents.stride(0), *out.stride()[:2]),
+            *(num_heads, num_rows, self.scale),
+            HAS_PREFIX=prefix_largest is not None,
+            **(sizes | blocks | {"BLOCK_V": padded(value_dim, 16), "BLOCK_M": tile.lines, "BLOCK_N": tile.keys}),
+            num_warps=tile.num_warps,
+            num_stages=tile.num_stages,
+        )
+        return out
+
+    def _tensors(self, q_latent: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        kv, q_rope = self.kv, self.q[..., self.plain_dim :]
+        return (q_latent, q_rope, self.cache, kv.block_tables, kv.cache_lengths, self.qo_indptr)
+
+    def _strides(self, q_latent: torch.Tensor) -> tuple[int, ...]:
+        return (*q_latent.stride()[:2], *self.q.stride()[:2], self.kv.block_tables.stride(0))
 
     def _constants(self, tile: Tile) -> dict[str, Any]:
-        latent_dim, rope_dim = self.q_latent.shape[2], self.q_rope.shape[2]
+        latent_dim, rope_dim = self.up.shape[2], self._rope_dim
         sizes = {"HEADS": tile.heads, "PAGE_SIZE": self.kv.page_size, "LATENT_DIM": latent_dim, "ROPE_DIM": rope_dim}
         blocks = {"BLOCK_M": tile.lines, "BLOCK_N": tile.keys, "BLOCK_R": padded(rope_dim, 16)}
         options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
         return sizes | blocks | {"BLOCK_H": padded(latent_dim, 32) // 2} | options
 
-    def _head_blocks(self, tile: Tile) -> int:
-        return -(-self.out.shape[1] // tile.heads)
-
-    def decode(self, *, only_single: bool) -> None:
-        """Rows with one query, or with `only_single` false all tokens."""
-        num_tokens, num_heads, latent_dim = self.out.shape
+    def _decode(self, q_latent: torch.Tensor, out: torch.Tensor, only_single: bool) -> None:
+        """out [T, H, L] of rows with one query, or with `only_single` false of all tokens."""
+        num_tokens, num_heads, latent_dim = out.shape
         num_rows = len(self.kv.cache_lengths)
         programs = num_rows if only_single else num_tokens
-        tile = decode_tile(num_heads, latent_dim, self.out.element_size(), widest_lines(self.out.device))
-        processors = num_processors(self.out.device)
-        splits = num_splits(programs, num_heads, tile.heads, self.kv.max_kv_length, processors)
+        tile = decode_tile(*self._tile_sizes)
+        splits = num_splits(programs, num_heads, tile.heads, self.kv.max_kv_length, num_processors(out.device))
         shape = (programs, num_heads, splits) if splits > 1 else (1, 1, 1)
-        acc = torch.empty((*shape, latent_dim), dtype=torch.float32, device=self.out.device)
-        largest, total = torch.empty((2, *shape), dtype=torch.float32, device=self.out.device)
+        acc = torch.empty((*shape, latent_dim), dtype=torch.float32, device=out.device)
+        largest, total = torch.empty((2, *shape), dtype=torch.float32, device=out.device)
         rows = self.qo_indptr if only_single else _row_of_token(self.kv, self.qo_indptr, num_tokens)
         split = {"ONLY_SINGLE": only_single, "NUM_SPLITS": splits}
-        latent_decode_kernel[(programs, self._head_blocks(tile), splits)](
-            *(*self._tensors(), rows, self.out, acc, largest, total),
-            *(*self._strides(), num_heads, self.scale),
+        latent_decode_kernel[(programs, -(-num_heads // tile.heads), splits)](
+            *(*self._tensors(q_latent), rows, out, acc, largest, total),
+            *(*self._strides(q_latent), num_heads, self.scale),
             **split,
             **self._constants(tile),
         )
         if splits > 1:
-            partial = (acc, largest, total, self.qo_indptr, self.out, num_heads)
+            partial = (acc, largest, total, self.qo_indptr, out, num_heads)
             columns = min(_MERGED_COLUMNS, padded(latent_dim, 16))
             grid = (num_rows, num_heads, -(-latent_dim // columns))
             merge_kernel[grid](*partial, **split, HEAD_DIM=latent_dim, BLOCK_D=columns)
 
-    def prefill(self) -> None:
-        """Rows with more than one query."""
-        num_tokens, num_heads, latent_dim = self.out.shape
+    def _prefix(self, q_latent: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """out [T, H, L] of rows with more than one query, and the scores [T, H]: see latent_prefix_kernel."""
+        num_tokens, num_heads, _ = out.shape
         num_rows = len(self.kv.cache_lengths)
-        tile = prefill_tile(num_heads, latent_dim, self.out.element_size(), widest_lines(self.out.device))
+        largest = torch.empty((num_tokens, num_heads), dtype=torch.float32, device=out.device)
+        tile = prefix_tile(*self._tile_sizes)
         block_q = tile.lines // tile.heads
-        grid = (num_tokens // block_q + num_rows, self._head_blocks(tile))
-        rest = (self.out, *self._strides(), num_heads, num_rows, self.scale)
-        latent_prefill_kernel[grid](*self._tensors(), *rest, BLOCK_Q=block_q, **self._constants(tile))
+        grid = (num_tokens // block_q + num_rows, -(-num_heads // tile.heads))
+        rest = (out, largest, *self._strides(q_latent), num_heads, num_rows, self.scale)
+        latent_prefix_kernel[grid](*self._tensors(q_latent), *rest, BLOCK_Q=block_q, **self._constants(tile))
+        return largest

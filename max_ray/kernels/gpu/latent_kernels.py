@@ -19,7 +19,7 @@ from max_ray.kernels.gpu.prefill import row_of_tile
 
 
 @triton.jit
-def _columns(lines, mask, FIRST: tl.constexpr, WIDTH: tl.constexpr, STOP: tl.constexpr):
+def columns(lines, mask, FIRST: tl.constexpr, WIDTH: tl.constexpr, STOP: tl.constexpr):
     """Columns [FIRST, FIRST + WIDTH) of lines [M, 1], 0 from column STOP on and where mask [M, 1] is False (None: is
     nowhere)."""
     dim = FIRST + tl.arange(0, WIDTH)[None, :]
@@ -41,12 +41,12 @@ def _store_halves(lines, first, second, mask, BLOCK_H: tl.constexpr, STOP: tl.co
 
 @triton.jit
 def attend_latents(
-    state, q_first, q_second, q_rope, positions, first_key, stop_key, table, cache, scale,
+    state, q_first, q_second, q_rope, first_key, stop_key, table, cache, scale,
     MASKED: tl.constexpr, PAGE_SIZE: tl.constexpr, LATENT_DIM: tl.constexpr, ROPE_DIM: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
-    """The state (first half of acc, second, largest, total) after keys [first_key, stop_key). MASKED: as of `attend`;
-    nothing past the range is read."""
+    """The state (first half of acc, second, largest, total) after keys [first_key, stop_key), all of which all queries
+    see. MASKED: the range is no multiple of BLOCK_N; nothing past it is read."""
     acc_first, acc_second, largest, total = state
     # what would be kept over the rounds (where the queries lie in shared memory) does not fit beside acc
     WIDE: tl.constexpr = q_rope.shape[0] >= 64
@@ -55,15 +55,14 @@ def attend_latents(
         read = tl.minimum(key, stop_key - 1) if MASKED else key  # the last key again where there is none
         block = tl.load(table + read // PAGE_SIZE).to(tl.int64)
         lines = cache + ((block * PAGE_SIZE + read % PAGE_SIZE) * (LATENT_DIM + ROPE_DIM))[:, None]
-        first = _columns(lines, None, 0, BLOCK_H, LATENT_DIM)
-        second = _columns(lines, None, BLOCK_H, BLOCK_H, LATENT_DIM)
-        rope = _columns(lines, None, LATENT_DIM, BLOCK_R, LATENT_DIM + ROPE_DIM)
+        first = columns(lines, None, 0, BLOCK_H, LATENT_DIM)
+        second = columns(lines, None, BLOCK_H, BLOCK_H, LATENT_DIM)
+        rope = columns(lines, None, LATENT_DIM, BLOCK_R, LATENT_DIM + ROPE_DIM)
         scores = tl.dot(q_rope, tl.trans(rope), input_precision="tf32x3")
         scores = tl.dot(q_first, tl.trans(first), scores, input_precision="tf32x3")
         scores = tl.dot(q_second, tl.trans(second), scores, input_precision="tf32x3") * scale
         if MASKED:
-            visible = (key < stop_key)[None, :] & (key[None, :] <= positions[:, None])
-            scores = tl.where(visible, scores, float("-inf"))
+            scores = tl.where((key < stop_key)[None, :], scores, float("-inf"))
         new_largest = tl.maximum(largest, tl.max(scores, 1))
         origin = tl.where(new_largest == float("-inf"), 0.0, new_largest)  # a query that saw no key yet
         weights = tl.exp2(scores - origin[:, None])
@@ -94,7 +93,7 @@ def latent_decode_kernel(
     """One query, by splits of its keys; the partial results are for merge_kernel, with heads of L numbers.
 
     Grid: (tokens, blocks of heads, splits), rows [T] the tokens' rows; with ONLY_SINGLE (rows, ..), where rows with
-    more queries are left to the prefill kernel. (Not a loop over the queries of a row as in decode_kernel: what that
+    more queries are left to the other kernels. (Not a loop over the queries of a row as in decode_kernel: what that
     keeps from turn to turn is more than the registers hold.)"""
     token, split = tl.program_id(0), tl.program_id(2)
     row = tl.program_id(0).to(tl.int64)
@@ -106,21 +105,19 @@ def latent_decode_kernel(
         if tl.load(qo_indptr + row + 1).to(tl.int32) - start != 1:
             return
     line = tl.arange(0, BLOCK_M)
-    head = tl.program_id(1) * HEADS + line
+    head = (tl.program_id(1) * HEADS + line).to(tl.int64)
     is_head = line < tl.minimum(HEADS, num_heads - tl.program_id(1) * HEADS)
     token = tl.cast(token, tl.int64)
     lines = (q_latent + token * latent_token_stride + head * latent_head_stride)[:, None]
-    q_first = _columns(lines, is_head[:, None], 0, BLOCK_H, LATENT_DIM)
-    q_second = _columns(lines, is_head[:, None], BLOCK_H, BLOCK_H, LATENT_DIM)
+    q_first = columns(lines, is_head[:, None], 0, BLOCK_H, LATENT_DIM)
+    q_second = columns(lines, is_head[:, None], BLOCK_H, BLOCK_H, LATENT_DIM)
     lines = (q_rope + token * rope_token_stride + head * rope_head_stride)[:, None]
-    rope = _columns(lines, is_head[:, None], 0, BLOCK_R, ROPE_DIM)
+    rope = columns(lines, is_head[:, None], 0, BLOCK_R, ROPE_DIM)
     num_keys = tl.load(cache_lengths + row).to(tl.int32) + token.to(tl.int32) - start + 1
     first, last = split_range(num_keys, split, 0, NUM_SPLITS, BLOCK_N)
-    positions = tl.zeros([BLOCK_M], dtype=tl.int32) + num_keys - 1
     state = attend_latents(
-        _empty_halves(BLOCK_M, BLOCK_H), q_first, q_second, rope, positions, first, last,
-        block_tables + row * table_stride, cache, scale,
-        True, PAGE_SIZE, LATENT_DIM, ROPE_DIM, BLOCK_N, BLOCK_H, BLOCK_R,
+        _empty_halves(BLOCK_M, BLOCK_H), q_first, q_second, rope, first, last, block_tables + row * table_stride,
+        cache, scale, True, PAGE_SIZE, LATENT_DIM, ROPE_DIM, BLOCK_N, BLOCK_H, BLOCK_R,
     )  # fmt: skip
     acc_first, acc_second, largest, total = state
     if NUM_SPLITS == 1:
@@ -138,13 +135,16 @@ def latent_decode_kernel(
 
 
 @triton.jit
-def latent_prefill_kernel(
-    q_latent, q_rope, cache, block_tables, cache_lengths, qo_indptr, out, latent_token_stride, latent_head_stride,
-    rope_token_stride, rope_head_stride, table_stride, num_heads, num_rows, scale,
+def latent_prefix_kernel(
+    q_latent, q_rope, cache, block_tables, cache_lengths, qo_indptr, out, out_largest, latent_token_stride,
+    latent_head_stride, rope_token_stride, rope_head_stride, table_stride, num_heads, num_rows, scale,
     HEADS: tl.constexpr, PAGE_SIZE: tl.constexpr, LATENT_DIM: tl.constexpr, ROPE_DIM: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
-    """Rows with more than one query; grid (tiles, blocks of heads), see prefill_kernel. BLOCK_Q * HEADS <= BLOCK_M."""
+    """What rows with more than one query see of their tokens in the cache before this step: a state of total 1, out
+    [T, H, L] and out_largest [T, H]; 0 and -inf where there are no such tokens.
+
+    Grid: (tiles, blocks of heads), see prefill_kernel. BLOCK_Q * HEADS <= BLOCK_M."""
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
     row = row_of_tile(qo_indptr, tile, num_rows, BLOCK_Q)
     start = tl.load(qo_indptr + row).to(tl.int32)
@@ -153,28 +153,30 @@ def latent_prefill_kernel(
     if first_query >= num_queries or num_queries == 1:
         return
     line = tl.arange(0, BLOCK_M)
-    query, head = first_query + line // HEADS, tl.program_id(1) * HEADS + line % HEADS
-    mask = ((line < BLOCK_Q * HEADS) & (query < num_queries) & (head < num_heads))[:, None]
+    query, head = first_query + line // HEADS, (tl.program_id(1) * HEADS + line % HEADS).to(tl.int64)
+    is_line = (line < BLOCK_Q * HEADS) & (query < num_queries) & (head < num_heads)
+    mask = is_line[:, None]
     token = (start + query).to(tl.int64)
     lines = (q_latent + token * latent_token_stride + head * latent_head_stride)[:, None]
-    q_first = _columns(lines, mask, 0, BLOCK_H, LATENT_DIM)
-    q_second = _columns(lines, mask, BLOCK_H, BLOCK_H, LATENT_DIM)
+    q_first = columns(lines, mask, 0, BLOCK_H, LATENT_DIM)
+    q_second = columns(lines, mask, BLOCK_H, BLOCK_H, LATENT_DIM)
     lines = (q_rope + token * rope_token_stride + head * rope_head_stride)[:, None]
-    rope = _columns(lines, mask, 0, BLOCK_R, ROPE_DIM)
+    rope = columns(lines, mask, 0, BLOCK_R, ROPE_DIM)
 
     cached = tl.load(cache_lengths + row).to(tl.int32)
-    seen_by_all = (cached + first_query + 1) // BLOCK_N * BLOCK_N
-    stop = cached + tl.minimum(first_query + BLOCK_Q, num_queries)
+    whole = cached // BLOCK_N * BLOCK_N
     table = block_tables + row.to(tl.int64) * table_stride
     state = attend_latents(
-        _empty_halves(BLOCK_M, BLOCK_H), q_first, q_second, rope, cached + query, 0, seen_by_all, table, cache, scale,
+        _empty_halves(BLOCK_M, BLOCK_H), q_first, q_second, rope, 0, whole, table, cache, scale,
         False, PAGE_SIZE, LATENT_DIM, ROPE_DIM, BLOCK_N, BLOCK_H, BLOCK_R,
     )  # fmt: skip
     state = attend_latents(
-        state, q_first, q_second, rope, cached + query, seen_by_all, stop, table, cache, scale,
+        state, q_first, q_second, rope, whole, cached, table, cache, scale,
         True, PAGE_SIZE, LATENT_DIM, ROPE_DIM, BLOCK_N, BLOCK_H, BLOCK_R,
     )  # fmt: skip
-    acc_first, acc_second, _, total = state
-    lines = (out + (token * num_heads + head) * LATENT_DIM)[:, None]
+    acc_first, acc_second, largest, total = state
+    lines = token * num_heads + head
+    total = tl.maximum(total, 1.0)  # it is less where there was no key only
+    tl.store(out_largest + lines, largest + tl.log2(total), mask=is_line)
     share = 1.0 / total[:, None]
-    _store_halves(lines, acc_first * share, acc_second * share, mask, BLOCK_H, LATENT_DIM)
+    _store_halves((out + lines * LATENT_DIM)[:, None], acc_first * share, acc_second * share, mask, BLOCK_H, LATENT_DIM)

@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-from max_ray.kernels.gpu import decode, latent, latent_kernels, paged_cache
+from max_ray.kernels.gpu import decode, latent, latent_expanded, latent_kernels, paged_cache
 from max_ray.kernels.gpu.launch import padded
 from tests.kernels.gpu.sm90 import Usage, compile_for_sm90
 
@@ -38,7 +38,14 @@ def compiled(kernel: Any, heads: int, tile: latent.Tile, dtype: str, latent_dim:
         "table_stride": "i32",
         "num_heads": "i32:16" if heads % 16 == 0 else "i32",
     }
-    sizes |= {"num_rows": "i32", "scale": "fp32", "HEADS": tile.heads, "PAGE_SIZE": 16, "NUM_SPLITS": 8}
+    sizes |= {
+        "out_largest": "*fp32",
+        "num_rows": "i32",
+        "scale": "fp32",
+        "HEADS": tile.heads,
+        "PAGE_SIZE": 16,
+        "NUM_SPLITS": 8,
+    }
     sizes |= {"ONLY_SINGLE": False, "LATENT_DIM": latent_dim, "ROPE_DIM": rope_dim, "BLOCK_Q": tile.lines // tile.heads}
     blocks = {"BLOCK_M": tile.lines, "BLOCK_N": tile.keys, "BLOCK_R": padded(rope_dim, 16)}
     arguments: dict[str, Any] = tensors | indices | sizes | blocks | {"BLOCK_H": padded(latent_dim, 32) // 2}
@@ -47,7 +54,7 @@ def compiled(kernel: Any, heads: int, tile: latent.Tile, dtype: str, latent_dim:
 
 
 def usage_of(kernel: str, dtype: str, heads: int, latent_dim: int, rope_dim: int, widest: int = 64) -> Usage:
-    make_tile = {"decode": latent.decode_tile, "prefill": latent.prefill_tile}[kernel]
+    make_tile = {"decode": latent.decode_tile, "prefix": latent.prefix_tile}[kernel]
     tile = make_tile(heads, latent_dim, 2 if dtype == "bf16" else 4, widest)
     usage = compiled(getattr(latent_kernels, f"latent_{kernel}_kernel"), heads, tile, dtype, latent_dim, rope_dim)
     show(f"latent {kernel} {dtype}, {heads} heads, {latent_dim} + {rope_dim}, {tile.lines} lines", usage)
@@ -55,9 +62,9 @@ def usage_of(kernel: str, dtype: str, heads: int, latent_dim: int, rope_dim: int
     return usage
 
 
-FAST = [("decode", 16, 512, 64), ("prefill", 128, 512, 64)]  # DeepSeek-V3 on 8 ranks, and on one
+FAST = [("decode", 16, 512, 64), ("prefix", 128, 512, 64)]  # DeepSeek-V3 on 8 ranks, and on one
 SIZES = [(heads, 512, 64) for heads in (8, 16, 17, 32, 40, 64, 128)] + [(20, 256, 32), (16, 320, 48)]
-MORE = [(kernel, *sizes) for kernel in ("decode", "prefill") for sizes in SIZES if (kernel, *sizes) not in FAST]
+MORE = [(kernel, *sizes) for kernel in ("decode", "prefix") for sizes in SIZES if (kernel, *sizes) not in FAST]
 CASES = [*FAST, *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE)]
 
 
@@ -71,7 +78,7 @@ def test_bfloat16(kernel: str, heads: int, latent_dim: int, rope_dim: int) -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize("heads", [16, 32, 128])
-@pytest.mark.parametrize("kernel", ["decode", "prefill"])
+@pytest.mark.parametrize("kernel", ["decode", "prefix"])
 def test_gpus_with_less_shared_memory(kernel: str, heads: int) -> None:
     usage = usage_of(kernel, "bf16", heads, 512, 64, widest=32)
     assert usage.stack == 0, "it spills"
@@ -80,9 +87,42 @@ def test_gpus_with_less_shared_memory(kernel: str, heads: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "latent_dim"), [("fp32", 512), ("bf16", 1024)])
-@pytest.mark.parametrize("kernel", ["decode", "prefill"])
+@pytest.mark.parametrize("kernel", ["decode", "prefix"])
 def test_what_may_spill_fits_into_shared_memory(kernel: str, dtype: str, latent_dim: int) -> None:
     assert usage_of(kernel, dtype, 16, latent_dim, 64).shared <= 99 * 1024
+
+
+def expanded_usage(dtype: str, plain_dim: int, rope_dim: int, widest: int, has_prefix: bool) -> Usage:
+    tensors = dict.fromkeys(["q", "made", "ropes", "out"], f"*{dtype}") | {
+        "qo_indptr": "*i32",
+        "prefix_largest": "*fp32",
+    }
+    strides = ["q_token_stride", "q_head_stride", "made_stride", "rope_stride", "out_token_stride", "out_head_stride"]
+    sizes = dict.fromkeys([*strides, "num_heads"], "i32:16") | {"num_rows": "i32", "scale": "fp32"}
+    tile = latent.expanded_tile(plain_dim, plain_dim, 2 if dtype == "bf16" else 4, widest)
+    widths = {"PLAIN_DIM": plain_dim, "ROPE_DIM": rope_dim, "VALUE_DIM": plain_dim, "HAS_PREFIX": has_prefix}
+    blocks = {"BLOCK_M": tile.lines, "BLOCK_N": tile.keys, "BLOCK_P": padded(plain_dim, 16)}
+    blocks |= {"BLOCK_R": padded(rope_dim, 16), "BLOCK_V": padded(plain_dim, 16)}
+    kernel, arguments = latent_expanded.expanded_kernel, tensors | sizes | widths | blocks
+    ordered = {name: arguments[name] for name in kernel.arg_names}
+    usage = compile_for_sm90(kernel, ordered, tile.num_warps, tile.num_stages)
+    show(f"expanded {dtype}, heads of {plain_dim} + {rope_dim}, {tile.lines} lines", usage)
+    assert usage.stack == 0, "it spills"
+    assert usage.uses_tensor_cores
+    return usage
+
+
+MORE_EXPANDED = [("bf16", 64, 32, 64, True), ("bf16", 128, 64, 64, False), ("bf16", 128, 64, 32, True)]
+MORE_EXPANDED += [("bf16", 192, 64, 64, True), ("fp32", 128, 64, 64, True), ("fp32", 64, 32, 64, True)]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "plain_dim", "rope_dim", "widest", "has_prefix"),
+    [("bf16", 128, 64, 64, True), *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE_EXPANDED)],
+)
+def test_expanded(dtype: str, plain_dim: int, rope_dim: int, widest: int, has_prefix: bool) -> None:
+    usage = expanded_usage(dtype, plain_dim, rope_dim, widest, has_prefix)
+    assert usage.shared <= (SHARED_LIMIT if widest == 64 else 99 * 1024)
 
 
 def test_merge_of_as_many_splits_as_there_may_be() -> None:
