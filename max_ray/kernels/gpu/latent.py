@@ -192,6 +192,7 @@ class _Call:
         prefix_largest: of `absorbed`, whose result `out` is then; None: there is nothing before this step."""
         num_tokens, num_heads, _ = self.q.shape
         num_rows, value_dim, latent_dim = len(self.kv.cache_lengths), out.shape[2], self.up.shape[2]
+        assert len(self.kv.slot_mapping) == num_tokens, f"{num_tokens} tokens, {len(self.kv.slot_mapping)} slots"
         latents = self.cache.view(-1, self.cache.shape[3]).index_select(0, self.kv.slot_mapping)  # of this step
         made = F.linear(latents[:, :latent_dim], self.up.flatten(0, 1))
         tile = expanded_tile(self.plain_dim, value_dim, self.q.element_size(), widest_lines(self.q.device))

@@ -20,7 +20,9 @@ from max_ray.nn import Experts
 from max_ray.pipelines.graphs import Replay
 from tests.gpu.families import DEEPSEEK, DENSE_DEEPSEEK, GPT_OSS, make_family
 from tests.gpu.models import Lab, request, tokens_of
+from tests.kernels.gpu.interpreted_latent import make_batch as make_latents
 from tests.kernels.gpu.interpreted_pipeline import NoQuestions
+from tests.kernels.test_paged_attention import make_batch
 from tests.pipelines.ahead import Recorder
 
 PROMPTS = [[3 + (31 * j) % 150 for j in range(length)] for length in (1, 18)]
@@ -52,6 +54,15 @@ def test_replayed_decode_steps_equal_those_of_the_torch_twins(
     recorder = GuardedRecorder()
     assert tokens_of(lab.runner(recorder, 0), run) == expected
     assert recorder.sizes, "no step was replayed"
+
+
+def test_prompts_ask_nothing_either() -> None:
+    latents, batch = make_latents([(7, 1), (4, 0), (5, 3), (0, 9)]), make_batch([(7, 1), (4, 0), (5, 3), (0, 9)])
+    with _NoReading(), NoQuestions():
+        gpu.latent_attention(latents.q, latents.cache, latents.kv, latents.qo_indptr, up=latents.up, scale=0.2)
+        arguments = (batch.q, batch.k_cache, batch.v_cache, batch.kv, batch.qo_indptr)
+        options = {"scale": 0.2, "sliding_window": 3, "logit_softcap": None}
+        gpu.paged_attention(*arguments, **options, sinks=torch.zeros(4))
 
 
 def test_a_step_that_reads_a_tensor_is_noticed(tmp_path: Path) -> None:
