@@ -18,6 +18,7 @@ from max_ray.nn import (
     Transformer,
     TransformerBlock,
     grouped_matmul,
+    grouped_matmul_waits,
     run_by_expert,
     softmax_top_k,
 )
@@ -47,6 +48,11 @@ class GptOssExperts(Module):
         add("gate_up_bias", (experts, stop - start), PartSpec((experts, 2 * width), 1, start, stop, 0))
         add("down", (experts, len(cut), dim), PartSpec((experts, width, dim), 1, cut.start, cut.stop, 0))
         add("down_bias", (experts, dim), PartSpec.whole((experts, dim)))
+
+    @property
+    def waits_for_device(self) -> bool:
+        """Whether a forward pass asks the device how many tokens each expert got."""
+        return any(grouped_matmul_waits(weights) for weights in (self.gate_up, self.down))
 
     def forward(self, x: torch.Tensor, weights: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
         """x [T, D], weights and experts [T, K] -> [T, D], summed over the ranks."""

@@ -78,6 +78,7 @@ def all_cases(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterato
     for rows in sizes.rows:
         context = max(PAGE_SIZE, sizes.context // max(1, min(rows, 8)))
         yield make.attention(f"decode {rows} x {context}", [(context - 1, 1)] * rows)
+        yield make.latent_attention(f"decode {rows} x {context}", [(context - 1, 1)] * rows)
     half, part = max(2, sizes.context // 2), max(2, sizes.context // 8)
     yield make.attention(f"prefill 1 x {half}", [(0, half)])
     yield make.attention(f"prefill 4 x {part} after {part}", [(part, part)] * 4)
@@ -184,10 +185,37 @@ class _Cases:
         flops = 4 * pairs * sizes.heads * sizes.head_dim
         return Case(f"attention {name}", run, reference, nbytes, flops, relative_error)
 
-    def _paged(self, rows: Sequence[tuple[int, int]]) -> tuple[KVCacheInputs, torch.Tensor]:
-        """Random keys and values in scattered blocks, and qo_indptr."""
+    def latent_attention(self, name: str, rows: Sequence[tuple[int, int]]) -> Case:
+        """As DeepSeek-V3 has it beside heads of this size: latents four times as wide, rope keys half as wide. rows: as
+        of `attention`. A latent is read once, for all heads, scores and values."""
+        sizes, head_dim = self._sizes, self._sizes.head_dim
+        latent_dim, rope_dim = 4 * head_dim, head_dim // 2
+        kv, indptr = self._paged(rows, (1, latent_dim + rope_dim))
+        q = self._random(int(indptr[-1]), sizes.heads, head_dim + rope_dim)
+        up = self._random(sizes.heads, 2 * head_dim, latent_dim) / latent_dim**0.5
+        cache, scale = kv.keys[0], (head_dim + rope_dim) ** -0.5
+
+        def run() -> torch.Tensor:
+            return kernels.latent_attention(q, cache, kv, indptr, up=up, scale=scale)
+
+        def reference() -> torch.Tensor:
+            wide = replace(kv, plans={})
+            return cpu.latent_attention(q.float(), cache.float(), wide, indptr, up=up.float(), scale=scale)
+
+        pairs = sum(sum(cached + i + 1 for i in range(new)) for cached, new in rows)
+        out = len(q) * sizes.heads * head_dim
+        reads = sum(cached + new for cached, new in rows) * (latent_dim + rope_dim)
+        nbytes = _bytes(q, up) + (out + reads) * self._dtype.itemsize
+        flops = 2 * sizes.heads * (pairs * (2 * latent_dim + rope_dim) + len(q) * 2 * head_dim * latent_dim)
+        return Case(f"latent attention {name}", run, reference, nbytes, flops, relative_error)
+
+    def _paged(
+        self, rows: Sequence[tuple[int, int]], heads: tuple[int, int] | None = None
+    ) -> tuple[KVCacheInputs, torch.Tensor]:
+        """Random keys and values in scattered blocks, and qo_indptr. heads: (key heads, head_dim), the model's own by
+        default."""
         width = max(-(-(cached + new) // PAGE_SIZE) for cached, new in rows)
-        shape = (len(rows) * width, PAGE_SIZE, self._sizes.kv_heads, self._sizes.head_dim)
+        shape = (len(rows) * width, PAGE_SIZE, *(heads or (self._sizes.kv_heads, self._sizes.head_dim)))
         tables = np.random.default_rng(0).permutation(len(rows) * width).astype(np.int32).reshape(len(rows), width)
         kv = KVCacheInputs(
             keys=[self._random(*shape)],

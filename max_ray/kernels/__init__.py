@@ -244,34 +244,32 @@ def paged_attention(
     logit_softcap: scores s become logit_softcap * tanh(s / logit_softcap), after `scale` and before the softmax
         (Gemma Team 2024, "Gemma 2", section 2); positive.
     sinks: [H], a score beside those of the keys in the softmax of each head, without a value (gpt-oss, OpenAI 2025);
-        not together with a soft cap. The torch twin serves all devices then: it waits for a GPU in every step.
+        not together with a soft cap.
     """
     options: dict[str, Any] = {"scale": scale, "sliding_window": sliding_window, "logit_softcap": logit_softcap}
-    twin = _twin(q)
-    if sinks is not None:
-        twin = cpu if q.is_cuda else twin
-        options["sinks"] = sinks
-    result: torch.Tensor = twin.paged_attention(q, k_cache, v_cache, kv, qo_indptr, **options)
+    result: torch.Tensor = _twin(q).paged_attention(q, k_cache, v_cache, kv, qo_indptr, **options, sinks=sinks)
     return result
 
 
 def append_latent(latent: torch.Tensor, cache: torch.Tensor, slot_mapping: torch.Tensor) -> None:
     """Writes latent [T, C] into a cache of latents [num_blocks, page_size, 1, C], in place. slot_mapping: as of
-    `append_paged_kv_cache`. The torch twin serves all devices."""
-    cpu.append_latent(latent, cache, slot_mapping)
+    `append_paged_kv_cache`. On a CPU the torch twin serves."""
+    _twin(latent).append_latent(latent, cache, slot_mapping)
 
 
 def latent_attention(
     q: torch.Tensor, cache: torch.Tensor, kv: KVCacheInputs, qo_indptr: torch.Tensor, *, up: torch.Tensor, scale: float
 ) -> torch.Tensor:
     """Causal attention of H heads over a paged cache of latents that they share (DeepSeek-AI 2024, "DeepSeek-V2",
-    section 2.1): q [T, H, P + R] -> [T, H, V]. Rows as in `paged_attention`.
+    section 2.1): q [T, H, P + R] -> [T, H, V]. Rows as in `paged_attention`; kv.slot_mapping: where the
+    T tokens are.
 
     cache: [num_blocks, page_size, 1, L + R], a token's latent and its rotated rope key. up: [H, P + V, L]; head h has
     the key [up[h, :P] latent | rope key] and the value up[h, P:] latent. scale: multiplies q k^T.
-    The torch twin serves all devices; a Triton twin is not there yet.
+    On a CPU the torch twin serves.
     """
-    return cpu.latent_attention(q, cache, kv, qo_indptr, up=up, scale=scale)
+    result: torch.Tensor = _twin(q).latent_attention(q, cache, kv, qo_indptr, up=up, scale=scale)
+    return result
 
 
 def quantized_linear(x: torch.Tensor, weight: PackedMatrix, out: torch.Tensor | None = None) -> torch.Tensor:

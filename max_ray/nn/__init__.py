@@ -16,7 +16,14 @@ from max_ray.nn.linear import (
 )
 from max_ray.nn.mlp import GatedMLP
 from max_ray.nn.module import Module, Parameter
-from max_ray.nn.moe import Experts, grouped_matmul, keep_best_groups, run_by_expert, softmax_top_k
+from max_ray.nn.moe import (
+    Experts,
+    grouped_matmul,
+    grouped_matmul_waits,
+    keep_best_groups,
+    run_by_expert,
+    softmax_top_k,
+)
 from max_ray.nn.norm import RMSNorm
 from max_ray.nn.packed_loading import load_network
 from max_ray.nn.rope import RopeConfig, RotaryEmbedding
@@ -47,6 +54,7 @@ __all__ = [
     "TransformerBlock",
     "VocabParallelEmbedding",
     "grouped_matmul",
+    "grouped_matmul_waits",
     "keep_best_groups",
     "linear",
     "load_network",

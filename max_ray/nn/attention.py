@@ -58,11 +58,6 @@ class Attention(Module):
             spec = PartSpec((num_heads,), 0, heads.start, heads.stop, 0)
             self.add_parameter("sinks", torch.empty(len(heads), dtype=dtype, device=tp.device), {"": spec})
 
-    @property
-    def waits_for_device(self) -> bool:
-        """Whether a decode step waits for the device: sinks have no kernel of their own there."""
-        return self.sinks is not None
-
     def forward(
         self, x: torch.Tensor, cos_sin: torch.Tensor, kv: KVCacheInputs, qo_indptr: torch.Tensor
     ) -> torch.Tensor:

@@ -49,11 +49,10 @@ class LatentAttention(Module):
     """Self-attention of one layer: [T, hidden] -> [T, hidden]. Its cache is `kv.keys[layer_index]`, one "head" of
     L + R a token, whole on every rank; `kv.values` is not used. The ranks share the heads."""
 
-    waits_for_device = True  # latent_attention plans on the host
-
     def __init__(self, shape: LatentAttentionShape, layer_index: int, tp: TPGroup, dtype: torch.dtype) -> None:
         self._shape = shape
         self._layer_index = layer_index
+        self._on_cpu = tp.device.type == "cpu"
         query_width = shape.num_heads * (shape.plain_dim + shape.rope_dim)
         if shape.query_rank is None:
             self.query = ColumnParallelLinear(shape.dim, query_width, tp, dtype=dtype)
@@ -66,6 +65,11 @@ class LatentAttention(Module):
         self.latent_norm = RMSNorm(shape.latent_dim, _LATENT_EPS, dtype=dtype, device=tp.device)
         self.up = LatentUp(shape, tp, dtype)
         self.out = RowParallelLinear(shape.num_heads * shape.value_dim, shape.dim, tp, bias=shape.bias, dtype=dtype)
+
+    @property
+    def waits_for_device(self) -> bool:
+        """On a CPU, where the torch twin plans on the host: no tape holds that."""
+        return self._on_cpu
 
     def forward(
         self, x: torch.Tensor, cos_sin: torch.Tensor, kv: KVCacheInputs, qo_indptr: torch.Tensor

@@ -68,9 +68,9 @@ def grouped_matmul(x: torch.Tensor, weights: torch.Tensor, ends: torch.Tensor) -
     """x [M, I] in groups of rows, group e times weights[e] of [E, I, O] -> [M, O].
 
     ends: int32 [E], where each group's rows end; rows after the last are left as they come. Waits for the device
-    where the sizes are no multiples of 16 bytes, which torch's grouped product needs.
+    where `grouped_matmul_waits`.
     """
-    if all(size * x.element_size() % _ALIGNMENT == 0 for size in weights.shape[1:]):
+    if _is_aligned(weights):
         return F.grouped_mm(x, weights, offs=ends)
     out = x.new_zeros(len(x), weights.shape[2])
     start = 0
@@ -78,6 +78,19 @@ def grouped_matmul(x: torch.Tensor, weights: torch.Tensor, ends: torch.Tensor) -
         out[start:end] = x[start:end] @ weight
         start = end
     return out
+
+
+def grouped_matmul_waits(weights: torch.Tensor) -> bool:
+    """Whether a grouped product with `weights` [E, I, O] asks the device where the groups end: sizes that are no
+    multiples of 16 bytes go group by group, and so does torch's own product but for bfloat16 on compute capability
+    9 and 10."""
+    if weights.device.type != "cuda" or weights.dtype != torch.bfloat16 or not _is_aligned(weights):
+        return True
+    return torch.cuda.get_device_capability(weights.device)[0] not in (9, 10)
+
+
+def _is_aligned(weights: torch.Tensor) -> bool:
+    return all(size * weights.element_size() % _ALIGNMENT == 0 for size in weights.shape[1:])
 
 
 class Expert(Module):
@@ -140,7 +153,10 @@ class Experts(Module):
     @property
     def waits_for_device(self) -> bool:
         """Whether a forward pass asks the device how many tokens each expert got."""
-        return not self._is_stacked
+        if not self._is_stacked:
+            return True
+        assert self._stacked is not None
+        return any(grouped_matmul_waits(weights) for weights in self._stacked)
 
     @property
     def _is_stacked(self) -> bool:

@@ -59,6 +59,19 @@ def test_attention_work_by_counting_pairs() -> None:
     assert case.error(case.run(), case.reference()) < 1e-6
 
 
+def test_latent_attention_work_by_counting_pairs() -> None:
+    sizes = kernel_cases.Sizes.of(SHAPES["tiny"], tokens=4, context=64, rows=[1])
+    case = kernel_cases._Cases(sizes, CPU, torch.float32).latent_attention("", [(3, 2), (0, 4)])
+    heads, head_dim = sizes.heads, sizes.head_dim
+    latent, rope = 4 * head_dim, head_dim // 2
+    visible = 4 + 5 + 1 + 2 + 3 + 4
+    absorbing = 6 * 2 * head_dim * latent
+    assert case.flops == 2 * heads * (visible * (2 * latent + rope) + absorbing)
+    queries_and_results = 6 * heads * (2 * head_dim + rope)
+    assert case.nbytes == 4 * (queries_and_results + heads * 2 * head_dim * latent + 9 * (latent + rope))
+    assert case.error(case.run(), case.reference()) < 1e-6
+
+
 @pytest.mark.parametrize(("actual", "expected"), [([1.0, 2.0], 0.0), ([1.0, 2.1], 0.0447), ([1.0, float("nan")], None)])
 def test_relative_error(actual: list[float], expected: float | None) -> None:
     error = kernel_cases.relative_error(torch.tensor(actual), torch.tensor([1.0, 2.0]))

@@ -1,4 +1,4 @@
-"""A tiny Llama on one device, without settings: the product's model and runner, with graphs and lookahead or not."""
+"""A tiny model on one device, without settings: the product's model and runner, with graphs and lookahead or not."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from architectures.deepseek.model import DeepseekV3Model
+from architectures.gpt_oss.model import GptOssModel
 from architectures.llama3.model import Llama3Model
 from max_ray.benchmark.synthetic import RunSettings
 from max_ray.distributed import TPGroup
 from max_ray.huggingface import load_huggingface_config
-from max_ray.interfaces import RunRequest, RunRow, SamplingParams, SupportedEncoding
+from max_ray.interfaces import PipelineModel, RunRequest, RunRow, SamplingParams, SupportedEncoding
 from max_ray.pipelines.graphs import Capture, DecodeGraphs
 from max_ray.pipelines.kv_storage import KVStorage
 from max_ray.pipelines.runner import ModelRunner
@@ -21,6 +23,11 @@ from max_ray.weights import open_weights
 
 MAX_LENGTH, MAX_ROWS, PAGE_SIZE = 256, 12, 16
 BLOCKS_A_ROW = MAX_LENGTH // PAGE_SIZE
+MODELS: dict[str, type[PipelineModel]] = {
+    "DeepseekV3ForCausalLM": DeepseekV3Model,
+    "GptOssForCausalLM": GptOssModel,
+    "LlamaForCausalLM": Llama3Model,
+}
 
 
 class Lab:
@@ -31,7 +38,8 @@ class Lab:
         config = load_huggingface_config(path)
         self.tp = TPGroup.single(device)
         kind = SupportedEncoding(encoding)
-        self.model = Llama3Model(settings, config, kind, device, self.tp, open_weights(path))
+        model_class = MODELS[config.architectures[0]]
+        self.model = model_class(settings, config, kind, device, self.tp, open_weights(path))
         params = self.model.get_kv_params(settings, config, kind)
         self.storage = KVStorage.allocate(params, MAX_ROWS * BLOCKS_A_ROW, device)
         self.vocab_size: int = config.vocab_size

@@ -42,6 +42,33 @@ from tests.kernels.gpu.interpreted_elementwise import (  # noqa: F401
     test_silu_and_mul,
     test_silu_of_large_values_does_not_overflow,
 )
+from tests.kernels.gpu.interpreted_latent import (  # noqa: F401
+    test_a_prompt_in_chunks_is_near_to_the_whole_one,
+    test_append_latent,
+    test_latent_chunk_behind_a_cached_prefix,
+    test_latent_decode_at_page_borders,
+    test_latent_heads,
+    test_latent_prefill_at_page_borders,
+    test_latent_queries_may_be_a_view_of_a_projection,
+    test_latent_splits_beyond_a_rows_keys_count_nothing,
+    test_latent_widths,
+    test_latents_of_few_tokens,
+    test_latents_of_prefill_chunk_decode_and_empty_rows,
+    test_latents_of_random_ragged_batches,
+    test_splits_of_latents_wider_than_a_merging_program,
+    test_the_same_splits_give_the_same_bits,
+    test_tiles_of_gpus_with_less_shared_memory,
+)
+from tests.kernels.gpu.interpreted_sinks import (  # noqa: F401
+    test_a_sink_counts_once_whatever_the_splits,
+    test_each_head_has_its_own_sink,
+    test_sinks_far_below_and_above_the_scores,
+    test_sinks_in_decode_at_page_borders,
+    test_sinks_may_be_a_view,
+    test_sinks_of_prefill_chunk_decode_and_empty_rows,
+    test_sinks_of_random_ragged_batches,
+    test_sinks_of_rows_of_several_queries_in_the_decode_kernel,
+)
 
 VOCAB_SIZE = 128_256
 FILTERS: list[dict[str, Any]] = [

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from max_ray.distributed import TPGroup
-from max_ray.nn import Experts, grouped_matmul, keep_best_groups, softmax_top_k
+from max_ray.nn import Experts, grouped_matmul, grouped_matmul_waits, keep_best_groups, softmax_top_k
 from max_ray.weights import DictWeightSource
 from max_ray.weights.load import load_weights
 from max_ray.weights.mapping import NameMap
@@ -92,6 +95,26 @@ def test_grouped_products_of_any_size(width: int) -> None:
     got = grouped_matmul(x, weights, torch.tensor([3, 3, 8, 9], dtype=torch.int32))
     expected = torch.cat((x[:3] @ weights[0], x[3:8] @ weights[2], x[8:] @ weights[3]))
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "width", "major", "waits"),
+    [
+        ("cuda", torch.bfloat16, 8, 9, False),
+        ("cuda", torch.bfloat16, 8, 10, False),
+        ("cuda", torch.bfloat16, 8, 8, True),
+        ("cuda", torch.bfloat16, 12, 9, True),
+        ("cuda", torch.float32, 8, 9, True),
+        ("cpu", torch.bfloat16, 8, 9, True),
+    ],
+)
+def test_when_grouped_products_wait_for_the_device(
+    monkeypatch: pytest.MonkeyPatch, device: str, dtype: torch.dtype, width: int, major: int, waits: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (major, 0))
+    weights: Any = SimpleNamespace(device=torch.device(device), dtype=dtype, shape=(4, 8, width))
+    weights.element_size = lambda: dtype.itemsize
+    assert grouped_matmul_waits(weights) is waits
 
 
 def test_the_best_groups_are_kept() -> None:

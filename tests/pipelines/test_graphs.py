@@ -19,6 +19,8 @@ from max_ray.pipelines.graphs import buckets_up_to, decode_graphs
 from max_ray.pipelines.text_generation import TextGenerationPipeline
 from tests.architectures.engine import load_model
 from tests.checkpoints import make_llama
+from tests.gpu.families import DEEPSEEK, DENSE_DEEPSEEK, GPT_OSS, make_family
+from tests.gpu.models import Lab as FamilyLab
 from tests.pipelines.ahead import Recorder, ahead
 from tests.pipelines.conftest import Lab, execute, make_context, random_prompt, run_to_end
 from tests.pipelines.test_parity import check_log_probabilities
@@ -191,6 +193,11 @@ def test_nothing_is_captured_where_it_cannot_be_or_shall_not(device: str, captur
     model: Any = SimpleNamespace(device=torch.device(device), decode_is_capturable=capturable)
     storage: Any = None
     assert decode_graphs(model, storage, 4, 64, cuda_graphs=setting) is None
+
+
+@pytest.mark.parametrize("name", [DENSE_DEEPSEEK, DEEPSEEK, GPT_OSS])
+def test_on_a_cpu_steps_that_plan_on_the_host_are_not_recorded(name: str, tmp_path: Path) -> None:
+    assert not FamilyLab(make_family(name, tmp_path), torch.device("cpu")).model.decode_is_capturable
 
 
 def test_llama_can_be_captured_unless_its_rope_asks_the_host(lab: Lab, tmp_path: Path) -> None:

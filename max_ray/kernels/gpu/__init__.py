@@ -6,15 +6,18 @@ Each is held against its torch twin in Triton's interpreter (`tests/kernels/gpu`
 
 from max_ray.kernels.gpu.activation import silu_and_mul
 from max_ray.kernels.gpu.attention import paged_attention
+from max_ray.kernels.gpu.latent import append_latent, latent_attention
 from max_ray.kernels.gpu.norm import fused_add_rmsnorm, rmsnorm
 from max_ray.kernels.gpu.paged_cache import append_paged_kv_cache
 from max_ray.kernels.gpu.rope import apply_rope, rope_and_append
 from max_ray.kernels.gpu.sampling import sample
 
 __all__ = [
+    "append_latent",
     "append_paged_kv_cache",
     "apply_rope",
     "fused_add_rmsnorm",
+    "latent_attention",
     "paged_attention",
     "rmsnorm",
     "rope_and_append",

@@ -34,6 +34,21 @@ def empty_state(BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr):
 
 
 @triton.jit
+def first_state(sinks, head, has_sink, HAS_SINKS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr):
+    """The state of no key: of the sinks alone where has_sink [M] (and HAS_SINKS), else the empty one. A sink is a score
+    without a value, so that it begins `largest` and `total`; one range of a query's keys may begin with it.
+
+    sinks: [H], in units of the natural logarithm. head: [M]."""
+    acc, largest, total = empty_state(BLOCK_M, BLOCK_D)
+    if HAS_SINKS:
+        largest = (
+            tl.load(sinks + head, mask=has_sink, other=float("-inf")).to(tl.float32) * 1.4426950408889634
+        )  # LOG2_E
+        total = tl.where(largest == float("-inf"), 0.0, 1.0)
+    return acc, largest, total
+
+
+@triton.jit
 def attend(
     acc,
     largest,

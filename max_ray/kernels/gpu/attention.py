@@ -57,15 +57,15 @@ def prefill_tile(group: int, head_dim: int, element_size: int) -> _Tile:
 
 
 @cache
-def _num_processors(device: torch.device) -> int:
+def num_processors(device: torch.device) -> int:
     if device.type != "cuda":
         return 8  # the interpreter: enough for tests to see several splits
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
-def num_splits(num_rows: int, num_kv_heads: int, longest: int, num_processors: int) -> int:
+def num_splits(num_rows: int, num_kv_heads: int, longest: int, processors: int) -> int:
     """A power of two: enough programs for the GPU, not so many that a split has too few keys."""
-    wanted = -(-_PROGRAMS_A_PROCESSOR * num_processors // (num_rows * num_kv_heads))
+    wanted = -(-_PROGRAMS_A_PROCESSOR * processors // (num_rows * num_kv_heads))
     splits = max(1, min(wanted, longest // _LEAST_KEYS_A_SPLIT, _MOST_SPLITS))
     return 1 << (splits.bit_length() - 1)
 
@@ -80,7 +80,9 @@ def paged_attention(
     scale: float,
     sliding_window: int | None,
     logit_softcap: float | None,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
+    assert sinks is None or logit_softcap is None, "sinks and a soft cap together are not there"
     _check_cache(q, k_cache)
     _check_cache(q, v_cache)
     num_rows = len(kv.cache_lengths)
@@ -91,7 +93,7 @@ def paged_attention(
     if len(q) == 0:
         return out
     units = score_units(scale, logit_softcap)
-    call = _Call(unit_stride(q), k_cache, v_cache, kv, qo_indptr, out, *units, sliding_window or 0)
+    call = _Call(unit_stride(q), k_cache, v_cache, kv, qo_indptr, sinks, out, *units, sliding_window or 0)
     is_mixed = len(q) > num_rows
     with on_device_of(q):
         call.decode(only_single=is_mixed)
@@ -115,6 +117,7 @@ class _Call:
     v_cache: torch.Tensor
     kv: KVCacheInputs
     qo_indptr: torch.Tensor
+    sinks: torch.Tensor | None
     out: torch.Tensor
     scale: float
     softcap: float
@@ -125,15 +128,21 @@ class _Call:
         return self.q.shape[1] // self.k_cache.shape[2]
 
     def _tensors(self) -> tuple[torch.Tensor, ...]:
-        kv = self.kv
-        return (self.q, self.k_cache, self.v_cache, kv.block_tables, kv.cache_lengths, self.qo_indptr, self.out)
+        kv, sinks = self.kv, self.q if self.sinks is None else unit_stride(self.sinks)
+        rows = (kv.block_tables, kv.cache_lengths, self.qo_indptr)
+        return (self.q, self.k_cache, self.v_cache, *rows, sinks, self.out)
 
     def _strides(self) -> tuple[int, ...]:
         return (self.q.stride(0), self.q.stride(1), self.kv.block_tables.stride(0), self.k_cache.stride(1))
 
     def _constants(self, tile: _Tile) -> dict[str, Any]:
         head_dim = self.q.shape[2]
-        sizes = {"GROUP": self._group, "WINDOW": self.window, "SOFTCAP": self.softcap}
+        sizes = {
+            "GROUP": self._group,
+            "WINDOW": self.window,
+            "SOFTCAP": self.softcap,
+            "HAS_SINKS": self.sinks is not None,
+        }
         sizes |= {"PAGE_SIZE": self.kv.page_size, "HEAD_DIM": head_dim}
         blocks = {"BLOCK_M": tile.lines, "BLOCK_N": tile.keys, "BLOCK_D": padded(head_dim, 16)}
         return sizes | blocks | {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
@@ -143,7 +152,7 @@ class _Call:
         num_heads, head_dim = self.q.shape[1:]
         num_rows, num_kv_heads = len(self.kv.cache_lengths), self.k_cache.shape[2]
         longest = min(self.kv.max_kv_length, self.window) if self.window else self.kv.max_kv_length
-        splits = num_splits(num_rows, num_kv_heads, longest, _num_processors(self.q.device))
+        splits = num_splits(num_rows, num_kv_heads, longest, num_processors(self.q.device))
         shape = (num_rows, num_heads, splits) if splits > 1 else (1, 1, 1)
         acc = torch.empty((*shape, head_dim), dtype=torch.float32, device=self.q.device)
         largest, total = torch.empty((2, *shape), dtype=torch.float32, device=self.q.device)

@@ -6,7 +6,7 @@ keys and values are read once for all of them. How many keys a split has follows
 a captured graph serves rows of all lengths. With one split the result is written at once, and nothing is merged.
 
 Partial results, float32: acc [B, H, splits, D] and largest, total [B, H, splits]; a split without keys writes only
-largest = -inf.
+largest = -inf. The first split, which always has keys, begins with the sinks where there are some.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from max_ray.kernels.gpu.attend import attend, empty_state
+from max_ray.kernels.gpu.attend import attend, first_state
 
 
 @triton.jit
-def _queries_of(qo_indptr, row, ONLY_SINGLE: tl.constexpr):
+def queries_of(qo_indptr, row, ONLY_SINGLE: tl.constexpr):
     """(first token, one past the last) of a row; none where the row is left to the prefill kernel."""
     start, stop = tl.load(qo_indptr + row).to(tl.int32), tl.load(qo_indptr + row + 1).to(tl.int32)
     if ONLY_SINGLE:
@@ -34,6 +34,7 @@ def decode_kernel(
     block_tables,
     cache_lengths,
     qo_indptr,
+    sinks,
     out,
     partial_acc,
     partial_largest,
@@ -49,6 +50,7 @@ def decode_kernel(
     NUM_SPLITS: tl.constexpr,
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
+    HAS_SINKS: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -59,14 +61,15 @@ def decode_kernel(
     line, dim = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
     head = kv_head * GROUP + line
     mask = (line < GROUP)[:, None] & (dim < HEAD_DIM)[None, :]
-    start, stop = _queries_of(qo_indptr, row, ONLY_SINGLE)
+    start, stop = queries_of(qo_indptr, row, ONLY_SINGLE)
     for token in range(start, stop):
         num_keys = tl.load(cache_lengths + row).to(tl.int32) + token - start + 1
-        first, last = _split_range(num_keys, split, WINDOW, NUM_SPLITS, BLOCK_N)
+        first, last = split_range(num_keys, split, WINDOW, NUM_SPLITS, BLOCK_N)
         token_q = q + tl.cast(token, tl.int64) * q_token_stride
         queries = tl.load(token_q + head[:, None] * q_head_stride + dim[None, :], mask=mask, other=0.0)
         positions = tl.zeros([BLOCK_M], dtype=tl.int32) + num_keys - 1
-        acc, largest, total = empty_state(BLOCK_M, BLOCK_D)
+        has_sink = line < tl.where(split == 0, GROUP, 0)
+        acc, largest, total = first_state(sinks, head, has_sink, HAS_SINKS, BLOCK_M, BLOCK_D)
         acc, largest, total = attend(
             acc, largest, total, queries, positions, first, last, block_tables + row * table_stride,
             k_cache + kv_head * HEAD_DIM, v_cache + kv_head * HEAD_DIM, token_stride, scale,
@@ -85,7 +88,7 @@ def decode_kernel(
 
 
 @triton.jit
-def _split_range(num_keys, split, WINDOW: tl.constexpr, NUM_SPLITS: tl.constexpr, BLOCK_N: tl.constexpr):
+def split_range(num_keys, split, WINDOW: tl.constexpr, NUM_SPLITS: tl.constexpr, BLOCK_N: tl.constexpr):
     """Keys [first, last) of one split of those that the query at num_keys - 1 sees; empty where there are too few."""
     first_visible = tl.maximum(num_keys - WINDOW, 0) if WINDOW > 0 else num_keys * 0
     share = tl.cdiv(tl.cdiv(num_keys - first_visible, BLOCK_N), NUM_SPLITS) * BLOCK_N
@@ -106,10 +109,11 @@ def merge_kernel(
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """out[token, head] = the splits' results together. Grid: (rows, heads). NUM_SPLITS is a power of two."""
+    """out[token, head] = the splits' results together. NUM_SPLITS is a power of two. Grid: (rows, heads), and blocks of
+    BLOCK_D columns where that is less than HEAD_DIM."""
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    dim, split = tl.arange(0, BLOCK_D), tl.arange(0, NUM_SPLITS)
-    start, stop = _queries_of(qo_indptr, row, ONLY_SINGLE)
+    dim, split = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D), tl.arange(0, NUM_SPLITS)
+    start, stop = queries_of(qo_indptr, row, ONLY_SINGLE)
     for token in range(start, stop):
         index = row if ONLY_SINGLE else tl.cast(token, tl.int64)
         lines = (index * num_heads + head) * NUM_SPLITS + split

@@ -37,6 +37,16 @@ def append_kernel(
     tl.store(v_cache + target, values, mask=inside)
 
 
+@triton.jit
+def append_latent_kernel(latent, cache, slots, stride, width, BLOCK: tl.constexpr):
+    """Copies token t's `width` numbers to line slots[t] of the contiguous cache."""
+    token = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < width
+    values = tl.load(latent + token * stride + columns, mask=inside)
+    tl.store(cache + tl.load(slots + token).to(tl.int64) * width + columns, values, mask=inside)
+
+
 def append_paged_kv_cache(
     k: torch.Tensor,
     v: torch.Tensor,

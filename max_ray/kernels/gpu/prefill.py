@@ -11,11 +11,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from max_ray.kernels.gpu.attend import attend, empty_state
+from max_ray.kernels.gpu.attend import attend, first_state
 
 
 @triton.jit
-def _row_of_tile(qo_indptr, tile, num_rows, BLOCK_Q: tl.constexpr):
+def row_of_tile(qo_indptr, tile, num_rows, BLOCK_Q: tl.constexpr):
     """The last row whose first tile is not after `tile`; rows' first tiles ascend strictly."""
     low, high = tile * 0, tile * 0 + num_rows - 1
     while low < high:
@@ -28,34 +28,15 @@ def _row_of_tile(qo_indptr, tile, num_rows, BLOCK_Q: tl.constexpr):
 
 @triton.jit
 def prefill_kernel(
-    q,
-    k_cache,
-    v_cache,
-    block_tables,
-    cache_lengths,
-    qo_indptr,
-    out,
-    q_token_stride,
-    q_head_stride,
-    table_stride,
-    token_stride,
-    num_heads,
-    num_rows,
-    scale,
-    GROUP: tl.constexpr,
-    SKIP_SINGLE: tl.constexpr,
-    WINDOW: tl.constexpr,
-    SOFTCAP: tl.constexpr,
-    PAGE_SIZE: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_Q: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
+    q, k_cache, v_cache, block_tables, cache_lengths, qo_indptr, sinks, out, q_token_stride, q_head_stride,
+    table_stride, token_stride, num_heads, num_rows, scale,
+    GROUP: tl.constexpr, SKIP_SINGLE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
+    HAS_SINKS: tl.constexpr, PAGE_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_Q: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
     """SKIP_SINGLE: rows with one query are left to the decode kernel. BLOCK_Q * GROUP <= BLOCK_M."""
     tile, kv_head = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1)
-    row = _row_of_tile(qo_indptr, tile, num_rows, BLOCK_Q)
+    row = row_of_tile(qo_indptr, tile, num_rows, BLOCK_Q)
     start = tl.load(qo_indptr + row).to(tl.int32)
     num_queries = tl.load(qo_indptr + row + 1).to(tl.int32) - start
     first_query = (tile - start // BLOCK_Q - row) * BLOCK_Q
@@ -75,7 +56,7 @@ def prefill_kernel(
     seen_by_all = first if WINDOW > 0 else seen_by_first // BLOCK_N * BLOCK_N
     table = block_tables + row.to(tl.int64) * table_stride
     keys, values = k_cache + kv_head * HEAD_DIM, v_cache + kv_head * HEAD_DIM
-    acc, largest, total = empty_state(BLOCK_M, BLOCK_D)
+    acc, largest, total = first_state(sinks, head, line < BLOCK_Q * GROUP, HAS_SINKS, BLOCK_M, BLOCK_D)
     if WINDOW == 0:
         acc, largest, total = attend(
             acc, largest, total, queries, cached + query, first, seen_by_all, table, keys, values, token_stride,

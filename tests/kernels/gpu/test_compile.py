@@ -72,8 +72,8 @@ def attention_arguments(dtype: str, head_dim: int, tile: attention._Tile, extra:
     strides = dict.fromkeys(["q_token_stride", "q_head_stride"], "i32:16") | {"table_stride": "i32"}
     sizes = strides | {"token_stride": "i32:16", "num_heads": "i32:16"}
     constants = {"GROUP": 4, "WINDOW": 0, "SOFTCAP": 0.0, "PAGE_SIZE": 16, "HEAD_DIM": head_dim, "BLOCK_M": tile.lines}
-    constants |= {"BLOCK_N": tile.keys, "BLOCK_D": padded(head_dim)}
-    out = {"out": f"*{dtype}"} | dict.fromkeys(extra, "*fp32")
+    constants |= {"BLOCK_N": tile.keys, "BLOCK_D": padded(head_dim), "HAS_SINKS": False}
+    out = {"out": f"*{dtype}", "sinks": f"*{dtype}"} | dict.fromkeys(extra, "*fp32")
     return tensors | indices | out | sizes | constants
 
 
@@ -99,6 +99,20 @@ def test_decode(dtype: str, head_dim: int, softcap: float) -> None:
     check(f"decode {dtype} head_dim={head_dim} softcap={softcap}", usage)
     assert usage.shared <= SHARED_LIMIT
     assert usage.uses_tensor_cores
+
+
+@pytest.mark.parametrize("window", [0, pytest.param(128, marks=pytest.mark.slow)])
+def test_decode_and_prefill_with_sinks(window: int) -> None:
+    """gpt-oss: heads of 64 numbers, 8 query heads a key head."""
+    extra = ["partial_acc", "partial_largest", "partial_total"]
+    for kernel, tile in ((decode.decode_kernel, attention.decode_tile(8, 64, 2)),
+                         (prefill.prefill_kernel, attention.prefill_tile(8, 64, 2))):  # fmt: skip
+        arguments = attention_arguments("bf16", 64, tile, extra)
+        arguments |= {"GROUP": 8, "WINDOW": window, "HAS_SINKS": True, "scale": "fp32", "num_rows": "i32"}
+        arguments |= {"ONLY_SINGLE": True, "NUM_SPLITS": 8, "SKIP_SINGLE": True, "BLOCK_Q": tile.lines // 8}
+        usage = compile_for_sm90(kernel, in_order(kernel, arguments), tile.num_warps, tile.num_stages)
+        check(f"{kernel.__name__} with sinks, window {window}", usage)
+        assert usage.shared <= SHARED_LIMIT
 
 
 @pytest.mark.parametrize("head_dim", [128, pytest.param(256, marks=pytest.mark.slow)])

@@ -44,7 +44,7 @@ def test_a_gpu_without_triton_gets_the_torch_twins_and_a_warning(
     assert "triton is not installed" in caplog.text
 
 
-TORCH_ONLY = {"append_latent", "latent_attention", "quantized_rows"}  # one twin for all devices
+TORCH_ONLY = {"quantized_rows"}  # one twin for all devices
 CPU_ONLY = {"argmax", "decode_slots", "gather_rows", "positions", "quantized_linear"}  # a GPU has torch's own
 
 
@@ -53,9 +53,7 @@ def test_twins_have_the_same_signature(name: str) -> None:
     pytest.importorskip("triton")
     from max_ray.kernels import gpu
 
-    ours = inspect.signature(getattr(cpu, name))
-    without_sinks = ours.replace(parameters=[p for p in ours.parameters.values() if p.name != "sinks"])
-    assert inspect.signature(getattr(gpu, name)) == without_sinks
+    assert inspect.signature(getattr(gpu, name)) == inspect.signature(getattr(cpu, name))
 
 
 @pytest.mark.parametrize("name", sorted(set(cpu.__all__) - TORCH_ONLY))
