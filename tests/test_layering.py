@@ -88,7 +88,10 @@ FENCES: dict[str, set[str]] = {
     "torch": {
         *("max_ray.driver", "max_ray.distributed", "max_ray.kernels", "max_ray.nn", "max_ray.weights"),
         *("max_ray.pipelines", "max_ray.actors", "max_ray.conformance", "architectures", "deployments.demo"),
-        *(f"max_ray.benchmark.{name}" for name in ("kernels", "kernel_cases", "offline", "timing", "synthetic")),
+        *(
+            f"max_ray.benchmark.{name}"
+            for name in ("kernels", "kernel_cases", "quantized_cases", "offline", "timing", "synthetic")
+        ),
         *("max_ray.benchmark.loading", "max_ray.benchmark.transformers_peer", "deployments.examples"),
         "max_ray.host_memory",
     },

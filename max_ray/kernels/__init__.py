@@ -279,9 +279,9 @@ def quantized_linear(x: torch.Tensor, weight: PackedMatrix, out: torch.Tensor | 
 
     out: [T, N], columns of a wider matrix too, for x [T, K]; written and returned.
     On a CPU that multiplies bytes, bfloat16 inputs are rounded to 8 bits in groups of 32 (see `native.quantized`).
-    The torch twin runs on GPUs too: there is no other yet.
+    On a GPU, weights are rounded to x's dtype where there are more rows than 16 (see `gpu.quantized`).
     """
-    result: torch.Tensor = (cpu if x.is_cuda else _cpu_twins()).quantized_linear(x, weight, out)
+    result: torch.Tensor = _twin(x).quantized_linear(x, weight, out)
     return result
 
 

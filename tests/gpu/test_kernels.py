@@ -42,6 +42,19 @@ from tests.kernels.gpu.interpreted_elementwise import (  # noqa: F401
     test_silu_and_mul,
     test_silu_of_large_values_does_not_overflow,
 )
+from tests.kernels.gpu.interpreted_quantized import (  # noqa: F401
+    test_columns_at_the_borders_of_rounds_and_splits,
+    test_columns_of_a_wider_matrix_and_rows_of_a_wider_input,
+    test_dtypes,
+    test_every_e4m3_code,
+    test_fp8_with_half_a_group,
+    test_kinds,
+    test_one_large_input_does_not_drown_the_others,
+    test_rows_of_inputs_at_the_borders_of_tiles,
+    test_rows_of_the_matrix_at_the_borders_of_blocks,
+    test_splits,
+    test_unpacked_in_pieces,
+)
 
 VOCAB_SIZE = 128_256
 FILTERS: list[dict[str, Any]] = [

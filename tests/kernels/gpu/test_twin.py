@@ -45,7 +45,7 @@ def test_a_gpu_without_triton_gets_the_torch_twins_and_a_warning(
 
 
 TORCH_ONLY = {"append_latent", "latent_attention", "quantized_rows"}  # one twin for all devices
-CPU_ONLY = {"argmax", "decode_slots", "gather_rows", "positions", "quantized_linear"}  # a GPU has torch's own
+CPU_ONLY = {"argmax", "decode_slots", "gather_rows", "positions"}  # a GPU has torch's own
 
 
 @pytest.mark.parametrize("name", sorted(set(cpu.__all__) - TORCH_ONLY - CPU_ONLY))

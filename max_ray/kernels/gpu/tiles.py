@@ -1,0 +1,77 @@
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+"""What a program of a product with quantized weights computes: [BLOCK_N rows of the matrix, BLOCK_T rows of inputs],
+over one split of the columns.
+
+Grid: (blocks of N, tiles of T, splits). With splits, results are float32 summands [splits, T, N], which `merge_kernel`
+adds in their order: the same bits every time.
+
+With experts, inputs come sorted by expert, and each expert has a matrix of its own: `ends` [E] says where an expert's
+rows end, `tile_ends` [E] where its tiles do. There are at most T // BLOCK_T + min(E, T) tiles, known without asking the
+device; spare ones end at once.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def rows_of_tile(ends, tile_ends, num_tokens, num_experts, HAS_EXPERTS: tl.constexpr, BLOCK_T: tl.constexpr):
+    """(expert, first row of inputs, one past the last row that is the expert's); no rows for a spare tile."""
+    tile = tl.program_id(1)
+    if not HAS_EXPERTS:
+        return tile * 0, tile * BLOCK_T, num_tokens
+    low, high = tile * 0, tile * 0 + num_experts
+    while low < high:
+        middle = (low + high) // 2
+        is_before = tl.load(tile_ends + middle).to(tl.int32) <= tile
+        low = tl.where(is_before, middle + 1, low)
+        high = tl.where(is_before, high, middle)
+    expert = tl.minimum(low, num_experts - 1)
+    has_earlier = expert > 0
+    start = tl.load(ends + expert - 1, mask=has_earlier, other=0).to(tl.int32)
+    first_tile = tl.load(tile_ends + expert - 1, mask=has_earlier, other=0).to(tl.int32)
+    stop = tl.where(low < num_experts, tl.load(ends + expert).to(tl.int32), 0)
+    return expert, start + (tile - first_tile) * BLOCK_T, stop
+
+
+@triton.jit
+def rows_of_block(num_rows, BLOCK_N: tl.constexpr):
+    """Which rows, counted from its first, a block reads [BLOCK_N]: past the matrix those of its last tile again."""
+    line = tl.arange(0, BLOCK_N)
+    tiles_left = tl.cdiv(num_rows - tl.program_id(0) * BLOCK_N, 16)
+    return tl.minimum(line // 16, tiles_left - 1) * 16 + line % 16
+
+
+@triton.jit
+def split_range(num_groups, NUM_SPLITS: tl.constexpr, GROUPS: tl.constexpr):
+    """Groups [first, last) of this program's split: whole rounds of GROUPS, but for the last split."""
+    share = tl.cdiv(tl.cdiv(num_groups, GROUPS), NUM_SPLITS) * GROUPS
+    first = tl.program_id(2) * share
+    return first, tl.minimum(first + share, num_groups)
+
+
+@triton.jit
+def store_tile(
+    out, result, first_token, stop_token, num_tokens, num_rows, out_stride,
+    NUM_SPLITS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr,
+):  # fmt: skip
+    """result: float32 [BLOCK_N, BLOCK_T]."""
+    row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    token = first_token.to(tl.int64) + tl.arange(0, BLOCK_T)
+    if NUM_SPLITS > 1:
+        out += tl.program_id(2).to(tl.int64) * num_tokens * num_rows
+    mask = (row < num_rows)[:, None] & (token < stop_token)[None, :]
+    tl.store(out + token[None, :] * out_stride + row[:, None], result.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def merge_kernel(partial, out, num_tokens, num_rows, out_stride, NUM_SPLITS: tl.constexpr, BLOCK: tl.constexpr):
+    """out [T, N] = sum of partial [splits, T, N]. Grid: (blocks of N, T)."""
+    row, token = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.program_id(1).to(tl.int64)
+    mask = row < num_rows
+    total = tl.zeros([BLOCK], dtype=tl.float32)
+    for split in tl.static_range(NUM_SPLITS):
+        total += tl.load(partial + (split * num_tokens + token) * num_rows + row, mask=mask, other=0.0)
+    tl.store(out + token * out_stride + row, total.to(out.dtype.element_ty), mask=mask)
