@@ -48,6 +48,8 @@ from tests.kernels.gpu.interpreted_quantized import (  # noqa: F401
     test_dtypes,
     test_every_e4m3_code,
     test_fp8_with_half_a_group,
+    test_groups_in_splits,
+    test_groups_of_rows_with_a_matrix_each,
     test_kinds,
     test_one_large_input_does_not_drown_the_others,
     test_rows_of_inputs_at_the_borders_of_tiles,

@@ -20,13 +20,13 @@ from max_ray.kernels.gpu.tiles import rows_of_block, rows_of_tile, split_range, 
 
 @triton.jit
 def many_rows_kernel(
-    x, codes, high_codes, scales, mins, super_scales, super_mins, ends, tile_ends, out,
+    x, codes, high_codes, scales, mins, super_scales, super_mins, ends, out,
     num_tokens, num_rows, num_columns, num_groups, num_scales, x_stride, out_stride, expert_tiles, num_experts,
-    KIND: tl.constexpr, SIZE: tl.constexpr, SINGLE_ZERO: tl.constexpr, HAS_EXPERTS: tl.constexpr,
+    KIND: tl.constexpr, SIZE: tl.constexpr, SINGLE_ZERO: tl.constexpr, BLOCK_E: tl.constexpr,
     NUM_SPLITS: tl.constexpr, GROUPS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
     """Arguments as of `few_rows_kernel`."""
-    expert, first_token, stop_token = rows_of_tile(ends, tile_ends, num_tokens, num_experts, HAS_EXPERTS, BLOCK_T)
+    expert, first_token, stop_token = rows_of_tile(ends, num_tokens, num_experts, BLOCK_E, BLOCK_T)
     if first_token >= stop_token:
         return
     first, last = split_range(num_groups, NUM_SPLITS, GROUPS)

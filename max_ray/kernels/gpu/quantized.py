@@ -24,7 +24,7 @@ import triton
 from max_ray.kernels import cpu
 from max_ray.kernels.gpu import packed
 from max_ray.kernels.gpu.few_rows import few_rows_kernel
-from max_ray.kernels.gpu.launch import on_device_of, unit_stride
+from max_ray.kernels.gpu.launch import on_device_of, padded, unit_stride
 from max_ray.kernels.gpu.many_rows import many_rows_kernel, unpack_kernel
 from max_ray.kernels.gpu.tiles import merge_kernel
 from max_ray.kernels.quantized import (
@@ -94,6 +94,26 @@ def _run(x: torch.Tensor, weight: PackedMatrix, operands: Operands, out: torch.T
     launch(x, weight.rows, operands, out, tile, num_tiles, num_processors=_num_processors(x.device))
 
 
+def grouped_quantized_linear(
+    x: torch.Tensor, weight: PackedMatrix, ends: torch.Tensor, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The tiles are those of an expert with the mean number of rows, which shapes tell."""
+    operands = operands_of(weight)
+    if operands is None:
+        return cpu.grouped_quantized_linear(x, weight, ends, out)
+    x = unit_stride(x)
+    y = torch.empty((len(x), weight.rows), dtype=x.dtype, device=x.device) if out is None else out
+    assert y.shape == (len(x), weight.rows), f"`out` is {tuple(y.shape)}"
+    assert y.stride(1) == 1 or weight.rows == 1, "rows are written in one piece"
+    if len(x) and weight.rows:
+        num_processors = _num_processors(x.device)
+        tile = choose_tile(-(-len(x) // len(ends)), weight.rows, x.element_size(), num_processors)
+        num_tiles = len(x) // tile.tokens + min(len(ends), len(x))
+        with on_device_of(x):
+            launch(x, weight.rows, operands, y, tile, num_tiles, num_processors=num_processors, ends=ends)
+    return y
+
+
 def launch(
     x: torch.Tensor,
     num_rows: int,
@@ -103,22 +123,22 @@ def launch(
     num_tiles: int,
     *,
     num_processors: int,
-    experts: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ends: torch.Tensor | None = None,
 ) -> None:
     """Some rows of inputs x [T, K], in num_tiles tiles, times a matrix [num_rows, K], into out [T, num_rows].
 
-    experts: (ends, tile_ends) of `tiles.py`, where the matrix is that of several experts, one below the other."""
+    ends: of `tiles.py`, where the operands are those of several experts' matrices, one below the other."""
     blocks = -(-num_rows // tile.rows)
     splits = num_splits(blocks * num_tiles, -(-operands.sizes[1] // tile.groups), num_processors)
     target = out
     if splits > 1:
         target = torch.empty((splits, len(x), num_rows), dtype=torch.float32, device=x.device)
-    ends, tile_ends = (operands.tensors[0],) * 2 if experts is None else experts
-    sizes = (len(x), num_rows, *operands.sizes, x.stride(0), target.stride(-2), -(-num_rows // TILE), len(ends))
+    num_experts = 0 if ends is None else len(ends)
+    sizes = (len(x), num_rows, *operands.sizes, x.stride(0), target.stride(-2), -(-num_rows // TILE), num_experts)
     kernel = few_rows_kernel if tile.is_few else many_rows_kernel
     kernel[(blocks, num_tiles, splits)](
-        x, *operands.tensors, ends, tile_ends, target, *sizes, **operands.constants,
-        HAS_EXPERTS=experts is not None, NUM_SPLITS=splits, **tile.options(),
+        x, *operands.tensors, operands.tensors[0] if ends is None else ends, target, *sizes, **operands.constants,
+        BLOCK_E=0 if ends is None else padded(num_experts), NUM_SPLITS=splits, **tile.options(),
     )  # fmt: skip
     if splits > 1:
         grid = (triton.cdiv(num_rows, 1024), len(x))

@@ -6,8 +6,8 @@ Grid: (blocks of N, tiles of T, splits). With splits, results are float32 summan
 adds in their order: the same bits every time.
 
 With experts, inputs come sorted by expert, and each expert has a matrix of its own: `ends` [E] says where an expert's
-rows end, `tile_ends` [E] where its tiles do. There are at most T // BLOCK_T + min(E, T) tiles, known without asking the
-device; spare ones end at once.
+rows end. An expert has as many tiles as its rows need, and there are at most T // BLOCK_T + min(E, T) of them, known
+without asking the device; spare ones end at once.
 """
 
 from __future__ import annotations
@@ -17,23 +17,25 @@ import triton.language as tl
 
 
 @triton.jit
-def rows_of_tile(ends, tile_ends, num_tokens, num_experts, HAS_EXPERTS: tl.constexpr, BLOCK_T: tl.constexpr):
-    """(expert, first row of inputs, one past the last row that is the expert's); no rows for a spare tile."""
+def rows_of_tile(ends, num_tokens, num_experts, BLOCK_E: tl.constexpr, BLOCK_T: tl.constexpr):
+    """(expert, first row of inputs, one past the last row that is the expert's); no rows for a spare tile.
+
+    BLOCK_E: at least num_experts; 0 where there are none."""
     tile = tl.program_id(1)
-    if not HAS_EXPERTS:
-        return tile * 0, tile * BLOCK_T, num_tokens
-    low, high = tile * 0, tile * 0 + num_experts
-    while low < high:
-        middle = (low + high) // 2
-        is_before = tl.load(tile_ends + middle).to(tl.int32) <= tile
-        low = tl.where(is_before, middle + 1, low)
-        high = tl.where(is_before, high, middle)
-    expert = tl.minimum(low, num_experts - 1)
-    has_earlier = expert > 0
-    start = tl.load(ends + expert - 1, mask=has_earlier, other=0).to(tl.int32)
-    first_tile = tl.load(tile_ends + expert - 1, mask=has_earlier, other=0).to(tl.int32)
-    stop = tl.where(low < num_experts, tl.load(ends + expert).to(tl.int32), 0)
-    return expert, start + (tile - first_tile) * BLOCK_T, stop
+    if BLOCK_E == 0:
+        expert, first, stop = tile * 0, tile * BLOCK_T, num_tokens
+    else:
+        index = tl.arange(0, BLOCK_E)
+        exists = index < num_experts
+        end = tl.load(ends + index, mask=exists, other=0).to(tl.int32)
+        start = tl.load(ends + index - 1, mask=exists & (index > 0), other=0).to(tl.int32)
+        num_tiles = tl.where(exists, tl.cdiv(end - start, BLOCK_T), 0)
+        last_tile = tl.cumsum(num_tiles, 0)  # of an expert, and one
+        is_ours = exists & (tile < last_tile) & (tile >= last_tile - num_tiles)
+        expert = tl.sum(tl.where(is_ours, index, 0), 0)
+        first = tl.sum(tl.where(is_ours, start + (tile - last_tile + num_tiles) * BLOCK_T, 0), 0)
+        stop = tl.sum(tl.where(is_ours, end, 0), 0)
+    return expert, first, stop
 
 
 @triton.jit

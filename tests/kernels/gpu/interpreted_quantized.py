@@ -10,7 +10,7 @@ import torch
 
 from max_ray.kernels import cpu, gpu
 from max_ray.kernels.gpu import quantized
-from max_ray.kernels.quantized import PackedFP8, PackedMatrix
+from max_ray.kernels.quantized import PackedFP8, PackedMatrix, of_stack, stack
 from tests.kernels.packed_matrices import COLUMNS, KINDS, fp8, q4_0, q4_k, q8_0
 
 HALF_UNIT = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
@@ -44,7 +44,12 @@ def test_kinds(kind: str, tokens: int) -> None:
     check(inputs(tokens, columns), KINDS[kind](75, columns))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+OFTEN = ("q4_k", "q6_k", "q8_0", "fp8 of 16")
+
+
+@pytest.mark.parametrize(
+    "kind", [kind if kind in OFTEN else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
+)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_dtypes(kind: str, dtype: torch.dtype) -> None:
     columns = max(256, COLUMNS.get(kind, 32))
@@ -128,6 +133,44 @@ def test_one_large_input_does_not_drown_the_others(kind: str) -> None:
     x = inputs(4, 256)
     x[:, 7] = 3000
     check(x, KINDS[kind](32, 256))
+
+
+COUNTS = [[3, 0, 1, 0, 2], [0, 0, 0, 0, 1], [40, 0, 17, 3, 33], [0, 9, 8, 0, 0], [0, 0, 0, 0, 0], [70, 0, 0, 0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("kind", "counts"),
+    [
+        *(("q4_k", counts) for counts in COUNTS),
+        *(("q4_0", counts) for counts in COUNTS[::2]),
+        *(
+            pytest.param(kind, counts, marks=pytest.mark.slow)
+            for kind in ("q6_k", "q8_0", "fp8 of 128")
+            for counts in COUNTS
+        ),
+    ],
+    ids=str,
+)
+def test_groups_of_rows_with_a_matrix_each(kind: str, counts: list[int]) -> None:
+    """Groups that are empty, or several tiles; rows after the last group, which are anybody's."""
+    stacked = stack([KINDS[kind](40, 256) for _ in counts])
+    assert stacked is not None
+    x, ends = inputs(sum(counts) + 3, 256), torch.tensor(counts).cumsum(0).to(torch.int32)
+    wide = torch.full((len(x), 44), -7.0, dtype=x.dtype)
+    gpu.grouped_quantized_linear(x, stacked, ends, wide[:, 2:42])
+    assert (wide[:, :2] == -7).all()
+    assert (wide[:, 42:] == -7).all()
+    start = 0
+    for index, end in enumerate(ends.tolist()):
+        expected = cpu.quantized_linear(x[start:end], of_stack(stacked, index))
+        torch.testing.assert_close(wide[start:end, 2:42], expected, atol=0.05, rtol=0.02)
+        start = end
+
+
+def test_groups_in_splits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantized, "num_splits", lambda *_: 3)
+    test_groups_of_rows_with_a_matrix_each("q4_k", [3, 0, 1, 0, 2])
+    test_groups_of_rows_with_a_matrix_each("q8_0", [40, 0, 17, 3, 33])
 
 
 def test_what_no_kernel_reads_runs_the_torch_twin() -> None:

@@ -36,7 +36,7 @@ def _nothing_from_earlier_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def arguments(kind: str, dtype: str, out: str, more: dict[str, Any]) -> dict[str, Any]:
     number, scales, size, single_zero = KINDS[kind]
     pointers = {"x": f"*{dtype}", "codes": "*i32", "high_codes": "*i32", "scales": scales, "mins": "*u8"}
-    pointers |= dict.fromkeys(["super_scales", "super_mins"], "*fp16") | dict.fromkeys(["ends", "tile_ends"], "*i32")
+    pointers |= dict.fromkeys(["super_scales", "super_mins"], "*fp16") | {"ends": "*i32"}
     sizes = dict.fromkeys(["num_rows", "num_columns", "num_groups", "num_scales", "x_stride", "out_stride"], "i32:16")
     sizes |= dict.fromkeys(["num_tokens", "expert_tiles", "num_experts", "first_row"], "i32")
     constants = {"KIND": number, "SIZE": size, "SINGLE_ZERO": single_zero}
@@ -69,7 +69,7 @@ def test_products(kind: str, tokens: int) -> None:
     splits = quantized.num_splits(4096 // tile.rows, 128 // tile.groups, PROCESSORS)
     kernel = few_rows.few_rows_kernel if tile.is_few else many_rows.many_rows_kernel
     blocks = {"GROUPS": tile.groups, "BLOCK_N": tile.rows, "BLOCK_T": tile.tokens}
-    more = blocks | {"NUM_SPLITS": splits, "HAS_EXPERTS": False}
+    more = blocks | {"NUM_SPLITS": splits, "BLOCK_E": 0}
     out = "bf16" if splits == 1 else "fp32"
     usage = compiled(kernel, kind, "bf16", out, more, tile.num_warps, tile.num_stages)
     check(f"{kind}, {tokens} rows in {splits} splits", usage)
@@ -86,7 +86,7 @@ def test_other_dtypes_and_wide_layers(tokens: int, dtype: str, kind: str) -> Non
     tile = quantized.choose_tile(tokens, 28672, 4 if dtype == "fp32" else 2, PROCESSORS)
     kernel = few_rows.few_rows_kernel if tile.is_few else many_rows.many_rows_kernel
     blocks = {"GROUPS": tile.groups, "BLOCK_N": tile.rows, "BLOCK_T": tile.tokens}
-    more = blocks | {"NUM_SPLITS": 1, "HAS_EXPERTS": True}
+    more = blocks | {"NUM_SPLITS": 1, "BLOCK_E": 128}
     usage = compiled(kernel, kind, dtype, dtype, more, tile.num_warps, tile.num_stages)
     check(f"{kind}, {tokens} rows, {dtype}", usage)
 
