@@ -18,18 +18,18 @@ from max_ray.kernels.gpu.packed import codes_as_numbers, codes_from_tile, load_c
 from max_ray.kernels.gpu.tiles import rows_of_block, rows_of_tile, split_range, store_tile
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens", "num_experts"])
 def many_rows_kernel(
     x, codes, high_codes, scales, mins, super_scales, super_mins, ends, out,
     num_tokens, num_rows, num_columns, num_groups, num_scales, x_stride, out_stride, expert_tiles, num_experts,
     KIND: tl.constexpr, SIZE: tl.constexpr, SINGLE_ZERO: tl.constexpr, BLOCK_E: tl.constexpr,
-    NUM_SPLITS: tl.constexpr, GROUPS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr,
+    GROUPS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
     """Arguments as of `few_rows_kernel`."""
     expert, first_token, stop_token = rows_of_tile(ends, num_tokens, num_experts, BLOCK_E, BLOCK_T)
     if first_token >= stop_token:
         return
-    first, last = split_range(num_groups, NUM_SPLITS, GROUPS)
+    first, last = split_range(num_groups, GROUPS)
     tile = expert.to(tl.int64) * expert_tiles + tl.program_id(0) * (BLOCK_N // 16)
     codes, high_codes = codes_from_tile(codes, high_codes, tile, num_groups, num_columns, KIND)
     tensors = (scales, mins, super_scales, super_mins)
@@ -49,7 +49,7 @@ def many_rows_kernel(
         weights = _scaled(codes_as_numbers(words, KIND, x.dtype.element_ty), now, SIZE)
         acc = tl.dot(weights, tl.trans(inputs), acc, input_precision="tf32x3")
         now = then
-    store_tile(out, acc, first_token, stop_token, num_tokens, num_rows, out_stride, NUM_SPLITS, BLOCK_N, BLOCK_T)
+    store_tile(out, acc, first_token, stop_token, num_tokens, num_rows, out_stride, BLOCK_N, BLOCK_T)
 
 
 @triton.jit

@@ -121,8 +121,12 @@ def load_scales(
     scale *= factor
     second, offset = scale, tl.zeros_like(scale)
     if SIZE % 32 == 16:
-        exists = exists & (group * 32 + 16 < num_scales * SIZE)[:, None]
-        place = tile * (num_scales * 16) + ((group * 32 + 16) // SIZE * 16)[:, None] + lane
+        if KIND == FP8:  # the others have whole groups
+            exists = exists & (group * 32 + 16 < num_scales * SIZE)[:, None]
+        if SIZE == 16:
+            place += 16
+        else:
+            place = tile * (num_scales * 16) + ((group * 32 + 16) // SIZE * 16)[:, None] + lane
         second = factor * tl.load(scales + place, mask=exists, other=0.0).to(tl.float32)
     elif KIND == Q4K:
         least = tl.load(super_mins + above, mask=exists, other=0.0).to(tl.float32)

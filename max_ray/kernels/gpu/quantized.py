@@ -138,11 +138,11 @@ def launch(
     kernel = few_rows_kernel if tile.is_few else many_rows_kernel
     kernel[(blocks, num_tiles, splits)](
         x, *operands.tensors, operands.tensors[0] if ends is None else ends, target, *sizes, **operands.constants,
-        BLOCK_E=0 if ends is None else padded(num_experts), NUM_SPLITS=splits, **tile.options(),
+        BLOCK_E=0 if ends is None else padded(num_experts), **tile.options(),
     )  # fmt: skip
     if splits > 1:
         grid = (triton.cdiv(num_rows, 1024), len(x))
-        merge_kernel[grid](target, out, len(x), num_rows, out.stride(0), NUM_SPLITS=splits, BLOCK=1024)
+        merge_kernel[grid](target, out, len(x), splits, num_rows, out.stride(0), BLOCK=1024)
 
 
 def choose_tile(num_tokens: int, num_rows: int, element_size: int, num_processors: int) -> Tile:
@@ -150,10 +150,8 @@ def choose_tile(num_tokens: int, num_rows: int, element_size: int, num_processor
     if element_size > 2:
         return Tile(True, 32, 4, 8 if num_tokens <= 8 else 16, num_warps=4, num_stages=3)
     if num_tokens <= 2:
-        for rows in (64, 32):
-            if num_rows >= rows * num_processors:
-                return Tile(True, rows, 256 // rows, 8, num_warps=4, num_stages=4)
-        return Tile(True, 16, 16, 8, num_warps=4, num_stages=4)
+        rows = 64 if num_rows >= 64 * num_processors else 16
+        return Tile(True, rows, 256 // rows, 8, num_warps=4, num_stages=4)
     if num_tokens <= FEW_ROWS:
         return Tile(True, 64, 4, 8 if num_tokens <= 8 else 16, num_warps=4, num_stages=4)
     if num_tokens <= 64:

@@ -47,9 +47,9 @@ def rows_of_block(num_rows, BLOCK_N: tl.constexpr):
 
 
 @triton.jit
-def split_range(num_groups, NUM_SPLITS: tl.constexpr, GROUPS: tl.constexpr):
+def split_range(num_groups, GROUPS: tl.constexpr):
     """Groups [first, last) of this program's split: whole rounds of GROUPS, but for the last split."""
-    share = tl.cdiv(tl.cdiv(num_groups, GROUPS), NUM_SPLITS) * GROUPS
+    share = tl.cdiv(tl.cdiv(num_groups, GROUPS), tl.num_programs(2)) * GROUPS
     first = tl.program_id(2) * share
     return first, tl.minimum(first + share, num_groups)
 
@@ -57,23 +57,23 @@ def split_range(num_groups, NUM_SPLITS: tl.constexpr, GROUPS: tl.constexpr):
 @triton.jit
 def store_tile(
     out, result, first_token, stop_token, num_tokens, num_rows, out_stride,
-    NUM_SPLITS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
     """result: float32 [BLOCK_N, BLOCK_T]."""
     row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     token = first_token.to(tl.int64) + tl.arange(0, BLOCK_T)
-    if NUM_SPLITS > 1:
-        out += tl.program_id(2).to(tl.int64) * num_tokens * num_rows
+    out += tl.program_id(2).to(tl.int64) * num_tokens * num_rows
     mask = (row < num_rows)[:, None] & (token < stop_token)[None, :]
     tl.store(out + token[None, :] * out_stride + row[:, None], result.to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit
-def merge_kernel(partial, out, num_tokens, num_rows, out_stride, NUM_SPLITS: tl.constexpr, BLOCK: tl.constexpr):
+@triton.jit(do_not_specialize=["num_tokens", "num_splits"])
+def merge_kernel(partial, out, num_tokens, num_splits, num_rows, out_stride, BLOCK: tl.constexpr):
     """out [T, N] = sum of partial [splits, T, N]. Grid: (blocks of N, T)."""
     row, token = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.program_id(1).to(tl.int64)
     mask = row < num_rows
     total = tl.zeros([BLOCK], dtype=tl.float32)
-    for split in tl.static_range(NUM_SPLITS):
-        total += tl.load(partial + (split * num_tokens + token) * num_rows + row, mask=mask, other=0.0)
+    for split in range(num_splits):
+        place = (tl.cast(split, tl.int64) * num_tokens + token) * num_rows + row
+        total += tl.load(partial + place, mask=mask, other=0.0)
     tl.store(out + token * out_stride + row, total.to(out.dtype.element_ty), mask=mask)

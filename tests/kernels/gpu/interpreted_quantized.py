@@ -62,7 +62,7 @@ def test_rows_of_inputs_at_the_borders_of_tiles(tokens: int) -> None:
     check(inputs(tokens, 96), q8_0(70, 96))
 
 
-@pytest.mark.parametrize("rows", [1, 15, 16, 17, 64, 65, 129])
+@pytest.mark.parametrize("rows", [1, 15, 16, 17, 64, 65, 260])
 def test_rows_of_the_matrix_at_the_borders_of_blocks(rows: int) -> None:
     for tokens in (1, 5, 18):
         check(inputs(tokens, 64), q4_0(rows, 64))

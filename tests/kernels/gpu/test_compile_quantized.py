@@ -69,7 +69,7 @@ def test_products(kind: str, tokens: int) -> None:
     splits = quantized.num_splits(4096 // tile.rows, 128 // tile.groups, PROCESSORS)
     kernel = few_rows.few_rows_kernel if tile.is_few else many_rows.many_rows_kernel
     blocks = {"GROUPS": tile.groups, "BLOCK_N": tile.rows, "BLOCK_T": tile.tokens}
-    more = blocks | {"NUM_SPLITS": splits, "BLOCK_E": 0}
+    more = blocks | {"BLOCK_E": 0}
     out = "bf16" if splits == 1 else "fp32"
     usage = compiled(kernel, kind, "bf16", out, more, tile.num_warps, tile.num_stages)
     check(f"{kind}, {tokens} rows in {splits} splits", usage)
@@ -86,7 +86,7 @@ def test_other_dtypes_and_wide_layers(tokens: int, dtype: str, kind: str) -> Non
     tile = quantized.choose_tile(tokens, 28672, 4 if dtype == "fp32" else 2, PROCESSORS)
     kernel = few_rows.few_rows_kernel if tile.is_few else many_rows.many_rows_kernel
     blocks = {"GROUPS": tile.groups, "BLOCK_N": tile.rows, "BLOCK_T": tile.tokens}
-    more = blocks | {"NUM_SPLITS": 1, "BLOCK_E": 128}
+    more = blocks | {"BLOCK_E": 128}
     usage = compiled(kernel, kind, dtype, dtype, more, tile.num_warps, tile.num_stages)
     check(f"{kind}, {tokens} rows, {dtype}", usage)
 
@@ -106,5 +106,5 @@ def test_unpack(kind: str, dtype: str) -> None:
 
 def test_merge() -> None:
     pointers = {"partial": "*fp32", "out": "*bf16"}
-    sizes = {"num_tokens": "i32", "num_rows": "i32:16", "out_stride": "i32:16"}
-    check("merge", compile_for_sm90(tiles.merge_kernel, pointers | sizes | {"NUM_SPLITS": 4, "BLOCK": 1024}))
+    sizes = {"num_tokens": "i32", "num_splits": "i32", "num_rows": "i32:16", "out_stride": "i32:16"}
+    check("merge", compile_for_sm90(tiles.merge_kernel, pointers | sizes | {"BLOCK": 1024}))
