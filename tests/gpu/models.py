@@ -13,11 +13,12 @@ from architectures.llama3.model import Llama3Model
 from max_ray.benchmark.synthetic import RunSettings
 from max_ray.distributed import TPGroup
 from max_ray.huggingface import load_huggingface_config
-from max_ray.interfaces import RunRequest, RunRow, SamplingParams, SupportedEncoding, WeightsFormat
-from max_ray.pipelines.checkpoint import open_checkpoint
+from max_ray.interfaces import RunRequest, RunRow, SamplingParams, SupportedEncoding
 from max_ray.pipelines.graphs import Capture, DecodeGraphs
 from max_ray.pipelines.kv_storage import KVStorage
 from max_ray.pipelines.runner import ModelRunner
+from max_ray.weights import WeightSource, open_weights
+from max_ray.weights.quantize import QuantizingSource
 
 MAX_LENGTH, MAX_ROWS, PAGE_SIZE = 256, 12, 16
 BLOCKS_A_ROW = MAX_LENGTH // PAGE_SIZE
@@ -31,7 +32,9 @@ class Lab:
         config = load_huggingface_config(path)
         self.tp = TPGroup.single(device)
         kind = SupportedEncoding(encoding)
-        weights = open_checkpoint(path, WeightsFormat.safetensors, config, kind)
+        weights: WeightSource = open_weights(path)
+        if kind.is_quantized:
+            weights = QuantizingSource(weights, encoding)
         self.model = Llama3Model(settings, config, kind, device, self.tp, weights)
         params = self.model.get_kv_params(settings, config, kind)
         self.storage = KVStorage.allocate(params, MAX_ROWS * BLOCKS_A_ROW, device)
