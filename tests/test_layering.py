@@ -88,8 +88,8 @@ FENCES: dict[str, set[str]] = {
     "torch": {
         *("max_ray.driver", "max_ray.distributed", "max_ray.kernels", "max_ray.nn", "max_ray.weights"),
         *("max_ray.pipelines", "max_ray.actors", "max_ray.conformance", "architectures", "deployments.demo"),
-        *(f"max_ray.benchmark.{name}" for name in ("kernels", "kernel_cases", "offline", "timing", "synthetic")),
-        *(f"max_ray.benchmark.{name}" for name in ("checkpoints", "loading", "transformers_peer")),
+        *(f"max_ray.benchmark.{name}" for name in ("kernels", "kernel_cases", "quantized_cases", "offline", "timing")),
+        *(f"max_ray.benchmark.{name}" for name in ("checkpoints", "loading", "synthetic", "transformers_peer")),
         "deployments.examples",
         "max_ray.host_memory",
     },

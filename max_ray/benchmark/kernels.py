@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -20,11 +21,13 @@ import torch
 from max_ray.benchmark.aligned import line, write_results
 from max_ray.benchmark.device_flags import add_kernel_flags, check_positive, numbers
 from max_ray.benchmark.kernel_cases import Case, Sizes, all_cases
+from max_ray.benchmark.quantized_cases import quantized_cases
 from max_ray.benchmark.shapes import load_shape
 from max_ray.benchmark.timing import Machine, choose_device, choose_dtype, seconds
 from max_ray.errors import MaxRayError
 
 _HEAD = ("kernel", "error", "us", "GB/s", "of copy", "TFLOP/s", "of peak", "floor")
+_QUANTIZED_ROWS = (1, 16, 64)  # of layers with a quantized weight, beside a prefill step
 _WIDTHS = (46, 11, 11, 9, 9, 9, 9, 8)
 
 
@@ -41,12 +44,18 @@ def run(options: dict[str, Any]) -> None:
     with torch.inference_mode():
         machine = Machine.measure(device, dtype)
         print("\n".join([f"kernels, {shape}, {options['dtype']}", *machine.lines(), line(_HEAD, _WIDTHS)]), flush=True)
-        results = [_measure(case, machine, device) for case in all_cases(sizes, device, dtype)]
+        results = [_measure(case, machine, device) for case in _cases(sizes, device, dtype)]
     report = {"benchmark": "kernels", "shape": shape, "dtype": options["dtype"], "machine": machine.as_json()}
     write_results(options["json"], report | {"kernels": results})
     wrong = [result["kernel"] for result in results if not result["agrees"]]
     if wrong:
         raise MaxRayError(f"These kernels do not agree with their torch twins: {', '.join(wrong)}.")
+
+
+def _cases(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
+    yield from all_cases(sizes, device, dtype)
+    tokens = sorted({*_QUANTIZED_ROWS, sizes.tokens})
+    yield from quantized_cases(2 * sizes.inner, sizes.hidden, tokens, device, dtype)
 
 
 def _measure(case: Case, machine: Machine, device: torch.device) -> dict[str, Any]:

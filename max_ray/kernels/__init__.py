@@ -32,7 +32,9 @@ __all__ = [
     "decode_slots",
     "fused_add_rmsnorm",
     "gather_rows",
+    "grouped_quantized_linear",
     "latent_attention",
+    "multiplies_groups",
     "new_matrix",
     "new_packed",
     "pack_weight",
@@ -277,10 +279,31 @@ def quantized_linear(x: torch.Tensor, weight: PackedMatrix, out: torch.Tensor | 
 
     out: [T, N], columns of a wider matrix too, for x [T, K]; written and returned.
     On a CPU that multiplies bytes, bfloat16 inputs are rounded to 8 bits in groups of 32 (see `native.quantized`).
-    The torch twin runs on GPUs too: there is no other yet.
+    On a GPU, weights are rounded to x's dtype where there are more rows than 16 (see `gpu.quantized`).
     """
-    result: torch.Tensor = (cpu if x.is_cuda else _cpu_twins()).quantized_linear(x, weight, out)
+    result: torch.Tensor = _twin(x).quantized_linear(x, weight, out)
     return result
+
+
+def grouped_quantized_linear(
+    x: torch.Tensor, weight: PackedMatrix, ends: torch.Tensor, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """x [M, K] in groups of rows, group e times matrix e of `weight`, a `quantized.stack` of matrices [N, K] -> [M, N].
+
+    ends: int32 [E], where each group's rows end; rows after the last are left as they come. out: as of
+    `quantized_linear`. Waits for the device where not `multiplies_groups`.
+    """
+    result: torch.Tensor = _twin(x).grouped_quantized_linear(x, weight, ends, out)
+    return result
+
+
+def multiplies_groups(weight: PackedMatrix, device: torch.device) -> bool:
+    """Whether `grouped_quantized_linear` is one product on this device, and waits for nothing."""
+    if device.type != "cuda" or _gpu_twins() is cpu:
+        return False
+    from max_ray.kernels.gpu.quantized import operands_of
+
+    return operands_of(weight) is not None
 
 
 def quantized_rows(weight: PackedMatrix, indices: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -19,7 +19,9 @@ says is kept as it is (Q4_K: 4.625 bits a weight for the file's 4.5, Q6_K and Q8
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -65,6 +67,36 @@ class PackedMatrix(ABC):
         ]
         assert picked[0] is not None
         return _affine(self.codes_of(tiles, lanes), picked[0], picked[1])
+
+
+def stack(matrices: Sequence[PackedMatrix]) -> PackedMatrix | None:
+    """The tiles of several matrices one after another, as a matrix whose `rows` are those of one: what a grouped
+    product takes. None where they differ in kind, shape or groups, or in a number that stands for a tensor."""
+    first = matrices[0]
+    sizes = {(type(matrix), matrix.rows, matrix.columns) for matrix in matrices}
+    layouts = {tuple((name, t.shape, t.dtype) for name, t in _tensors(matrix).items()) for matrix in matrices}
+    if len(sizes) > 1 or len(layouts) > 1:
+        return None
+    columns = {name: [_tensors(matrix)[name] for matrix in matrices] for name in _tensors(first)}
+    if any(t.ndim == 1 and not torch.equal(t, parts[0]) for parts in columns.values() for t in parts):
+        return None
+    tensors: dict[str, Any] = {n: ts[0] if ts[0].ndim == 1 else _joined(ts) for n, ts in columns.items()}
+    return replace(first, **tensors)
+
+
+def _tensors(matrix: PackedMatrix) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in vars(matrix).items() if isinstance(value, torch.Tensor)}
+
+
+def _joined(tiles: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.cat([t.view(torch.uint8) for t in tiles]).view(tiles[0].dtype)
+
+
+def of_stack(stacked: PackedMatrix, index: int) -> PackedMatrix:
+    """One matrix of a `stack`, in the same memory."""
+    tiles = slice(index * stacked.num_tiles, (index + 1) * stacked.num_tiles)
+    tensors: dict[str, Any] = {name: t[tiles] for name, t in _tensors(stacked).items() if t.ndim > 1}
+    return replace(stacked, **tensors)
 
 
 def _affine(codes: torch.Tensor, scales: torch.Tensor, offsets: torch.Tensor | None) -> torch.Tensor:

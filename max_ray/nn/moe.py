@@ -7,7 +7,7 @@ A group holds the experts in one of two ways: each expert cut over its inner wid
 both, every rank sees all tokens and gives a summand of the result, so that one sum over the ranks follows.
 
 The choices are sorted by expert, so that each expert runs once over its tokens. On GPUs all experts run in one grouped
-product of a stacked weight, without asking the device how many tokens each expert got.
+product of a stacked weight, plain or quantized, without asking the device how many tokens each expert got.
 """
 
 from __future__ import annotations
@@ -19,10 +19,13 @@ import torch.nn.functional as F
 
 from max_ray import kernels
 from max_ray.distributed import TPGroup, all_reduce
-from max_ray.nn.linear import LayerWeight, MergedColumnParallelLinear, RowParallelLinear, shard_range
+from max_ray.nn.linear import MergedColumnParallelLinear, RowParallelLinear, shard_range
 from max_ray.nn.module import Module
+from max_ray.nn.quantized_linear import QuantizedWeight
+from max_ray.nn.stacked_experts import QuantizedStack, Stack
 from max_ray.weights.parameter import PartSpec
 
+_Layers = Sequence[MergedColumnParallelLinear | RowParallelLinear]
 _ALIGNMENT = 16  # bytes: rows of a grouped product's operands begin at multiples of it
 
 
@@ -113,7 +116,8 @@ class Experts(Module):
 
     spread: whole experts over the ranks instead of every expert cut. gate: see GatedMLP.
     reduce: whether the result is summed over the ranks; False leaves each rank its summand, for a caller that adds
-    more before summing. grouped: one product for all experts; by default on GPUs, where sizes allow it.
+    more before summing. grouped: one product for all experts; by default on GPUs, where sizes allow it and quantized
+    experts are all quantized alike.
     """
 
     def __init__(
@@ -141,38 +145,57 @@ class Experts(Module):
             else _Elsewhere(dim, hidden_dim, dtype, tp.device)
             for index in range(num_experts)
         ]
-        self._stacked: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._wants_grouped = grouped
+        self._is_settled = False
+        self._stacks: tuple[Stack, Stack] | None = None
         aligned = all(size * dtype.itemsize % _ALIGNMENT == 0 for size in (dim, hidden_dim // part.size))
         if grouped if grouped is not None else tp.device.type == "cuda" and aligned:
-            local = [expert for expert in self.all if isinstance(expert, Expert)]
-            self._stacked = (
-                _stack([expert.gate_up for expert in local]),
-                _stack([expert.down for expert in local]),
-            )
+            gate_ups, downs = self._layers()
+            self._stacks = _stack(gate_ups), _stack(downs)
 
     @property
     def waits_for_device(self) -> bool:
         """Whether a forward pass asks the device how many tokens each expert got."""
-        if not self._is_stacked:
-            return True
-        assert self._stacked is not None
-        return any(grouped_matmul_waits(weights) for weights in self._stacked)
+        stacks = self._settled()
+        return stacks is None or any(self._waits_for(stack) for stack in stacks)
 
-    @property
-    def _is_stacked(self) -> bool:
-        """False once quantized experts were loaded: they stand in the layers, not in the stacked memory."""
-        weight: torch.Tensor | LayerWeight = self._first.gate_up.weight
-        if self._stacked is not None and not isinstance(weight, torch.Tensor):
-            self._stacked = None
-        return self._stacked is not None
+    def _waits_for(self, stack: Stack) -> bool:
+        if isinstance(stack, QuantizedStack):
+            return not stack.multiplies_groups(self._tp.device)
+        return grouped_matmul_waits(stack)
 
-    @property
-    def _first(self) -> Expert:
-        return next(expert for expert in self.all if isinstance(expert, Expert))
+    def _settled(self) -> tuple[Stack, Stack] | None:
+        """The stacked weights of gate_up and down. Quantized experts, once loaded, stand in the layers and not in the
+        stacked memory: they are stacked when somebody first asks, or else all experts run one by one from then on."""
+        first = next(expert for expert in self.all if isinstance(expert, Expert))
+        weights: list[object] = [first.gate_up.weight, first.down.weight]
+        if not self._is_settled and any(isinstance(weight, QuantizedWeight) for weight in weights):
+            gate_ups, downs = self._layers()
+            plain = self._stacks or (None, None)
+            gate_up, down = self._stack_loaded(gate_ups, plain[0]), self._stack_loaded(downs, plain[1])
+            self._stacks = None if gate_up is None or down is None else (gate_up, down)
+            self._is_settled = True
+        return self._stacks
+
+    def _stack_loaded(self, layers: _Layers, plain: Stack | None) -> Stack | None:
+        """None for experts that are quantized in several ways, and where a loop over them is as good."""
+        weights: list[object] = [layer.weight for layer in layers]
+        quantized = [weight for weight in weights if isinstance(weight, QuantizedWeight)]
+        if not quantized:
+            return plain
+        wanted = self._tp.device.type == "cuda" if self._wants_grouped is None else self._wants_grouped
+        stack = QuantizedStack.of(quantized) if wanted and len(quantized) == len(layers) else None
+        is_better = stack is not None and (self._wants_grouped or stack.multiplies_groups(self._tp.device))
+        return stack if is_better else None
+
+    def _layers(self) -> tuple[_Layers, _Layers]:
+        """gate_up and down of this rank's experts."""
+        local = [expert for expert in self.all if isinstance(expert, Expert)]
+        return [expert.gate_up for expert in local], [expert.down for expert in local]
 
     def forward(self, x: torch.Tensor, weights: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
         ours_first = (experts - self._local.start) % self._num_experts
-        run = self._grouped if self._is_stacked else self._loop
+        run = self._loop if self._settled() is None else self._grouped
         out = run_by_expert(x, weights, ours_first, self._num_experts, run)
         return all_reduce(out, self._tp) if self._reduce else out
 
@@ -189,12 +212,16 @@ class Experts(Module):
 
     def _grouped(self, x: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
         """The same in two grouped products."""
-        assert self._stacked is not None
-        gate_up, down = self._stacked
+        assert self._stacks is not None
+        gate_up, down = self._stacks
         ends = counts[: len(self._local)].cumsum(0).to(torch.int32)
-        y = grouped_matmul(self._gate(grouped_matmul(x, gate_up.mT, ends)), down.mT, ends)
+        y = _multiply(self._gate(_multiply(x, gate_up, ends)), down, ends)
         is_local = torch.arange(len(x), device=x.device) < ends[-1]
         return y.where(is_local.unsqueeze(-1), 0)
+
+
+def _multiply(x: torch.Tensor, stack: Stack, ends: torch.Tensor) -> torch.Tensor:
+    return stack.linear(x, ends) if isinstance(stack, QuantizedStack) else grouped_matmul(x, stack.mT, ends)
 
 
 class _Elsewhere(Module):
@@ -212,7 +239,7 @@ class _Elsewhere(Module):
         )
 
 
-def _stack(layers: Sequence[MergedColumnParallelLinear | RowParallelLinear]) -> torch.Tensor:
+def _stack(layers: _Layers) -> torch.Tensor:
     """One tensor [len(layers), O, I] whose slices become the layers' weights, for loading to fill."""
     first = layers[0].weight
     stacked = torch.empty(len(layers), *first.shape, dtype=first.dtype, device=first.device)

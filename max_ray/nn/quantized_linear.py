@@ -99,6 +99,11 @@ class PackedSegment(Segment):
         tensors = {name: getattr(self, name) for name in self._names}
         return self._kind(self.num_rows, self.num_columns, **tensors)
 
+    def put(self, matrix: PackedMatrix) -> None:
+        """Takes the tensors of a matrix of the same kind and shape in place of its own."""
+        for name in self._names:
+            setattr(self, name, getattr(matrix, name))
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return kernels.quantized_linear(self._ordered(x), self.matrix)
 

@@ -19,7 +19,8 @@ from max_ray.interfaces import PipelineModel, RunRequest, RunRow, SamplingParams
 from max_ray.pipelines.graphs import Capture, DecodeGraphs
 from max_ray.pipelines.kv_storage import KVStorage
 from max_ray.pipelines.runner import ModelRunner
-from max_ray.weights import open_weights
+from max_ray.weights import WeightSource, open_weights
+from max_ray.weights.quantize import QuantizingSource
 
 MAX_LENGTH, MAX_ROWS, PAGE_SIZE = 256, 12, 16
 BLOCKS_A_ROW = MAX_LENGTH // PAGE_SIZE
@@ -38,8 +39,11 @@ class Lab:
         config = load_huggingface_config(path)
         self.tp = TPGroup.single(device)
         kind = SupportedEncoding(encoding)
+        weights: WeightSource = open_weights(path)
+        if kind.is_quantized:
+            weights = QuantizingSource(weights, encoding)
         model_class = MODELS[config.architectures[0]]
-        self.model = model_class(settings, config, kind, device, self.tp, open_weights(path))
+        self.model = model_class(settings, config, kind, device, self.tp, weights)
         params = self.model.get_kv_params(settings, config, kind)
         self.storage = KVStorage.allocate(params, MAX_ROWS * BLOCKS_A_ROW, device)
         self.vocab_size: int = config.vocab_size

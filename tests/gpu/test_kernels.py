@@ -59,6 +59,21 @@ from tests.kernels.gpu.interpreted_latent import (  # noqa: F401
     test_the_same_splits_give_the_same_bits,
     test_tiles_of_gpus_with_less_shared_memory,
 )
+from tests.kernels.gpu.interpreted_quantized import (  # noqa: F401
+    test_columns_at_the_borders_of_rounds_and_splits,
+    test_columns_of_a_wider_matrix_and_rows_of_a_wider_input,
+    test_dtypes,
+    test_every_e4m3_code,
+    test_fp8_with_half_a_group,
+    test_groups_in_splits,
+    test_groups_of_rows_with_a_matrix_each,
+    test_kinds,
+    test_one_large_input_does_not_drown_the_others,
+    test_rows_of_inputs_at_the_borders_of_tiles,
+    test_rows_of_the_matrix_at_the_borders_of_blocks,
+    test_splits,
+    test_unpacked_in_pieces,
+)
 from tests.kernels.gpu.interpreted_sinks import (  # noqa: F401
     test_a_sink_counts_once_whatever_the_splits,
     test_each_head_has_its_own_sink,

@@ -14,6 +14,8 @@ from max_ray.nn import Experts, grouped_matmul, grouped_matmul_waits, keep_best_
 from max_ray.weights import DictWeightSource
 from max_ray.weights.load import load_weights
 from max_ray.weights.mapping import NameMap
+from max_ray.weights.quantize import QuantizingSource
+from max_ray.weights.quantized import QuantizedRows
 from tests.nn.ranks import run_ranks
 
 NUM_EXPERTS, DIM, WIDTH, TOP_K = 6, 8, 24, 2
@@ -132,3 +134,98 @@ def test_weights_of_a_tokens_experts() -> None:
     torch.testing.assert_close(weights, logits.softmax(-1)[:, [2, 1]])
     weights, _ = softmax_top_k(logits, 2, renormalize=True)
     torch.testing.assert_close(weights, logits[:, [2, 1]].softmax(-1))
+
+
+QUANTIZED_DIM, QUANTIZED_WIDTH = 256, 512
+
+
+def quantized_checkpoint() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    inner, outer = (QUANTIZED_WIDTH, QUANTIZED_DIM), (QUANTIZED_DIM, QUANTIZED_WIDTH)
+    shapes = {"gate": inner, "up": inner, "down": outer}
+    return {
+        f"{index}.{name}": torch.randn(shape, generator=generator) / 16
+        for index in range(4)
+        for name, shape in shapes.items()
+    }
+
+
+class EachItsOwn(QuantizingSource):
+    """Encodings by name; the rest stays plain."""
+
+    def __init__(self, tensors: dict[str, torch.Tensor], encodings: dict[str, str]) -> None:
+        self._sources = {name: QuantizingSource(DictWeightSource(tensors), kind) for name, kind in encodings.items()}
+        super().__init__(DictWeightSource(tensors), "q4_k")
+
+    def quantization(self, name: str) -> str:
+        return self._sources[name].quantization(name) if name in self._sources else ""
+
+    def get_quantized(self, name: str, rows: range, columns: range) -> QuantizedRows:
+        return self._sources[name].get_quantized(name, rows, columns)
+
+
+def quantized_experts(encodings: dict[str, str], grouped: bool | None) -> Experts:
+    place = TPGroup.single(torch.device("cpu"))
+    experts = Experts(4, QUANTIZED_DIM, QUANTIZED_WIDTH, place, grouped=grouped)
+    load_weights(experts.sharded_parameters(), EachItsOwn(quantized_checkpoint(), encodings), NAMES)
+    return experts
+
+
+def kinds(**by_part: str) -> dict[str, str]:
+    return {f"{index}.{name}": kind for index in range(4) for name, kind in by_part.items()}
+
+
+ALIKE = kinds(gate="q4_k", up="q4_k", down="q6_k")
+DOWN_ONLY = kinds(down="q8_0")
+MIXED_SEGMENTS = kinds(gate="q4_0", up="q8_0", down="q4_k")
+UNLIKE = ALIKE | {"2.down": "q4_k"}
+PLAIN_AMONG_THEM = {name: kind for name, kind in ALIKE.items() if name != "1.down"}
+
+
+def quantized_batch(num_tokens: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(num_tokens)
+    x, logits = (torch.randn(num_tokens, size, generator=generator) for size in (QUANTIZED_DIM, 4))
+    return x, *softmax_top_k(logits, TOP_K, renormalize=True)
+
+
+@pytest.mark.parametrize("encodings", [ALIKE, DOWN_ONLY, MIXED_SEGMENTS, UNLIKE, PLAIN_AMONG_THEM], ids=range(5))
+def test_quantized_experts_in_grouped_products(encodings: dict[str, str]) -> None:
+    looped, grouped = (quantized_experts(encodings, grouped) for grouped in (False, True))
+    sizes = {name: parameter.data.nbytes for name, parameter in looped.parameters}
+    for num_tokens in (1, 9):
+        batch = quantized_batch(num_tokens)
+        torch.testing.assert_close(grouped(*batch), looped(*batch), atol=1e-5, rtol=1e-5)
+    is_stacked = encodings not in (UNLIKE, PLAIN_AMONG_THEM)
+    assert (grouped._settled() is not None) == is_stacked
+    assert {name: parameter.data.nbytes for name, parameter in grouped.parameters} == sizes
+    places = [parameter.data.untyped_storage().data_ptr() for name, parameter in grouped.parameters if "down" in name]
+    assert len(set(places)) == (len(places) // 4 if is_stacked else len(places)), "the stack takes no memory of its own"
+
+
+def test_quantized_experts_are_looped_over_on_a_cpu_and_wait() -> None:
+    assert quantized_experts(ALIKE, None)._settled() is None
+    assert quantized_experts(ALIKE, None).waits_for_device
+    assert quantized_experts(ALIKE, True).waits_for_device, "the torch twin of the grouped product asks for counts"
+
+
+def test_quantized_experts_wait_for_nothing_where_groups_are_one_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("max_ray.kernels.multiplies_groups", lambda weight, device: True)
+    assert quantized_experts(DOWN_ONLY, True).waits_for_device, "the plain product of gate and up does"
+    monkeypatch.setattr("max_ray.nn.moe.grouped_matmul_waits", lambda weights: False)
+    for encodings in (ALIKE, DOWN_ONLY, MIXED_SEGMENTS):
+        assert not quantized_experts(encodings, True).waits_for_device
+    assert quantized_experts(UNLIKE, True).waits_for_device
+
+
+@pytest.mark.parametrize("spread", [False, True])
+def test_quantized_experts_over_ranks(spread: bool) -> None:
+    batch = quantized_batch(9)
+    expected = quantized_experts(ALIKE, False)(*batch)
+
+    def run(tp: TPGroup) -> torch.Tensor:
+        experts = Experts(4, QUANTIZED_DIM, QUANTIZED_WIDTH, tp, grouped=True, spread=spread)
+        load_weights(experts.sharded_parameters(), EachItsOwn(quantized_checkpoint(), ALIKE), NAMES)
+        return experts(*batch)
+
+    for result in run_ranks(2, run):
+        torch.testing.assert_close(result, expected, atol=1e-4, rtol=1e-4)

@@ -7,7 +7,7 @@ from max_ray.kernels.cpu.latent import append_latent, latent_attention
 from max_ray.kernels.cpu.lookup import decode_slots, gather_rows, positions
 from max_ray.kernels.cpu.norm import fused_add_rmsnorm, rmsnorm
 from max_ray.kernels.cpu.paged_cache import append_paged_kv_cache
-from max_ray.kernels.cpu.quantized import quantized_linear, quantized_rows
+from max_ray.kernels.cpu.quantized import grouped_quantized_linear, quantized_linear, quantized_rows
 from max_ray.kernels.cpu.rope import apply_rope
 from max_ray.kernels.cpu.rope_append import rope_and_append
 
@@ -19,6 +19,7 @@ __all__ = [
     "decode_slots",
     "fused_add_rmsnorm",
     "gather_rows",
+    "grouped_quantized_linear",
     "latent_attention",
     "paged_attention",
     "positions",

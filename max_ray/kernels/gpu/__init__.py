@@ -9,6 +9,7 @@ from max_ray.kernels.gpu.attention import paged_attention
 from max_ray.kernels.gpu.latent import append_latent, latent_attention
 from max_ray.kernels.gpu.norm import fused_add_rmsnorm, rmsnorm
 from max_ray.kernels.gpu.paged_cache import append_paged_kv_cache
+from max_ray.kernels.gpu.quantized import grouped_quantized_linear, quantized_linear
 from max_ray.kernels.gpu.rope import apply_rope, rope_and_append
 from max_ray.kernels.gpu.sampling import sample
 
@@ -17,8 +18,10 @@ __all__ = [
     "append_paged_kv_cache",
     "apply_rope",
     "fused_add_rmsnorm",
+    "grouped_quantized_linear",
     "latent_attention",
     "paged_attention",
+    "quantized_linear",
     "rmsnorm",
     "rope_and_append",
     "sample",

@@ -9,14 +9,13 @@ that the calls can be captured in a CUDA graph; capture with the longest `max_kv
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from max_ray.kernels.gpu.attend import score_units
 from max_ray.kernels.gpu.decode import decode_kernel, merge_kernel
-from max_ray.kernels.gpu.launch import on_device_of, padded, unit_stride
+from max_ray.kernels.gpu.launch import num_processors, on_device_of, padded, unit_stride
 from max_ray.kernels.gpu.prefill import prefill_kernel
 
 if TYPE_CHECKING:
@@ -54,13 +53,6 @@ def prefill_tile(group: int, head_dim: int, element_size: int) -> _Tile:
     else:
         lines, keys, num_warps, num_stages = 64, 32, 4, 2
     return _Tile(max(min(lines, 128), padded(group)), keys, num_warps, num_stages)
-
-
-@cache
-def num_processors(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 8  # the interpreter: enough for tests to see several splits
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 def num_splits(num_rows: int, num_kv_heads: int, longest: int, processors: int) -> int:

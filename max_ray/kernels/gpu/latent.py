@@ -20,11 +20,10 @@ import torch
 import torch.nn.functional as F
 
 from max_ray.kernels.gpu.attend import score_units
-from max_ray.kernels.gpu.attention import num_processors
 from max_ray.kernels.gpu.decode import merge_kernel
 from max_ray.kernels.gpu.latent_expanded import expanded_kernel
 from max_ray.kernels.gpu.latent_kernels import latent_decode_kernel, latent_prefix_kernel
-from max_ray.kernels.gpu.launch import on_device_of, padded, unit_stride, warps_for
+from max_ray.kernels.gpu.launch import num_processors, on_device_of, padded, unit_stride, warps_for
 from max_ray.kernels.gpu.paged_cache import append_latent_kernel, check_cache
 
 if TYPE_CHECKING:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 
 import torch
 import triton
@@ -28,3 +29,11 @@ def on_device_of(x: torch.Tensor) -> AbstractContextManager[object]:
 def unit_stride(x: torch.Tensor) -> torch.Tensor:
     """x itself where its last axis is contiguous, as the kernels ask for, else a copy."""
     return x if x.stride(-1) == 1 else x.contiguous()
+
+
+@cache
+def num_processors(device: torch.device) -> int:
+    """Streaming multiprocessors of a GPU; of the interpreter 8: enough for tests to see several splits."""
+    if device.type != "cuda":
+        return 8
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)

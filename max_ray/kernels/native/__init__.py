@@ -16,7 +16,7 @@ from max_ray.kernels.native.ops import (
     silu_and_mul,
 )
 from max_ray.kernels.native.packed import PackedWeight, new_packed, pack_weight
-from max_ray.kernels.native.quantized import quantized_linear
+from max_ray.kernels.native.quantized import grouped_quantized_linear, quantized_linear
 from max_ray.kernels.native.tiling import new_matrix, tile_blocks
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "decode_slots",
     "fused_add_rmsnorm",
     "gather_rows",
+    "grouped_quantized_linear",
     "latent_attention",
     "library",
     "new_matrix",

@@ -15,6 +15,7 @@ from functools import cache
 import torch
 
 from max_ray.kernels import cpu
+from max_ray.kernels.cpu.quantized import one_by_one
 from max_ray.kernels.native.build import library
 from max_ray.kernels.native.calls import QuantizedMatrix, kernel
 from max_ray.kernels.quantized import PackedMatrix, PackedQ4, PackedQ4K, PackedQ6K, PackedQ8
@@ -34,6 +35,12 @@ def quantized_linear(x: torch.Tensor, weight: PackedMatrix, out: torch.Tensor | 
     sizes = (flat.shape[0], weight.columns, weight.rows)
     run(known[1], flat.data_ptr(), *sizes, y.data_ptr(), y.stride(0), torch.get_num_threads())
     return y if out is not None else y.view(*x.shape[:-1], weight.rows)
+
+
+def grouped_quantized_linear(
+    x: torch.Tensor, weight: PackedMatrix, ends: torch.Tensor, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    return one_by_one(quantized_linear, x, weight, ends, out)
 
 
 @cache

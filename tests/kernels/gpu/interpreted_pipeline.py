@@ -83,6 +83,23 @@ def test_tokens_equal_those_of_the_torch_twins(shared_lab: Lab, pipeline: TextGe
     assert [output.tokens for output in outputs] == [output.tokens for output in expected]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("encoding", ["q8_0", "q4_0"])
+def test_a_quantized_model_waits_for_nothing(shared_lab: Lab, encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts of 40 and 3 tokens, then decode steps: both kernels for quantized weights."""
+    prompts = [random_prompt(40), random_prompt(3)]
+
+    def run(pipeline: TextGenerationPipeline) -> list[list[int]]:
+        outputs = run_to_end(pipeline, [make_context(prompt, max_new_tokens=4) for prompt in prompts], num_steps=4)
+        return [output.tokens for output in outputs]
+
+    monkeypatch.setattr(kernels, "_twin", lambda x: gpu)
+    with NoQuestions():
+        actual = run(ahead(shared_lab.pipeline(quantization_encoding=encoding), recorder=Recorder(), max_batch_size=2))
+    monkeypatch.setattr(kernels, "_twin", lambda x: cpu)
+    assert actual == run(shared_lab.pipeline(page_size=32, quantization_encoding=encoding))
+
+
 def test_the_sampler_on_the_device_gives_the_tokens_of_the_one_on_the_host() -> None:
     """Penalties, masks and reports beside it; rows end on the way."""
     rows = mixed_rows()

@@ -12,11 +12,14 @@ from triton.runtime import interpreter
 
 
 def correct_bfloat16(patch: pytest.MonkeyPatch) -> None:
-    """Rounds float32 to the nearest even bfloat16 (it cuts), and multiplies matrices of values (it takes the bits for
-    integers)."""
+    """Rounds float32 to the nearest even bfloat16 (it cuts), widens subnormal numbers, and calculates with values,
+    also in products of matrices (it takes the bits for integers)."""
     convert, dot = interpreter._convert_float, interpreter.InterpreterBuilder.create_dot
+    binary = interpreter.InterpreterBuilder.binary_op
 
-    def rounded(data: np.ndarray[Any, Any], source: Any, target: Any, mode: Any) -> Any:
+    def converted(data: np.ndarray[Any, Any], source: Any, target: Any, mode: Any) -> Any:
+        if (source, target) == (tl.bfloat16, tl.float32):
+            return (data.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
         if (source, target) != (tl.float32, tl.bfloat16):
             return convert(data, source, target, mode)
         bits = torch.from_numpy(data.view(np.float32).copy()).bfloat16().view(torch.int16)
@@ -26,5 +29,12 @@ def correct_bfloat16(patch: pytest.MonkeyPatch) -> None:
         a, b = (self.cast_impl(x, tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in (a, b))
         return dot(self, a, b, *rest)
 
-    patch.setattr(interpreter, "_convert_float", rounded)
+    def binary_of_values(self: Any, a: Any, b: Any, operation: Any) -> Any:
+        if a.dtype.scalar != tl.bfloat16 or operation not in (np.add, np.subtract, np.multiply, np.divide):
+            return binary(self, a, b, operation)
+        wide = binary(self, self.cast_impl(a, tl.float32), self.cast_impl(b, tl.float32), operation)
+        return self.cast_impl(wide, tl.bfloat16)
+
+    patch.setattr(interpreter, "_convert_float", converted)
     patch.setattr(interpreter.InterpreterBuilder, "create_dot", dot_of_values)
+    patch.setattr(interpreter.InterpreterBuilder, "binary_op", binary_of_values)
