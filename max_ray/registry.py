@@ -105,15 +105,24 @@ class PipelineRegistry:
         known."""
         self.register_custom(custom_architectures)
         for candidate in [name] if isinstance(name, str) else name.architecture_names:
-            tasks = frozenset(task for task in PipelineTask if self._find(candidate, task) is not None)
+            tasks = frozenset(record.task for record in self.records_of(candidate))
             if tasks:
                 return tasks
         return frozenset()
 
     def register_custom(self, specs: Sequence[str]) -> list[SupportedArchitecture]:
         """Imports custom architectures (`--custom-architectures`) and registers their records in place of any others
-        of the same name and task. Raises ConfigError that says what is wrong with the code."""
-        records = [record for spec in specs for record in import_architectures(spec)]
+        of the same name and task. Raises ConfigError that says what is wrong with the code, or which two bring the
+        same."""
+        brought: dict[tuple[str, PipelineTask], tuple[str, SupportedArchitecture]] = {}
+        for spec in specs:
+            for record in import_architectures(spec):
+                other, first = brought.setdefault((record.name, record.task), (spec, record))
+                if first is not record:
+                    raise ConfigError(
+                        f"The custom architectures {other} and {spec} both bring {record.name}: drop one."
+                    )
+        records = [record for _, record in brought.values()]
         for record in records:
             self.register(record, allow_override=True)
         return records
@@ -152,6 +161,11 @@ class PipelineRegistry:
         """The class of the contexts that this configuration's tokenizer makes."""
         model_config = load_huggingface_config(resolve_model_path(config.model_path, config.revision))
         return self.retrieve_architecture(model_config, task, config.custom_architectures).context_type
+
+    def records_of(self, name: str) -> list[SupportedArchitecture]:
+        """The records of a class name, one a task; none where it is not known."""
+        found = (self._find(name, task) for task in PipelineTask)
+        return [record for record in found if record is not None]
 
     def architecture_names(self) -> list[str]:
         """Names of all known families, installed ones included; imports nothing."""

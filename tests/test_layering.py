@@ -55,7 +55,7 @@ TABLE: dict[str, set[str]] = {
     },
     "conformance": {
         *("interfaces", "config", "registry", "architecture", "huggingface", "weights", "distributed", "pipelines"),
-        "nn",
+        *("nn", "custom_code"),
     },
     "actors": {
         *("interfaces", "settings", "config", "registry", "custom_code", "huggingface", "kv_cache", "scheduler"),
