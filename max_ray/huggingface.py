@@ -181,6 +181,11 @@ def resolve_model_path(model_path: str | Path, revision: str | None = None) -> P
         raise ModelPathError(
             f"There is no folder {model_path}: give an existing folder or a Hugging Face repository id."
         )
+    folder, colon, _ = str(model_path).partition(":")
+    if colon and Path(folder).is_dir():
+        raise ModelPathError(
+            f"{folder} is a local folder, and {model_path} names a model of a hub repository: give the file."
+        )
     return local_copy(str(model_path), revision)
 
 

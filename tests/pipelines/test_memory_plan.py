@@ -160,3 +160,7 @@ def test_warm_cache_checks_a_model(model_path: Path, capsys: pytest.CaptureFixtu
     torch.save({}, tmp_path / "pytorch_model.bin")
     assert cli.main(["warm-cache", "--model-path", str(tmp_path)]) == 2
     assert "save_pretrained" in capsys.readouterr().err
+    values = json.loads((model_path / "config.json").read_text()) | {"hidden_act": "relu6"}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert cli.main(["warm-cache", "--model-path", str(tmp_path)]) == 2
+    assert "hidden_act='relu6'" in capsys.readouterr().err
