@@ -53,6 +53,7 @@ def refused(*flags: str) -> str:
     )
     assert run.returncode == 2, run.stderr[-3000:]
     assert still_alive(marked(mark), 5) == []
+    assert "Traceback" not in run.stdout + run.stderr
     last = run.stderr.strip().splitlines()[-1]
     assert last.startswith("max-ray: error: ")
     return last
