@@ -75,8 +75,15 @@ def load_tokenizer(folder: Path) -> Any:
 
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, *_MALFORMED) as error:
+        if not (folder / "tokenizer.json").is_file():
+            raise ModelPathError(
+                f"{folder} holds no tokenizer that can be loaded: put the model's tokenizer.json and "
+                f"tokenizer_config.json beside config.json."
+            ) from error
+        reason = " ".join(str(error).split())
         raise ModelPathError(
-            f"{folder} holds no tokenizer that can be loaded: {error}. Put tokenizer.json beside config.json."
+            f"{folder} holds no tokenizer that can be loaded: {reason}. Fetch tokenizer.json and "
+            f"tokenizer_config.json again."
         ) from error
 
 

@@ -22,8 +22,8 @@ from max_ray.interfaces import KVCacheParams, LeaseReply, LeaseRequest, LeaseWan
 
 
 class Manager:
-    """reach: False on another node. num_calls: exchanges that came as Ray calls. tell_after_s: between the line's end and
-    its call's."""
+    """reach: False on another node. num_calls: exchanges that came as Ray calls. tell_after_s: between the end of the
+    line and that of the actor's call."""
 
     tell_after_s = 0.0
 

@@ -194,8 +194,12 @@ def test_bad_folders(tmp_path: Path) -> None:
     with pytest.raises(ModelPathError, match="neither a folder nor"):
         TextTokenizer(tmp_path / "nothing", max_length=8)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    with pytest.raises(ModelPathError, match=r"tokenizer\.json"):
+    with pytest.raises(ModelPathError, match=r"put the model's tokenizer\.json and .* beside config\.json\.$"):
         TextTokenizer(tmp_path, max_length=8)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(ModelPathError, match=r"^[^\n]* again\.$"):
+        TextTokenizer(tmp_path, max_length=8)
+    (tmp_path / "tokenizer.json").unlink()
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ConfigError, match="not valid JSON"):
         TextTokenizer(tmp_path, max_length=8)
