@@ -1,4 +1,4 @@
-"""`max-ray check FAMILY --model-path DIR`: the suite on a family of one's own, with a readable verdict."""
+"""`max-ray check FAMILY --model-path DIR`: the suite on a family, with a readable verdict."""
 
 from __future__ import annotations
 
