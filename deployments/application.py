@@ -14,6 +14,7 @@ from max_ray.actors.messages import GroupSpec
 from max_ray.config import PipelineConfig, ServeConfig
 from max_ray.log import get_logger
 from max_ray.phases import phase
+from max_ray.pipelines.factory import build_tokenizer
 from max_ray.pipelines.hardware import Hardware
 from max_ray.pipelines.plan import resolve_plan
 
@@ -35,7 +36,7 @@ def build_application(config: ServeConfig) -> serve.Application:
     pipeline_config = PipelineConfig(**{name: getattr(config, name) for name in PipelineConfig.model_fields})
     phases: dict[str, float] = {}
     with phase("resolve and plan", durations=phases):
-        resolve_plan(pipeline_config, hardware=_hardware_to_be(config))
+        build_tokenizer(resolve_plan(pipeline_config, hardware=_hardware_to_be(config)))  # it raises for wrong files
     with phase("connect to Ray", durations=phases):
         connect(config)
     get_registry()  # its process starts while Serve does

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -54,7 +55,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point of `max-ray`. Gives the exit code: 0, 2 after a user's mistake, 130 after Ctrl-C."""
+    """Entry point of `max-ray`. Gives the exit code: 0, 2 after a user's mistake, 130 after Ctrl-C, 141 (as a shell
+    calls SIGPIPE) when nobody reads the output any longer."""
     try:
         options = _parse(list(sys.argv[1:] if arguments is None else arguments))
         setup_logging(settings.log_level())
@@ -70,11 +72,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "version": _version,
         }
         run[options.pop("command")](options)
+        sys.stdout.flush()
     except MaxRayError as error:
         print(f"max-ray: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # who read our output has ended: `max-ray list | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in the buffer goes nowhere
+        return 141
     return 0
 
 
@@ -119,7 +125,8 @@ def build_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argum
     for name in ("model_path", "revision", "custom_architectures"):
         _add_setting(commands["warm-cache"], name, PipelineConfig.model_fields[name])
     commands["list"].add_argument("--json", action="store_true", help="machine-readable")
-    commands["check"].add_argument("family", help="A folder with a list ARCHITECTURES, or an installed module.")
+    family = "A folder with a list ARCHITECTURES, an installed module, or a name that max-ray list has."
+    commands["check"].add_argument("family", help=family)
     commands["check"].add_argument("--model-path", required=True, metavar="PATH", help="A checkpoint of that family.")
     _add_setting(commands["list"], "custom_architectures", PipelineConfig.model_fields["custom_architectures"])
     return parser, commands

@@ -42,7 +42,9 @@ class EmbeddingsRequest(StrictModel):
     @classmethod
     def _check_input(cls, value: Any) -> Any:
         if not isinstance(value, str) and not (isinstance(value, list) and value and is_prompt_list(value)):
-            raise ValueError("must be a text, a list of texts, a list of token ids or a list of lists of token ids")
+            raise ValueError(
+                "must be a text, a list of texts, a list of token ids or a list of such lists; none of them empty"
+            )
         return value
 
     @property

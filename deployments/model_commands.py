@@ -39,6 +39,7 @@ def run_warm_cache(options: dict[str, Any]) -> None:
     hf_config = load_huggingface_config(path)
     task = task_of(config)
     record = PIPELINE_REGISTRY.retrieve_architecture(hf_config, task, config.custom_architectures)
+    record.pipeline_model.check_tensor_parallel(hf_config, 1)  # what is in config.json, as the family reads it
     source = open_weights(path)
     if issubclass(record.tokenizer, TextTokenizer):
         record.tokenizer(path, max_length=1 << 20)

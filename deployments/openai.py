@@ -156,7 +156,9 @@ class CompletionRequest(GenerationRequest):
     def _check_prompt(cls, prompt: Any) -> Any:
         if isinstance(prompt, str) or (isinstance(prompt, list) and prompt and is_prompt_list(prompt)):
             return prompt
-        raise ValueError("must be a text, a list of texts, a list of token ids or a list of lists of token ids")
+        raise ValueError(
+            "must be a text, a list of texts, a list of token ids or a list of such lists; none of them empty"
+        )
 
     @property
     def prompts(self) -> list[str | list[int]]:

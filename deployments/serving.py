@@ -16,6 +16,7 @@ from ray import serve
 
 from deployments.application import build_application
 from deployments.cluster_env import owns_ray
+from deployments.start_log import StartLog
 from max_ray import settings
 from max_ray.config import ServeConfig
 from max_ray.errors import WorkerGroupError
@@ -51,11 +52,21 @@ def serve_main(config: ServeConfig) -> None:
 
 
 def _run(application: serve.Application, config: ServeConfig) -> None:
+    """Raises WorkerGroupError with our own sentence, where there is one in what Serve says of the failure."""
+    log = StartLog()
     try:
         serve.run(application, name=config.app_name, route_prefix="/")
     except RuntimeError as error:
-        reason = failure_reason(_replica_message(config.app_name)) or str(error)
-        raise WorkerGroupError(f"The application did not start. {reason}") from error
+        reason = failure_reason(_replica_message(config.app_name))
+        if reason:
+            log.silence()
+        else:
+            log.release()
+        raise WorkerGroupError(f"The application did not start. {reason or error}") from error
+    except BaseException:
+        log.release()
+        raise
+    log.release()
 
 
 def _wait_for_answer(url: str) -> None:

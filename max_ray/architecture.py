@@ -98,13 +98,22 @@ def _names(encodings: Iterable[SupportedEncoding]) -> str:
     return ", ".join(sorted(encoding.value for encoding in encodings))
 
 
+def _kinds(value: object) -> str:
+    """What stands where a list of records should: a record's own repr is pages long."""
+    if isinstance(value, SupportedArchitecture):
+        return f"the record {value.name} itself"
+    return f"{value!r:.80}" if not isinstance(value, (list, tuple)) else f"[{', '.join(map(_kinds, value)):.80}]"
+
+
 def list_of_records(module: object, what: str, attribute: str = "ARCHITECTURES") -> list[SupportedArchitecture]:
     """`module.ARCHITECTURES`, checked. Raises ConfigError that begins with `what`."""
     records = getattr(module, attribute, None)
     if records is None:
         raise ConfigError(f"{what} has no list {attribute}: its __init__.py must define {attribute} = [my_arch].")
     if not isinstance(records, (list, tuple)) or not all(isinstance(r, SupportedArchitecture) for r in records):
-        raise ConfigError(f"{what}: {attribute} must be a list of SupportedArchitecture records, not {records!r}.")
+        raise ConfigError(
+            f"{what}: {attribute} must be a list of SupportedArchitecture records, not {_kinds(records)}."
+        )
     if not records:
         raise ConfigError(f"{what}: {attribute} is empty.")
     return list(records)

@@ -64,14 +64,16 @@ def import_architectures(spec: str) -> list[SupportedArchitecture]:
 
     Raises ConfigError: no such folder, no __init__.py, code that fails (with file and line), no ARCHITECTURES.
     """
+    return list_of_records(import_spec(spec), _what(spec), _parse(spec).attribute)
+
+
+def import_spec(spec: str) -> ModuleType:
+    """The module that a spec's list stands in. Raises ConfigError as `import_architectures`."""
     source = _parse(spec)
-    what = f"The custom architecture {spec}"
     if source.folder is None:
-        module = _import_installed(source.name, what)
-    else:
-        digest = _digest(_files(source.folder))
-        module = _import_folder(f"{source.name}_{digest}", source.folder, what)
-    return list_of_records(module, what, source.attribute)
+        return _import_installed(source.name, _what(spec))
+    digest = _digest(_files(source.folder))
+    return _import_folder(f"{source.name}_{digest}", source.folder, _what(spec))
 
 
 def pack_architectures(specs: Sequence[str]) -> tuple[PackedCode, ...]:
@@ -87,7 +89,7 @@ def install_packed(packed: Sequence[PackedCode]) -> list[SupportedArchitecture]:
 
     records: list[SupportedArchitecture] = []
     for code in packed:
-        what = f"The custom architecture {code.name}"
+        what = _what(code.name)
         folder = _unpack(code) if code.digest else None
         module = (
             _import_installed(code.name, what) if folder is None else _import_folder(code.module_name, folder, what)
@@ -96,6 +98,11 @@ def install_packed(packed: Sequence[PackedCode]) -> list[SupportedArchitecture]:
     for record in records:
         PIPELINE_REGISTRY.register(record, allow_override=True)
     return records
+
+
+def _what(name: str) -> str:
+    """How messages about a spec begin."""
+    return f"The custom architecture {name}"
 
 
 def _parse(spec: str) -> _Source:
@@ -113,6 +120,8 @@ def _parse(spec: str) -> _Source:
         return _Source(re.sub(r"\W", "_", folder.name), folder)
     if _MODULE_NAME.fullmatch(left) and _is_installed(left):
         return _Source(left, None, right or "ARCHITECTURES")
+    if folder.is_file():
+        raise ConfigError(f"The custom architecture {spec} is a file: give the folder that it is in.")
     raise ConfigError(
         f"There is no custom architecture {spec}: give a folder with an __init__.py that defines ARCHITECTURES, "
         f"or an installed module."
@@ -148,8 +157,8 @@ def _import_folder(module_name: str, folder: Path, what: str) -> ModuleType:
 def _import_installed(name: str, what: str) -> ModuleType:
     try:
         return importlib.import_module(name)
-    except ImportError as error:
-        raise ConfigError(f"{what} cannot be imported: {error}.") from error
+    except Exception as error:
+        raise ConfigError(f"{what} cannot be imported: {_describe(error)}.") from error
 
 
 def _forget(module_name: str) -> None:
@@ -158,14 +167,22 @@ def _forget(module_name: str) -> None:
         del sys.modules[name]
 
 
-def _describe(error: Exception, folder: Path) -> str:
-    """The error in words, with the last line of the custom code that led to it."""
+def _describe(error: Exception, folder: Path | None = None) -> str:
+    """The error in words, with the last line that led to it: of the code in `folder`, or of any."""
     text = f"{type(error).__name__}: {error}"
-    if isinstance(error, SyntaxError):
+    if isinstance(error, SyntaxError) and error.filename is not None:
         return f"SyntaxError: {error.msg} ({error.filename}, line {error.lineno})"
-    if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] == folder.name:
+    if (
+        folder is not None
+        and isinstance(error, ModuleNotFoundError)
+        and (error.name or "").split(".")[0] == folder.name
+    ):
         text += " (a custom architecture imports its own modules relatively: from .arch import ...)"
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).is_relative_to(folder)]
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if (Path(frame.filename).is_relative_to(folder) if folder else not frame.filename.startswith("<frozen"))
+    ]
     return f"{text} ({frames[-1].filename}, line {frames[-1].lineno})" if frames else text
 
 

@@ -137,9 +137,10 @@ def _asked(repo_id: str, revision: str | None, function: Any, **options: Any) ->
     """What the hub answers. Raises ModelPathError."""
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    of_http_library: type[Exception] = HfHubHTTPError.__bases__[0]  # versions of the hub's client differ in which one
     try:
         return function(repo_id, revision=revision, **options)
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (of_http_library, LocalEntryNotFoundError, OSError) as error:
         at = f" at revision {revision!r}" if revision else ""
         reason = " ".join(str(error).split())
         raise _NotHadError(

@@ -177,9 +177,16 @@ def resolve_model_path(model_path: str | Path, revision: str | None = None) -> P
         raise ModelPathError(
             f"{model_path} is a file: give a .gguf file, or the folder that holds config.json and the weights."
         )
+    if path.suffix == ".gguf" and path.parent.is_dir():
+        raise ModelPathError(f"There is no file {model_path}.")
     if not is_repository(str(model_path)):
         raise ModelPathError(
             f"There is no folder {model_path}: give an existing folder or a Hugging Face repository id."
+        )
+    folder, colon, _ = str(model_path).partition(":")
+    if colon and Path(folder).is_dir():
+        raise ModelPathError(
+            f"{folder} is a local folder, and {model_path} names a model of a hub repository: give the file."
         )
     return local_copy(str(model_path), revision)
 

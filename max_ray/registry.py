@@ -92,11 +92,15 @@ class PipelineRegistry:
             record = self._find(candidate, task)
             if record is not None:
                 return record
-        if not isinstance(name, str) and (fallback := self._fallback(name, task)) is not None:
+        config = None if isinstance(name, str) else name
+        if config is not None and (fallback := self._fallback(config, task)) is not None:
+            _LOG.info(
+                "%s: no family of ours; transformers' own code runs it, with our attention and KV cache (%s)",
+                " / ".join(names),
+                FALLBACK,
+            )
             return fallback
-        remote = not isinstance(name, str) and name.get("auto_map") is not None
-        hint = " Code that comes with the checkpoint (auto_map in config.json) is not run." if remote else ""
-        raise ArchitectureNotFoundError(self._not_found(names, task) + hint)
+        raise ArchitectureNotFoundError(self._not_found(names, task, config))
 
     def tasks_of(
         self, name: str | HuggingFaceConfig, custom_architectures: Sequence[str] = ()
@@ -105,15 +109,24 @@ class PipelineRegistry:
         known."""
         self.register_custom(custom_architectures)
         for candidate in [name] if isinstance(name, str) else name.architecture_names:
-            tasks = frozenset(task for task in PipelineTask if self._find(candidate, task) is not None)
+            tasks = frozenset(record.task for record in self.records_of(candidate))
             if tasks:
                 return tasks
         return frozenset()
 
     def register_custom(self, specs: Sequence[str]) -> list[SupportedArchitecture]:
         """Imports custom architectures (`--custom-architectures`) and registers their records in place of any others
-        of the same name and task. Raises ConfigError that says what is wrong with the code."""
-        records = [record for spec in specs for record in import_architectures(spec)]
+        of the same name and task. Raises ConfigError that says what is wrong with the code, or which two bring the
+        same."""
+        brought: dict[tuple[str, PipelineTask], tuple[str, SupportedArchitecture]] = {}
+        for spec in specs:
+            for record in import_architectures(spec):
+                other, first = brought.setdefault((record.name, record.task), (spec, record))
+                if first is not record:
+                    raise ConfigError(
+                        f"The custom architectures {other} and {spec} both bring {record.name}: drop one."
+                    )
+        records = [record for _, record in brought.values()]
         for record in records:
             self.register(record, allow_override=True)
         return records
@@ -153,6 +166,11 @@ class PipelineRegistry:
         model_config = load_huggingface_config(resolve_model_path(config.model_path, config.revision))
         return self.retrieve_architecture(model_config, task, config.custom_architectures).context_type
 
+    def records_of(self, name: str) -> list[SupportedArchitecture]:
+        """The records of a class name, one a task; none where it is not known."""
+        found = (self._find(name, task) for task in PipelineTask)
+        return [record for record in found if record is not None]
+
     def architecture_names(self) -> list[str]:
         """Names of all known families, installed ones included; imports nothing."""
         return sorted({name for name, _ in self._records} | set(_installed()))
@@ -176,14 +194,7 @@ class PipelineRegistry:
     def _fallback(self, config: HuggingFaceConfig, task: PipelineTask) -> SupportedArchitecture | None:
         """The record FALLBACK where it covers the model."""
         record = self._find(FALLBACK, task)
-        if record is None or not record.pipeline_model.covers(config):
-            return None
-        _LOG.info(
-            "%s: no family of ours; transformers' own code runs it, with our attention and KV cache (%s)",
-            " / ".join(config.architecture_names),
-            FALLBACK,
-        )
-        return record
+        return record if record is not None and record.pipeline_model.covers(config) else None
 
     def _import_installed(self, name: str) -> None:
         """Imports the installed family `name`, once; its records never replace registered ones."""
@@ -194,18 +205,23 @@ class PipelineRegistry:
             self._records.setdefault((record.name, record.task), record)
         self._imported.add(name)
 
-    def _not_found(self, names: list[str], task: PipelineTask) -> str:
+    def _not_found(self, names: list[str], task: PipelineTask, config: HuggingFaceConfig | None) -> str:
         known = self.architecture_names()
-        other_tasks = sorted(t.value for n, t in self._records if n in names)
+        other_tasks = {t.value for n, t in self._records if n in names}
+        if config is not None:
+            other_tasks |= {t.value for t in PipelineTask if self._fallback(config, t) is not None}
         if other_tasks:
-            return f"{' / '.join(names)} is known for {', '.join(other_tasks)}, but not for {task.value}."
+            return f"{' / '.join(names)} is known for {', '.join(sorted(other_tasks))}, but not for {task.value}."
         if not names:
             return f"config.json names no 'architectures'. Known are: {', '.join(known)}."
         if not known:
             return f"No architecture is known, so not {names[0]} either: install max_ray (pip install -e .)."
         first = sorted(known, key=lambda name: _distance(names[0], name))
+        hint = nearest(names[0], known)
+        if config is not None and config.get("auto_map") is not None:
+            hint = " Code that comes with the checkpoint (auto_map in config.json) is not run."
         return (
-            f"No architecture {' / '.join(names)} is known.{nearest(names[0], known)} Known are: {', '.join(first)}. "
+            f"No architecture {' / '.join(names)} is known.{hint} Known are: {', '.join(first)}. "
             f"Another one can be added with --custom-architectures."
         )
 

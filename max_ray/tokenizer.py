@@ -1,7 +1,5 @@
-"""TextTokenizer: text to token ids and back, and from a request to its context. The only user of `transformers`.
+"""TextTokenizer: text to token ids and back, and from a request to its context.
 
-A folder whose tokenizer_config.json names no special class is loaded straight from tokenizer.json: `AutoTokenizer`
-would give the same object but imports torch (several seconds), which the HTTP replica otherwise never needs.
 Text is encoded and decoded by the Rust tokenizer itself: its methods are thread-safe once truncation and padding are
 off, and the `transformers` wrapper costs ten times as much a call.
 """
@@ -9,7 +7,6 @@ off, and the `transformers` wrapper costs ten times as much a call.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,19 +16,16 @@ import numpy as np
 import numpy.typing as npt
 from jinja2 import TemplateError
 
-from max_ray.errors import ConfigError, InputError, ModelPathError, PromptTooLongError
+from max_ray.errors import ConfigError, InputError, PromptTooLongError
 from max_ray.gguf import huggingface_values, read_gguf
 from max_ray.interfaces import PromptImage, SamplingParams, TextContext, TextGenerationRequest, TokenBuffer
+from max_ray.tokenizer_files import is_gguf, load_tokenizer, local_folder, read_json
 
 TokenArray = npt.NDArray[np.int64]
 ArgumentT = TypeVar("ArgumentT")
 ContextValidator = Callable[[TextContext], None]
 
-# Classes of tokenizer_config.json that are tokenizer.json and nothing else.
-_GENERIC_CLASSES = ("TokenizersBackend", "PreTrainedTokenizerFast")
-_TOKENIZER_FILES = ("*.json", "*.jinja", "tokenizer*", "*.tiktoken", "*.model", "*.txt")
 # Encoding runs at about a character a microsecond; a hop to a thread and back costs about 100 us.
-_MALFORMED = (ValueError, TypeError, KeyError, AttributeError, RecursionError)  # what a wrong tokenizer.json raises
 INLINE_CHARACTERS = 4096
 # A longer text than so many characters a token of max_length is counted by its beginning first.
 LONG_TOKEN_CHARACTERS = 16
@@ -65,13 +59,13 @@ class TextTokenizer:
         vocab_size: int | None = None,
         context_validators: Sequence[ContextValidator] = (),
     ) -> None:
-        folder = _local_folder(str(model_path), revision)
-        model_config = huggingface_values(read_gguf(folder)) if _is_gguf(folder) else _read_json(folder / "config.json")
+        folder = local_folder(str(model_path), revision)
+        model_config = huggingface_values(read_gguf(folder)) if is_gguf(folder) else read_json(folder / "config.json")
         if generation_config is None:
-            generation_config = _read_json(folder / "generation_config.json")
+            generation_config = read_json(folder / "generation_config.json")
         self.max_length = max_length
         self.context_validators = tuple(context_validators)
-        self._hf = _load(folder)
+        self._hf = load_tokenizer(folder)
         self._backend = getattr(self._hf, "backend_tokenizer", None)
         if self._backend is not None:
             self._backend.no_truncation()
@@ -272,77 +266,10 @@ class TextTokenizer:
             )
 
 
-def _local_folder(model_path: str, revision: str | None) -> Path:
-    if Path(model_path).is_dir() or _is_gguf(Path(model_path)):
-        return Path(model_path)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        return Path(snapshot_download(model_path, revision=revision, allow_patterns=list(_TOKENIZER_FILES)))
-    except (OSError, HFValidationError) as error:
-        raise ModelPathError(
-            f"{model_path!r} is neither a folder nor a model that the hub gives: {error}. Check the path."
-        ) from error
-
-
-def _is_gguf(path: Path) -> bool:
-    return path.suffix == ".gguf" and path.is_file()
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty when there is no such file."""
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} must hold a JSON object, not a {type(content).__name__}.")
-    return content
-
-
 def _text_config(model_config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The part of config.json that speaks of text: multimodal models nest it."""
     nested = model_config.get("text_config")
     return nested if isinstance(nested, dict) else model_config
-
-
-def _load(folder: Path) -> Any:
-    if _is_gguf(folder):
-        return _load_gguf(folder)
-    generic = _read_json(folder / "tokenizer_config.json").get("tokenizer_class") in _GENERIC_CLASSES
-    try:
-        if generic and (folder / "tokenizer.json").is_file():
-            from transformers import PreTrainedTokenizerFast
-
-            return PreTrainedTokenizerFast.from_pretrained(folder)
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, *_MALFORMED) as error:
-        raise ModelPathError(
-            f"{folder} holds no tokenizer that can be loaded: {error}. Put tokenizer.json beside config.json."
-        ) from error
-
-
-def _load_gguf(path: Path) -> Any:
-    """The tokenizer that a .gguf file holds."""
-    from transformers import PreTrainedTokenizerFast
-
-    from max_ray.gguf.tokenizer import build_tokenizer
-
-    built = build_tokenizer(read_gguf(path))
-    others = [token for token in built.control_tokens if token not in built.names.values()]
-    make: Any = PreTrainedTokenizerFast
-    return make(
-        tokenizer_object=built.tokenizer,
-        chat_template=built.chat_template,
-        additional_special_tokens=others,
-        clean_up_tokenization_spaces=False,
-        **built.names,
-    )
 
 
 def _check_defaults(generation_config: Mapping[str, Any], folder: Path) -> None:

@@ -31,7 +31,8 @@ TABLE: dict[str, set[str]] = {
     "kernels": {"interfaces", "settings", "host_memory"},
     "graph": {"interfaces"},
     "detokenizer": set(),
-    "tokenizer": {"interfaces", "gguf"},
+    "tokenizer_files": {"gguf"},
+    "tokenizer": {"interfaces", "gguf", "tokenizer_files"},
     "images": {"interfaces", "huggingface", "tokenizer"},
     "token_text": {"tokenizer"},
     "sentence_files": {"huggingface"},
@@ -55,7 +56,7 @@ TABLE: dict[str, set[str]] = {
     },
     "conformance": {
         *("interfaces", "config", "registry", "architecture", "huggingface", "weights", "distributed", "pipelines"),
-        "nn",
+        *("nn", "custom_code"),
     },
     "actors": {
         *("interfaces", "settings", "config", "registry", "custom_code", "huggingface", "kv_cache", "scheduler"),
@@ -79,7 +80,7 @@ FENCES: dict[str, set[str]] = {
     "uvicorn": {"deployments"},
     "triton": {"max_ray.kernels.gpu"},
     "transformers": {
-        *("max_ray.tokenizer", "max_ray.conformance.reference", "deployments.demo"),
+        *("max_ray.tokenizer_files", "max_ray.conformance.reference", "deployments.demo"),
         *("max_ray.benchmark.synthetic", "max_ray.benchmark.transformers_peer"),
         "architectures.transformers_adapter",
     },

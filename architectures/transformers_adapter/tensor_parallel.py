@@ -58,7 +58,9 @@ class TensorParallelPlan:
         if size == 1:
             return
         if not self.styles:
-            raise ParallelismError(f"{class_name} has no tensor-parallel plan in transformers: one device only.")
+            raise ParallelismError(
+                f"{class_name} has no tensor-parallel plan in transformers: set tensor_parallel_size=1."
+            )
         unknown = sorted({style for style in self.styles.values() if style not in {*LINEAR, *SUMMED, *WHOLE}})
         if unknown:
             raise ParallelismError(

@@ -41,6 +41,11 @@ class _Call(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._sock.close()
 
+    def send(self, frame: bytes) -> None:
+        """Not to a worker that has hung up, for which uvloop raises: the end of its actor call tells why."""
+        if not self.transport.is_closing():
+            self.transport.write(frame)
+
     def hang_up(self) -> None:
         """At once: a caller that blocks the event loop next must not wait for it. Idempotent."""
         with contextlib.suppress(OSError):  # closed already: the worker was first, or is dead
@@ -166,7 +171,7 @@ class GroupLine:
         frame = encode_frame(message)
         for rank in range(len(self._info.workers) if ranks is None else ranks):
             if rank in self._calls:
-                self._calls[rank].transport.write(frame)
+                self._calls[rank].send(frame)
 
     async def _watch_over(self, serving: list[asyncio.Task[None]]) -> None:
         """Until a rank's call ends, for whatever reason, or a step takes too long."""

@@ -52,7 +52,8 @@ class LedgerLine(asyncio.Protocol):
             raise self._error
         self._number += 1
         self._answer = asyncio.get_running_loop().create_future()
-        self._transport.write(encode_frame((self._number, request)))
+        if not self._transport.is_closing():  # else uvloop raises; the end of the actor's call tells why
+            self._transport.write(encode_frame((self._number, request)))
         try:
             return await self._answer
         finally:

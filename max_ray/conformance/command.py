@@ -1,8 +1,8 @@
-"""`max-ray check FAMILY --model-path DIR`: the suite on a family of one's own, with a readable verdict."""
+"""`max-ray check FAMILY --model-path DIR`: the suite on a family, with a readable verdict."""
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from max_ray.architecture import SupportedArchitecture
 from max_ray.conformance.reference import Reference, huggingface_reference
 from max_ray.conformance.suite import Suite, Verdict
+from max_ray.custom_code import import_spec
 from max_ray.errors import ConfigError, ConformanceError, ParallelismError
 from max_ray.huggingface import HuggingFaceConfig, load_huggingface_config, resolve_model_path
 from max_ray.interfaces import PipelineTask, SupportedEncoding
@@ -29,12 +30,12 @@ def run(options: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     path = resolve_model_path(options["model_path"])
     config = load_huggingface_config(path)
-    record = _record(options["family"], config)
-    if record.task is not PipelineTask.TEXT_GENERATION:
-        raise ConfigError(f"{record.name} is for {record.task.value}: max-ray check compares models that write text.")
-    suite = Suite(record, path, _reference(record, path), is_routed(config))
-    print(f"{record.name}: {options['family']} on {path}")
-    print(_weights_line(record, config, path))
+    family = options["family"]
+    record = _record(family, config)
+    weights_line = _weights_line(record, config, path)  # first: a damaged file is said in our words
+    suite = Suite(record, path, _reference(family, path), is_routed(config))
+    print(f"{record.name}: {family} on {path}")
+    print(weights_line)
     print(_line(_HEAD))
     wrong = total = 0
     for num_ranks in (1, 2):
@@ -60,24 +61,43 @@ def is_routed(config: HuggingFaceConfig) -> bool:
     return any(config.get(name) for name in _EXPERTS)
 
 
-def _record(spec: str, config: HuggingFaceConfig) -> SupportedArchitecture:
-    records = PIPELINE_REGISTRY.register_custom([spec])
-    for record in records:
-        if record.name in config.architecture_names:
+def _record(family: str, config: HuggingFaceConfig) -> SupportedArchitecture:
+    """The record of a family, given as the name of a known one (`max-ray list`) or as a spec of custom code."""
+    known = _is_known(family)
+    found = PIPELINE_REGISTRY.records_of(family) if known else PIPELINE_REGISTRY.register_custom([family])
+    writing = [record for record in found if record.task is PipelineTask.TEXT_GENERATION]
+    if not writing:
+        raise ConfigError(f"{family} is for {found[0].task.value}: max-ray check compares models that write text.")
+    for record in writing:
+        if record.name in config.architecture_names or record.pipeline_model.covers(config):
             return record
+    asked = f"The family is {family}" if known else f"{family} brings {', '.join(record.name for record in writing)}"
     raise ConfigError(
-        f"{spec} brings {', '.join(record.name for record in records)}, but config.json says "
-        f"{', '.join(config.architecture_names) or 'nothing'} in 'architectures': give a checkpoint of that family."
+        f"{asked}, but config.json says {', '.join(config.architecture_names) or 'nothing'} in 'architectures': give a "
+        f"checkpoint of that family."
     )
 
 
-def _reference(record: SupportedArchitecture, path: Path) -> Reference:
-    """`reference_logits(path, sequences)` of the family's package where it has one, else Hugging Face."""
-    package = sys.modules[record.pipeline_model.__module__.partition(".")[0]]
-    own = getattr(package, REFERENCE, None)
-    if own is not None:
-        return lambda sequences: [torch.as_tensor(logits).float() for logits in own(path, sequences)]
-    return huggingface_reference(path)
+def _is_known(family: str) -> bool:
+    return family in PIPELINE_REGISTRY.architecture_names()
+
+
+def _reference(family: str, path: Path) -> Reference:
+    """`reference_logits(path, sequences)` beside the family's list where it is there, else Hugging Face."""
+    own = None if _is_known(family) else getattr(import_spec(family), REFERENCE, None)
+    if own is None:
+        return huggingface_reference(path)
+
+    def logits_of(sequences: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+        logits = [torch.as_tensor(each).float() for each in own(path, sequences)]
+        if [each.shape[:-1] for each in logits] != [(len(sequence),) for sequence in sequences]:
+            raise ConfigError(
+                f"{REFERENCE} of {family} must give logits [length, vocabulary] for each of {len(sequences)} "
+                f"sequences, not {[tuple(each.shape) for each in logits]}."
+            )
+        return logits
+
+    return logits_of
 
 
 def _weights_line(record: SupportedArchitecture, config: HuggingFaceConfig, path: Path) -> str:

@@ -20,7 +20,7 @@ def huggingface_reference(path: Path, dtype: torch.dtype = torch.float32) -> Ref
     what it makes of texts. Raises ConfigError where it knows no such model."""
     try:
         model = _load(path, dtype)
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, RuntimeError, OSError) as error:
         raise ConfigError(
             f"transformers cannot load {path} as a causal language model, so there is nothing to compare with "
             f"({error}). A family of one's own may bring a function reference_logits(path, sequences) beside its "

@@ -6,7 +6,7 @@ import struct
 import zlib
 from io import BytesIO
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from max_ray.errors import InputError
 from max_ray.images.limits import ImageLimits
@@ -31,7 +31,9 @@ def decode_image(data: bytes, limits: ImageLimits) -> Image.Image:
                 turned = ImageOps.exif_transpose(image)
                 return turned if turned.mode == "RGB" else turned.convert("RGB")
     except _BOMBS:
-        raise _too_many_pixels("more", limits) from None
+        raise _too_many_pixels("too many", limits) from None
+    except UnidentifiedImageError:
+        raise InputError("An image is no PNG, JPEG or WebP file.", param="messages") from None
     except _MALFORMED as error:
         raise InputError(
             f"An image cannot be decoded ({error}): send a PNG, JPEG or WebP file.", param="messages"
@@ -41,7 +43,7 @@ def decode_image(data: bytes, limits: ImageLimits) -> Image.Image:
 
 def _too_many_pixels(size: str, limits: ImageLimits) -> InputError:
     return InputError(
-        f"An image has {size} pixels, and at most {limits.max_pixels} are allowed (--max-image-pixels): "
+        f"An image has {size} pixels: at most {limits.max_pixels} are allowed (--max-image-pixels), "
         f"send a smaller one.",
         param="messages",
     )

@@ -13,8 +13,7 @@ class MyModel(CausalLMModel):
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -23,16 +22,12 @@ import torch
 
 from max_ray.errors import ParallelismError
 from max_ray.interfaces import KVCacheInputs, KVCacheParams, ModelInputs, ModelOutputs, RunRow
-from max_ray.nn.module import Module
-from max_ray.nn.packed_loading import load_network
+from max_ray.nn.network_model import NetworkModel
 from max_ray.nn.rope import RopeConfig
 from max_ray.nn.text_pipeline_model import TextPipelineModel, check_cut
-from max_ray.weights.mapping import NameMap
 
 if TYPE_CHECKING:
     from max_ray.config import PipelineConfig
-    from max_ray.distributed import TPGroup
-    from max_ray.weights.source import WeightSource
 
 
 class DecoderConfig(Protocol):
@@ -62,10 +57,8 @@ class RopeLengthInputs(ModelInputs):
     rope_lengths: torch.Tensor | None = None
 
 
-class CausalLMModel(TextPipelineModel):
-    """One rank of a decoder-only network. Raises ConfigError for a config.json that the family does not cover and
-    ParallelismError for ranks that cannot cut it, both before loading; WeightsError for a checkpoint that is not what
-    config.json says.
+class CausalLMModel(NetworkModel[DecoderConfig], TextPipelineModel):
+    """A NetworkModel of a decoder-only network.
 
     A layer that has an attribute `waits_for_device`, and it is true, keeps decode steps out of CUDA graphs.
 
@@ -73,43 +66,11 @@ class CausalLMModel(TextPipelineModel):
     `rope_lengths=` besides where the rope is dynamic.
     """
 
-    network: Module
-
-    def __init__(
-        self,
-        pipeline_config: PipelineConfig,
-        huggingface_config: Any,
-        encoding: Any,
-        device: torch.device,
-        tp: TPGroup,
-        weights: WeightSource,
-        adapter: Callable[..., Any] | None = None,
-    ) -> None:
-        super().__init__(pipeline_config, huggingface_config, encoding, device, tp, weights, adapter)
-        self.check_tensor_parallel(huggingface_config, tp.size)
-        self.check_settings(pipeline_config, huggingface_config)
-        max_length = self.calculate_max_seq_len(pipeline_config, huggingface_config)
-        self.network = self.build_network(max_length, getattr(torch, encoding.cache_dtype))
-        self._rope_is_dynamic = self.rope_config(huggingface_config).rope_type == "dynamic"
-        name_map = (adapter or self.weight_names)(huggingface_config)
-        load_network(self.network, weights, name_map)
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._rope_is_dynamic = self.rope_config(self.huggingface_config).rope_type == "dynamic"
         waits = any(getattr(module, "waits_for_device", False) for _, module in self.network.named_modules())
         self.decode_is_capturable = not waits and not self._rope_is_dynamic
-        del self.weights  # nothing reads the checkpoint again
-
-    @classmethod
-    @abstractmethod
-    def config_of(cls, huggingface_config: Any) -> DecoderConfig:
-        """The family's own configuration. Raises ConfigError for a value that it does not cover."""
-
-    @staticmethod
-    @abstractmethod
-    def weight_names(huggingface_config: Any) -> NameMap:
-        """The table from the checkpoint's names to the network's, where the record has no adapter for the format."""
-
-    @abstractmethod
-    def build_network(self, max_length: int, dtype: torch.dtype) -> Module:
-        """This rank's network, its weights not loaded yet."""
 
     @classmethod
     def get_kv_params(

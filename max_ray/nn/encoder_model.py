@@ -15,8 +15,7 @@ The network is called with tokens [T], positions [T] and the groups of equal row
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,17 +24,13 @@ import torch
 
 from max_ray.driver import upload
 from max_ray.errors import ConfigError
-from max_ray.interfaces import KVCacheInputs, KVCacheParams, ModelInputs, ModelOutputs, PipelineModel, RunRow
+from max_ray.interfaces import KVCacheInputs, KVCacheParams, ModelInputs, ModelOutputs, RunRow
 from max_ray.nn.encoder import EqualRows, equal_rows
-from max_ray.nn.module import Module
-from max_ray.nn.packed_loading import load_network
+from max_ray.nn.network_model import NetworkModel
 from max_ray.nn.text_pipeline_model import IntArray, check_cut, ragged_arrays
-from max_ray.weights.mapping import NameMap
 
 if TYPE_CHECKING:
     from max_ray.config import PipelineConfig
-    from max_ray.distributed import TPGroup
-    from max_ray.weights.source import WeightSource
 
 
 class EncoderConfig(Protocol):
@@ -61,40 +56,8 @@ class EncoderInputs(ModelInputs):
     groups: list[EqualRows] = field(default_factory=list)
 
 
-class EncoderModel(PipelineModel):
-    """One rank of an encoder. Raises ConfigError for a config.json that the family does not cover and ParallelismError
-    for ranks that cannot cut it, both before loading; WeightsError for a checkpoint that is not what config.json says.
-    """
-
-    def __init__(
-        self,
-        pipeline_config: PipelineConfig,
-        huggingface_config: Any,
-        encoding: Any,
-        device: torch.device,
-        tp: TPGroup,
-        weights: WeightSource,
-        adapter: Callable[..., Any] | None = None,
-    ) -> None:
-        super().__init__(pipeline_config, huggingface_config, encoding, device, tp, weights, adapter)
-        max_length = self.calculate_max_seq_len(pipeline_config, huggingface_config)
-        self.network = self.build_network(max_length, getattr(torch, encoding.cache_dtype))
-        load_network(self.network, weights, (adapter or self.weight_names)(huggingface_config))
-        del self.weights  # nothing reads the checkpoint again
-
-    @classmethod
-    @abstractmethod
-    def config_of(cls, huggingface_config: Any) -> EncoderConfig:
-        """The family's own configuration. Raises ConfigError for a value that it does not cover."""
-
-    @staticmethod
-    @abstractmethod
-    def weight_names(huggingface_config: Any) -> NameMap:
-        """The table from the checkpoint's names to the network's."""
-
-    @abstractmethod
-    def build_network(self, max_length: int, dtype: torch.dtype) -> Module:
-        """This rank's network, its weights not loaded yet."""
+class EncoderModel(NetworkModel[EncoderConfig]):
+    """A NetworkModel of an encoder, whose one step gives hidden states."""
 
     @classmethod
     def calculate_max_seq_len(cls, pipeline_config: PipelineConfig, huggingface_config: Any) -> int:

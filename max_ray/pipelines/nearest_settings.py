@@ -25,13 +25,16 @@ def nearest_settings(
 ) -> list[str]:
     """Flags to paste, one suggestion an entry, of the settings that fit; empty where nothing does."""
     singles: list[Changes] = []
-    for changes in _candidates(config, plan, list(encodings), num_gpus):
+    encodings = list(encodings)
+    for changes in _candidates(config, plan, encodings, num_gpus):
         if not any(one.keys() == changes.keys() for one in singles) and _fits(replan, changes):
             singles.append(changes)
     shorter = _shorter(plan)
     found = ([shorter] if shorter and _fits(replan, shorter) else []) + singles
+    if (both := _smaller_and_shorter(encodings, replan)) is not None and _fits(replan, both):
+        found.append(both)
     if not found:
-        found = list(_combined(config, plan, list(encodings), replan))[:1]
+        found = list(_combined(config, plan, encodings, replan))[:1]
     return [_flags(changes) for changes in found]
 
 
@@ -51,6 +54,21 @@ def _candidates(
             yield {"tensor_parallel_size": ranks}
     for encoding in encodings:  # the nearest one first
         yield {"quantization_encoding": encoding.value}
+
+
+def _smaller_and_shorter(encodings: list[SupportedEncoding], replan: Replan) -> Changes | None:
+    """The nearest encoding with which a shorter length fits; None where a nearer one fits in full."""
+    for encoding in encodings:
+        changes: Changes = {"quantization_encoding": encoding.value}
+        try:
+            tried = replan(changes)
+        except ConfigError:
+            continue
+        if tried.shortage == 0:
+            return None
+        if shorter := _shorter(tried):
+            return changes | shorter
+    return None
 
 
 def _combined(

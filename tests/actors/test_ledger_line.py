@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import uvloop
 
 from max_ray.actors import kv_manager as module
 from max_ray.actors.ledger_line import LedgerLine
@@ -21,7 +22,10 @@ from max_ray.interfaces import KVCacheParams, LeaseReply, LeaseRequest, LeaseWan
 
 
 class Manager:
-    """reach: False on another node. num_calls: exchanges that came as Ray calls."""
+    """reach: False on another node. num_calls: exchanges that came as Ray calls. tell_after_s: between the end of the
+    line and that of the actor's call."""
+
+    tell_after_s = 0.0
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, reach: bool = True) -> None:
         monkeypatch.setattr(module, "watch", lambda *args, **kwargs: None)
@@ -38,6 +42,7 @@ class Manager:
     def info(self, epoch: int = 5) -> GroupInfo:
         async def serve(path: str, epoch: int) -> None:
             await asyncio.to_thread(self.actor.serve, path if self.reach else path + ".elsewhere", epoch)
+            await asyncio.sleep(self.tell_after_s)
 
         async def exchange(epoch: int, request: LeaseRequest) -> LeaseReply:
             self.num_calls += 1
@@ -99,6 +104,24 @@ async def test_a_manager_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not line.is_open
     with pytest.raises(WorkerGroupError):
         await line.exchange(LeaseRequest())
+
+
+def test_a_manager_whose_line_closes_before_ray_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing can be sent then: uvloop, which replicas run on, raises for that."""
+
+    async def run() -> None:
+        manager = Manager(monkeypatch)
+        manager.tell_after_s = 0.2
+        line = await LedgerLine.open(manager.info())
+        assert line is not None
+        line._transport.abort()
+        await asyncio.sleep(0.05)
+        assert line.is_open
+        with pytest.raises(WorkerGroupError, match="hung up"):
+            await line.exchange(LeaseRequest())
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run())
 
 
 async def test_an_answer_that_nobody_waits_for_any_more_is_not_the_next_ones(monkeypatch: pytest.MonkeyPatch) -> None:

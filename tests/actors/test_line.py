@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import uvloop
 
 from max_ray.actors.group_line import GroupLine
 from max_ray.actors.line import FrameReader, WorkerLine, encode_frame, encode_step
@@ -105,7 +106,8 @@ def test_nobody_listens(tmp_path: Path) -> None:
 
 @dataclass
 class Rank:
-    """A rank on a thread. A run makes `num_steps` steps unless it is interrupted. `reach`: False on another node."""
+    """A rank on a thread. A run makes `num_steps` steps unless it is interrupted. reach: False on another node.
+    tell_after_s: between its line's end and its call's."""
 
     rank: int
     reach: bool = True
@@ -114,11 +116,15 @@ class Rank:
     stopped: int = 0
     orders: list[Any] = field(default_factory=list)
     folder_mode: int = 0
+    tell_after_s: float = 0.0
 
     def handle(self) -> Any:
         async def serve(path: str, epoch: int) -> None:
             assert epoch == 5
-            await asyncio.to_thread(self.run, path)
+            try:
+                await asyncio.to_thread(self.run, path)
+            finally:
+                await asyncio.sleep(self.tell_after_s)
 
         async def check_lease(epoch: int) -> None:
             await asyncio.sleep(0)
@@ -222,6 +228,27 @@ async def test_a_rank_that_fails_ends_all_runs() -> None:
     await asyncio.sleep(0.05)  # the dead rank's connection is closed by now
     line.close()
     line.close()
+
+
+@pytest.mark.parametrize("new_event_loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_the_first_rank_fails_and_its_line_closes_before_ray_tells(new_event_loop: Callable[[], Any]) -> None:
+    """Nothing can be sent then: uvloop, which replicas run on, raises for that. The reason is the worker's."""
+
+    async def run() -> None:
+        rank = Rank(0, fail_in_run=2, tell_after_s=0.2)
+        line = await opened(rank, Rank(1))
+        try:
+            assert len(await steps_of(line, 1)) == 4
+            running = asyncio.create_task(steps_of(line, 2, num_steps=100_000))
+            await asyncio.sleep(0.1)
+            line.interrupt(2)  # closed by now, and not known to have failed
+            with pytest.raises(WorkerGroupError, match="out of luck"):
+                await running
+        finally:
+            line.close()
+
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        runner.run(run())
 
 
 async def test_a_silent_worker_is_found_out() -> None:

@@ -147,6 +147,14 @@ def test_a_class_that_is_no_causal_model_of_transformers(tmp_path: Path, name: s
         resolve_plan(config_of(path))
 
 
+def test_another_task_than_the_adapter_has(tmp_path: Path) -> None:
+    config = config_of(folder_of(tmp_path, "GPT2LMHeadModel"), task="embeddings_generation")
+    with pytest.raises(
+        ArchitectureNotFoundError, match="GPT2LMHeadModel is known for text_generation, but not for emb"
+    ):
+        resolve_plan(config)
+
+
 def test_code_of_a_checkpoint_is_not_run(tmp_path: Path) -> None:
     path = folder_of(tmp_path, "GPT2LMHeadModel")
     values = json.loads((path / "config.json").read_text())

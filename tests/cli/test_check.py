@@ -112,3 +112,46 @@ def test_a_model_that_transformers_does_not_know(
     config.write_text(config.read_text().replace('"model_type": "granite"', '"model_type": "mine"'))
     assert check(EXAMPLE, path) == 2
     assert "bring a function reference_logits(path, sequences)" in capsys.readouterr().err
+
+
+def test_a_family_by_the_name_that_the_list_has(tiny_llama: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "LlamaForCausalLM", "--model-path", str(tiny_llama)]) == 0
+    assert "LlamaForCausalLM conforms: all 12 cases" in capsys.readouterr().out
+    assert main(["check", "Qwen3ForCausalLM", "--model-path", str(tiny_llama)]) == 2
+    assert "The family is Qwen3ForCausalLM, but config.json says LlamaForCausalLM" in capsys.readouterr().err
+    assert main(["check", "BertModel", "--model-path", str(tiny_llama)]) == 2
+    assert "BertModel is for embeddings_generation" in capsys.readouterr().err
+
+
+def test_the_adapter_by_its_name(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It covers what transformers has, whatever the name in config.json."""
+    assert main(["check", "TransformersForCausalLM", "--model-path", str(checkpoint)]) == 0
+    assert "TransformersForCausalLM conforms: all 12 cases" in capsys.readouterr().out
+
+
+def test_the_reference_stands_beside_the_list(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where the network is another package's, and where the list is in a module of a package."""
+    package = tmp_path / "families_of_mine"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "families.py").write_text(
+        "from architectures.llama3 import llama_arch\n\nMINE = [llama_arch]\n\n\n"
+        "def reference_logits(path, sequences):\n    return [[0.0] * 272 for _ in sequences]\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert main(["check", "families_of_mine.families:MINE", "--model-path", str(tiny_llama)]) == 2
+    error = capsys.readouterr().err
+    assert "reference_logits of families_of_mine.families:MINE must give logits [length, vocabulary]" in error
+
+
+def test_a_damaged_checkpoint_is_said_before_the_reference_reads_it(
+    tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "model"
+    shutil.copytree(tiny_llama, path)
+    weights = path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    assert main(["check", "LlamaForCausalLM", "--model-path", str(path)]) == 2
+    assert "model.safetensors is truncated or corrupt" in capsys.readouterr().err

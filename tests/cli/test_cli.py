@@ -245,3 +245,10 @@ def test_light_commands_import_nothing_heavy() -> None:
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_a_reader_that_stops_reading(tmp_path: Path) -> None:
+    """As `max-ray list | head -1` does: no traceback."""
+    command = f"set -o pipefail; {sys.executable} -m deployments.cli list --json | true"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (141, "")

@@ -227,7 +227,7 @@ REFUSALS: list[tuple[Any, str]] = [
     ([part("https://example.com/cat.png")], "does not fetch images"),
     ([part("file:///etc/passwd")], "is not in the folder"),
     ([part("data:image/png;base64,AAA")], "not valid base64"),
-    ([part(data_url(b"text"))], "cannot be decoded"),
+    ([part(data_url(b"text"))], "An image is no PNG, JPEG or WebP file."),
     ([part(data_url(BIG))], "101 x 100 pixels"),
     ([part(data_url(b"x" * 20_001))], "more than 20000 bytes"),
     ([part(WIDE)] * 4, "4 images, and a request may have 3"),

@@ -169,7 +169,7 @@ def png_header(width: int, height: int) -> bytes:
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("side", [8193, 10_000, 20_000, 2**31 - 1])
 def test_bombs_are_refused_before_they_are_decoded(side: int) -> None:
-    with pytest.raises(InputError, match="pixels, and at most"):
+    with pytest.raises(InputError, match="pixels: at most"):
         decode_image(png_header(side, side), LIMITS)
 
 
@@ -195,8 +195,9 @@ def test_the_limit_of_pixels_is_exact() -> None:
     ids=["text", "short", "png", "jpeg", "webp", "gif", "tiff", "eps"],
 )
 def test_what_cannot_be_decoded(data: bytes) -> None:
-    with pytest.raises(InputError, match="cannot be decoded"):
+    with pytest.raises(InputError, match=r"^An image (cannot be decoded .*|is no PNG, JPEG or WebP file\.)") as caught:
         decode_image(data, LIMITS)
+    assert "object at 0x" not in str(caught.value)
 
 
 def test_random_damage_is_never_more_than_a_refusal() -> None:

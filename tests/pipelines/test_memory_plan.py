@@ -95,6 +95,18 @@ def test_a_start_that_cannot_fit_is_refused_with_settings_that_then_start(model_
         assert resolve_plan(config.replace(**changes), hardware=tight).memory.shortage == 0
 
 
+def test_a_smaller_encoding_with_a_shorter_length_is_offered(model_path: Path) -> None:
+    """Where the weights alone are too large, and the nearest encoding leaves too little for the whole length."""
+    config = PipelineConfig(model_path=str(model_path), quantization_encoding="float32")
+    roomy = resolve_plan(config, hardware=machine(8)).memory
+    tight = machine((fixed(roomy) - 0.1 * roomy.weights / GIB) / 0.9)
+    with pytest.raises(DoesNotFitError, match="--quantization-encoding bfloat16 --max-length") as refused:
+        resolve_plan(config, hardware=tight)
+    (line,) = [line for line in str(refused.value).splitlines() if "bfloat16 --max-length" in line]
+    changed = config.replace(quantization_encoding="bfloat16", max_length=int(line.split()[-1]))
+    assert resolve_plan(changed, hardware=tight).memory.shortage == 0
+
+
 def test_a_length_that_nobody_asked_for_shrinks(model_path: Path) -> None:
     config = PipelineConfig(model_path=str(model_path))
     roomy = resolve_plan(config, hardware=machine(8)).memory
@@ -160,3 +172,7 @@ def test_warm_cache_checks_a_model(model_path: Path, capsys: pytest.CaptureFixtu
     torch.save({}, tmp_path / "pytorch_model.bin")
     assert cli.main(["warm-cache", "--model-path", str(tmp_path)]) == 2
     assert "save_pretrained" in capsys.readouterr().err
+    values = json.loads((model_path / "config.json").read_text()) | {"hidden_act": "relu6"}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert cli.main(["warm-cache", "--model-path", str(tmp_path)]) == 2
+    assert "hidden_act='relu6'" in capsys.readouterr().err

@@ -105,6 +105,14 @@ def test_registering_overrides_a_built_in_family(tmp_path: Path) -> None:
     assert PIPELINE_REGISTRY.retrieve_architecture("LlamaForCausalLM") is own
 
 
+def test_two_folders_with_one_family_are_refused(tmp_path: Path) -> None:
+    one, two = (str(make_folder(tmp_path / name / "my_model", "Mine", other=f"{name} = 1\n")) for name in "ab")
+    with pytest.raises(ConfigError, match=f"{one} and {two} both bring Mine: drop one"):
+        PIPELINE_REGISTRY.register_custom([one, two])
+    assert "Mine" not in PIPELINE_REGISTRY.architecture_names()
+    assert len(PIPELINE_REGISTRY.register_custom([one, one + "/"])) == 1
+
+
 def test_packing_runs_nothing_and_leaves_out_what_is_no_code(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "my_model", __init__="raise SystemExit('the code ran')\n")
     kernels = folder / "kernels"
@@ -221,6 +229,28 @@ def test_code_that_cannot_be_used(tmp_path: Path, files: dict[str, str], message
         assert set(sys.modules) == before
         make_folder(folder)
         assert import_architectures(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("1 / 0\n", r"ZeroDivisionError: .* \(.*my_module.py, line 1\)"),
+        ("x = (\n", r"SyntaxError: .*my_module.py, line 1"),
+    ],
+)
+def test_an_installed_module_that_cannot_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, message: str
+) -> None:
+    (tmp_path / "my_module.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigError, match=f"The custom architecture my_module cannot be imported: {message}"):
+        import_architectures("my_module")
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    file = make_folder(tmp_path / "my_model") / "arch.py"
+    with pytest.raises(ConfigError, match="is a file: give the folder that it is in"):
+        import_architectures(str(file))
 
 
 def test_specs_that_name_nothing(tmp_path: Path) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import pytest
-from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from max_ray.errors import ModelPathError
 from max_ray.huggingface import resolve_model_path
@@ -126,3 +127,22 @@ def test_a_folder_of_that_name_comes_before_the_hub(hub: Hub, tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     assert resolve_model_path("owner/name:Q4_K_M") == tmp_path / "owner" / "name:Q4_K_M"
     assert hub.downloads == []
+
+
+def test_a_hub_that_cannot_be_reached_is_one_sentence(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Listing files lets the HTTP library's own error through."""
+    library = sys.modules[HfHubHTTPError.__bases__[0].__module__]
+
+    def unreachable(repo_id: str, revision: str | None) -> list[str]:
+        raise library.ConnectError("Name or service not known")
+
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", unreachable)
+    with pytest.raises(ModelPathError, match="owner/name could not be had: Name or service not known"):
+        resolve_model_path("owner/name:Q4_K_M")
+
+
+def test_a_tag_behind_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelPathError, match="owner/name is a local folder, and owner/name:Q4_K_M names"):
+        resolve_model_path("owner/name:Q4_K_M")

@@ -97,6 +97,14 @@ def test_missing_folders_never_ask_the_hub(path: str, monkeypatch: pytest.Monkey
         resolve_model_path(path)
 
 
+def test_a_missing_gguf_file_is_no_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: pytest.fail("asked the hub"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    with pytest.raises(ModelPathError, match=r"There is no file models/tiny\.gguf"):
+        resolve_model_path("models/tiny.gguf")
+
+
 def test_repository_ids_come_from_the_cache_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     calls: list[dict[str, Any]] = []
 

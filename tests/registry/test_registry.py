@@ -202,6 +202,8 @@ class _Module:
         (_Module(ARCHITECTURES=3), "must be a list"),
         (_Module(ARCHITECTURES=["LlamaForCausalLM"]), "must be a list"),
         (_Module(ARCHITECTURES=[]), "is empty"),
+        (_Module(ARCHITECTURES=record("One")), r"not the record One itself\.$"),
+        (_Module(ARCHITECTURES=[record("One"), 1]), r"not \[the record One itself, 1\]\.$"),
     ],
 )
 def test_lists_of_records(module: Any, message: str) -> None:

@@ -53,6 +53,7 @@ def refused(*flags: str) -> str:
     )
     assert run.returncode == 2, run.stderr[-3000:]
     assert still_alive(marked(mark), 5) == []
+    assert "Traceback" not in run.stdout + run.stderr
     last = run.stderr.strip().splitlines()[-1]
     assert last.startswith("max-ray: error: ")
     return last
@@ -61,8 +62,11 @@ def refused(*flags: str) -> str:
 def test_max_ray_serve_says_mistakes_in_a_sentence(tiny_llama: Path, tmp_path: Path) -> None:
     config = json.loads((tiny_llama / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "architectures": ["LlamaForCasualLM"]}))
+    without = tmp_path / "without"
+    make_llama(without, tokenizer=False)
     mistakes = [
         (["--model-path", str(tmp_path / "nowhere")], "nowhere"),
+        (["--model-path", str(without)], "put the model's tokenizer.json"),
         (["--model-path", str(tmp_path)], "Did you mean 'LlamaForCausalLM'?"),
         (["--model-path", str(tiny_llama), "--tensor-parallel-size", "8"], "heads"),
     ]
