@@ -17,7 +17,10 @@ namespace {
 
 constexpr int BLOCK = 12;  // rows at once: 12 sums, 8 lines of codes, 2 scales and 4 products fit the registers
 constexpr int TURNS = 4;  // rows whose products take turns
-constexpr int64_t PIECE_BYTES = 1 << 16;  // of codes that a thread takes at once
+constexpr int64_t PIECE_BYTES = 1 << 20;  // of codes that a thread takes at once: it streams from five places, which take
+                                          // a while to begin with; 64 KiB were a quarter slower
+constexpr int64_t CACHED_BYTES = 1 << 16;  // where several blocks of rows read them, one after another
+constexpr int64_t PIECES = 4;  // that a thread has at least: a core may be taken away for a while
 constexpr int PREFETCH = 1024;  // bytes ahead in a tile's codes
 
 // A group of a row of x. word i: columns 4i .. 4i + 3. total: scale * sum of the bytes; minus: that sum of each half, negated.
@@ -259,8 +262,9 @@ template <class W, class T>
 void multiply(const W &weight, const T *x, int64_t M, int64_t K, int64_t N, T *y, int64_t y_stride, int threads) {
     if (M == 0) return;
     const int64_t groups = K / GROUP_COLUMNS, tiles = (N + LANES - 1) / LANES;
-    const int64_t taken = std::clamp<int64_t>(PIECE_BYTES / (groups * NIBBLE_BYTES), 1, 8);
     const Blocks blocks(M);
+    const int64_t most = (blocks.count > 1 ? CACHED_BYTES : PIECE_BYTES) / (groups * NIBBLE_BYTES);
+    const int64_t taken = std::max<int64_t>(1, std::min(most, tiles / (PIECES * threads)));
     Record *records = row_records.get<Record>(M * groups);
     round_rows(x, K, blocks, records, threads);
     if (M * K * N < 1 << 16) threads = 1;  // waking a second thread costs more
