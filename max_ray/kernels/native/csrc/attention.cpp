@@ -125,11 +125,13 @@ template <class T> struct Tile {
     void find(const T *k_cache, const T *v_cache, const int32_t *table, int64_t start, int64_t stop, int64_t head,
               const AttentionShape &s) {
         count = std::min<int64_t>(TILE, stop - start);
+        const int32_t *block = table + start / s.page_size;
+        int64_t offset = start % s.page_size;
         for (int64_t j = 0; j < count; j++) {
-            const int64_t position = start + j;
-            const int64_t slot = table[position / s.page_size] * s.page_size + position % s.page_size;
-            keys[j] = k_cache + (slot * s.KVH + head) * s.D;
-            values[j] = v_cache + (slot * s.KVH + head) * s.D;
+            const int64_t at = ((*block * s.page_size + offset) * s.KVH + head) * s.D;
+            keys[j] = k_cache + at;
+            values[j] = v_cache + at;
+            if (++offset == s.page_size) offset = 0, block++;
         }
     }
 };
