@@ -12,7 +12,7 @@ from max_ray import kernels
 from max_ray.distributed import TPGroup, all_gather, all_reduce
 from max_ray.nn.linear import LayerWeight, Packable, linear
 from max_ray.nn.module import Module
-from max_ray.nn.quantized_linear import keeper
+from max_ray.nn.quantized_linear import add_matrix
 from max_ray.weights.parameter import PartSpec
 
 
@@ -88,6 +88,5 @@ def vocab_range(vocab_size: int, tp: TPGroup) -> range:
 
 def _add_vocab_weight(module: Module, vocab_size: int, dim: int, tp: TPGroup, dtype: torch.dtype) -> None:
     rows = vocab_range(vocab_size, tp)
-    weight = torch.empty(padded_share(vocab_size, tp), dim, dtype=dtype, device=tp.device)
     parts = {"": PartSpec((vocab_size, dim), 0, rows.start, rows.stop, 0)}
-    module.add_parameter("weight", weight, parts, keep_quantized=keeper(module, "weight"))
+    add_matrix(module, (padded_share(vocab_size, tp), dim), parts, dtype, tp.device)

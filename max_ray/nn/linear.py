@@ -3,7 +3,8 @@
 Axes: T tokens, I in_dim, O out_dim. Weights are [O, I] as in a checkpoint. A column-parallel layer cuts O (each rank
 gives its own part of the output), a row-parallel one cuts I (each rank gives a summand of the output).
 
-Weights of the parallel layers are uninitialised memory until loaded; weight rows of the fused layers, rank r of 2:
+Weights of the parallel layers are uninitialised memory until loaded, on a GPU no memory at all (`add_matrix`); weight
+rows of the fused layers, rank r of 2:
 
     merged  [gate: rows r*F/2 .. (r+1)*F/2) [up: the same rows)
     qkv     [q: heads r*H/2 .. (r+1)*H/2) [k: this rank's KV heads) [v: the same)
@@ -21,8 +22,9 @@ import torch.nn.functional as F
 from max_ray import kernels
 from max_ray.distributed import TPGroup, all_reduce
 from max_ray.driver import DeviceLike, as_torch_device
+from max_ray.errors import WeightsError
 from max_ray.nn.module import Module
-from max_ray.nn.quantized_linear import keeper
+from max_ray.nn.quantized_linear import add_matrix
 from max_ray.weights.parameter import PartSpec
 
 
@@ -47,9 +49,14 @@ def linear(x: torch.Tensor, weight: torch.Tensor | LayerWeight, bias: torch.Tens
 def pack_weights(network: Module) -> int:
     """Puts the weights of all linear layers into the form that the kernels read fastest, in place and one at a time.
 
-    Such a weight is a LayerWeight from then on and no parameter any more (see `Module.parameters`). Returns how many
-    there were: none on a GPU, or where no kernel wants another form.
+    Such a weight is a LayerWeight from then on and no parameter any more (see `Module.parameters`). Quantized experts
+    are stacked where they run so. Returns how many layers have another form now: on a GPU such experts only.
+
+    Raises WeightsError for a matrix that was never filled and has no memory: torch's products take it without a word.
     """
+    unfilled = [name for name, parameter in network.sharded_parameters() if parameter.allocate is not None]
+    if unfilled:
+        raise WeightsError(f"{len(unfilled)} weights were never loaded: {', '.join(unfilled[:10])}.")
     return sum(module.pack() for _, module in network.named_modules() if isinstance(module, Packable))
 
 
@@ -120,8 +127,7 @@ class _ColumnCut(Packable):
 
     def __init__(self, in_dim: int, slabs: list[_Slab], bias: bool, dtype: torch.dtype, device: torch.device) -> None:
         rows = sum(slab.stop - slab.start for slab in slabs)
-        weight = torch.empty(rows, in_dim, dtype=dtype, device=device)
-        self.add_parameter("weight", weight, _row_parts(slabs, (in_dim,)), keep_quantized=keeper(self, "weight"))
+        add_matrix(self, (rows, in_dim), _row_parts(slabs, (in_dim,)), dtype, device)
         self.bias = None
         if bias:
             self.add_parameter("bias", torch.empty(rows, dtype=dtype, device=device), _row_parts(slabs, ()))
@@ -214,9 +220,8 @@ class RowParallelLinear(Packable):
         self._tp = tp
         self._reduce = reduce
         columns = shard_range(in_dim, tp)
-        weight = torch.empty(out_dim, len(columns), dtype=dtype, device=tp.device)
         parts = {"": PartSpec((out_dim, in_dim), 1, columns.start, columns.stop, 0)}
-        self.add_parameter("weight", weight, parts, keep_quantized=keeper(self, "weight"))
+        add_matrix(self, (out_dim, len(columns)), parts, dtype, tp.device)
         self.bias = None
         if bias:
             self.add_parameter("bias", torch.empty(out_dim, dtype=dtype, device=tp.device))

@@ -19,6 +19,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self, dataclass_transform
 
 import torch
@@ -90,9 +91,21 @@ class Module:
         self.__dict__.setdefault("_parts", {})[name] = specs
         setattr(self, name, data)
 
+    def defer_memory(self, name: str, allocate: Callable[[], torch.Tensor]) -> None:
+        """Parameter `name` is a tensor on the meta device, without memory, until it is filled: what `allocate` gives
+        (uninitialised, of the same shape and dtype) takes its place then."""
+        assert getattr(self, name).is_meta, f"{name} has memory"
+        self.__dict__.setdefault("_deferred", {})[name] = allocate
+
+    def _allocate(self, name: str) -> torch.Tensor:
+        data: torch.Tensor = self.__dict__["_deferred"].pop(name)()
+        setattr(self, name, data)
+        return data
+
     def drop_parameter(self, name: str) -> None:
         """Parameter `name` is one no longer; the attribute stays as it is."""
         del self.__dict__["_parts"][name]
+        self.__dict__.get("_deferred", {}).pop(name, None)
 
     @property
     def parameters(self) -> Iterable[tuple[str, Parameter]]:
@@ -104,30 +117,34 @@ class Module:
         for prefix, module in self.named_modules():
             for name, parts in module.__dict__.get("_parts", {}).items():
                 keeper = module.__dict__.get("_keepers", {}).get(name)
-                yield prefix + name, ShardedParameter(getattr(module, name), parts, keeper)
+                is_deferred = name in module.__dict__.get("_deferred", {})
+                allocate = partial(module._allocate, name) if is_deferred else None
+                yield prefix + name, ShardedParameter(getattr(module, name), parts, keeper, allocate=allocate)
 
     def named_modules(self) -> Iterator[tuple[str, Module]]:
         """(prefix, module) of this module ("") and all below it ("layers.0.mlp."), each once."""
         yield from _walk("", self, set())
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """This rank's parameters by name; the memory itself, not copies."""
+        """This rank's parameters by name; the memory itself, not copies (see `defer_memory` for those without)."""
         return {name: parameter.data for name, parameter in self.sharded_parameters()}
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
         """Copies `state` (as `state_dict` gives it) into the parameters. Raises ValueError unless the names and
         shapes are exactly this module's."""
-        own = self.state_dict()
+        own = dict(self.sharded_parameters())
         if own.keys() != state.keys():
             missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
             raise ValueError(f"The state does not fit {type(self).__name__}: missing {missing}, unknown {unknown}.")
-        for name, data in own.items():
-            if data.shape != state[name].shape:
-                raise ValueError(f"{name} is {list(state[name].shape)}, {type(self).__name__} has {list(data.shape)}.")
-            data.copy_(state[name])
+        for name, parameter in own.items():
+            shape = list(parameter.data.shape)
+            if shape != list(state[name].shape):
+                raise ValueError(f"{name} is {list(state[name].shape)}, {type(self).__name__} has {shape}.")
+            parameter.take_memory().copy_(state[name])
 
     def to(self, device: DeviceLike) -> Self:
-        """Moves all tensors of this module and those below it: parameters, and tables such as rope's cache."""
+        """Moves all tensors of this module and those below it: parameters (loaded ones: others may have no memory yet),
+        and tables such as rope's cache."""
         target = as_torch_device(device)
         moved: dict[int, torch.Tensor] = {}
         for _, module in self.named_modules():

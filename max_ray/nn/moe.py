@@ -12,20 +12,18 @@ product of a stacked weight, plain or quantized, without asking the device how m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 
 from max_ray import kernels
 from max_ray.distributed import TPGroup, all_reduce
-from max_ray.nn.linear import MergedColumnParallelLinear, RowParallelLinear, shard_range
+from max_ray.nn.linear import MergedColumnParallelLinear, Packable, RowParallelLinear, shard_range
 from max_ray.nn.module import Module
-from max_ray.nn.quantized_linear import QuantizedWeight
-from max_ray.nn.stacked_experts import QuantizedStack, Stack
+from max_ray.nn.stacked_experts import Layers, PlainMemory, QuantizedStack, Stack
 from max_ray.weights.parameter import PartSpec
 
-_Layers = Sequence[MergedColumnParallelLinear | RowParallelLinear]
 _ALIGNMENT = 16  # bytes: rows of a grouped product's operands begin at multiples of it
 
 
@@ -111,7 +109,7 @@ class Expert(Module):
         return y
 
 
-class Experts(Module):
+class Experts(Packable):
     """The experts of one layer: tokens [T, D], weights and experts [T, K] -> [T, D], summed over K in float32.
 
     spread: whole experts over the ranks instead of every expert cut. gate: see GatedMLP.
@@ -145,13 +143,14 @@ class Experts(Module):
             else _Elsewhere(dim, hidden_dim, dtype, tp.device)
             for index in range(num_experts)
         ]
-        self._wants_grouped = grouped
+        self._must_group = grouped is True
+        self._may_group = tp.device.type == "cuda" if grouped is None else grouped
         self._is_settled = False
         self._stacks: tuple[Stack, Stack] | None = None
         aligned = all(size * dtype.itemsize % _ALIGNMENT == 0 for size in (dim, hidden_dim // part.size))
-        if grouped if grouped is not None else tp.device.type == "cuda" and aligned:
-            gate_ups, downs = self._layers()
-            self._stacks = _stack(gate_ups), _stack(downs)
+        self._plain: list[PlainMemory] = []
+        if self._must_group or (self._may_group and aligned):
+            self._plain = [PlainMemory(layers, tp.device) for layers in self._layers()]
 
     @property
     def waits_for_device(self) -> bool:
@@ -164,31 +163,29 @@ class Experts(Module):
             return not stack.multiplies_groups(self._tp.device)
         return grouped_matmul_waits(stack)
 
+    def pack(self) -> bool:
+        """Stacks quantized experts; whether there are any stacks of them. To make one takes the memory of its experts
+        again for a moment, so this comes before a KV cache takes what is free."""
+        return any(isinstance(stack, QuantizedStack) for stack in self._settled() or ())
+
     def _settled(self) -> tuple[Stack, Stack] | None:
-        """The stacked weights of gate_up and down. Quantized experts, once loaded, stand in the layers and not in the
-        stacked memory: they are stacked when somebody first asks, or else all experts run one by one from then on."""
-        first = next(expert for expert in self.all if isinstance(expert, Expert))
-        weights: list[object] = [first.gate_up.weight, first.down.weight]
-        if not self._is_settled and any(isinstance(weight, QuantizedWeight) for weight in weights):
-            gate_ups, downs = self._layers()
-            plain = self._stacks or (None, None)
-            gate_up, down = self._stack_loaded(gate_ups, plain[0]), self._stack_loaded(downs, plain[1])
+        """The stacked weights of gate_up and down, found when somebody first asks, after loading. None where experts
+        run one by one."""
+        if not self._is_settled:
+            gate_up, down = (self._stack(index) for index in range(2))
             self._stacks = None if gate_up is None or down is None else (gate_up, down)
             self._is_settled = True
         return self._stacks
 
-    def _stack_loaded(self, layers: _Layers, plain: Stack | None) -> Stack | None:
-        """None for experts that are quantized in several ways, and where a loop over them is as good."""
-        weights: list[object] = [layer.weight for layer in layers]
-        quantized = [weight for weight in weights if isinstance(weight, QuantizedWeight)]
-        if not quantized:
-            return plain
-        wanted = self._tp.device.type == "cuda" if self._wants_grouped is None else self._wants_grouped
-        stack = QuantizedStack.of(quantized) if wanted and len(quantized) == len(layers) else None
-        is_better = stack is not None and (self._wants_grouped or stack.multiplies_groups(self._tp.device))
-        return stack if is_better else None
+    def _stack(self, index: int) -> Stack | None:
+        """Of gate_up (0) or down (1). None for experts that are quantized in several ways, and where a loop over them
+        is as good."""
+        plain = self._plain[index].stack() if self._plain else None
+        quantized = QuantizedStack.of(self._layers()[index]) if self._may_group and plain is None else None
+        is_better = quantized is not None and (self._must_group or quantized.multiplies_groups(self._tp.device))
+        return quantized if is_better else plain
 
-    def _layers(self) -> tuple[_Layers, _Layers]:
+    def _layers(self) -> tuple[Layers, Layers]:
         """gate_up and down of this rank's experts."""
         local = [expert for expert in self.all if isinstance(expert, Expert)]
         return [expert.gate_up for expert in local], [expert.down for expert in local]
@@ -237,12 +234,3 @@ class _Elsewhere(Module):
         self.down.add_parameter(
             "weight", torch.empty(dim, 0, dtype=dtype, device=device), {"": PartSpec((dim, hidden_dim), 1, 0, 0, 0)}
         )
-
-
-def _stack(layers: _Layers) -> torch.Tensor:
-    """One tensor [len(layers), O, I] whose slices become the layers' weights, for loading to fill."""
-    first = layers[0].weight
-    stacked = torch.empty(len(layers), *first.shape, dtype=first.dtype, device=first.device)
-    for layer, weight in zip(layers, stacked, strict=True):
-        layer.weight = weight
-    return stacked

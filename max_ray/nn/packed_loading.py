@@ -53,7 +53,8 @@ def _parameters(network: Module, threads: ThreadPoolExecutor) -> Iterator[tuple[
 
 
 class _Packer:
-    """Packs the weight of a module. like: a tensor of the weight's shape, dtype and device."""
+    """Packs the weight of a module. like: a tensor of the weight's shape, dtype and device (on the meta device, like a
+    weight that has no memory yet, nothing is packed)."""
 
     def __init__(self, module: Module, like: torch.Tensor, threads: ThreadPoolExecutor) -> None:
         self._module = module

@@ -8,7 +8,7 @@ Axes: T tokens, I in_dim, O out_dim.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 
 import torch
@@ -19,7 +19,7 @@ from max_ray.errors import WeightsError
 from max_ray.kernels import quantized as packed
 from max_ray.kernels.quantized import TILE, PackedMatrix
 from max_ray.nn.module import Module
-from max_ray.weights.parameter import StoredPart
+from max_ray.weights.parameter import PartSpec, StoredPart
 from max_ray.weights.quantized import QuantizedRows
 
 _Tiled = tuple[Callable[..., PackedMatrix], dict[str, torch.Tensor]]
@@ -138,17 +138,34 @@ class PlainSegment(Segment):
         return rows.to(dtype).view(*indices.shape, self.num_columns)
 
 
-def keeper(module: Module, name: str) -> Callable[[Sequence[StoredPart]], int]:
-    """For `add_parameter`: replaces the parameter `name` of `module` by a QuantizedWeight of the same rows."""
+def add_matrix(
+    module: Module, shape: tuple[int, int], parts: Mapping[str, PartSpec], dtype: torch.dtype, device: torch.device
+) -> None:
+    """Adds the parameter `weight` [O, I] of `module`, which stays quantized where the checkpoint is so.
 
-    def replace(parts: Sequence[StoredPart]) -> int:
-        plain: torch.Tensor = getattr(module, name)
-        weight = build_weight(parts, plain.shape[0], plain.dtype, plain.device)
-        module.drop_parameter(name)
-        setattr(module, name, weight)
+    What will be quantized never has memory for its plain numbers: see `takes_memory_at_once`, `Module.defer_memory`.
+    """
+
+    def empty(place: torch.device) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device=place)
+
+    def replace(stored: Sequence[StoredPart]) -> int:
+        weight = build_weight(stored, shape[0], dtype, device)
+        module.drop_parameter("weight")
+        module.__dict__["weight"] = weight
         return sum(parameter.data.nbytes for _, parameter in weight.parameters)
 
-    return replace
+    is_deferred = takes_memory_at_once(device)
+    module.add_parameter(
+        "weight", empty(torch.device("meta") if is_deferred else device), parts, keep_quantized=replace
+    )
+    if is_deferred:
+        module.defer_memory("weight", lambda: empty(device))
+
+
+def takes_memory_at_once(device: torch.device) -> bool:
+    """Whether a tensor of `device` takes its memory when it is made. A CPU's takes pages when they are written to."""
+    return device.type == "cuda"
 
 
 def build_weight(
@@ -212,9 +229,10 @@ def pack_codes(part: StoredPart, padding: int, device: torch.device) -> tuple[Pa
             if data.numel() == 1:
                 tensors[name] = data.to(device)
                 continue
-            target = tensors.setdefault(name, torch.zeros(num_tiles, *data.shape[1:], dtype=data.dtype, device=device))
+            if name not in tensors:
+                tensors[name] = torch.zeros(num_tiles, *data.shape[1:], dtype=data.dtype, device=device)
             if part.rows:
-                target[first : first + len(data)] = data
+                tensors[name][first : first + len(data)] = data
     order = None if chunk.order is None else chunk.order.to(device)
     return make(rows, len(part.columns), **tensors), order
 

@@ -7,15 +7,54 @@ Axes: M rows of inputs, E experts, I in_dim, O out_dim.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Union
 
 import torch
 
 from max_ray import kernels
 from max_ray.kernels.quantized import PackedMatrix, of_stack, stack
+from max_ray.nn.linear import MergedColumnParallelLinear, RowParallelLinear
 from max_ray.nn.quantized_linear import PackedSegment, QuantizedWeight, Segment
 
 Stack = Union[torch.Tensor, "QuantizedStack"]  # [E, O, I]
+Layers = Sequence[MergedColumnParallelLinear | RowParallelLinear]
+
+
+class PlainMemory:
+    """The memory of the plain weights [O, I] of E experts' layers, in one piece. It is taken when the first of them is
+    filled: never where all come quantized."""
+
+    def __init__(self, layers: Layers, device: torch.device) -> None:
+        self._layers = layers
+        self._device = device
+        self._stack: torch.Tensor | None = None
+        for index, layer in enumerate(layers):
+            layer.weight = layer.weight.to("meta")
+            layer.defer_memory("weight", partial(self._allocate, index))
+
+    def _allocate(self, index: int) -> torch.Tensor:
+        like = self._layers[index].weight
+        if self._stack is None and _quantized(self._layers):  # there will be no grouped product of plain weights
+            return torch.empty_like(like, device=self._device)
+        if self._stack is None:
+            self._stack = torch.empty(len(self._layers), *like.shape, dtype=like.dtype, device=self._device)
+        return self._stack[index]
+
+    def stack(self) -> torch.Tensor | None:
+        """[E, O, I] once all are filled. None where some came quantized: the others have memory of their own then."""
+        if self._stack is not None and _quantized(self._layers):
+            for layer in self._layers:
+                if isinstance(layer.weight, torch.Tensor):
+                    layer.weight = layer.weight.clone()
+            self._stack = None
+        assert self._stack is not None or _quantized(self._layers), "experts are stacked after loading"
+        return self._stack
+
+
+def _quantized(layers: Layers) -> list[QuantizedWeight]:
+    weights: list[object] = [layer.weight for layer in layers]
+    return [weight for weight in weights if isinstance(weight, QuantizedWeight)]
 
 
 class QuantizedStack:
@@ -25,10 +64,13 @@ class QuantizedStack:
         self._matrices = list(matrices)
 
     @classmethod
-    def of(cls, weights: Sequence[QuantizedWeight]) -> QuantizedStack | None:
+    def of(cls, layers: Layers) -> QuantizedStack | None:
         """None where the experts' segments are not all quantized alike, or have columns in an order of their own.
 
         The weights' tensors become parts of the stack: it takes no memory of its own."""
+        weights = _quantized(layers)
+        if len(weights) < len(layers):
+            return None
         segments = list(zip(*(weight.segments for weight in weights), strict=False))
         if len({len(weight.segments) for weight in weights}) > 1:
             return None

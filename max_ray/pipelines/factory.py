@@ -201,6 +201,7 @@ def _blocks_that_fit(plan: PipelinePlan, tp: TPGroup) -> int:
 
     from max_ray.distributed import all_reduce_min
 
+    torch.cuda.empty_cache()  # what loading has given back counts as free
     free, total = torch.cuda.mem_get_info(tp.device)
     usable = free - int(total * (1 - plan.config.device_memory_utilization))
     fits = torch.tensor([max(0, usable) // plan.kv_params.bytes_per_block], dtype=torch.int64, device=tp.device)

@@ -37,7 +37,8 @@ def load_weights(
     module_parameters: Iterable[tuple[str, ShardedParameter]], source: WeightSource, name_map: NameMap
 ) -> LoadReport:
     """Fills every parameter in place, converting dtypes on the way; what no part covers becomes zero. A parameter that
-    may stay quantized, and is so in the source, is not filled but replaced, and so is one that is packed (`pack`).
+    may stay quantized, and is so in the source, is not filled but replaced, and so is one that is packed (`pack`). One
+    that has no memory yet gets it just before it is filled.
 
     Raises WeightsError, before any parameter is touched, when tensors are missing or left over, two tensors lead to
     the same part, or a shape or kind of dtype is not what the network wants. (A file found damaged while it is read
@@ -60,6 +61,7 @@ def load_weights(
         elif parameter.pack is not None and parameter.pack(_ordered(parameter, source, named)):
             nbytes += stored
         else:
+            parameter.take_memory()
             _zero_uncovered(name, parameter)
             nbytes += sum(_fill_part(parameter, spec, source, named[part]) for part, spec in parameter.parts.items())
         progress.add(stored)

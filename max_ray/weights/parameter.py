@@ -96,18 +96,27 @@ class StoredPart:
 class ShardedParameter:
     """A rank's shard of one parameter and how each part of it is cut from the checkpoint.
 
-    data: the rank's own memory, filled in place; its dtype is the one that the network runs with.
+    data: the rank's own memory, filled in place; its dtype is the one that the network runs with. On the meta device
+    where it has none yet.
     parts: "" for a plain parameter; "q", "k", "v" or "gate", "up" for fused ones.
     keep_quantized: of a matrix that may stay quantized: puts one made of these parts (in the order of their places)
     where `data` was, and gives its bytes. None for all others.
     pack: of a matrix that its layer holds packed: like keep_quantized, for plain parts; false where it cannot be packed
     while it is read, and nothing has been done then.
+    allocate: of a parameter that has no memory yet: takes it, puts it where `data` was and gives it.
     """
 
     data: torch.Tensor
     parts: dict[str, PartSpec]
     keep_quantized: Callable[[Sequence[StoredPart]], int] | None = None
     pack: Callable[[Sequence[StoredPart]], bool] | None = None
+    allocate: Callable[[], torch.Tensor] | None = None
+
+    def take_memory(self) -> torch.Tensor:
+        """`data`, with memory from now on."""
+        if self.allocate is not None:
+            self.data, self.allocate = self.allocate(), None
+        return self.data
 
 
 class HasShardedParameters(Protocol):
