@@ -52,6 +52,7 @@ class ModelFacts:
             encoding,
             ranks,
             params.num_kv_heads,
+            config.expert_parallel,
         )
         length = max_length or model.calculate_max_seq_len(config, self.hf_config)
 

@@ -1,6 +1,7 @@
 """How many bytes of weights a rank will hold, from the headers of the checkpoint. No torch, no weights.
 
-Matrices are cut over the ranks, everything of one axis (norms, biases) is counted whole on each; keys and values are
+Quantized matrices that would be cut within a group of columns are refused here, before anything is read. Matrices are
+cut over the ranks, everything of one axis (norms, biases) is counted whole on each; keys and values are
 held twice where there are fewer KV heads than ranks. What the table of names drops is not counted.
 """
 
@@ -21,6 +22,7 @@ _ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _TILE = 16  # rows of a quantized matrix are padded to whole tiles
 _GROUPS = {"layers": "layers", "embed_tokens": "embedding", "lm_head": "head", "visual": "vision tower"}
 _WHOLE = ("vision tower",)  # on every rank
+_CUT_BY_COLUMNS = ("out", "down")  # what the layers of max_ray.nn call those that give a summand of their output
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,10 @@ def weight_sizes(
     encoding: SupportedEncoding,
     num_ranks: int,
     num_kv_heads: int,
+    spread_experts: bool = False,
 ) -> WeightSizes:
-    """num_kv_heads: of one rank. Raises ModelPathError and WeightsError where the files cannot be used."""
+    """num_kv_heads: of one rank. spread_experts: whole ones over the ranks. Raises ModelPathError and WeightsError for
+    files that cannot be used, ParallelismError for ranks that cannot cut them."""
     source = open_checkpoint(model_path, weights_format, hf_config, encoding)
     adapter = architecture.weight_adapters.get(weights_format)
     own = _own_names(source, None if adapter is None else adapter(hf_config))
@@ -52,7 +56,12 @@ def weight_sizes(
     kv_share = num_kv_heads / all_kv_heads
     groups: dict[str, int] = {}
     for tensor, name in own.items():
-        group = _GROUPS.get(name.parameter.split(".")[0], "other")
+        path = name.parameter.split(".")
+        group = _GROUPS.get(path[0], "other")
+        is_whole = group in _WHOLE or (spread_experts and "experts" in path)
+        is_cut = num_ranks > 1 and not is_whole and any(part in _CUT_BY_COLUMNS for part in path[-2:-1])
+        if is_cut and source.quantization(tensor):
+            source.check_columns(tensor, range(source.shape(tensor)[1] // num_ranks))
         share = kv_share if name.part in ("k", "v") else 1 / num_ranks
         size = _tensor_bytes(source, tensor, encoding, 1.0 if group in _WHOLE else share)
         groups[group] = groups.get(group, 0) + size

@@ -77,6 +77,16 @@ class GgufSource(WeightSource):
     def block_type(self, name: str) -> str:
         return self._tensor(name).type.name if self.quantization(name) else ""
 
+    def check_columns(self, name: str, columns: range) -> None:
+        tensor = self._tensor(name)
+        block = tensor.type.block_size
+        if columns.start % block or columns.stop % block:
+            raise ParallelismError(
+                f"Tensor {name} of type {tensor.type.name} has {tensor.shape[-1] // block} blocks of {block} columns, "
+                f"and tensor parallelism would cut through one: choose a tensor_parallel_size that divides "
+                f"{tensor.shape[-1] // block}."
+            )
+
     def get_quantized(self, name: str, rows: range, columns: range) -> QuantizedRows:
         from max_ray.weights.gguf_blocks import unpack
 
@@ -92,13 +102,8 @@ class GgufSource(WeightSource):
             raise WeightsError(
                 f"{tensor.path}: quantized tensor {name} has the shape {list(tensor.shape)}, not two axes."
             )
+        self.check_columns(name, columns)
         block = tensor.type.block_size
-        if columns.start % block or columns.stop % block:
-            raise ParallelismError(
-                f"Tensor {name} of type {tensor.type.name} has {tensor.shape[1] // block} blocks of {block} columns, "
-                f"and tensor parallelism would cut through one: choose a tensor_parallel_size that divides "
-                f"{tensor.shape[1] // block}."
-            )
         blocks = self._read_rows(_block_entry(tensor), tensor, rows.start, rows.stop, buffer)  # [R, n, bytes]
         return blocks[:, columns.start // block : columns.stop // block].contiguous()
 

@@ -48,13 +48,16 @@ class QuantizingSource(WeightSource):
         shape = self.shape(name)
         return self._encoding if len(shape) == 2 and shape[1] % GROUPS[self._encoding] == 0 else ""
 
-    def get_quantized(self, name: str, rows: range, columns: range) -> QuantizedRows:
+    def check_columns(self, name: str, columns: range) -> None:
         group = GROUPS[self._encoding]
         if columns.start % group or columns.stop % group:
             raise ParallelismError(
                 f"{self._encoding} quantizes {name} in groups of {group} columns, and tensor parallelism would cut "
                 f"through one of its {self.shape(name)[1] // group}: choose another tensor_parallel_size or encoding."
             )
+
+    def get_quantized(self, name: str, rows: range, columns: range) -> QuantizedRows:
+        self.check_columns(name, columns)
         data = self._source.get_slice(name, 0, rows.start, rows.stop)[:, columns.start : columns.stop]
         return quantize(self._encoding, data.float())
 

@@ -128,13 +128,16 @@ class QuantizedCheckpoint(WeightSource):
     def file_entry(self, name: str) -> TensorEntry | None:
         return None if name in self._packed else self._source.file_entry(name)
 
-    def get_quantized(self, name: str, rows: range, columns: range) -> QuantizedRows:
+    def check_columns(self, name: str, columns: range) -> None:
         group = self._scheme.group_size
         if group and (columns.start % group or (columns.stop % group and columns.stop != self.shape(name)[1])):
             raise ParallelismError(
                 f"{name} has {self.shape(name)[1] // group} groups of {group} columns that share scales, and tensor "
                 f"parallelism would cut through one: choose a tensor_parallel_size that divides their number."
             )
+
+    def get_quantized(self, name: str, rows: range, columns: range) -> QuantizedRows:
+        self.check_columns(name, columns)
         read: dict[str, Callable[[str, range, range], QuantizedRows]] = {
             "gptq": self._gptq,
             "awq": self._awq,

@@ -47,11 +47,13 @@ class WeightSource(ABC):
         self.shape(name)
         return ""
 
-    def get_quantized(self, name: str, rows: range, columns: range) -> QuantizedRows:
-        """A rectangle of a tensor that is quantized: its codes and scales.
+    def check_columns(self, name: str, columns: range) -> None:
+        """Raises ParallelismError where these columns of a quantized tensor cut through a group of codes that share a
+        scale, as far as the headers tell."""
+        self.shape(name)
 
-        Raises ParallelismError where `columns` cuts through a group of codes that share a scale.
-        """
+    def get_quantized(self, name: str, rows: range, columns: range) -> QuantizedRows:
+        """A rectangle of a tensor that is quantized: its codes and scales. Raises as `check_columns` does."""
         raise AssertionError(f"{name} is not quantized")
 
     def block_type(self, name: str) -> str:

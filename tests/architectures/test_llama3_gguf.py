@@ -116,8 +116,19 @@ def test_two_ranks_equal_one(made: Callable[[str], tuple[Path, Path]]) -> None:
 
 
 def test_a_rank_that_would_cut_through_a_block_is_refused(made: Callable[[str], tuple[Path, Path]]) -> None:
+    path = made("Q6_K")[0]
     with pytest.raises(ParallelismError, match=r"attn_output.*blocks of 256 columns"):
-        load(made("Q6_K")[0], TPGroup(rank=0, size=2, device=torch.device("cpu")))
+        load(path, TPGroup(rank=0, size=2, device=torch.device("cpu")))
+    with pytest.raises(ParallelismError, match=r"attn_output.*blocks of 256 columns"):
+        resolve_plan(PipelineConfig(model_path=str(path), devices="cpu", tensor_parallel_size=2))
+    assert resolve_plan(PipelineConfig(model_path=str(path), devices="cpu")).encoding.value == "q6_k"
+
+
+def test_ranks_that_cut_between_blocks_are_planned(made: Callable[[str], tuple[Path, Path]]) -> None:
+    path = made("Q4_K two ranks")[0]
+    assert (
+        resolve_plan(PipelineConfig(model_path=str(path), devices="cpu", tensor_parallel_size=2)).memory.num_ranks == 2
+    )
 
 
 def test_a_lone_file_is_served_with_its_own_tokenizer(made: Callable[[str], tuple[Path, Path]], tmp_path: Path) -> None:
