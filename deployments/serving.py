@@ -60,13 +60,9 @@ def _run(application: serve.Application, config: ServeConfig) -> None:
         reason = failure_reason(_replica_message(config.app_name))
         if reason:
             log.silence()
-        else:
-            log.release()
         raise WorkerGroupError(f"The application did not start. {reason or error}") from error
-    except BaseException:
+    finally:
         log.release()
-        raise
-    log.release()
 
 
 def _wait_for_answer(url: str) -> None:

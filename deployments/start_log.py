@@ -23,16 +23,20 @@ class StartLog:
         self._dispatcher: Any = _ray._private.ray_logging.global_worker_stdstream_dispatcher
         self._print: Callable[[Any], None] | None = dict(self._dispatcher.handlers).get(_HANDLER)
         self._held: list[Any] = []
+        self._is_silent = False
         self._replace(self._hold)
 
     def release(self) -> None:
-        """Prints what was held back, and from now on everything as it comes."""
+        """Prints what was held back, and from now on everything as it comes; nothing where it was silenced."""
+        if self._is_silent:
+            return
         self._replace(self._print)
         while self._print is not None and self._held:
             self._print(self._held.pop(0))
 
     def silence(self) -> None:
         """Drops what was held back, and from now on everything."""
+        self._is_silent = True
         self._replace(self._drop)
         self._held.clear()
 

@@ -40,6 +40,8 @@ def test_a_start_that_failed_for_a_reason_of_ours_prints_nothing_more(ray_log: l
     log.silence()
     emit({"actor_name": "ServeController"})
     emit({"actor_name": "x"})
+    log.release()
+    emit({"actor_name": "x"})
     assert ray_log == []
 
 

@@ -255,9 +255,11 @@ void attend(const T *q, const T *k_cache, const T *v_cache, const int32_t *table
         tile.find(k_cache, v_cache, tables + of.row * s.table_width, at, stop, of.kv_head, s);
     };
     const Range range(piece, lengths, s.window);
-    Tile<T> tile, next;
-    find(tile, piece, range.start, range.stop);
-    for (int64_t at = range.start; at < range.stop; at += TILE, std::swap(tile, next)) {
+    Tile<T> tiles[2];
+    find(tiles[0], piece, range.start, range.stop);
+    for (int64_t at = range.start, turn = 0; at < range.stop; at += TILE, turn ^= 1) {
+        const Tile<T> &tile = tiles[turn];
+        Tile<T> &next = tiles[turn ^ 1];
         next.count = 0;
         if (at + TILE < range.stop) {
             find(next, piece, at + TILE, range.stop);

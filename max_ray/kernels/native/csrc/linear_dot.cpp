@@ -114,9 +114,10 @@ void group(const uint32_t *packed, const uint32_t *tiles, int64_t M, int64_t K, 
 }
 
 // Rows [M][K] in tiles [chunk][M][WORDS], with a zero past an odd K.
-void tile_rows(const bf16 *x, int64_t stride, int64_t M, int64_t K, uint32_t *tiles) {
-    for (int64_t k = 0, c = 0; k < K; k += CHUNK, c++)
-        for (int64_t m = 0; m < M; m++) {
+void tile_rows(const bf16 *x, int64_t stride, int64_t M, int64_t K, uint32_t *tiles, int threads) {
+#pragma omp parallel for num_threads(threads) if (threads > 1 && M * K > 1 << 17)
+    for (int64_t m = 0; m < M; m++)
+        for (int64_t k = 0, c = 0; k < K; k += CHUNK, c++) {
             const int64_t count = std::min<int64_t>(CHUNK, K - k);
             bf16 *to = (bf16 *)(tiles + (c * M + m) * WORDS);
             memcpy(to, x + m * stride + k, count * sizeof(bf16));
@@ -129,7 +130,7 @@ thread_local Scratch row_tiles, thread_sums;
 void linear_some(const bf16 *x, int64_t x_stride, int64_t M, int64_t K, const uint32_t *packed, int64_t N, const bf16 *bias,
                  bf16 *y, int threads) {
     uint32_t *tiles = row_tiles.get<uint32_t>((K + CHUNK - 1) / CHUNK * M * WORDS);
-    tile_rows(x, x_stride, M, K, tiles);
+    tile_rows(x, x_stride, M, K, tiles, threads);
     const int64_t groups = (N + WIDTH - 1) / WIDTH;
     if (M * K * N < 1 << 16) threads = 1;  // waking a second thread costs more
     std::atomic<int64_t> next{0};
