@@ -10,7 +10,9 @@ uses loopback.
 
 from __future__ import annotations
 
+import atexit
 import socket
+import weakref
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -46,7 +48,12 @@ class TPGroup:
         return cls(rank=0, size=1, device=torch.device(device))
 
     def destroy(self) -> None:
-        """Closes the transport; collectives that still wait on it fail. The group must not be used afterwards."""
+        """Closes the transport; the group must not be used afterwards. Collectives under way fail with NCCL; gloo waits
+        for them, at most their timeout.
+
+        Done by itself when the process exits normally: gloo's threads free tensors, for which they take the
+        interpreter's lock, and a thread that wants it once the interpreter is being taken down aborts the process.
+        """
         if self.process_group is not None:
             self.process_group.abort()
             object.__setattr__(self, "process_group", None)
@@ -77,7 +84,15 @@ def init_tp_group(
             f"Rank {rank} could not join its tensor-parallel group of {size} at {init_method} within {timeout_s:g} s: "
             f"{error}"
         ) from error
-    return TPGroup(rank=rank, size=size, device=device, process_group=transport)
+    group = TPGroup(rank=rank, size=size, device=device, process_group=transport)
+    atexit.register(_destroy_at_exit, weakref.ref(group))
+    return group
+
+
+def _destroy_at_exit(reference: weakref.ref[TPGroup]) -> None:
+    group = reference()
+    if group is not None:
+        group.destroy()
 
 
 def _rendezvous(rank: int, size: int, init_method: str, timeout: timedelta) -> tuple[Store, str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
+import subprocess
+import sys
 import time
 from dataclasses import FrozenInstanceError
 from multiprocessing.connection import Connection
@@ -135,6 +137,38 @@ def test_a_group_is_frozen_and_its_rank_is_in_it() -> None:
         TPGroup.single().rank = 1  # type: ignore[misc]
     with pytest.raises(AssertionError, match="rank 2 of 2"):
         TPGroup(rank=2, size=2, device=CPU)
+
+
+LEAVES_AT_ONCE = """
+import sys, time, torch
+from max_ray.distributed import init_tp_group
+
+sys.setswitchinterval(1000)
+tp = init_tp_group(0, 2, "file://" + sys.argv[1], torch.device("cpu"), 30)
+layers = [tp]
+layers.append(layers)  # kept until the end, as a network is
+tp.process_group.allreduce([torch.ones(1)])
+print("leaving", flush=True)
+end = time.monotonic() + 1
+while time.monotonic() < end:  # meanwhile gloo's thread is done, and waits for the interpreter's lock to free its tensor
+    pass
+"""
+
+
+def test_a_process_leaves_in_peace_while_the_transport_frees_a_tensor(tmp_path: Path) -> None:
+    meeting = str(tmp_path / "meeting")
+    command = [sys.executable, "-c", LEAVES_AT_ONCE, meeting]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            tp = init_tp_group(1, 2, f"file://{meeting}", CPU, timeout_s=60)
+            assert process.stdout is not None
+            assert process.stdout.readline() == "leaving\n"
+            assert all_reduce(torch.ones(1), tp).item() == 2.0
+            tp.destroy()
+            _, messages = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert (process.returncode, messages) == (0, "")
 
 
 def test_several_groups_live_in_one_process() -> None:
