@@ -150,7 +150,7 @@ layers.append(layers)  # kept until the end, as a network is
 tp.process_group.allreduce([torch.ones(1)])
 print("leaving", flush=True)
 end = time.monotonic() + 1
-while time.monotonic() < end:  # meanwhile gloo's thread is done, and waits for the interpreter's lock to free its tensor
+while time.monotonic() < end:  # meanwhile gloo is done, and its thread waits for the lock to free its tensor
     pass
 """
 
