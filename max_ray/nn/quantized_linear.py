@@ -1,7 +1,8 @@
 """QuantizedWeight: what stands in a layer's `weight` where the checkpoint is quantized and stays so in memory.
 
 A fused layer (query, key and value) may hold parts in different encodings, as Q4_K_M files have them, so a weight is a
-list of segments one below the other, each quantized or plain. Products of the segments are put side by side.
+list of segments one below the other, each quantized or plain. Products of the segments are put side by side. Parts that
+are alike share a segment.
 
 Axes: T tokens, I in_dim, O out_dim.
 """
@@ -177,64 +178,103 @@ def build_weight(
     """
     segments: list[Segment] = []
     missing = num_rows - sum(len(part.rows) for part in parts)
-    for part in parts:
-        padding = missing if part is parts[-1] else 0
-        if part.quantization:
-            segments.append(PackedSegment(*pack(part, padding, device)))
+    for alike in _runs(parts):
+        padding = missing if alike[-1] is parts[-1] else 0
+        if alike[0].quantization:
+            segments.append(PackedSegment(*pack(alike, padding, device)))
         else:
+            (part,) = alike
             plain = torch.zeros(len(part.rows) + padding, len(part.columns), dtype=dtype, device=device)
             plain[: len(part.rows)] = part.read()
             segments.append(PlainSegment(plain))
     return QuantizedWeight(segments, dtype)
 
 
-def pack(part: StoredPart, padding: int, device: torch.device) -> tuple[PackedMatrix, torch.Tensor | None]:
-    """One part as a PackedMatrix of its rows and `padding` more, and the order of its columns where they were moved.
-    Beside the result it holds one chunk of codes."""
-    matrix = _pack_blocks(part, padding) if device.type == "cpu" else None
-    return pack_codes(part, padding, device) if matrix is None else (matrix, None)
+def _runs(parts: Sequence[StoredPart]) -> list[list[StoredPart]]:
+    """The parts in their order; those that one matrix can hold together: one product is faster than two."""
+    runs: list[list[StoredPart]] = []
+    for part in parts:
+        if runs and _continues(runs[-1][-1], part):
+            runs[-1].append(part)
+        else:
+            runs.append([part])
+    return runs
 
 
-def _pack_blocks(part: StoredPart, padding: int) -> PackedMatrix | None:
-    """Blocks of a file go to their tiles in one step; None where the part is stored otherwise, or without C++."""
-    matrix = kernels.new_matrix(part.block_type, len(part.rows) + padding, len(part.columns))
+def _continues(first: StoredPart, second: StoredPart) -> bool:
+    """Whether the rows of `second` may follow those of `first` in a matrix: tiles are not shared, and both are alike."""
+    if not first.quantization or first.quantization != second.quantization or first.block_type != second.block_type:
+        return False
+    if not first.rows or len(first.rows) % TILE or not second.rows:
+        return False
+    one, other = (part.read_quantized(range(part.rows.start, part.rows.start + 1)) for part in (first, second))
+    return one.order is None and other.order is None and _layout(one) == _layout(other)
+
+
+def _layout(rows: QuantizedRows) -> list[object]:
+    """What matrices must have in common to be one: shapes and types of a row's tensors, and numbers for all rows."""
+    tensors = [(name, t) for name, t in vars(rows).items() if isinstance(t, torch.Tensor)]
+    numbers = [t.item() for _, t in tensors if t.ndim == 1]
+    return [rows.kind, rows.group_size, [(name, t.shape, t.dtype) for name, t in tensors], numbers]
+
+
+def pack(parts: Sequence[StoredPart], padding: int, device: torch.device) -> tuple[PackedMatrix, torch.Tensor | None]:
+    """Parts that are alike as one PackedMatrix of their rows and `padding` more, and the order of its columns where they
+    were moved. Beside the result it holds one chunk of codes."""
+    matrix = _pack_blocks(parts, padding) if device.type == "cpu" else None
+    return pack_codes(parts, padding, device) if matrix is None else (matrix, None)
+
+
+def _pack_blocks(parts: Sequence[StoredPart], padding: int) -> PackedMatrix | None:
+    """Blocks of a file go to their tiles in one step; None where the parts are stored otherwise, or without C++."""
+    rows = sum(len(part.rows) for part in parts) + padding
+    matrix = kernels.new_matrix(parts[0].block_type, rows, len(parts[0].columns))
     if matrix is None:
         return None
     buffer = host_memory.zeros(_BLOCK_BYTES)
-    row_bytes = part.source.tensor_bytes(part.tensor) // part.source.shape(part.tensor)[0]
-    step = max(TILE, _BLOCK_BYTES // row_bytes // TILE * TILE)
-    for start in range(part.rows.start, part.rows.stop, step):
-        blocks = part.read_blocks(range(start, min(start + step, part.rows.stop)), buffer)
-        kernels.tile_blocks(part.block_type, blocks, matrix, (start - part.rows.start) // TILE)
-    scales = [value for value in vars(matrix).values() if isinstance(value, torch.Tensor) and value.is_floating_point()]
-    if not all(bool(torch.isfinite(value).all()) for value in scales):
-        raise WeightsError(f"Tensor {part.tensor!r} has scales that are no finite numbers.")
+    tensors = [value for value in vars(matrix).values() if isinstance(value, torch.Tensor)]
+    first_tile = 0
+    for part in parts:
+        row_bytes = part.source.tensor_bytes(part.tensor) // part.source.shape(part.tensor)[0]
+        step = max(TILE, _BLOCK_BYTES // row_bytes // TILE * TILE)
+        for start in range(part.rows.start, part.rows.stop, step):
+            blocks = part.read_blocks(range(start, min(start + step, part.rows.stop)), buffer)
+            kernels.tile_blocks(part.block_type, blocks, matrix, first_tile + (start - part.rows.start) // TILE)
+        tiles = slice(first_tile, first_tile + -(-len(part.rows) // TILE))
+        if not all(bool(torch.isfinite(t[tiles]).all()) for t in tensors if t.is_floating_point()):
+            raise WeightsError(f"Tensor {part.tensor!r} has scales that are no finite numbers.")
+        first_tile = tiles.stop
     return matrix
 
 
-def pack_codes(part: StoredPart, padding: int, device: torch.device) -> tuple[PackedMatrix, torch.Tensor | None]:
+def pack_codes(
+    parts: Sequence[StoredPart], padding: int, device: torch.device
+) -> tuple[PackedMatrix, torch.Tensor | None]:
     """`pack` for every kind of source and device, by torch operations on codes and scales."""
-    rows = len(part.rows) + padding
+    rows = sum(len(part.rows) for part in parts) + padding
+    columns = len(parts[0].columns)
     num_tiles = -(-rows // TILE)
-    step = max(TILE, _CHUNK_ELEMENTS // max(1, len(part.columns)) // TILE * TILE)
+    step = max(TILE, _CHUNK_ELEMENTS // max(1, columns) // TILE * TILE)
     tensors: dict[str, torch.Tensor] = {}
     make: Callable[..., PackedMatrix]
-    # A rank that holds padding only reads a row all the same, to know the layout.
-    starts = range(part.rows.start, part.rows.stop, step) or [0]
-    for start in starts:
-        chunk = part.read_quantized(range(start, min(start + step, part.rows.stop) if part.rows else start + 1))
-        make, tiled = _TILED[chunk.kind](chunk)
-        first = (start - part.rows.start) // TILE
-        for name, data in tiled.items():
-            if data.numel() == 1:
-                tensors[name] = data.to(device)
-                continue
-            if name not in tensors:
-                tensors[name] = torch.zeros(num_tiles, *data.shape[1:], dtype=data.dtype, device=device)
-            if part.rows:
-                tensors[name][first : first + len(data)] = data
+    first_tile = 0
+    for part in parts:
+        # A rank that holds padding only reads a row all the same, to know the layout.
+        for start in range(part.rows.start, part.rows.stop, step) or [0]:
+            chunk = part.read_quantized(range(start, min(start + step, part.rows.stop) if part.rows else start + 1))
+            make, tiled = _TILED[chunk.kind](chunk)
+            first = first_tile + (start - part.rows.start) // TILE
+            for name, data in tiled.items():
+                if data.numel() == 1:
+                    tensors[name] = data.to(device)
+                    continue
+                if name not in tensors:
+                    tensors[name] = torch.zeros(num_tiles, *data.shape[1:], dtype=data.dtype, device=device)
+                if part.rows:
+                    tensors[name][first : first + len(data)] = data
+        first_tile += -(-len(part.rows) // TILE)
     order = None if chunk.order is None else chunk.order.to(device)
-    return make(rows, len(part.columns), **tensors), order
+    return make(rows, columns, **tensors), order
 
 
 def _whole_tiles(data: torch.Tensor) -> torch.Tensor:

@@ -30,7 +30,7 @@ def packed(
     part = StoredPart(source, "w", rows, columns, encoding)
     cut = values[rows.start : rows.stop, columns.start : columns.stop]
     expected = quantize(encoding, cut).dequantize() if len(rows) else cut
-    return pack(part, padding, CPU)[0], torch.cat([expected, torch.zeros(padding, len(columns))])
+    return pack([part], padding, CPU)[0], torch.cat([expected, torch.zeros(padding, len(columns))])
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
@@ -155,7 +155,7 @@ def test_wider_groups_with_a_zero_each() -> None:
             return rows
 
     part = StoredPart(Source({"w": codes}), "w", range(32), range(256), "gptq")
-    matrix, order = pack(part, 0, CPU)
+    matrix, order = pack([part], 0, CPU)
     assert order is None
     assert isinstance(matrix, PackedQ4)
     torch.testing.assert_close(matrix.dequantize(slice(0, 2)), rows.dequantize(), atol=1e-5, rtol=1e-5)

@@ -77,8 +77,8 @@ def test_blocks_go_to_the_same_tiles_as_their_codes(
     monkeypatch.setattr("max_ray.nn.quantized_linear._BLOCK_BYTES", 4000)  # a chunk is a tile
     source = open_weights(every_type, keep_quantized=True)
     part = StoredPart(source, kind, rows, columns, source.quantization(kind))
-    fast, order = pack(part, padding, torch.device("cpu"))
-    slow, _ = pack_codes(part, padding, torch.device("cpu"))
+    fast, order = pack([part], padding, torch.device("cpu"))
+    slow, _ = pack_codes([part], padding, torch.device("cpu"))
     assert order is None
     assert type(fast) is type(slow)
     for name, value in vars(slow).items():
@@ -95,7 +95,7 @@ def test_scales_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
     part = StoredPart(source, "w", range(2), range(32), "q8_0")
     for packing in (pack, pack_codes):
         with pytest.raises(WeightsError, match="no finite numbers"):
-            packing(part, 0, torch.device("cpu"))
+            packing([part], 0, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(("encoding", "most"), [("q4_k", 0.085), ("q4_0", 0.09), ("q6_k", 0.02), ("q8_0", 0.006)])

@@ -17,10 +17,9 @@ namespace {
 
 constexpr int BLOCK = 12;  // rows at once: 12 sums, 8 lines of codes, 2 scales and 4 products fit the registers
 constexpr int TURNS = 4;  // rows whose products take turns
-constexpr int64_t PIECE_BYTES = 1 << 20;  // of codes that a thread takes at once: it streams from five places, which take
-                                          // a while to begin with; 64 KiB were a quarter slower
+constexpr int64_t PIECE_BYTES = 1 << 22;  // of codes that a thread takes at once, at most: a core may be taken away for a while.
+                                          // Not few: it streams from five places, which take a while to begin with
 constexpr int64_t CACHED_BYTES = 1 << 16;  // where several blocks of rows read them, one after another
-constexpr int64_t PIECES = 4;  // that a thread has at least: a core may be taken away for a while
 constexpr int PREFETCH = 1024;  // bytes ahead in a tile's codes
 
 // A group of a row of x. word i: columns 4i .. 4i + 3. total: scale * sum of the bytes; minus: that sum of each half, negated.
@@ -258,23 +257,32 @@ void round_rows(const T *x, int64_t K, const Blocks &blocks, Record *records, in
 
 thread_local Scratch row_records;
 
+// The next tiles, first .. stop - 1: a thread's share of what is left, so that all end together; false when none is left.
+static inline bool take(std::atomic<int64_t> &next, int64_t &first, int64_t &stop, int64_t tiles, int64_t most, int threads) {
+    first = next.load();
+    do {
+        if (first >= tiles) return false;
+        stop = first + std::max<int64_t>(1, std::min(most, (tiles - first) / threads));
+    } while (!next.compare_exchange_weak(first, stop));
+    return true;
+}
+
 template <class W, class T>
 void multiply(const W &weight, const T *x, int64_t M, int64_t K, int64_t N, T *y, int64_t y_stride, int threads) {
     if (M == 0) return;
     const int64_t groups = K / GROUP_COLUMNS, tiles = (N + LANES - 1) / LANES;
     const Blocks blocks(M);
     const int64_t most = (blocks.count > 1 ? CACHED_BYTES : PIECE_BYTES) / (groups * NIBBLE_BYTES);
-    const int64_t taken = std::max<int64_t>(1, std::min(most, tiles / (PIECES * threads)));
     Record *records = row_records.get<Record>(M * groups);
     round_rows(x, K, blocks, records, threads);
     if (M * K * N < 1 << 16) threads = 1;  // waking a second thread costs more
     std::atomic<int64_t> next{0};
 #pragma omp parallel num_threads(threads) if (threads > 1)
-    for (int64_t first; (first = next.fetch_add(taken)) < tiles;)
+    for (int64_t first = 0, stop; take(next, first, stop, tiles, most, threads); first = stop)
         for (int64_t b = 0; b < blocks.count; b++) {
             const int64_t from = blocks.first(b), rows = blocks.size(b);
             const auto run = block_of<W>(rows, std::make_integer_sequence<int, BLOCK>());
-            for (int64_t t = first; t < std::min(first + taken, tiles); t++) {
+            for (int64_t t = first; t < stop; t++) {
                 f32x16 sums[BLOCK];
                 run(weight, t, groups, records + from * groups, sums);
                 for (int64_t m = 0; m < rows; m++)
