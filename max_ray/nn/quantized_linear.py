@@ -202,7 +202,7 @@ def _runs(parts: Sequence[StoredPart]) -> list[list[StoredPart]]:
 
 
 def _continues(first: StoredPart, second: StoredPart) -> bool:
-    """Whether the rows of `second` may follow those of `first` in a matrix: tiles are not shared, and both are alike."""
+    """Whether the rows of `second` may follow those of `first` in a matrix: both are alike, and share no tile."""
     if not first.quantization or first.quantization != second.quantization or first.block_type != second.block_type:
         return False
     if not first.rows or len(first.rows) % TILE or not second.rows:
@@ -219,8 +219,8 @@ def _layout(rows: QuantizedRows) -> list[object]:
 
 
 def pack(parts: Sequence[StoredPart], padding: int, device: torch.device) -> tuple[PackedMatrix, torch.Tensor | None]:
-    """Parts that are alike as one PackedMatrix of their rows and `padding` more, and the order of its columns where they
-    were moved. Beside the result it holds one chunk of codes."""
+    """Parts that are alike as one PackedMatrix of their rows and `padding` more, and the order of its columns where
+    they were moved. Beside the result it holds one chunk of codes."""
     matrix = _pack_blocks(parts, padding) if device.type == "cpu" else None
     return pack_codes(parts, padding, device) if matrix is None else (matrix, None)
 
