@@ -115,8 +115,8 @@ class DeepseekConfig:
             RoutingConfig(
                 num_experts=required(config, "n_routed_experts"),
                 num_experts_per_token=required(config, "num_experts_per_tok"),
-                num_groups=config.get("n_group") or 1,
-                num_groups_kept=config.get("topk_group") or 1,
+                num_groups=config.get("n_group", 8) or 1,
+                num_groups_kept=config.get("topk_group", 4) or 1,
                 best_of_group=2,
                 sigmoid=True,
                 renormalize=bool(config.get("norm_topk_prob", True)),

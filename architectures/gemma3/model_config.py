@@ -93,16 +93,14 @@ def _windows(config: Any) -> tuple[int | None, ...]:
 
 
 def _rope(config: Any, kind: str, size: int) -> RopeConfig:
-    """The rope of one kind of layer: `rope_parameters` by kind (transformers 5), or `rope_theta` and `rope_scaling` of
-    the full layers and `rope_local_base_freq` of the sliding ones (before)."""
+    """The rope of one kind of layer: `rope_parameters` by kind (transformers 5), completed by `rope_theta` and
+    `rope_scaling` of the full layers and `rope_local_base_freq` of the sliding ones (before)."""
     given = (config.get("rope_parameters") or {}).get(kind)
-    if isinstance(given, Mapping):
-        parameters = dict(given)
-    else:
-        parameters = dict(config.get("rope_scaling") or {}) if kind == FULL else {}
-        theta = config.get("rope_theta" if kind == FULL else "rope_local_base_freq")
-        parameters["rope_theta"] = theta or _THETA[kind]
-    parameters.setdefault("rope_theta", _THETA[kind])
+    parameters = dict(given) if isinstance(given, Mapping) else {}
+    if kind == FULL:
+        parameters |= config.get("rope_scaling") or {}
+    theta = config.get("rope_theta" if kind == FULL else "rope_local_base_freq")
+    parameters.setdefault("rope_theta", theta or _THETA[kind])
     numbers = {"rope_parameters": parameters, "max_position_embeddings": required(config, "max_position_embeddings")}
     rope = RopeConfig.from_huggingface(numbers, size)
     if rope.rope_type == "dynamic":

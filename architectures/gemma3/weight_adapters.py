@@ -30,6 +30,7 @@ def safetensors_name_map(huggingface_config: Any) -> NameMap:
         ("model.embed_tokens.weight", "embed_tokens.weight"),
         ("model.norm.weight", "norm.weight"),
         ("lm_head.weight", None if tied else "lm_head.weight"),
+        ("model.layers.{}.self_attn.rotary_emb.inv_freq", None),
         ("model.layers.{}.mlp.gate_proj.weight", "layers.{}.mlp.gate_up.weight:gate"),
         ("model.layers.{}.mlp.up_proj.weight", "layers.{}.mlp.gate_up.weight:up"),
         ("model.layers.{}.mlp.down_proj.weight", "layers.{}.mlp.down.weight"),

@@ -12,6 +12,16 @@ from max_ray.nn.text_pipeline_model import required
 
 _DEFAULT_HEAD_DIM = 64
 _DEFAULT_WINDOW = 128
+_DEFAULT_LENGTH = 131_072
+_DEFAULT_THETA = 150_000.0
+_DEFAULT_ROPE = {
+    "rope_type": "yarn",
+    "factor": 32.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "truncate": False,
+    "original_max_position_embeddings": 4096,
+}
 
 
 @dataclass(frozen=True)
@@ -59,7 +69,7 @@ class GptOssConfig:
             num_kv_heads=config.get("num_key_value_heads") or num_heads,
             head_dim=size,
             rms_norm_eps=config.get("rms_norm_eps") or 1e-5,
-            rope=RopeConfig.from_huggingface(config, size),
+            rope=_rope(config, size),
             tie_word_embeddings=bool(config.get("tie_word_embeddings")),
             attention_bias=bool(config.get("attention_bias", True)),
             windows=_windows(config),
@@ -86,3 +96,16 @@ def _windows(config: Any) -> tuple[int | None, ...]:
     num_layers = required(config, "num_hidden_layers")
     default = [FULL if layer % 2 else SLIDING for layer in range(num_layers)]
     return layer_windows(layer_types(config, num_layers, default), config.get("sliding_window", _DEFAULT_WINDOW))
+
+
+def _rope(config: Any, size: int) -> RopeConfig:
+    """Where config.json has no rope at all, that of the published models."""
+    given = config.get("rope_scaling") or config.get("rope_parameters")
+    numbers = {
+        "rope_parameters": given or _DEFAULT_ROPE,
+        "rope_theta": config.get("rope_theta"),
+        "max_position_embeddings": config.get("max_position_embeddings") or _DEFAULT_LENGTH,
+        "original_max_position_embeddings": config.get("original_max_position_embeddings"),
+        "partial_rotary_factor": config.get("partial_rotary_factor"),
+    }
+    return RopeConfig.from_huggingface(numbers, size, _DEFAULT_THETA)

@@ -39,8 +39,11 @@ class MistralConfig:
 
     @classmethod
     def mistral(cls, config: Any) -> MistralConfig:
-        """From config.json of a Mistral, as an attribute-style mapping: all layers have the window. Raises ConfigError
-        for a value that this family lacks."""
+        """From config.json of a Mistral, as an attribute-style mapping: all layers have the window, but where
+        `layer_types` is given, which makes it a Ministral, as transformers has it. Raises ConfigError for a value that
+        this family lacks."""
+        if config.get("layer_types"):
+            return cls.ministral(config)
         num_layers = required(config, "num_hidden_layers")
         return cls._read(config, (config.get("sliding_window", _DEFAULT_WINDOW),) * num_layers)
 

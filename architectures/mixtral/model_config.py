@@ -9,6 +9,8 @@ from max_ray.errors import ConfigError
 from max_ray.nn.rope import RopeConfig
 from max_ray.nn.text_pipeline_model import head_dim, required
 
+_DEFAULT_THETA = 1_000_000.0
+
 
 @dataclass(frozen=True)
 class MixtralConfig:
@@ -53,7 +55,7 @@ class MixtralConfig:
             num_kv_heads=config.get("num_key_value_heads") or num_heads,
             head_dim=size,
             rms_norm_eps=config.get("rms_norm_eps") or 1e-5,
-            rope=RopeConfig.from_huggingface(config, size),
+            rope=RopeConfig.from_huggingface(config, size, _DEFAULT_THETA),
             tie_word_embeddings=bool(config.get("tie_word_embeddings")),
             sliding_window=config.get("sliding_window"),
             num_experts=required(config, "num_local_experts"),

@@ -63,7 +63,7 @@ class ModernBertConfig:
             mlp_bias=bool(config.get("mlp_bias")),
             activation=name,
             layer_types=layer_types(config, num_layers, default),
-            reach=config.get("local_attention", 128) // 2,
+            reach=config.get("sliding_window") or config.get("local_attention", 128) // 2,
             ropes={kind: _rope(config, kind, hidden_size // num_heads) for kind in (FULL, SLIDING)},
         )
 

@@ -33,6 +33,7 @@ def _table(head: str | None) -> list[tuple[str, str | None]]:
         ("model.norm.weight", "norm.weight"),
         ("lm_head.weight", head),
         ("model.layers.{}.input_layernorm.weight", "layers.{}.attention_norm.weight"),
+        ("model.layers.{}.self_attn.rotary_emb.inv_freq", None),
         ("model.layers.{}.post_attention_layernorm.weight", "layers.{}.mlp_norm.weight"),
         ("model.layers.{}.self_attn.q_norm.weight", "layers.{}.attention.q_norm.weight"),
         ("model.layers.{}.self_attn.k_norm.weight", "layers.{}.attention.k_norm.weight"),

@@ -26,6 +26,7 @@ def safetensors_name_map(huggingface_config: Any) -> NameMap:
         ("model.norm.weight", "norm.weight"),
         ("lm_head.weight", None if tied else "lm_head.weight"),
         ("model.layers.{}.input_layernorm.weight", "layers.{}.attention_norm.weight"),
+        ("model.layers.{}.self_attn.rotary_emb.inv_freq", None),
         ("model.layers.{}.post_attention_layernorm.weight", "layers.{}.mlp_norm.weight"),
         ("model.layers.{}.self_attn.q_norm.weight", "layers.{}.attention.q_norm.weight"),
         ("model.layers.{}.self_attn.k_norm.weight", "layers.{}.attention.k_norm.weight"),

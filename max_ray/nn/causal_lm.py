@@ -20,14 +20,20 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 
-from max_ray.errors import ParallelismError
+from max_ray.errors import ConfigError, ParallelismError, WeightsError
 from max_ray.interfaces import KVCacheInputs, KVCacheParams, ModelInputs, ModelOutputs, RunRow
+from max_ray.nn.embedding import ParallelLMHead
 from max_ray.nn.network_model import NetworkModel
 from max_ray.nn.rope import RopeConfig
 from max_ray.nn.text_pipeline_model import TextPipelineModel, check_cut
+from max_ray.weights.mapping import NameMap, OwnName
 
 if TYPE_CHECKING:
     from max_ray.config import PipelineConfig
+    from max_ray.weights.source import WeightSource
+
+_HEAD = "lm_head.weight"
+_ROWS = 8192  # compared at a time
 
 
 class DecoderConfig(Protocol):
@@ -99,7 +105,11 @@ class CausalLMModel(NetworkModel[DecoderConfig], TextPipelineModel):
 
     @classmethod
     def check_settings(cls, pipeline_config: PipelineConfig, huggingface_config: Any) -> None:
-        """See PipelineModel; and ParallelismError where the ranks do not divide the experts."""
+        """See PipelineModel; ParallelismError where the ranks do not divide the experts; and ConfigError for a decoder
+        that was made an encoder (`is_causal` of transformers): its tokens see later ones, which a cache cannot have."""
+        for part in (huggingface_config, huggingface_config.get("text_config") or {}):
+            if part.get("is_causal") is False:
+                raise ConfigError("config.json: is_causal=false: tokens that see later tokens are not supported.")
         num_experts, size = cls.num_experts(huggingface_config), pipeline_config.tensor_parallel_size
         if not num_experts:
             super().check_settings(pipeline_config, huggingface_config)
@@ -107,6 +117,19 @@ class CausalLMModel(NetworkModel[DecoderConfig], TextPipelineModel):
             raise ParallelismError(
                 f"expert_parallel=True: {num_experts} experts cannot be spread evenly over tensor_parallel_size={size}."
                 f" Leave expert_parallel out, or take a size that divides {num_experts}."
+            )
+
+    def check_weights(self, weights: WeightSource, name_map: NameMap) -> None:
+        """A tied checkpoint may carry its embedding again as its head, but no head with numbers of its own."""
+        names = weights.names()
+        embedding = name_map.checkpoint_name(OwnName("embed_tokens.weight"))
+        is_head = isinstance(getattr(self.network, "lm_head", None), ParallelLMHead)
+        if not is_head or embedding not in names or _HEAD not in name_map.rename(names).dropped:
+            return
+        if not _are_equal(weights, embedding, _HEAD):
+            raise WeightsError(
+                f"config.json says tie_word_embeddings=true, but the checkpoint has a head of its own: {_HEAD} is not "
+                f"{embedding}. Set tie_word_embeddings to false to use it, or take it out of the checkpoint."
             )
 
     @classmethod
@@ -144,3 +167,15 @@ class CausalLMModel(NetworkModel[DecoderConfig], TextPipelineModel):
         prompt_lengths = self._to_device(np.repeat(prompts, counts))
         lengths = torch.maximum(inputs.positions + 1, prompt_lengths)  # following steps: the default, position + 1
         return RopeLengthInputs(**vars(inputs), rope_lengths=lengths)
+
+
+def _are_equal(weights: WeightSource, a: str, b: str) -> bool:
+    """Whether two matrices hold the same numbers; some rows at a time."""
+    num_rows = weights.shape(a)[0]
+
+    def rows(name: str, start: int) -> torch.Tensor:
+        return weights.get_slice(name, 0, start, min(start + _ROWS, num_rows)).float()
+
+    return weights.shape(a) == weights.shape(b) and all(
+        torch.equal(rows(a, start), rows(b, start)) for start in range(0, num_rows, _ROWS)
+    )

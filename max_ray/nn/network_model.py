@@ -42,7 +42,9 @@ class NetworkModel(PipelineModel, Generic[ConfigT]):
         self.check_settings(pipeline_config, huggingface_config)
         max_length = self.calculate_max_seq_len(pipeline_config, huggingface_config)
         self.network = self.build_network(max_length, getattr(torch, encoding.cache_dtype))
-        load_network(self.network, weights, (adapter or self.weight_names)(huggingface_config))
+        name_map = (adapter or self.weight_names)(huggingface_config)
+        self.check_weights(weights, name_map)
+        load_network(self.network, weights, name_map)
         del self.weights  # nothing reads the checkpoint again
 
     @classmethod
@@ -54,6 +56,10 @@ class NetworkModel(PipelineModel, Generic[ConfigT]):
     @abstractmethod
     def weight_names(huggingface_config: Any) -> NameMap:
         """The table from the checkpoint's names to the network's, where the record has no adapter for the format."""
+
+    def check_weights(self, weights: WeightSource, name_map: NameMap) -> None:
+        """Raises WeightsError for what is wrong with a checkpoint beside its names and shapes. Called before loading,
+        with the network built."""
 
     @abstractmethod
     def build_network(self, max_length: int, dtype: torch.dtype) -> Module:

@@ -37,7 +37,6 @@ _REQUIRED = {
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
     "yarn": (),
 }
-_DEFAULT_THETA = 10_000.0
 
 
 @dataclass(frozen=True)
@@ -62,11 +61,11 @@ class RopeConfig:
             raise ConfigError(f"config.json: {self.rope_type} rope cannot rotate heads of size {self.dim}.")
 
     @classmethod
-    def from_huggingface(cls, config: Any, head_dim: int) -> RopeConfig:
+    def from_huggingface(cls, config: Any, head_dim: int, default_theta: float = 10_000.0) -> RopeConfig:
         """From config.json as an attribute-style mapping: `rope_parameters` (transformers 5), or `rope_scaling` and
         `rope_theta` (before). Raises ConfigError for a type or a value that cannot work."""
         scaling = dict(config.get("rope_scaling") or config.get("rope_parameters") or {})
-        theta = scaling.pop("rope_theta", None) or config.get("rope_theta") or _DEFAULT_THETA
+        theta = scaling.pop("rope_theta", None) or config.get("rope_theta") or default_theta
         partial = scaling.pop("partial_rotary_factor", None) or config.get("partial_rotary_factor") or 1.0
         old_type = scaling.pop("type", None)
         rope_type = scaling.pop("rope_type", None) or old_type or "default"

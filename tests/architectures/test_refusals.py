@@ -8,15 +8,19 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from architectures.modern_bert.model_config import ModernBertConfig
 from max_ray.config import PipelineConfig
-from max_ray.errors import ConfigError, MaxRayError, ParallelismError
+from max_ray.conformance.suite import Suite
+from max_ray.distributed import TPGroup
+from max_ray.errors import ConfigError, MaxRayError, ParallelismError, WeightsError
 from max_ray.huggingface import HuggingFaceConfig, load_huggingface_config
 from max_ray.interfaces import SupportedEncoding
 from max_ray.pipelines.kv_storage import KVStorage
 from max_ray.pipelines.plan import resolve_plan
 from max_ray.registry import PIPELINE_REGISTRY
-from tests.architectures.families import find_tiny, tiny_config
+from tests.architectures.families import find_tiny, make_tiny, tiny_config
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("Qwen2", {"hidden_act": "gelu"}, "hidden_act='gelu'"),
@@ -43,6 +47,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("DeepSeek V3", {"n_group": 3}, "n_routed_experts=8 .* n_group=3"),
     ("DeepSeek V3", {"moe_layer_freq": 2}, "moe_layer_freq=2"),
     ("DeepSeek V3", {"mlp_bias": True}, "mlp_bias"),
+    ("Qwen3", {"is_causal": False}, "is_causal=false"),
 ]
 NOT_CUT: list[tuple[str, dict[str, Any], int, str]] = [
     ("Qwen3", {}, 3, r"num_attention_heads=4 .* sizes that work: 1, 2, 4"),
@@ -110,7 +115,52 @@ def test_defaults_of_a_checkpoint_that_says_little() -> None:
     assert gemma.windows == (4096,) * 5 + (None, 4096)
     assert (gemma.rope.theta, gemma.global_rope.theta, gemma.global_rope.scaling) == (1e4, 1e6, {"factor": 8.0})
     assert (gemma.rope.rope_type, gemma.tie_word_embeddings, gemma.attention_scale) == ("default", True, 256**-0.5)
-    assert not config_of("MixtralForCausalLM", num_local_experts=4, num_experts_per_tok=2).tie_word_embeddings
+    mixtral = config_of("MixtralForCausalLM", num_local_experts=4, num_experts_per_tok=2)
+    assert (mixtral.tie_word_embeddings, mixtral.rope.theta) == (False, 1e6)
+    oss = config_of("GptOssForCausalLM", num_local_experts=4, num_experts_per_tok=2)
+    assert (oss.rope.theta, oss.rope.rope_type, oss.rope.scaling["factor"]) == (150_000.0, "yarn", 32.0)
+    latent = {"kv_lora_rank": 4, "qk_nope_head_dim": 4, "qk_rope_head_dim": 4, "v_head_dim": 4, "n_routed_experts": 16}
+    deepseek = config_of("DeepseekV3ForCausalLM", **latent, num_experts_per_tok=2, moe_intermediate_size=4)
+    assert (deepseek.routing.num_groups, deepseek.routing.num_groups_kept) == (8, 4)
+    assert ModernBertConfig.from_huggingface(HuggingFaceConfig(least)).reach == 64
+    assert ModernBertConfig.from_huggingface(HuggingFaceConfig({**least, "sliding_window": 3})).reach == 3
+
+
+def test_a_mistral_with_layer_types_is_a_ministral() -> None:
+    """As transformers reads it: a window where `layer_types` says so, and not in all layers."""
+    config = tiny_config(find_tiny("Ministral")).to_dict()
+    model = PIPELINE_REGISTRY.retrieve_architecture("MistralForCausalLM").pipeline_model
+    assert model.config_of(HuggingFaceConfig(config)).windows == (None, 5, 5)  # type: ignore[attr-defined]
+
+
+def test_gemma_ropes_that_are_said_in_both_ways() -> None:
+    """`rope_parameters` by kind of layer are completed by the names of before; `rope_scaling` goes first."""
+    config = tiny_config(find_tiny("Gemma 3")).to_dict()
+    kinds = {"full_attention": {"rope_type": "default"}, "sliding_attention": {"rope_type": "default"}}
+    config |= {"rope_parameters": kinds, "rope_theta": 300.0, "rope_local_base_freq": 20.0}
+    config["rope_scaling"] = {"rope_type": "linear", "factor": 2.0}
+    model = PIPELINE_REGISTRY.retrieve_architecture("Gemma3ForCausalLM").pipeline_model
+    gemma = model.config_of(HuggingFaceConfig(config))  # type: ignore[attr-defined]
+    assert (gemma.rope.theta, gemma.rope.rope_type) == (20.0, "default")
+    assert (gemma.global_rope.theta, gemma.global_rope.rope_type) == (300.0, "linear")
+
+
+def test_a_tied_checkpoint_with_another_head(tmp_path: Path) -> None:
+    """transformers would use that head, so it is not dropped in silence; a copy of the embedding is."""
+    path = make_tiny(find_tiny("Qwen2, sliding window, tied"), tmp_path)
+    weights = load_file(path / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    save_file(weights, path / "model.safetensors")
+    assert load(path).network is not None
+    weights["lm_head.weight"][-1, -1] += 1
+    save_file(weights, path / "model.safetensors")
+    with pytest.raises(WeightsError, match="the checkpoint has a head of its own"):
+        load(path)
+
+
+def load(path: Path) -> Any:
+    architecture = PIPELINE_REGISTRY.retrieve_architecture(load_huggingface_config(path).architecture_names[0])
+    return Suite(architecture, path, lambda sequences: []).load(TPGroup.single(), SupportedEncoding.float32)
 
 
 @pytest.mark.parametrize(
