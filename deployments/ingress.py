@@ -23,6 +23,7 @@ from deployments.replica_engine import ReplicaEngine, ReplicaIdentity
 from deployments.routes import build_api
 from max_ray import settings
 from max_ray.actors.messages import GroupSpec
+from max_ray.actors.priority import ORDINARY_PRIORITY
 from max_ray.log import setup_logging
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class _Ingress:
 
 Ingress = serve.deployment(
     name="Ingress",
-    ray_actor_options={"num_cpus": 0.01},
+    ray_actor_options={"num_cpus": 0.01, "runtime_env": {"env_vars": ORDINARY_PRIORITY}},
     health_check_period_s=2,
     health_check_timeout_s=30,
     graceful_shutdown_timeout_s=10,

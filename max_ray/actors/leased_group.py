@@ -13,6 +13,7 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from max_ray.actors.messages import NAMESPACE, REGISTRY_NAME, ActorHandle, GroupInfo, GroupSpec
+from max_ray.actors.priority import ORDINARY_PRIORITY
 from max_ray.actors.registry import RegistryActor
 from max_ray.actors.worker_group import ActorKVLedger, GroupExecutor
 from max_ray.errors import MaxRayError, WorkerGroupError
@@ -36,6 +37,7 @@ def get_registry() -> ActorHandle:
             get_if_exists=True,
             num_cpus=0,
             max_restarts=-1,
+            runtime_env={"env_vars": ORDINARY_PRIORITY},
             max_concurrency=1000,
         )
         .remote()

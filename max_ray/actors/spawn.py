@@ -16,6 +16,7 @@ from max_ray.actors.kv_manager import KVManagerActor
 from max_ray.actors.messages import NAMESPACE, ActorHandle, Membership
 from max_ray.actors.model_worker import ModelWorker
 from max_ray.actors.placement import rank_resources
+from max_ray.actors.priority import ORDINARY_PRIORITY
 
 _CONTROL_THREADS = 4
 _remote: Any = ray.remote  # its overloads do not know concurrency groups
@@ -44,6 +45,7 @@ def _member_options(membership: Membership, placement: PlacementGroup, bundle: i
         "namespace": NAMESPACE,
         "lifetime": "detached",
         "max_restarts": 0,
+        "runtime_env": {"env_vars": ORDINARY_PRIORITY},
         "scheduling_strategy": PlacementGroupSchedulingStrategy(
             placement_group=placement, placement_group_bundle_index=bundle
         ),

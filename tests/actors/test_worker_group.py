@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import ray
 from ray.util.placement_group import placement_group_table
@@ -66,6 +67,7 @@ async def test_two_ranks_compute_what_one_process_computes(
     tiny_llama: Path, local_tokens: dict[float, list[list[int]]]
 ) -> None:
     group = await LeasedGroup.acquire(make_spec(tiny_llama, "tp2", size=2), 0, "owner")
+    assert {psutil.Process(pid).nice() for pid in pids(group.info)} == {psutil.Process().nice()}, "Ray's own: 15 more"
     assert await run_all(group.executor, make_run(1)) == local_tokens[0.0]
     assert await run_all(group.executor, make_run(2, temperature=1.0)) == local_tokens[1.0]
     blocking = [output.tokens.tolist() for output in group.executor.execute(make_run(3))]

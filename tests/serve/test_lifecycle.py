@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import openai
+import psutil
 import pytest
 import ray
 from ray.util.placement_group import placement_group_table
@@ -45,6 +46,7 @@ async def test_a_killed_replica_leaves_a_warm_group_to_its_successor(
         )
         await anext(aiter(chunks))
         (replica,) = replica_processes("successor")
+        assert replica.nice() == psutil.Process().nice()
         replica.kill()
         replica.wait(10)
         assert await answers_again(served, 120) == expected
