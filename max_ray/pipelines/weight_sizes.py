@@ -17,6 +17,7 @@ from max_ray.interfaces import SupportedEncoding, WeightsFormat
 from max_ray.pipelines.checkpoint import open_checkpoint
 from max_ray.registry import SupportedArchitecture
 from max_ray.weights import NameMap, OwnName, WeightSource
+from max_ray.weights.mapping import mismatch, no_place_for
 
 _ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _TILE = 16  # rows of a quantized matrix are padded to whole tiles
@@ -69,10 +70,13 @@ def weight_sizes(
 
 
 def _own_names(source: WeightSource, name_map: object) -> dict[str, OwnName]:
-    """Checkpoint tensor -> own name of every tensor that is loaded; with no table, its own."""
+    """Checkpoint tensor -> own name of every tensor that is loaded; with no table, its own. Raises WeightsError for
+    tensors that the table does not know."""
     if not isinstance(name_map, NameMap):
         return {name: OwnName(name) for name in source.names()}
     renaming = name_map.rename(source.names())
+    if left_over := [name for name in renaming.unknown if not source.adds_nothing(name)]:
+        raise mismatch([no_place_for(left_over)])
     return {tensor: own for own, tensors in renaming.sources.items() for tensor in tensors}
 
 
