@@ -49,9 +49,7 @@ def weight_sizes(
 ) -> WeightSizes:
     """num_kv_heads: of one rank. spread_experts: whole ones over the ranks. Raises ModelPathError and WeightsError for
     files that cannot be used, ParallelismError for ranks that cannot cut them."""
-    source = open_checkpoint(model_path, weights_format, hf_config, encoding)
-    adapter = architecture.weight_adapters.get(weights_format)
-    own = _own_names(source, None if adapter is None else adapter(hf_config))
+    source, own = checked_checkpoint(model_path, weights_format, architecture, hf_config, encoding)
     text = hf_config.text_part
     all_kv_heads = text.get("num_key_value_heads") or text.get("num_attention_heads") or num_kv_heads
     kv_share = num_kv_heads / all_kv_heads
@@ -67,6 +65,20 @@ def weight_sizes(
         size = _tensor_bytes(source, tensor, encoding, 1.0 if group in _WHOLE else share)
         groups[group] = groups.get(group, 0) + size
     return WeightSizes(groups)
+
+
+def checked_checkpoint(
+    model_path: Path,
+    weights_format: WeightsFormat,
+    architecture: SupportedArchitecture,
+    hf_config: HuggingFaceConfig,
+    encoding: SupportedEncoding,
+) -> tuple[WeightSource, dict[str, OwnName]]:
+    """The checkpoint, and the own names of its tensors. Raises what `weight_sizes` does, as far as the ranks are no
+    matter."""
+    source = open_checkpoint(model_path, weights_format, hf_config, encoding)
+    adapter = architecture.weight_adapters.get(weights_format)
+    return source, _own_names(source, None if adapter is None else adapter(hf_config))
 
 
 def _own_names(source: WeightSource, name_map: object) -> dict[str, OwnName]:
