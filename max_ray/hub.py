@@ -52,7 +52,7 @@ def local_copy(repository: str, revision: str | None) -> Path:
     repo_id, tag = match["id"], match["tag"]
     cached = _cached(repo_id, revision)
     has_weights = tag is None and cached is not None and _has_weights(cached)
-    if cached is not None and has_weights and any(file for kind in _TOKENIZERS for file in cached.glob(kind)):
+    if cached is not None and has_weights and any(file.is_file() for kind in _TOKENIZERS for file in cached.glob(kind)):
         return cached
     model = None if cached is None else _whole_model(cached, tag)
     if tag is not None and model is not None:
@@ -114,7 +114,7 @@ def _has_weights(folder: Path) -> bool:
         return False
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
-        return any(folder.glob("*.safetensors"))
+        return any(file.is_file() for file in folder.glob("*.safetensors"))  # a link may lead nowhere
     try:
         shards = set(json.loads(index.read_bytes())["weight_map"].values())
     except (ValueError, KeyError, TypeError, AttributeError):

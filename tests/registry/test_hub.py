@@ -172,3 +172,13 @@ def test_projectors_and_importance_matrices_beside_a_model_are_no_models(beside:
     for name in (beside, "Tiny-1B-Q4_K_M.gguf"):
         (tmp_path / name).write_bytes(b"")
     assert resolve_model_path(tmp_path) == tmp_path / "Tiny-1B-Q4_K_M.gguf"
+
+
+def test_links_to_files_that_are_gone_are_fetched_again(hub: Hub) -> None:
+    hub.files = ["config.json", "model.safetensors", "tokenizer.json"]
+    resolve_model_path("owner/name")
+    (hub.folder / "model.safetensors").unlink()
+    (hub.folder / "model.safetensors").symlink_to("../../blobs/gone")
+    hub.is_reachable = False
+    with pytest.raises(ModelPathError, match="could not be had: no network"):
+        resolve_model_path("owner/name")
