@@ -29,10 +29,12 @@ def run_warm_cache(options: dict[str, Any]) -> None:
     """Fetches a model into the hub's cache, and checks what a start would check first: configuration, headers of the
     weights, tokenizer. Raises ConfigError and WeightsError."""
     from max_ray.huggingface import load_huggingface_config, resolve_model_path
+    from max_ray.pipelines.encoding import choose_encoding
+    from max_ray.pipelines.plan import weights_format_of
     from max_ray.pipelines.tasks import task_of
+    from max_ray.pipelines.weight_sizes import checked_checkpoint
     from max_ray.registry import PIPELINE_REGISTRY
     from max_ray.tokenizer import TextTokenizer
-    from max_ray.weights import open_weights
 
     config = PipelineConfig(**options)
     path = resolve_model_path(config.model_path, config.revision)
@@ -40,7 +42,8 @@ def run_warm_cache(options: dict[str, Any]) -> None:
     task = task_of(config)
     record = PIPELINE_REGISTRY.retrieve_architecture(hf_config, task, config.custom_architectures)
     record.pipeline_model.check_tensor_parallel(hf_config, 1)  # what is in config.json, as the family reads it
-    source = open_weights(path)
+    encoding = choose_encoding(config, record, hf_config, {})
+    source, _ = checked_checkpoint(path, weights_format_of(path, record), record, hf_config, encoding)
     if issubclass(record.tokenizer, TextTokenizer):
         record.tokenizer(path, max_length=1 << 20)
     size = source.nbytes() / GIB

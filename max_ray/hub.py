@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from max_ray.errors import ModelPathError
@@ -17,6 +17,17 @@ from max_ray.gguf import first_parts, part_names
 
 _PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 _REPOSITORY = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(:(?P<tag>\w[\w.-]*))?")
+_SECOND_COPIES = ["consolidated*.safetensors", "original/*"]
+"""The weights once more, as their maker's own programs read them."""
+_TOKENIZERS = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "*.tiktoken",
+    "*.bpe.model",
+    "spiece.model",
+)
 _MAX_NAMED = 20
 
 
@@ -40,7 +51,8 @@ def local_copy(repository: str, revision: str | None) -> Path:
     assert match is not None, "somebody asked is_repository"
     repo_id, tag = match["id"], match["tag"]
     cached = _cached(repo_id, revision)
-    if tag is None and cached is not None and _is_complete(cached):
+    has_weights = tag is None and cached is not None and _has_weights(cached)
+    if cached is not None and has_weights and any(file.is_file() for kind in _TOKENIZERS for file in cached.glob(kind)):
         return cached
     model = None if cached is None else _whole_model(cached, tag)
     if tag is not None and model is not None:
@@ -48,6 +60,8 @@ def local_copy(repository: str, revision: str | None) -> Path:
     try:
         return _fetched(repo_id, tag, revision)
     except _NotHadError:
+        if cached is not None and has_weights:
+            return cached  # a tokenizer of a kind that nobody knows; who needs one says so
         if model is None:
             raise
         return model
@@ -79,13 +93,11 @@ def _chosen(repo_id: str, tag: str | None, models: Sequence[str]) -> str:
 
 
 def _matching(models: Sequence[str], tag: str | None) -> list[str]:
-    """Those with the tag in their file's name, between separators; all without a tag. Projectors of images are not
-    models."""
-    plain = [name for name in models if not PurePosixPath(name).name.startswith("mmproj")]
+    """Those with the tag in their file's name, between separators; all without a tag."""
     if tag is None:
-        return plain
+        return list(models)
     pattern = re.compile(rf"(?:^|[-._/]){re.escape(tag)}(?=[-._]|$)", re.IGNORECASE)
-    return [name for name in plain if pattern.search(name)]
+    return [name for name in models if pattern.search(name)]
 
 
 def _whole_model(folder: Path, tag: str | None) -> Path | None:
@@ -96,13 +108,13 @@ def _whole_model(folder: Path, tag: str | None) -> Path | None:
     return folder / found[0] if is_whole else None
 
 
-def _is_complete(folder: Path) -> bool:
-    """False for a snapshot that another program fetched in part, or whose download was cut short."""
+def _has_weights(folder: Path) -> bool:
+    """False for a snapshot without weights that another program fetched, or whose download was cut short."""
     if not (folder / "config.json").is_file():
         return False
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
-        return any(folder.glob("*.safetensors"))
+        return any(file.is_file() for file in folder.glob("*.safetensors"))  # a link may lead nowhere
     try:
         shards = set(json.loads(index.read_bytes())["weight_map"].values())
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -123,7 +135,9 @@ def _cached(repo_id: str, revision: str | None) -> Path | None:
 def _download(repo_id: str, revision: str | None, patterns: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
 
-    return Path(_asked(repo_id, revision, snapshot_download, allow_patterns=list(patterns)))
+    return Path(
+        _asked(repo_id, revision, snapshot_download, allow_patterns=list(patterns), ignore_patterns=_SECOND_COPIES)
+    )
 
 
 def _listed(repo_id: str, revision: str | None) -> list[str]:

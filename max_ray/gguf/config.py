@@ -179,11 +179,12 @@ def _llama3_factor(inverse_of_frequency: float, factor: float, original: int) ->
 
 
 def _special_ids(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """bos_token_id, and eos_token_id as a list: the file's own, and control tokens known to end a turn."""
+    """bos_token_id, and eos_token_id as a list: the file's own, and control (or added) tokens known to end
+    a turn."""
     ends = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
     kinds, tokens = metadata.get("tokenizer.ggml.token_type") or [], metadata.get("tokenizer.ggml.tokens") or []
     by_name = [
-        i for i, (kind, token) in enumerate(zip(kinds, tokens, strict=False)) if kind == 3 and token in _END_NAMES
+        i for i, (kind, token) in enumerate(zip(kinds, tokens, strict=False)) if kind in (3, 4) and token in _END_NAMES
     ]
     found = list(dict.fromkeys(end for end in [*ends, *by_name] if type(end) is int))
     result: dict[str, Any] = {"eos_token_id": found} if found else {}

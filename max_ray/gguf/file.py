@@ -15,7 +15,7 @@ import re
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from max_ray.errors import ModelPathError, WeightsError
@@ -28,6 +28,7 @@ _MAX_DIMENSIONS = 4
 _MAX_DEPTH = 4  # of arrays in arrays
 _STRING, _ARRAY, _BOOL = 8, 9, 7
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<B", 10: "<Q", 11: "<q", 12: "<d"}
+_NO_MODELS = ("mmproj", "imatrix")
 _PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})\.gguf")
 
 
@@ -65,8 +66,10 @@ class GgufFile:
 
 
 def first_parts(names: Iterable[str]) -> list[str]:
-    """Of the names of GGUF files those that stand for a model: whole files, and the first of several parts."""
-    return [n for n in sorted(names) if not (match := _PART.fullmatch(n)) or int(match["number"]) == 1]
+    """Of the names of GGUF files those that stand for a model: whole files, and the first of several parts.
+    Projectors of images and importance matrices are no models."""
+    models = [name for name in sorted(names) if not PurePosixPath(name).name.startswith(_NO_MODELS)]
+    return [n for n in models if not (match := _PART.fullmatch(n)) or int(match["number"]) == 1]
 
 
 def part_names(name: str) -> list[str]:
@@ -221,7 +224,7 @@ def _type(path: Path, name: str, number: int) -> TensorType:
     if number in UNREADABLE:
         raise WeightsError(
             f"{path}: tensor {name!r} has type {UNREADABLE[number]}; types that can be read: {readable}. Take a file "
-            f"of the model in one of these (Q4_K_M, Q4_0, Q6_K, Q8_0, BF16)."
+            f"of the model in one of these (Q4_K_M, Q5_K_M, Q6_K, Q8_0, BF16)."
         )
     raise WeightsError(f"{path}: tensor {name!r} has the unknown type {number}; types that can be read: {readable}.")
 

@@ -21,6 +21,11 @@ _SPACE = "\u2581"  # SentencePiece's sign for a space
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_TEKKEN = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|\p{{N}}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 # tokenizer.ggml.pre -> the regular expression of the words; None is GPT-2's own.
 _WORD_RULES: dict[str, str | None] = {
     "default": None,
@@ -28,9 +33,18 @@ _WORD_RULES: dict[str, str | None] = {
     "llama-bpe": rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}{{1,3}}|{_REST}",
     "llama3": rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}{{1,3}}|{_REST}",
     "smaug-bpe": rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}{{1,3}}|{_REST}",
+    "llama-v3": rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}{{1,3}}|{_REST}",
+    "falcon3": rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}{{1,3}}|{_REST}",
     "qwen2": rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}|{_REST}",
+    "deepseek-r1-qwen": rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}|{_REST}",
+    "tekken": _TEKKEN,
+    "smollm": None,
+    "starcoder": None,
+    "refact": None,
 }
-_WHOLE_WORDS_FIRST = ("llama-bpe", "llama3", "smaug-bpe")  # a word that is a token is not merged together from pieces
+_DIGITS_APART = ("smollm", "starcoder", "refact")
+# A word that is a token is not merged together from pieces. These begin texts with the first token, too.
+_WHOLE_WORDS_FIRST = ("llama-bpe", "llama3", "llama-v3", "falcon3", "smaug-bpe", "tekken")
 
 
 @dataclass(frozen=True)
@@ -89,7 +103,8 @@ def _byte_level(file: GgufFile, tokens: list[str]) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=rule in _WHOLE_WORDS_FIRST))
     words = _WORD_RULES[rule]
     if words is None:
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        digits = [pre_tokenizers.Digits(individual_digits=True)] if rule in _DIGITS_APART else []
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     else:
         cut = pre_tokenizers.Split(Regex(words), behavior="isolated")
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

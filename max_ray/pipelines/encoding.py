@@ -77,6 +77,8 @@ def _of_method(quantization: Any) -> SupportedEncoding:
     method = str(quantization.get("quant_method"))
     known = {
         "fp8": SupportedEncoding.float8_e4m3fn,
+        "fbgemm_fp8": SupportedEncoding.float8_e4m3fn,
+        "modelopt": SupportedEncoding.float8_e4m3fn,
         "compressed-tensors": SupportedEncoding.float8_e4m3fn,
         "gptq": SupportedEncoding.gptq,
         "awq": SupportedEncoding.awq,

@@ -114,7 +114,7 @@ def resolve_plan(
     _check_parallelism(config, architecture, hf_config, device, hardware)
     architecture.pipeline_model.check_settings(config, hf_config)
     config = _with_exact_prefixes(config, architecture, hf_config, origins)
-    weights_format = _weights_format(model_dir, architecture)
+    weights_format = weights_format_of(model_dir, architecture)
     is_length_given = config.max_length is not None
     config = _with_sentence_length(config, architecture, hf_config, sentence)
     facts = ModelFacts(model_dir, weights_format, architecture, hf_config, device, hardware)
@@ -235,7 +235,7 @@ def _num_threads(config: PipelineConfig, hardware: Hardware, memory: MemoryPlan,
     return max(1, hardware.num_cpus // config.tensor_parallel_size)
 
 
-def _weights_format(model_dir: Path, architecture: SupportedArchitecture) -> WeightsFormat:
+def weights_format_of(model_dir: Path, architecture: SupportedArchitecture) -> WeightsFormat:
     """Raises ConfigError for a GGUF file of a family that has no table of names for it."""
     if model_dir.suffix != ".gguf":
         return architecture.default_weights_format

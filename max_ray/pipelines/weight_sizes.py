@@ -17,6 +17,7 @@ from max_ray.interfaces import SupportedEncoding, WeightsFormat
 from max_ray.pipelines.checkpoint import open_checkpoint
 from max_ray.registry import SupportedArchitecture
 from max_ray.weights import NameMap, OwnName, WeightSource
+from max_ray.weights.mapping import mismatch, no_place_for
 
 _ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _TILE = 16  # rows of a quantized matrix are padded to whole tiles
@@ -48,9 +49,7 @@ def weight_sizes(
 ) -> WeightSizes:
     """num_kv_heads: of one rank. spread_experts: whole ones over the ranks. Raises ModelPathError and WeightsError for
     files that cannot be used, ParallelismError for ranks that cannot cut them."""
-    source = open_checkpoint(model_path, weights_format, hf_config, encoding)
-    adapter = architecture.weight_adapters.get(weights_format)
-    own = _own_names(source, None if adapter is None else adapter(hf_config))
+    source, own = checked_checkpoint(model_path, weights_format, architecture, hf_config, encoding)
     text = hf_config.text_part
     all_kv_heads = text.get("num_key_value_heads") or text.get("num_attention_heads") or num_kv_heads
     kv_share = num_kv_heads / all_kv_heads
@@ -68,11 +67,28 @@ def weight_sizes(
     return WeightSizes(groups)
 
 
+def checked_checkpoint(
+    model_path: Path,
+    weights_format: WeightsFormat,
+    architecture: SupportedArchitecture,
+    hf_config: HuggingFaceConfig,
+    encoding: SupportedEncoding,
+) -> tuple[WeightSource, dict[str, OwnName]]:
+    """The checkpoint, and the own names of its tensors. Raises what `weight_sizes` does, as far as the ranks are no
+    matter."""
+    source = open_checkpoint(model_path, weights_format, hf_config, encoding)
+    adapter = architecture.weight_adapters.get(weights_format)
+    return source, _own_names(source, None if adapter is None else adapter(hf_config))
+
+
 def _own_names(source: WeightSource, name_map: object) -> dict[str, OwnName]:
-    """Checkpoint tensor -> own name of every tensor that is loaded; with no table, its own."""
+    """Checkpoint tensor -> own name of every tensor that is loaded; with no table, its own. Raises WeightsError for
+    tensors that the table does not know."""
     if not isinstance(name_map, NameMap):
         return {name: OwnName(name) for name in source.names()}
     renaming = name_map.rename(source.names())
+    if left_over := [name for name in renaming.unknown if not source.adds_nothing(name)]:
+        raise mismatch([no_place_for(left_over)])
     return {tensor: own for own, tensors in renaming.sources.items() for tensor in tensors}
 
 

@@ -4,6 +4,8 @@ Q4_0  f16 d | 16 bytes: element i low nibble, element i + 16 high
 Q8_0  f16 d | 32 signed bytes
 Q4_K  f16 d | f16 dmin | 12 bytes: 8 scales and 8 mins of 6 bits | 4 x 32 bytes: elements 64c + i low, 64c + 32 + i
 Q6_K  128 bytes of low nibbles | 64 bytes of high bit pairs | 16 signed scales | f16 d; halves of 128 elements each
+
+All other types: `gguf_other_blocks`.
 """
 
 from __future__ import annotations
@@ -12,58 +14,52 @@ from collections.abc import Callable
 
 import torch
 
+from max_ray.weights.gguf_other_blocks import half, nibbles, rows_of, scales_and_mins, values_of
 from max_ray.weights.quantized import QuantizedRows
 
 
 def unpack(type_name: str, blocks: torch.Tensor) -> QuantizedRows:
     """blocks: uint8 [R, blocks a row, bytes a block] -> the rows' codes and scales."""
-    return _UNPACK[type_name](blocks)
+    return rows_of(type_name, blocks) or _UNPACK[type_name](blocks)
 
 
-def _half(blocks: torch.Tensor, at: int) -> torch.Tensor:
-    """The float16 at byte `at` of each block, [R, blocks]."""
-    return blocks[..., at : at + 2].contiguous().view(torch.float16).squeeze(-1)
-
-
-def _nibbles(packed: torch.Tensor) -> torch.Tensor:
-    """[..., n] bytes -> [..., 2, n]: low nibbles, then high ones."""
-    return torch.stack([packed & 15, packed >> 4], dim=-2)
+def dequantize(type_name: str, blocks: torch.Tensor) -> torch.Tensor:
+    """blocks as for `unpack` -> float32 [R, K], what the file means, also where `unpack` rounds."""
+    values = values_of(type_name, blocks)
+    return _UNPACK[type_name](blocks).dequantize() if values is None else values
 
 
 def _q4_0(blocks: torch.Tensor) -> QuantizedRows:
     zeros = torch.tensor([8], dtype=torch.uint8)
-    return QuantizedRows("q4", 32, _nibbles(blocks[..., 2:]).flatten(1), _half(blocks, 0), zeros=zeros)
+    return QuantizedRows("q4", 32, nibbles(blocks[..., 2:]).flatten(1), half(blocks, 0), zeros=zeros)
 
 
 def _q8_0(blocks: torch.Tensor) -> QuantizedRows:
     codes = blocks[..., 2:].contiguous().view(torch.int8).flatten(1)
-    return QuantizedRows("q8_0", 32, codes, _half(blocks, 0))
+    return QuantizedRows("q8_0", 32, codes, half(blocks, 0))
 
 
 def _q4_k(blocks: torch.Tensor) -> QuantizedRows:
-    packed = blocks[..., 4:16]
-    low, middle, high = packed[..., 0:4], packed[..., 4:8], packed[..., 8:12]
-    scales = torch.cat([low & 63, (high & 15) | (low >> 6 << 4)], dim=-1)
-    mins = torch.cat([middle & 63, (high >> 4) | (middle >> 6 << 4)], dim=-1)
-    codes = _nibbles(torch.unflatten(blocks[..., 16:], -1, (4, 32)))  # [R, n, 4, 2, 32]
+    scales, mins = scales_and_mins(blocks[..., 4:16])
+    codes = nibbles(torch.unflatten(blocks[..., 16:], -1, (4, 32)))  # [R, n, 4, 2, 32]
     return QuantizedRows(
         "q4_k",
         32,
         codes.flatten(1),
         scales.flatten(1),
         mins=mins.flatten(1),
-        super_scales=_half(blocks, 0),
-        super_mins=_half(blocks, 2),
+        super_scales=half(blocks, 0),
+        super_mins=half(blocks, 2),
     )
 
 
 def _q6_k(blocks: torch.Tensor) -> QuantizedRows:
-    low = _nibbles(torch.unflatten(blocks[..., :128], -1, (2, 64))).flatten(-2)  # [R, n, 2 halves, 128]
+    low = nibbles(torch.unflatten(blocks[..., :128], -1, (2, 64))).flatten(-2)  # [R, n, 2 halves, 128]
     pairs = torch.unflatten(blocks[..., 128:192], -1, (2, 32))
     high = torch.cat([pairs >> shift & 3 for shift in (0, 2, 4, 6)], dim=-1)  # [R, n, 2 halves, 128]
     scales = blocks[..., 192:208].contiguous().view(torch.int8)
     codes = low | (high << 4)
-    return QuantizedRows("q6_k", 16, codes.flatten(1), scales.flatten(1), super_scales=_half(blocks, 208))
+    return QuantizedRows("q6_k", 16, codes.flatten(1), scales.flatten(1), super_scales=half(blocks, 208))
 
 
 _UNPACK: dict[str, Callable[[torch.Tensor], QuantizedRows]] = {

@@ -68,11 +68,21 @@ class GgufSource(WeightSource):
 
     def _dequantized(self, tensor: GgufTensor, axis: int, start: int, stop: int) -> torch.Tensor:
         if axis == 0:
-            return self.get_quantized(tensor.name, range(start, stop), range(tensor.shape[-1])).dequantize()
+            return self._values(tensor, range(start, stop), range(tensor.shape[-1]))
         block = tensor.type.block_size
         columns = range(start // block * block, -(-stop // block) * block)
-        values = self.get_quantized(tensor.name, range(tensor.shape[0]), columns).dequantize()
+        values = self._values(tensor, range(tensor.shape[0]), columns)
         return values[:, start - columns.start : stop - columns.start]
+
+    def _values(self, tensor: GgufTensor, rows: range, columns: range) -> torch.Tensor:
+        import torch
+
+        from max_ray.weights.gguf_blocks import dequantize
+
+        values = dequantize(tensor.type.name, self.get_blocks(tensor.name, rows, columns))
+        if not bool(torch.isfinite(values).all()):
+            raise _not_finite(tensor)
+        return values
 
     def block_type(self, name: str) -> str:
         return self._tensor(name).type.name if self.quantization(name) else ""
@@ -93,7 +103,7 @@ class GgufSource(WeightSource):
         tensor = self._tensor(name)
         result = unpack(tensor.type.name, self.get_blocks(name, rows, columns))
         if not result.has_finite_scales():
-            raise WeightsError(f"{tensor.path}: tensor {name!r} has scales that are no finite numbers.")
+            raise _not_finite(tensor)
         return result
 
     def get_blocks(self, name: str, rows: range, columns: range, buffer: torch.Tensor | None = None) -> torch.Tensor:
@@ -149,6 +159,10 @@ class GgufSource(WeightSource):
         if name not in self._tensors:
             raise no_such_tensor(name, self._tensors)
         return self._tensors[name]
+
+
+def _not_finite(tensor: GgufTensor) -> WeightsError:
+    return WeightsError(f"{tensor.path}: tensor {tensor.name!r} has scales that are no finite numbers.")
 
 
 def _experts_apart(tensors: Mapping[str, GgufTensor]) -> Iterator[tuple[str, GgufTensor]]:

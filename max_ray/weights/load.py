@@ -7,19 +7,17 @@ Then one tensor (one rank's piece of it) is read at a time: beyond the shards, l
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 
 from max_ray.errors import WeightsError
-from max_ray.weights.mapping import NameMap, OwnName, Renaming
+from max_ray.weights.mapping import MAX_NAMED, NameMap, OwnName, Renaming, listed, mismatch, no_place_for
 from max_ray.weights.parameter import PartSpec, ShardedParameter, StoredPart
 from max_ray.weights.progress import LoadProgress
 from max_ray.weights.safetensors_file import read_slice_into
 from max_ray.weights.source import WeightSource
-
-_MAX_NAMED = 10  # names listed in one error
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ def load_weights(
     parameters = _by_name(module_parameters)
     renaming = name_map.rename(source.names())
     wanted = {OwnName(name, part): spec for name, p in parameters.items() for part, spec in p.parts.items()}
-    _check_names(wanted, renaming, name_map)
+    _check_names(wanted, renaming, name_map, source)
     tensors = {own: renaming.sources[own][0] for own in wanted}
     for own, spec in wanted.items():
         _check_tensor(source, tensors[own], spec, parameters[own.parameter].data.dtype)
@@ -89,22 +87,22 @@ def _by_name(module_parameters: Iterable[tuple[str, ShardedParameter]]) -> dict[
     return parameters
 
 
-def _check_names(wanted: dict[OwnName, PartSpec], renaming: Renaming, name_map: NameMap) -> None:
+def _check_names(wanted: dict[OwnName, PartSpec], renaming: Renaming, name_map: NameMap, source: WeightSource) -> None:
     missing = [name_map.checkpoint_name(own) or str(own) for own in wanted if own not in renaming.sources]
     unwanted = [name for own, names in renaming.sources.items() if own not in wanted for name in names]
-    left_over = renaming.unknown + unwanted
+    left_over = [name for name in renaming.unknown + unwanted if not source.adds_nothing(name)]
     problems = []
     if missing:
-        problems.append(f"the checkpoint lacks {_listed(missing)}")
+        problems.append(f"the checkpoint lacks {listed(missing)}")
     if left_over:
-        problems.append(f"the network has no place for {_listed(left_over)}")
+        problems.append(no_place_for(left_over))
     problems += [
         f"{' and '.join(names)} are the same weight ({own})"
         for own, names in renaming.sources.items()
         if own in wanted and len(names) > 1
-    ][:_MAX_NAMED]
+    ][:MAX_NAMED]
     if problems:
-        raise WeightsError(f"Checkpoint and network do not match: {'; '.join(problems)}. Is config.json its own?")
+        raise mismatch(problems)
 
 
 def _check_tensor(source: WeightSource, tensor: str, spec: PartSpec, dtype: torch.dtype) -> None:
@@ -154,8 +152,3 @@ def _fill_part(parameter: ShardedParameter, spec: PartSpec, source: WeightSource
     assert target.shape == piece.shape, f"{tensor}: {list(piece.shape)} does not fit {list(target.shape)}"
     target.copy_(piece)
     return piece.nbytes
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
-    return f"{len(names)} tensor{'s' if len(names) != 1 else ''} ({', '.join(names[:_MAX_NAMED])}{more})"

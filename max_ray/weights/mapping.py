@@ -6,6 +6,10 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from max_ray.errors import WeightsError
+
+MAX_NAMED = 10
+"""Names listed in one error."""
 _TOKENS = re.compile(r"(\{\}|\*)")
 
 
@@ -72,6 +76,19 @@ class NameMap:
     def checkpoint_name(self, own: OwnName) -> str | None:
         """The way back: the name that a checkpoint would give to this part; None where the table does not say."""
         return _translate(self._to_checkpoint, str(own))[1]
+
+
+def mismatch(problems: Sequence[str]) -> WeightsError:
+    return WeightsError(f"Checkpoint and network do not match: {'; '.join(problems)}. Is config.json its own?")
+
+
+def no_place_for(names: Sequence[str]) -> str:
+    return f"the network has no place for {listed(names)}"
+
+
+def listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return f"{len(names)} tensor{'s' if len(names) != 1 else ''} ({', '.join(names[:MAX_NAMED])}{more})"
 
 
 def _compile(pattern: str) -> re.Pattern[str]:

@@ -2,19 +2,22 @@
 
 With a layer's matrix W [N, K], groups of G columns, and 8 codes of 4 bits in an int32 (lowest bits first):
 
-| method | tensors beside `X` that stand for `X.weight`                                                             |
-|--------|----------------------------------------------------------------------------------------------------------|
-| gptq   | X.qweight [K/8, N] packed along K; X.scales [K/G, N]; X.qzeros [K/G, N/8] along N, one less than the zero |
-|        | (gptq_v2: the zero itself); X.g_idx [K], the group of each column ("act-order" where it is not k // G)    |
-| awq    | X.qweight [K, N/8] and X.qzeros [K/G, N/8] packed along N in the order 0 2 4 6 1 3 5 7; X.scales [K/G, N] |
-| fp8    | X.weight float8 [N, K]; X.weight_scale of one number or [N, 1], or X.weight_scale_inv a 128 x 128 block   |
+| method | tensors beside `X` that stand for `X.weight`                                                              |
+|--------|-----------------------------------------------------------------------------------------------------------|
+| gptq   | X.qweight [K/8, N] packed along K; X.scales [K/G, N]; X.qzeros [K/G, N/8] along N, one less than the zero  |
+|        | modulo 16 (gptq_v2: the zero); X.g_idx [K], the group of each column ("act-order" where it is not k // G)  |
+| awq    | X.qweight [K, N/8] and X.qzeros [K/G, N/8] packed along N in the order 0 2 4 6 1 3 5 7; X.scales [K/G, N]  |
+| fp8    | X.weight float8 [N, K]; X.weight_scale (or X.weight_scale_inv) of one number, [N, 1], or a 128 x 128 block |
 
-A scale of activations (X.input_scale) is not used: products are taken with unquantized activations.
+A scale of activations (X.input_scale) is not used: products are taken with unquantized activations; nor are those of
+cached keys and values (k_scale and its kin), as the cache is not quantized. AutoGPTQ writes X.bias for layers without
+one, all zeros: `adds_nothing`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +30,10 @@ if TYPE_CHECKING:
     from max_ray.weights.quantized import QuantizedRows
     from max_ray.weights.safetensors_header import TensorEntry
 
-_HIDDEN = (".qzeros", ".scales", ".g_idx", ".weight_scale", ".weight_scale_inv", ".input_scale", ".k_scale", ".v_scale")
+_SCALES = (".weight_scale", ".weight_scale_inv")
+_OF_ACTIVATIONS = (".input_scale", ".output_scale", ".activation_scale")
+_OF_THE_CACHE = (".q_scale", ".k_scale", ".v_scale", ".kv_scale", ".prob_scale", ".prob_output_scale")
+_HIDDEN = (".qzeros", ".scales", ".g_idx", *_SCALES, *_OF_ACTIVATIONS, *_OF_THE_CACHE)
 _GROUP_SIZES = (32, 64, 128)
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
@@ -49,19 +55,30 @@ class Scheme:
         method = str(quantization.get("quant_method"))
         if method in ("gptq", "awq"):
             return cls._of_four_bits(method, quantization)
-        if method == "fp8":
+        if method == "modelopt" and quantization.get("quant_algo") != "FP8":
+            raise _unread("quant_algo", quantization.get("quant_algo"), "FP8")
+        if method in ("fp8", "fbgemm_fp8", "modelopt"):
             block = list(quantization.get("weight_block_size") or [])
             if block and block[0] != block[1]:
                 raise _unread("weight_block_size", block, "square blocks")
             return cls("fp8", int(block[0]) if block else 0)
-        for group in (quantization.get("config_groups") or {}).values():
+        sizes = set()
+        for name, group in (quantization.get("config_groups") or {}).items():
+            if not isinstance(group, Mapping):
+                raise _unread(f"config_groups: {name}", group, "an object with the weights' numbers")
             weights = group.get("weights") or {}
             kind = (weights.get("num_bits"), weights.get("type"))
             if kind != (8, "float"):
                 raise _unread("config_groups: weights", kind, "8 bits, type float")
-            if weights.get("strategy") not in ("tensor", "channel"):
-                raise _unread("config_groups: strategy", weights.get("strategy"), "tensor and channel")
-        return cls("fp8", 0)
+            if weights.get("strategy") not in ("tensor", "channel", "block"):
+                raise _unread("config_groups: strategy", weights.get("strategy"), "tensor, channel and block")
+            block = list(weights.get("block_structure") or []) if weights["strategy"] == "block" else [0, 0]
+            if len(block) != 2 or block[0] != block[1]:
+                raise _unread("config_groups: block_structure", block, "square blocks")
+            sizes.add(int(block[0]))
+        if len(sizes) > 1:
+            raise _unread("config_groups: block_structure", sorted(sizes), "the same blocks for all layers")
+        return cls("fp8", sizes.pop() if sizes else 0)
 
     @classmethod
     def _of_four_bits(cls, method: str, quantization: Mapping[str, Any]) -> Scheme:
@@ -83,12 +100,16 @@ class QuantizedCheckpoint(WeightSource):
         self._source = source
         self._scheme = scheme
         self._keep_quantized = keep_quantized
-        stored = source.names()
+        stored = self._stored = dict.fromkeys(source.names())
         self._packed = {f"{n.removesuffix('.qweight')}.weight" for n in stored if n.endswith(".qweight")}
         if scheme.method == "fp8":
             self._packed |= {n for n in stored if _scale_name(n, stored) is not None}
         plain = [n for n in stored if not n.endswith((*_HIDDEN, ".qweight")) and n not in self._packed]
-        self._names = [*plain, *sorted(self._packed)]
+        self._names = dict.fromkeys([*plain, *sorted(self._packed)])
+        for name in self._packed:
+            self._check(name)
+        if scheme.method == "fp8":
+            _check_scaled(source, plain)
 
     def names(self) -> list[str]:
         return list(self._names)
@@ -110,8 +131,36 @@ class QuantizedCheckpoint(WeightSource):
 
     def quantization(self, name: str) -> str:
         if name not in self._names:
-            raise no_such_tensor(name, dict.fromkeys(self._names))
+            raise no_such_tensor(name, self._names)
         return self._scheme.method if self._keep_quantized and name in self._packed else ""
+
+    def adds_nothing(self, name: str) -> bool:
+        is_bias = f"{name.removesuffix('.bias')}.weight" in self._packed and name.endswith(".bias")
+        return is_bias and not bool(self._source.get(name).any())
+
+    def _check(self, name: str) -> None:
+        """Raises WeightsError where the shapes of a matrix's tensors do not agree with the group size."""
+        if self._scheme.method == "fp8":
+            scale_name = _scale_name(name, self._stored)
+            assert scale_name is not None, f"{name} has no scale"
+            entry = self._source.file_entry(name)
+            if entry is not None and entry.dtype != "F8_E4M3":
+                raise WeightsError(f"{name} has scales and is in {entry.dtype}; of such matrices F8_E4M3 can be read.")
+            found, block, rows = self._source.shape(scale_name), self._scheme.group_size, self.shape(name)[0]
+            if block and (self.shape(name)[1] % block or found != (-(-rows // block), self.shape(name)[1] // block)):
+                raise WeightsError(f"{scale_name} is {list(found)}, not one for each block of {block} x {block}.")
+            if not block and math.prod(found) not in (1, rows):
+                raise WeightsError(f"{scale_name} has {math.prod(found)} numbers, neither 1 nor one for each row.")
+            return
+        num_rows, num_columns = self.shape(name)
+        groups = num_columns // self._scheme.group_size
+        for kind, wanted in (("scales", (groups, num_rows)), ("qzeros", (groups, num_rows // 8))):
+            found = self._source.shape(_part(name, kind))
+            if found != wanted:
+                raise WeightsError(
+                    f"{_part(name, kind)} is {list(found)}; with quantization_config's group_size "
+                    f"{self._scheme.group_size} it must be {list(wanted)}. Is config.json the checkpoint's own?"
+                )
 
     def packed_bits(self, name: str) -> float:
         group = self._scheme.group_size or self.shape(name)[1]
@@ -176,7 +225,7 @@ class QuantizedCheckpoint(WeightSource):
 
         first, last = rows.start // 8, -(-rows.stop // 8)
         packed = self._source.get_slice(_part(name, "qzeros"), 1, first, last)
-        zeros = _ordered(_nibbles(packed), order) + self._scheme.zero_offset
+        zeros = _ordered(_nibbles(packed), order) + self._scheme.zero_offset & 15
         return zeros[:, rows.start - first * 8 : rows.stop - first * 8].t().to(torch.uint8)
 
     def _act_order(self, name: str, columns: range, num_columns: int) -> torch.Tensor | None:
@@ -184,7 +233,7 @@ class QuantizedCheckpoint(WeightSource):
         import torch
 
         index = _part(name, "g_idx")
-        if index not in self._source.names():
+        if index not in self._stored:
             return None
         groups = self._source.get(index).long()
         if torch.equal(groups, torch.arange(num_columns) // self._scheme.group_size):
@@ -203,23 +252,27 @@ class QuantizedCheckpoint(WeightSource):
         from max_ray.weights.quantized import QuantizedRows
 
         codes = self._source.get_slice(name, 0, rows.start, rows.stop)[:, columns.start : columns.stop]
-        scale_name = _scale_name(name, self._source.names())
+        scale_name = _scale_name(name, self._stored)
         assert scale_name is not None, f"{name} has no scale"
         scales = self._source.get(scale_name).float()
-        block, (num_rows, num_columns) = self._scheme.group_size, self.shape(name)
+        block, num_rows = self._scheme.group_size, self.shape(name)[0]
         if not block:
-            if scales.numel() not in (1, num_rows):
-                raise WeightsError(f"{scale_name} has {scales.numel()} numbers, neither 1 nor one for each row.")
             per_row = scales.reshape(-1, 1).expand(num_rows, 1)[rows.start : rows.stop]
             return QuantizedRows("fp8", len(columns), codes, per_row.contiguous())
-        if num_columns % block or scales.shape != (-(-num_rows // block), num_columns // block):
-            raise WeightsError(f"{scale_name} is {list(scales.shape)}, not one for each block of {block} x {block}.")
         of_rows = scales.repeat_interleave(block, dim=0)[rows.start : rows.stop]
         cut = of_rows[:, columns.start // block : columns.stop // block]
         return QuantizedRows("fp8", block, codes, cut.contiguous())
 
 
-def _scale_name(name: str, names: list[str] | Mapping[str, object]) -> str | None:
+def _check_scaled(source: WeightSource, plain: Iterable[str]) -> None:
+    """Raises WeightsError for float8 numbers that have no scale: they mean nothing without it."""
+    for name in plain:
+        entry = source.file_entry(name)
+        if entry is not None and entry.dtype.startswith("F8_"):
+            raise WeightsError(f"{name} is in {entry.dtype}, and the checkpoint has no {_part(name, 'weight_scale')}.")
+
+
+def _scale_name(name: str, names: Mapping[str, object]) -> str | None:
     """The tensor with the scales of an fp8 matrix."""
     if not name.endswith(".weight"):
         return None

@@ -73,6 +73,10 @@ class WeightSource(ABC):
         they must be computed."""
         return None
 
+    def adds_nothing(self, name: str) -> bool:
+        """Whether a tensor for which a network has no place may be left out: it would change nothing."""
+        return False
+
     def packed_bits(self, name: str) -> float:
         """Bits of memory that a weight of a quantized tensor takes once it is packed (`max_ray.kernels.quantized`)."""
         return _PACKED_BITS[self.quantization(name)]

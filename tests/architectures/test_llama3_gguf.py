@@ -43,6 +43,7 @@ FILES: dict[str, dict[str, Any]] = {
     "Q4_0": {"types": {}, "default": "Q4_0", **K_SIZES},
     "Q8_0": {"types": {}, "default": "Q8_0", "tie_word_embeddings": True},
     "Q8_0 wide": {"types": {}, "default": "Q8_0", **K_SIZES},
+    "Q5_0 mixed": {"types": {"attn_v": "Q8_0", "ffn_down": "Q8_0"}, "default": "Q5_0"},
     "Q6_K": {"types": {}, "default": "Q6_K", **K_SIZES, "rope_parameters": LLAMA3_ROPE},
     "Q4_K mixed": {
         "types": {"attn_v": "Q6_K", "ffn_down": "Q6_K", "token_embd": "Q6_K", "blk.0.ffn_up": "F16"},
@@ -51,6 +52,11 @@ FILES: dict[str, dict[str, Any]] = {
         "vocab_size": 277,
     },
     "Q4_K two ranks": {"types": {"attn_v": "Q6_K"}, "default": "Q4_K", **TWO_RANKS},
+}
+# Types that are rounded to another as they are read.
+ROUNDED: dict[str, dict[str, Any]] = {
+    "Q4_1": {"types": {}, "default": "Q4_1", **K_SIZES},
+    "Q5_1 mixed": {"types": {"ffn": "Q4_0"}, "default": "Q5_1", **K_SIZES},
 }
 
 
@@ -69,7 +75,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path
 
     def make(name: str) -> tuple[Path, Path]:
         if name not in known:
-            path = make_gguf(folder / f"{name.replace(' ', '-')}.gguf", **FILES[name])
+            path = make_gguf(folder / f"{name.replace(' ', '-')}.gguf", **(FILES | ROUNDED)[name])
             known[name] = path, reference_folder(path)
         return known[name]
 
@@ -94,7 +100,7 @@ def test_logits_equal_hugging_face(made: Callable[[str], tuple[Path, Path]], nam
     assert kept == name.startswith("Q")
 
 
-@pytest.mark.parametrize("name", ["Q4_K mixed", "Q4_0", "Q8_0 wide", "Q6_K"])
+@pytest.mark.parametrize("name", ["Q4_K mixed", "Q4_0", "Q8_0 wide", "Q6_K", *ROUNDED])
 def test_bfloat16_activations_stay_close(made: Callable[[str], tuple[Path, Path]], name: str) -> None:
     """Where the processor multiplies bytes, inputs of the layers are rounded to 8 bits besides."""
     path, reference = made(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from max_ray.interfaces import SupportedEncoding, WeightsFormat
 from max_ray.nn.quantized_linear import QuantizedWeight
 from max_ray.pipelines import resolve_plan
 from max_ray.pipelines.checkpoint import open_checkpoint
+from max_ray.weights import DictWeightSource
+from max_ray.weights.quantized_checkpoint import QuantizedCheckpoint, Scheme
 from tests.architectures.engine import Engine, random_tokens
 from tests.architectures.reference import reference_logits
 from tests.checkpoints import make_llama
@@ -53,6 +56,7 @@ def four_bits(
     num_rows, num_columns = shape
     codes = torch.randint(0, 16, (num_columns, num_rows), generator=generator)
     zeros = torch.randint(1, 16, (num_columns // size, num_rows), generator=generator)
+    zeros[:, ::8] = 0  # GPTQ stores one less, modulo 16
     scales = (torch.rand(num_columns // size, num_rows, generator=generator) * 0.03).half()
     groups = torch.arange(num_columns) // size
     if act_order:
@@ -66,7 +70,7 @@ def four_bits(
         }, weight
     return {
         "qweight": pack_nibbles(codes.t()).t().contiguous(),
-        "qzeros": pack_nibbles(zeros - 1),
+        "qzeros": pack_nibbles((zeros - 1) % 16),
         "scales": scales,
         "g_idx": groups.to(torch.int32),
     }, weight
@@ -119,8 +123,15 @@ def make_fp8(folder: Path, strategy: str) -> Made:
     }
     if strategy == "block":
         settings = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    return make_fp8_as(folder, settings, strategy)
+
+
+def make_fp8_as(folder: Path, settings: dict[str, Any], strategy: str) -> Made:
     torch.manual_seed(4)
     return make(folder, settings, lambda tensor: fp8(strategy, tensor))
+
+
+BLOCKS = {"num_bits": 8, "type": "float", "strategy": "block", "block_structure": [128, 128]}
 
 
 CASES: dict[str, Callable[[Path], Made]] = {
@@ -132,6 +143,11 @@ CASES: dict[str, Callable[[Path], Made]] = {
     "fp8 tensor": lambda folder: make_fp8(folder, "tensor"),
     "fp8 channel": lambda folder: make_fp8(folder, "channel"),
     "fp8 block": lambda folder: make_fp8(folder, "block"),
+    "compressed-tensors block": lambda folder: make_fp8_as(
+        folder, {"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": BLOCKS}}}, "block"
+    ),
+    "fbgemm": lambda folder: make_fp8_as(folder, {"quant_method": "fbgemm_fp8"}, "channel"),
+    "modelopt": lambda folder: make_fp8_as(folder, {"quant_method": "modelopt", "quant_algo": "FP8"}, "tensor"),
 }
 
 
@@ -189,6 +205,8 @@ def test_ranks_that_would_cut_through_a_group_are_refused(name: str, message: st
     [
         ({"bits": 8}, "bits 8; what can be read: 4 bits"),
         ({"group_size": -1}, "group_size -1"),
+        ({"quant_method": "compressed-tensors", "config_groups": {"FP8": ["Linear"]}}, "config_groups: FP8"),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "quant_algo 'NVFP4'; what can be read: FP8"),
         ({"quant_method": "bitsandbytes"}, "quant_method='bitsandbytes'"),
     ],
 )
@@ -199,6 +217,82 @@ def test_schemes_that_are_not_read_are_named(change: dict[str, Any], message: st
     (path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ConfigError, match=message):
         resolve_plan(PipelineConfig(model_path=str(path)))
+
+
+def change_tensors(path: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    tensors = load_file(path / "model.safetensors")
+    change(tensors)
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_biases_of_zeros_are_left_out_and_others_are_not(tmp_path: Path) -> None:
+    """AutoGPTQ writes a bias for every layer, whether it has one or not."""
+    path, reference = make_four_bits(tmp_path, "gptq", 64)
+    zeros = {f"model.layers.0.{name}.bias": torch.zeros(128).half() for name in ("self_attn.o_proj", "mlp.down_proj")}
+    change_tensors(path, lambda tensors: tensors.update(zeros))
+    sequences = random_tokens([9], 272)
+    ours = Engine(load(path, TPGroup.single())).logits_of(sequences, [[9]])[0]
+    torch.testing.assert_close(ours, reference_logits(reference, sequences)[0], atol=1e-4, rtol=1e-4)
+    change_tensors(path, lambda tensors: tensors["model.layers.0.mlp.down_proj.bias"].fill_(0.5))
+    with pytest.raises(WeightsError, match=r"no place for 1 tensor \(model.layers.0.mlp.down_proj.bias\)"):
+        load(path, TPGroup.single())
+
+
+@pytest.mark.parametrize(
+    "name", ["k_proj.output_scale", "k_proj.input_scale", "k_proj.activation_scale", "attn.q_scale", "kv_scale"]
+)
+def test_scales_of_activations_and_of_the_cache_are_left_out(name: str, tmp_path: Path) -> None:
+    path, _ = make_fp8(tmp_path, "tensor")
+    change_tensors(path, lambda tensors: tensors.update({f"model.layers.0.self_attn.{name}": torch.ones(1)}))
+    load(path, TPGroup.single())
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+@pytest.mark.parametrize(("real", "said"), [(64, 32), (32, 128)])
+def test_a_wrong_group_size_is_refused_before_anything_is_read(
+    method: str, real: int, said: int, tmp_path: Path
+) -> None:
+    path, _ = make_four_bits(tmp_path, method, real)
+    config = json.loads((path / "config.json").read_text())
+    config["quantization_config"]["group_size"] = said
+    (path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(WeightsError, match=rf"with quantization_config's group_size {said} it must be"):
+        resolve_plan(PipelineConfig(model_path=str(path)))
+
+
+def test_float8_numbers_without_a_scale_are_refused_before_anything_is_read(tmp_path: Path) -> None:
+    path, _ = make_fp8(tmp_path, "tensor")
+    name = "model.layers.0.mlp.down_proj.weight"
+    change_tensors(path, lambda tensors: tensors.__delitem__(f"{name}_scale"))
+    with pytest.raises(WeightsError, match=f"{name} is in F8_E4M3, and the checkpoint has no {name}_scale"):
+        resolve_plan(PipelineConfig(model_path=str(path)))
+
+
+def test_float8_of_another_kind_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    path, _ = make_fp8(tmp_path, "tensor")
+    name = "model.layers.0.mlp.down_proj.weight"
+    change_tensors(path, lambda tensors: tensors.update({name: tensors[name].float().to(torch.float8_e5m2)}))
+    with pytest.raises(WeightsError, match=f"{name} has scales and is in F8_E5M2"):
+        resolve_plan(PipelineConfig(model_path=str(path)))
+
+
+def test_tensors_that_no_table_knows_are_refused_by_the_plan(tmp_path: Path) -> None:
+    path, _ = make_four_bits(tmp_path, "gptq", 64)
+    config = json.loads((path / "config.json").read_text())
+    del config["quantization_config"]  # older checkpoints have it in a file of its own
+    (path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(WeightsError, match="no place for 28 tensors"):
+        resolve_plan(PipelineConfig(model_path=str(path)))
+
+
+def test_a_checkpoint_of_many_experts_is_opened_in_no_time() -> None:
+    """What a name stands for is looked up, not searched for: half a minute otherwise."""
+    code, scale = torch.empty(1, 128, dtype=torch.float8_e4m3fn), torch.ones(1, 1)
+    experts = [f"model.layers.{i // 256}.mlp.experts.{i % 256}.up_proj" for i in range(40_000)]
+    tensors = {f"{name}.weight": code for name in experts} | {f"{name}.weight_scale": scale for name in experts}
+    start = time.perf_counter()
+    QuantizedCheckpoint(DictWeightSource(tensors), Scheme("fp8", 0), keep_quantized=True)
+    assert time.perf_counter() - start < 5
 
 
 def test_scales_that_are_no_numbers(tmp_path: Path) -> None:

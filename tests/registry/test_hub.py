@@ -40,11 +40,11 @@ class Hub:
             return str(self.folder)
         if not self.is_reachable:
             raise LocalEntryNotFoundError("no network")
-        patterns = options["allow_patterns"]
+        patterns, ignored = options["allow_patterns"], options["ignore_patterns"]
         self.downloads.append(patterns)
         self.is_cached = True
         for name in self.files:
-            if any(Path(name).match(pattern) for pattern in patterns):
+            if any(map(Path(name).match, patterns)) and not any(map(Path(name).match, ignored)):
                 file = self.folder / name
                 file.parent.mkdir(exist_ok=True)
                 file.write_bytes(b"")
@@ -91,7 +91,7 @@ def test_without_a_tag_a_lone_model_is_taken_and_several_are_refused(hub: Hub) -
 
 
 def test_a_model_that_was_fetched_by_its_tag_does_not_stand_for_the_repository(hub: Hub) -> None:
-    hub.files = [MODELS[0], "config.json", "model.safetensors"]
+    hub.files = [MODELS[0], "config.json", "model.safetensors", "tokenizer.json"]
     model = resolve_model_path("owner/name:Q4_K_M")
     hub.is_reachable = False
     assert resolve_model_path("owner/name") == model, "all there is"
@@ -146,3 +146,39 @@ def test_a_tag_behind_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ModelPathError, match="owner/name is a local folder, and owner/name:Q4_K_M names"):
         resolve_model_path("owner/name:Q4_K_M")
+
+
+def test_a_snapshot_without_tokenizer_is_completed_where_the_hub_can_be_reached(hub: Hub) -> None:
+    """Another program has fetched the network alone."""
+    hub.files = ["config.json", "model.safetensors", "tokenizer.json"]
+    resolve_model_path("owner/name")
+    (hub.folder / "tokenizer.json").unlink()
+    hub.is_reachable = False
+    assert resolve_model_path("owner/name") == hub.folder
+    hub.is_reachable = True
+    assert resolve_model_path("owner/name") == hub.folder
+    assert (hub.folder / "tokenizer.json").is_file()
+
+
+def test_weights_in_a_second_layout_are_not_fetched(hub: Hub) -> None:
+    hub.files = ["config.json", "model-00001-of-00001.safetensors", "consolidated.safetensors", "tokenizer.json"]
+    resolve_model_path("owner/name")
+    assert not (hub.folder / "consolidated.safetensors").exists()
+    assert (hub.folder / "model-00001-of-00001.safetensors").is_file()
+
+
+@pytest.mark.parametrize("beside", ["mmproj-model-f16.gguf", "imatrix.gguf"])
+def test_projectors_and_importance_matrices_beside_a_model_are_no_models(beside: str, tmp_path: Path) -> None:
+    for name in (beside, "Tiny-1B-Q4_K_M.gguf"):
+        (tmp_path / name).write_bytes(b"")
+    assert resolve_model_path(tmp_path) == tmp_path / "Tiny-1B-Q4_K_M.gguf"
+
+
+def test_links_to_files_that_are_gone_are_fetched_again(hub: Hub) -> None:
+    hub.files = ["config.json", "model.safetensors", "tokenizer.json"]
+    resolve_model_path("owner/name")
+    (hub.folder / "model.safetensors").unlink()
+    (hub.folder / "model.safetensors").symlink_to("../../blobs/gone")
+    hub.is_reachable = False
+    with pytest.raises(ModelPathError, match="could not be had: no network"):
+        resolve_model_path("owner/name")

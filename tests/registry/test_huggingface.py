@@ -118,6 +118,7 @@ def test_repository_ids_come_from_the_cache_first(monkeypatch: pytest.MonkeyPatc
     fails = False
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_text("")
+    (tmp_path / "tokenizer.json").write_text("{}")
     assert resolve_model_path("owner/name", "v1") == tmp_path
     assert calls == [{"repo_id": "owner/name", "revision": "v1", "local_files_only": True}]
     calls.clear()

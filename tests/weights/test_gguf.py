@@ -23,6 +23,9 @@ from max_ray.weights.quantize import quantize
 from tests.gguf_files import encoded
 
 TYPES = ["F32", "F16", "BF16", "Q4_0", "Q8_0", "Q4_K", "Q6_K"]
+OTHER_TYPES = ["Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q5_K", "IQ4_NL", "IQ4_XS"]
+"""Kept in another encoding. As random blocks: the `gguf` package cannot write all of them."""
+SCALES_AT = {"Q4_1": (0, 2), "Q5_1": (0, 2), "Q2_K": (80, 82), "Q3_K": (108,), "Q5_K": (0, 2)}
 ROWS, COLUMNS = 24, 512
 
 
@@ -31,7 +34,8 @@ def write(path: Path, tensors: dict[str, tuple[str, torch.Tensor]], **keys: int 
     for key, value in keys.items():
         (writer.add_string if isinstance(value, str) else writer.add_uint32)(key.replace("__", "."), value)
     for name, (kind, data) in tensors.items():
-        writer.add_tensor(name, encoded(data, kind), raw_dtype=Type[kind])
+        blocks = data.numpy() if data.dtype == torch.uint8 else encoded(data, kind)
+        writer.add_tensor(name, blocks, raw_dtype=Type[kind])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -39,23 +43,51 @@ def write(path: Path, tensors: dict[str, tuple[str, torch.Tensor]], **keys: int 
     return path
 
 
+def random_blocks(kind: str) -> torch.Tensor:
+    """uint8 [ROWS, bytes a row], with scales between 0.01 and 0.02."""
+    size, nbytes = gguf.GGML_QUANT_SIZES[Type[kind]]
+    blocks = torch.randint(0, 256, (ROWS, COLUMNS // size, nbytes), dtype=torch.uint8)
+    for at in SCALES_AT.get(kind, (0,)):
+        scales = (torch.rand(ROWS, COLUMNS // size, 1) * 0.01 + 0.01).half()
+        blocks[..., at : at + 2] = scales.view(torch.uint8)
+    return blocks.flatten(1)
+
+
 @pytest.fixture(scope="module")
 def every_type(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     tensors = {kind: (kind, torch.randn(ROWS, COLUMNS)) for kind in TYPES}
+    tensors |= {kind: (kind, random_blocks(kind)) for kind in OTHER_TYPES}
     return write(tmp_path_factory.mktemp("gguf") / "types.gguf", tensors)
 
 
-@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("kind", TYPES + OTHER_TYPES)
 def test_tensors_equal_the_gguf_package(every_type: Path, kind: str) -> None:
     stored = next(t for t in gguf.GGUFReader(every_type).tensors if t.name == kind)
     expected = torch.from_numpy(np.array(gguf.quants.dequantize(stored.data, stored.tensor_type), dtype=np.float32))
     source = open_weights(every_type)
     assert source.shape(kind) == (ROWS, COLUMNS)
     assert source.tensor_bytes(kind) == stored.n_bytes
+    if kind in OTHER_TYPES:
+        torch.testing.assert_close(source.get(kind), expected, atol=1e-6, rtol=1e-6)
+        expected = source.get(kind)
     assert torch.equal(source.get(kind).float(), expected)
     assert torch.equal(source.get_slice(kind, 0, 5, 17).float(), expected[5:17])
     assert torch.equal(source.get_slice(kind, 1, 100, 300).float(), expected[:, 100:300])
+
+
+@pytest.mark.parametrize("kind", OTHER_TYPES)
+def test_types_without_a_kernel_are_kept_in_an_encoding_that_has_one(every_type: Path, kind: str) -> None:
+    source, exact = open_weights(every_type, keep_quantized=True), open_weights(every_type).get(kind)
+    rows = source.get_quantized(kind, range(ROWS), range(COLUMNS))
+    assert source.quantization(kind) == rows.kind == ("q6_k" if kind == "Q3_K" else "q8_0")
+    assert rows.scales.dtype in (torch.float16, torch.int8)
+    step = exact.unflatten(-1, (-1, 32)).abs().amax(-1, keepdim=True).expand(-1, -1, 32).flatten(1) / 127
+    most = {"Q5_0": 0.0, "IQ4_NL": 0.0, "Q3_K": 0.0, "IQ4_XS": 0.07}.get(kind, 0.57)  # of a step of q8_0
+    assert ((rows.dequantize() - exact).abs() <= most * step + 1e-7).all()
+    part = StoredPart(source, kind, range(3, 20), range(256, 512), rows.kind)
+    matrix, _ = pack(part, 0, torch.device("cpu"))
+    torch.testing.assert_close(matrix.dequantize(slice(0, 2))[:17], rows.dequantize()[3:20, 256:])
 
 
 def test_quantized_tensors_are_offered_as_codes_only_when_wanted(every_type: Path) -> None:
@@ -161,7 +193,7 @@ def test_headers_that_lie(tmp_path: Path) -> None:
     assert "reaches to" in said(place + 4, "<Q", 8000)
     assert "shape" in said(place + 4, "<Q", 0)
     assert "unknown type 77" in said(place + 20, "<I", 77)
-    assert "type Q5_K; types that can be read" in said(place + 20, "<I", 13)
+    assert "type Q8_K; types that can be read" in said(place + 20, "<I", 15)
     assert "has the shape" in said(place + 20, "<I", 12)
     assert "overlap" in said(at_tensor(small(tmp_path), "b") + 24, "<Q", 32)
 
