@@ -86,7 +86,7 @@ def test_types_without_a_kernel_are_kept_in_an_encoding_that_has_one(every_type:
     most = {"Q5_0": 0.0, "IQ4_NL": 0.0, "Q3_K": 0.0, "IQ4_XS": 0.07}.get(kind, 0.57)  # of a step of q8_0
     assert ((rows.dequantize() - exact).abs() <= most * step + 1e-7).all()
     part = StoredPart(source, kind, range(3, 20), range(256, 512), rows.kind)
-    matrix, _ = pack(part, 0, torch.device("cpu"))
+    matrix, _ = pack([part], 0, torch.device("cpu"))
     torch.testing.assert_close(matrix.dequantize(slice(0, 2))[:17], rows.dequantize()[3:20, 256:])
 
 
