@@ -38,7 +38,9 @@ def answers(pipeline: TextGenerationPipeline, rows: list[TextContext], num_steps
     return [(out.tokens, [e.log_probability for e in out.log_probabilities or []]) for out in outputs]
 
 
-@pytest.mark.parametrize(("num_steps", "encoding"), [(1, "bfloat16"), (8, "float16"), (8, "bfloat16"), (8, "q8_0"), (1, "q4_0")])
+@pytest.mark.parametrize(
+    ("num_steps", "encoding"), [(1, "bfloat16"), (8, "float16"), (8, "bfloat16"), (8, "q8_0"), (1, "q4_0")]
+)
 def test_alone_equals_in_a_batch(lab: Lab, num_steps: int, encoding: str) -> None:
     together = answers(bf16(lab, encoding), contexts(), num_steps)
     alone = [answers(bf16(lab, encoding), [row], 8)[0] for row in contexts()]

@@ -1,9 +1,9 @@
 """The C++ twins of `quantized_linear`, for the kinds of PackedMatrix that are run on CPUs; FP8 runs the torch twin.
 
-| inputs     | processor | products                                                                     | source        |
-|------------|-----------|------------------------------------------------------------------------------|---------------|
-| of 2 bytes | with VNNI | of bytes: inputs rounded to 8 bits in groups of 32 columns, a scale for each | int8.cpp      |
-| the rest   |           | of floats: weights widened, inputs as they are                               | quantized.cpp |
+| inputs  | processor | products                                                                     | source        |
+|---------|-----------|------------------------------------------------------------------------------|---------------|
+| 2 bytes | with VNNI | of bytes: inputs rounded to 8 bits in groups of 32 columns, a scale for each | int8.cpp      |
+| others  |           | of floats: weights widened, inputs as they are                               | quantized.cpp |
 
 `MAX_RAY_INT8=0` switches the first off. Either way gives a row the same bits in every batch.
 """
