@@ -21,6 +21,8 @@ from max_ray.huggingface import (
     resolve_model_path,
 )
 from max_ray.interfaces import KVCacheParams, PipelineTask, SupportedEncoding, WeightsFormat
+from max_ray.interfaces.request import not_honoured
+from max_ray.log import get_logger
 from max_ray.pipelines.encoding import choose_encoding
 from max_ray.pipelines.fit import ModelFacts, fit_memory
 from max_ray.pipelines.hardware import Hardware
@@ -29,6 +31,8 @@ from max_ray.pipelines.tasks import choose_task, sentence_files
 from max_ray.registry import PIPELINE_REGISTRY, SupportedArchitecture
 from max_ray.sentence_files import SentenceFiles
 from max_ray.tokenizer import TextTokenizer
+
+_LOG = get_logger(__name__)
 
 SMALL_MODEL_BYTES = 64 * 1024**2
 """Below this a second thread saves little, and takes the core that the HTTP side needs at every step: measured."""
@@ -125,13 +129,16 @@ def resolve_plan(
     # the workers measure after loading
     measured = device == "cuda" and config.kv_cache_memory is None and kv_params.has_cache
     origins["tensor_parallel_size"] = "given" if config.tensor_parallel_size != 1 else "default"
+    generation_config = load_generation_config(model_dir)
+    if ignored := not_honoured(generation_config):
+        _LOG.warning("generation_config.json asks for what is not done here: %s.", ", ".join(ignored))
     return PipelinePlan(
         config=config,
         model_dir=str(model_dir),
         architecture=architecture.name,
         task=task,
         huggingface_config=hf_config,
-        generation_config=load_generation_config(model_dir),
+        generation_config=generation_config,
         encoding=encoding,
         weights_format=weights_format,
         device=device,

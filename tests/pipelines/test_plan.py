@@ -6,6 +6,7 @@ import json
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pytest
@@ -144,3 +145,16 @@ def test_a_config_of_another_checkpoint(
     save_file(kept, tmp_path / "model.safetensors")
     with pytest.raises(WeightsError, match=message):
         plan(tmp_path)
+
+
+def test_what_generation_config_asks_for_in_vain_is_said(
+    model_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    copytree(model_path, tmp_path / "model")
+    made = {"no_repeat_ngram_size": 3, "num_beams": 1, "suppress_tokens": [], "top_p": 0.9, "forced_eos_token_id": 2}
+    (tmp_path / "model" / "generation_config.json").write_text(json.dumps(made))
+    plan(tmp_path / "model")
+    assert "what is not done here: no_repeat_ngram_size=3, forced_eos_token_id=2." in caplog.text
+    caplog.clear()
+    plan(model_path)
+    assert not caplog.records
