@@ -14,6 +14,7 @@ from max_ray.registry import SupportedArchitecture
 _QUANTIZED_WHILE_READ = (
     SupportedEncoding.q8_0,
     SupportedEncoding.q6_k,
+    SupportedEncoding.q5_k,
     SupportedEncoding.q4_k,
     SupportedEncoding.q4_0,
 )
