@@ -6,7 +6,7 @@
 | MAX_RAY_CONFIG       | path of a YAML file with settings                                        |
 | MAX_RAY_CACHE_DIR    | where custom architectures are unpacked (default: ~/.cache/max_ray)      |
 | MAX_RAY_NATIVE       | 0: no C++ kernels on the CPU, even where a compiler is (default: 1)      |
-| MAX_RAY_INT8         | 0: inputs of quantized layers stay bfloat16 on CPUs that multiply bytes  |
+| MAX_RAY_INT8         | 0: inputs of quantized layers keep their type where bytes are multiplied  |
 | MAX_RAY_LOG_LEVEL    | DEBUG, INFO, WARNING or ERROR (default: INFO)                            |
 
 An empty variable counts as not set.

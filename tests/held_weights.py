@@ -10,6 +10,7 @@ import torch
 
 from max_ray.kernels.native import PackedWeight
 from max_ray.nn import Module
+from max_ray.nn.quantized_linear import PlainSegment
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,6 @@ def held_weights(network: Module) -> Iterator[Held]:
     for name, parameter in network.parameters:
         yield Held(name, parameter.data.nbytes, parameter.dtype)
     for prefix, module in network.named_modules():
-        weight = vars(module).get("weight")
+        weight = module._packed if isinstance(module, PlainSegment) else vars(module).get("weight")
         if isinstance(weight, PackedWeight):
             yield Held(f"{prefix}weight", prod(weight.shape) * weight.dtype.itemsize, weight.dtype)

@@ -22,7 +22,8 @@ def open_checkpoint(
 
         source = Mxfp4Checkpoint(source)
     elif quantization is not None:
-        from max_ray.weights.quantized_checkpoint import QuantizedCheckpoint, Scheme
+        from max_ray.weights.quantization_scheme import Scheme
+        from max_ray.weights.quantized_checkpoint import QuantizedCheckpoint
 
         return QuantizedCheckpoint(source, Scheme.of(quantization), keep_quantized=encoding.is_quantized)
     stored = stored_encoding(hf_config)

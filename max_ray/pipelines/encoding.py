@@ -10,6 +10,7 @@ from max_ray.errors import ConfigError, EncodingNotSupportedError
 from max_ray.huggingface import HuggingFaceConfig
 from max_ray.interfaces import SupportedEncoding
 from max_ray.registry import SupportedArchitecture
+from max_ray.weights.quantization_scheme import Scheme
 
 _QUANTIZED_WHILE_READ = (
     SupportedEncoding.q8_0,
@@ -19,6 +20,8 @@ _QUANTIZED_WHILE_READ = (
     SupportedEncoding.q4_0,
 )
 
+_OF_COMPRESSED_TENSORS = {"int4": SupportedEncoding.gptq, "int8": SupportedEncoding.q8_0}
+"""Packed integers of compressed-tensors go by the name of an encoding that is held and executed alike."""
 
 DEQUANTIZED_METHOD = "mxfp4"
 """The `quant_method` of checkpoints that count as plain ones: they are dequantized while they are read."""
@@ -75,6 +78,7 @@ def stored_encoding(hf_config: HuggingFaceConfig) -> SupportedEncoding | None:
 
 
 def _of_method(quantization: Any) -> SupportedEncoding:
+    """Raises ConfigError for methods, and schemes of compressed-tensors, that are not read."""
     method = str(quantization.get("quant_method"))
     known = {
         "fp8": SupportedEncoding.float8_e4m3fn,
@@ -89,6 +93,8 @@ def _of_method(quantization: Any) -> SupportedEncoding:
             f"config.json: quantization_config has quant_method={method!r}; those that can be read: "
             f"{', '.join([*known, DEQUANTIZED_METHOD])}."
         )
+    if method == "compressed-tensors":
+        return _OF_COMPRESSED_TENSORS.get(Scheme.of(quantization).method, known[method])
     return known[method]
 
 

@@ -8,17 +8,21 @@ held twice where there are fewer KV heads than ranks. What the table of names dr
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from max_ray.huggingface import HuggingFaceConfig
 from max_ray.interfaces import SupportedEncoding, WeightsFormat
 from max_ray.pipelines.checkpoint import open_checkpoint
 from max_ray.registry import SupportedArchitecture
 from max_ray.weights import NameMap, OwnName, WeightSource
-from max_ray.weights.mapping import mismatch, no_place_for
+from max_ray.weights.mapping import listed, mismatch, no_place_for
 
+_EMBEDDING = "embed_tokens.weight"
+_LAYER = re.compile(r"layers\.(\d+)\.")
 _ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _TILE = 16  # rows of a quantized matrix are padded to whole tiles
 _GROUPS = {"layers": "layers", "embed_tokens": "embedding", "lm_head": "head", "visual": "vision tower"}
@@ -78,7 +82,39 @@ def checked_checkpoint(
     matter."""
     source = open_checkpoint(model_path, weights_format, hf_config, encoding)
     adapter = architecture.weight_adapters.get(weights_format)
-    return source, _own_names(source, None if adapter is None else adapter(hf_config))
+    name_map = None if adapter is None else adapter(hf_config)
+    own = _own_names(source, name_map)
+    if isinstance(name_map, NameMap) and (problems := list(_misfits(source, name_map, own, hf_config.text_part))):
+        raise mismatch(problems)
+    return source, own
+
+
+def _misfits(
+    source: WeightSource, name_map: NameMap, own_names: Mapping[str, OwnName], config: Mapping[str, Any]
+) -> Iterator[str]:
+    """The usual signs of a config.json that is another checkpoint's. Loading compares every tensor, but a start that
+    fails there has lost some seconds."""
+    own = {str(name): tensor for tensor, name in own_names.items()}
+    for name in (_EMBEDDING, "lm_head.weight"):
+        theirs = name_map.checkpoint_name(OwnName.parse(name))
+        if theirs is not None and name not in own:
+            yield f"the checkpoint lacks {listed([theirs])}"
+    layers = {int(match[1]) for name in own if (match := _LAYER.match(name))}
+    wanted = config.get("num_hidden_layers")
+    if layers and isinstance(wanted, int) and layers != set(range(wanted)):
+        yield f"num_hidden_layers is {wanted}, the checkpoint has layers {_ranges(layers)}"
+    vocab_size = config.get("vocab_size")
+    if _EMBEDDING in own and isinstance(vocab_size, int):
+        rows = source.shape(own[_EMBEDDING])[0]
+        if rows != vocab_size:
+            yield f"vocab_size is {vocab_size}, {own[_EMBEDDING]} has {rows} rows"
+
+
+def _ranges(numbers: set[int]) -> str:
+    """{0, 1, 2, 5} -> "0 to 2 and 5"."""
+    starts = sorted(n for n in numbers if n - 1 not in numbers)
+    stops = sorted(n for n in numbers if n + 1 not in numbers)
+    return " and ".join(f"{a} to {b}" if a < b else str(a) for a, b in zip(starts, stops, strict=True))
 
 
 def _own_names(source: WeightSource, name_map: object) -> dict[str, OwnName]:

@@ -1,4 +1,4 @@
-"""Llama from GPTQ, AWQ and FP8 checkpoints, and quantized while it is read, against Hugging Face on what they mean."""
+"""Llama from quantized checkpoints, and quantized while it is read, against Hugging Face on what they mean."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from architectures.llama3.arch import llama_arch
 from architectures.llama3.model import Llama3Model
 from architectures.llama3.weight_adapters import safetensors_name_map
 from max_ray.config import PipelineConfig
 from max_ray.distributed import TPGroup
-from max_ray.errors import ConfigError, ParallelismError, WeightsError
+from max_ray.errors import ConfigError, EncodingNotSupportedError, ParallelismError, WeightsError
 from max_ray.huggingface import load_huggingface_config
 from max_ray.interfaces import SupportedEncoding, WeightsFormat
 from max_ray.nn.quantized_linear import QuantizedWeight
 from max_ray.pipelines import resolve_plan
 from max_ray.pipelines.checkpoint import open_checkpoint
 from max_ray.weights import DictWeightSource
-from max_ray.weights.quantized_checkpoint import QuantizedCheckpoint, Scheme
+from max_ray.weights.quantization_scheme import Scheme
+from max_ray.weights.quantized_checkpoint import QuantizedCheckpoint
 from tests.architectures.engine import Engine, random_tokens
 from tests.architectures.reference import reference_logits
 from tests.checkpoints import make_llama
@@ -90,12 +92,18 @@ def fp8(strategy: str, weight: torch.Tensor) -> tuple[dict[str, torch.Tensor], t
 
 def make(folder: Path, quantization: dict[str, Any], layer: Callable[[torch.Tensor], Any]) -> Made:
     """(quantized checkpoint, the same dequantized to float32)."""
-    plain, quantized = make_llama(folder / "plain", **SIZES), make_llama(folder / "quantized", **SIZES)
+    return make_named(folder, quantization, lambda name, tensor: layer(tensor))
+
+
+def make_named(
+    folder: Path, quantization: dict[str, Any], layer: Callable[[str, torch.Tensor], Any], **sizes: int
+) -> Made:
+    plain, quantized = (make_llama(folder / name, **SIZES | sizes) for name in ("plain", "quantized"))
     tensors, means = {}, {}
     for name, tensor in load_file(plain / "model.safetensors").items():
         tensors[name] = means[name] = tensor
         if ".layers." in name and tensor.dim() == 2:
-            parts, means[name] = layer(tensor)
+            parts, means[name] = layer(name, tensor)
             del tensors[name]
             tensors |= {f"{name.removesuffix('.weight')}.{part}": data.contiguous() for part, data in parts.items()}
     save_file(tensors, quantized / "model.safetensors", metadata={"format": "pt"})
@@ -113,6 +121,71 @@ def make_four_bits(folder: Path, method: str, size: int, act_order: bool = False
         return four_bits(method, size, act_order, generator, (tensor.shape[0], tensor.shape[1]))
 
     return make(folder, settings, layer)
+
+
+def pack_bytes(numbers: torch.Tensor) -> torch.Tensor:
+    """-128..127 [a, 4 b] -> int32 [a, b]."""
+    return (numbers + 128).to(torch.uint8).view(torch.int32)
+
+
+def integers(
+    bits: int, size: int, asymmetric: bool, act_order: bool, generator: torch.Generator, shape: tuple[int, int]
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """The tensors of one layer as compressed-tensors packs them, and the matrix [N, K] that they mean. size: 0 for one
+    scale a row."""
+    num_rows, num_columns = shape
+    num_groups, half = num_columns // size if size else 1, 1 << bits - 1
+    numbers = torch.randint(-half, half, (num_rows, num_columns), generator=generator)
+    scales = (torch.rand(num_rows, num_groups, generator=generator) * 0.24 / half + 2**-10).bfloat16()
+    zeros = torch.randint(-8, 8, (num_rows, num_groups), generator=generator) * asymmetric
+    groups = torch.arange(num_columns) // (size or num_columns)
+    if act_order:
+        groups = groups[torch.randperm(num_columns, generator=generator)]
+    parts = {
+        "weight_packed": pack_nibbles(numbers + 8) if bits == 4 else pack_bytes(numbers),
+        "weight_scale": scales,
+        "weight_shape": torch.tensor(shape),
+    }
+    if asymmetric:
+        padded = torch.nn.functional.pad(zeros + 8, (0, 0, 0, -num_rows % 8))
+        parts["weight_zero_point"] = pack_nibbles(padded.t()).t()
+    if act_order:
+        parts["weight_g_idx"] = groups.to(torch.int32)
+    return parts, (numbers - zeros[:, groups]) * scales.float()[:, groups]
+
+
+def packed_settings(bits: int, size: int, asymmetric: bool = False, act_order: bool = False) -> dict[str, Any]:
+    weights = {
+        **{"num_bits": bits, "type": "int", "symmetric": not asymmetric, "strategy": "group" if size else "channel"},
+        **{"group_size": size or None, "actorder": "group" if act_order else None, "dynamic": False},
+    }
+    group = {"targets": ["Linear"], "weights": weights, "input_activations": None, "output_activations": None}
+    return {
+        **{"quant_method": "compressed-tensors", "format": "pack-quantized", "quantization_status": "compressed"},
+        **{"config_groups": {"group_0": group}, "kv_cache_scheme": None, "ignore": ["lm_head"]},
+    }
+
+
+def make_packed(
+    folder: Path,
+    bits: int,
+    size: int,
+    asymmetric: bool = False,
+    act_order: bool = False,
+    ignored: str = "no layer",
+    **sizes: int,
+) -> Made:
+    """ignored: what the names of matrices have that are not quantized."""
+    generator = torch.Generator().manual_seed(5)
+
+    def layer(name: str, tensor: torch.Tensor) -> Any:
+        if ignored in name:
+            return {"weight": tensor}, tensor
+        return integers(bits, size, asymmetric, act_order, generator, (tensor.shape[0], tensor.shape[1]))
+
+    settings = packed_settings(bits, size, asymmetric, act_order)
+    settings["ignore"] += [f"re:.*{ignored}", "model.layers.0.mlp.gate_up_proj"]
+    return make_named(folder, settings, layer, **sizes)
 
 
 def make_fp8(folder: Path, strategy: str) -> Made:
@@ -140,6 +213,18 @@ CASES: dict[str, Callable[[Path], Made]] = {
     "gptq 128": lambda folder: make_four_bits(folder, "gptq", 128),
     "awq 64": lambda folder: make_four_bits(folder, "awq", 64),
     "awq 128": lambda folder: make_four_bits(folder, "awq", 128),
+    "packed 32": lambda folder: make_packed(folder, 4, 32),
+    "packed 64 asymmetric": lambda folder: make_packed(folder, 4, 64, asymmetric=True),
+    "packed 128": lambda folder: make_packed(folder, 4, 128),
+    "packed 32 act-order": lambda folder: make_packed(folder, 4, 32, act_order=True),
+    "packed 64 asymmetric act-order": lambda folder: make_packed(folder, 4, 64, asymmetric=True, act_order=True),
+    "packed 32, some layers not": lambda folder: make_packed(folder, 4, 32, ignored="k_proj"),
+    "packed channel": lambda folder: make_packed(folder, 4, 0),
+    "packed channel asymmetric": lambda folder: make_packed(folder, 4, 0, asymmetric=True),
+    "packed channel of 96 columns": lambda folder: make_packed(folder, 4, 0, hidden_size=96, intermediate_size=160),
+    "packed bytes 64": lambda folder: make_packed(folder, 8, 64),
+    "packed bytes 32 act-order": lambda folder: make_packed(folder, 8, 32, act_order=True),
+    "packed bytes channel": lambda folder: make_packed(folder, 8, 0),
     "fp8 tensor": lambda folder: make_fp8(folder, "tensor"),
     "fp8 channel": lambda folder: make_fp8(folder, "channel"),
     "fp8 block": lambda folder: make_fp8(folder, "block"),
@@ -179,7 +264,13 @@ def test_logits_equal_those_of_what_the_checkpoint_means(name: str, tmp_path: Pa
             torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["gptq 32", "awq 64", "fp8 channel"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("gptq 32", "awq 64", "fp8 channel", "packed 32", "packed 64 asymmetric", "packed channel asymmetric"),
+        *("packed 32, some layers not", "packed bytes channel"),
+    ],
+)
 def test_two_ranks_equal_one(name: str, tmp_path: Path) -> None:
     path, reference = CASES[name](tmp_path)
     sequences = random_tokens([9], 272)
@@ -189,7 +280,11 @@ def test_two_ranks_equal_one(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("gptq 128", "groups of 128"), ("gptq 64 act-order", "desc_act"), ("fp8 block", "groups of")]
+    ("name", "message"),
+    [
+        *(("gptq 128", "groups of 128"), ("gptq 64 act-order", "desc_act"), ("fp8 block", "groups of")),
+        *(("packed 128", "groups of 128"), ("packed 32 act-order", 'actorder "group"')),
+    ],
 )
 def test_ranks_that_would_cut_through_a_group_are_refused(name: str, message: str, tmp_path: Path) -> None:
     path, _ = CASES[name](tmp_path)
@@ -244,6 +339,18 @@ def test_biases_of_zeros_are_left_out_and_others_are_not(tmp_path: Path) -> None
 def test_scales_of_activations_and_of_the_cache_are_left_out(name: str, tmp_path: Path) -> None:
     path, _ = make_fp8(tmp_path, "tensor")
     change_tensors(path, lambda tensors: tensors.update({f"model.layers.0.self_attn.{name}": torch.ones(1)}))
+    load(path, TPGroup.single())
+
+
+@pytest.mark.parametrize("name", ["self_attn.k_scale", "self_attn.v_scale", "mlp.down_proj.input_scale"])
+def test_packed_weights_beside_a_cache_of_8_bits(name: str, tmp_path: Path) -> None:
+    path, _ = make_packed(tmp_path, 4, 32)
+    change_tensors(path, lambda tensors: tensors.update({f"model.layers.0.{name}": torch.ones(1)}))
+    config = json.loads((path / "config.json").read_text())
+    config["quantization_config"]["kv_cache_scheme"] = {"num_bits": 8, "type": "float", "strategy": "tensor"}
+    of_attention = {"targets": ["LlamaAttention"], "weights": None, "input_activations": {"num_bits": 8}}
+    config["quantization_config"]["config_groups"]["group_1"] = of_attention
+    (path / "config.json").write_text(json.dumps(config))
     load(path, TPGroup.single())
 
 
@@ -314,3 +421,129 @@ def test_plain_checkpoints_are_quantized_while_they_are_read(tmp_path: Path) -> 
         ours = Engine(model).logits_of(sequences, [[16]])[0].log_softmax(-1)
         losses.append((exact.exp() * (exact - ours)).sum(-1).mean().item())
     assert 0 < losses[0] < losses[1] < losses[2] < losses[3] < 0.1
+
+
+WEIGHTS = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 32}
+ROTATED = {"apply": [{"location": "weight_output"}, {"location": "input"}]}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_bits": 3}, r"config_groups: weights \(3, 'int'\); what can be read: 8 bits, type float, and in"),
+        ({"type": "float"}, r"config_groups: weights \(4, 'float'\)"),
+        ({"strategy": "tensor"}, "strategy 'tensor'; what can be read: of integers, group and channel"),
+        ({"group_size": 16}, "group_size 16; what can be read: groups of 32, 64, 128"),
+        ({"num_bits": 8, "symmetric": False}, "symmetric False; what can be read: of 8 bits, symmetric ones"),
+        ({"format": "marlin-24"}, "format 'marlin-24'; what can be read: of integers, pack-quantized"),
+        ({"transform_config": {"config_groups": {"R": ROTATED}}}, r"transform_config: R \['input'\]"),
+        (
+            {"config_groups": {"a": {"weights": WEIGHTS}, "b": {"weights": WEIGHTS | {"group_size": 64}}}},
+            r"config_groups \['a', 'b'\]; what can be read: the same numbers",
+        ),
+    ],
+)
+def test_packed_integers_that_are_not_read_are_named(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    path, _ = make_packed(tmp_path, 4, 32)
+    config = json.loads((path / "config.json").read_text())
+    settings = config["quantization_config"]
+    in_weights = {key: value for key, value in change.items() if key in WEIGHTS}
+    settings["config_groups"]["group_0"]["weights"] |= in_weights
+    settings |= {key: value for key, value in change.items() if key not in WEIGHTS}
+    (path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=message):
+        resolve_plan(PipelineConfig(model_path=str(path)))
+
+
+DOWN = "model.layers.0.mlp.down_proj.weight"
+
+
+def unpacked_zeros(tensors: dict[str, torch.Tensor]) -> None:
+    tensors[f"{DOWN}_zero_point"] = torch.zeros(128, 8, dtype=torch.int8)
+
+
+@pytest.mark.parametrize(
+    ("asymmetric", "change", "message"),
+    [
+        (False, lambda tensors: tensors.pop(f"{DOWN}_packed"), f"{DOWN}_scale is there, but no {DOWN}_packed"),
+        (False, lambda tensors: tensors.pop(f"{DOWN}_scale"), f"no tensor '{DOWN}_scale'"),
+        (False, unpacked_zeros, f"{DOWN}_zero_point is there, but .* says that weights are symmetric"),
+        (True, lambda tensors: tensors.pop(f"{DOWN}_zero_point"), f"no tensor '{DOWN}_zero_point'"),
+        (True, unpacked_zeros, rf"{DOWN}_zero_point is \[128, 8\]; .* it must be \[16, 8\]"),
+        (
+            False,
+            lambda tensors: tensors.update({f"{DOWN}_packed": tensors[f"{DOWN}_packed"][:, 1:].contiguous()}),
+            f"{DOWN}_packed has 248 columns, which are no whole groups of 32",
+        ),
+        (
+            False,
+            lambda tensors: tensors.update({f"{DOWN}_packed": tensors[f"{DOWN}_packed"].view(torch.uint8)}),
+            rf"{DOWN}_packed is \[128, 128\] in U8; what can be read: matrices, packed in I32",
+        ),
+        (
+            False,
+            lambda tensors: tensors.update({f"{DOWN}_g_idx": torch.zeros(128, dtype=torch.int32)}),
+            rf"{DOWN}_g_idx is \[128\]; .* it must be \[256\]",
+        ),
+    ],
+)
+def test_packed_tensors_that_do_not_agree_are_refused_before_anything_is_read(
+    asymmetric: bool, change: Callable[[dict[str, torch.Tensor]], None], message: str, tmp_path: Path
+) -> None:
+    path, _ = make_packed(tmp_path, 4, 32, asymmetric)
+    change_tensors(path, change)
+    with pytest.raises(WeightsError, match=message):
+        resolve_plan(PipelineConfig(model_path=str(path)))
+
+
+@pytest.mark.parametrize(("bits", "encoding"), [(4, SupportedEncoding.gptq), (8, SupportedEncoding.q8_0)])
+def test_packed_integers_are_an_encoding_that_a_family_has_or_not(
+    bits: int, encoding: SupportedEncoding, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, _ = make_packed(tmp_path, bits, 32)
+    assert resolve_plan(PipelineConfig(model_path=str(path))).encoding is encoding
+    monkeypatch.delitem(llama_arch.supported_encodings, encoding)
+    with pytest.raises(EncodingNotSupportedError, match=f"in {encoding.value}, which LlamaForCausalLM does not"):
+        resolve_plan(PipelineConfig(model_path=str(path)))
+
+
+def test_a_row_that_ends_within_an_int32_is_refused(tmp_path: Path) -> None:
+    """One scale a row allows any number of columns; the headers only tell how many int32 there are."""
+    path, _ = make_packed(tmp_path, 4, 0)
+    change_tensors(path, lambda tensors: tensors.update({f"{DOWN}_shape": torch.tensor([128, 253])}))
+    with pytest.raises(WeightsError, match=rf"{DOWN}_shape is \[128, 253\], and .* a matrix of \[128, 256\]"):
+        load(path, TPGroup.single())
+
+
+def test_zeros_of_rows_that_are_no_multiple_of_8() -> None:
+    parts, meant = integers(4, 32, True, False, torch.Generator().manual_seed(6), (13, 64))
+    source = DictWeightSource({f"x.{name}": tensor for name, tensor in parts.items()})
+    checkpoint = QuantizedCheckpoint(source, Scheme("int4", 32, has_zeros=True), keep_quantized=True)
+    for rows in (range(13), range(9, 13), range(3, 9)):
+        read = checkpoint.get_quantized("x.weight", rows, range(32, 64)).dequantize()
+        torch.testing.assert_close(read, meant[rows.start : rows.stop, 32:])
+
+
+def test_an_order_that_was_never_filled_in(tmp_path: Path) -> None:
+    path, reference = make_packed(tmp_path, 4, 64)
+    unset = torch.full((256,), -1, dtype=torch.int32)
+    change_tensors(path, lambda tensors: tensors.update({f"{DOWN}_g_idx": unset}))
+    sequences = random_tokens([9], 272)
+    ours = Engine(load(path, TPGroup.single())).logits_of(sequences, [[9]])[0]
+    torch.testing.assert_close(ours, reference_logits(reference, sequences)[0], atol=1e-4, rtol=1e-4)
+
+
+def test_scales_beyond_float16_are_refused_and_can_be_dequantized(tmp_path: Path) -> None:
+    path, _ = make_packed(tmp_path, 4, 64)
+    change_tensors(path, lambda tensors: tensors[f"{DOWN}_scale"].fill_(1e5))
+    with pytest.raises(WeightsError, match=rf"{DOWN} has scales up to 99840, and float16.* --quantization-encoding"):
+        load(path, TPGroup.single())
+    plain = load(path, TPGroup.single(), SupportedEncoding.float32).network.layers[0].mlp.down.weight
+    assert plain.abs().max() > 65504
+
+
+def test_a_dequantized_checkpoint_has_scales_as_they_are_stored(tmp_path: Path) -> None:
+    path, _ = make_packed(tmp_path, 4, 64)
+    change_tensors(path, lambda tensors: tensors[f"{DOWN}_scale"].fill_(1e-8))
+    plain = load(path, TPGroup.single(), SupportedEncoding.float32).network.layers[0].mlp.down.weight
+    assert plain.abs().max() > 0

@@ -20,8 +20,8 @@ from max_ray.kernels import cpu, native
 from max_ray.kernels.native import build as building
 from tests.kernels import naive
 
-DTYPES = [torch.float32, torch.bfloat16]
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 PLAIN: dict[str, Any] = {"logit_softcap": None, "sinks": None}
 needs_library = pytest.mark.skipif(native.library() is None, reason="no C++ compiler on this machine")
 
@@ -100,7 +100,7 @@ def test_results_do_not_depend_on_the_number_of_threads(threads: int) -> None:
 
 
 def test_what_no_kernel_reads_is_not_packed() -> None:
-    assert native.pack_weight(torch.ones(4, 4, dtype=torch.float16)) is None
+    assert native.pack_weight(torch.ones(4, 4, dtype=torch.float64)) is None
     assert native.pack_weight(torch.ones(4, dtype=torch.float32)) is None
     assert native.pack_weight(torch.ones(0, 4)) is None
 
@@ -117,6 +117,14 @@ def test_elementwise_twins(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     assert torch.equal(normed, native.rmsnorm(total, weight, 1e-5))
     both = torch.cat([x, residual], -1)
     assert close(native.silu_and_mul(both), cpu.silu_and_mul(both.double()))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_every_half_is_read_and_rounded_as_torch_does(dtype: torch.dtype) -> None:
+    every = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int16).view(dtype).view(64, 1024)
+    for other in (0.0, 1.0, -0.37, 60_000.0, 1e-7):
+        _, total = native.fused_add_rmsnorm(every, torch.full_like(every, other), torch.ones(1024, dtype=dtype), 1e-6)
+        assert torch.equal(total.nan_to_num(7.0, 8.0, 9.0), (every + other).nan_to_num(7.0, 8.0, 9.0))
 
 
 @needs_library
@@ -247,7 +255,7 @@ def test_random_ragged_batches() -> None:
         rows = [(pick(0, 90), pick(1, 9)) for _ in range(pick(1, 5))]
         group, kv_heads, page = pick(1, 5), pick(1, 3), 2 ** pick(0, 5)
         window = pick(1, 80) if pick(0, 1) else None
-        dtype = DTYPES[pick(0, 1)]
+        dtype = DTYPES[pick(0, 2)]
         q, k, v, kv, indptr = ragged(rows, (group * kv_heads, kv_heads), 16 * pick(1, 5), page, dtype)
         softcap = 2.0 if pick(0, 1) else None
         result = native.paged_attention(q, k, v, kv, indptr, scale=0.25, sliding_window=window, logit_softcap=softcap)

@@ -58,7 +58,7 @@ def test_neighbours_of_one_kind_share_a_matrix(tmp_path: Path, name: str, paddin
     parts = stored(tmp_path / "w.gguf", kinds)
     rows = sum(len(part.rows) for part in parts) + padding
     x = torch.randn(5, COLUMNS, generator=torch.Generator().manual_seed(4))
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
         weight = build_weight(parts, rows, dtype, CPU)
         assert [segment.num_rows for segment in weight.segments] == [*expected[:-1], expected[-1] + padding]
         y = weight.linear(x.to(dtype), None)

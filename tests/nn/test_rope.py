@@ -56,7 +56,7 @@ def ours(config: dict[str, Any], max_length: int = 200, dtype: torch.dtype = tor
 
 
 @pytest.mark.parametrize("name", SCALINGS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_cos_and_sin_are_hugging_faces(name: str, dtype: torch.dtype) -> None:
     positions = torch.tensor([0, 1, 2, 63, 64, 65, 7, 199])
     rotary = ours({"rope_parameters": SCALINGS[name]}, dtype=dtype)

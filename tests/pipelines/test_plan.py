@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
-from max_ray.errors import ConfigError, EncodingNotSupportedError, ParallelismError
+from max_ray.errors import ConfigError, EncodingNotSupportedError, ParallelismError, WeightsError
 from max_ray.interfaces import SupportedEncoding
 from max_ray.pipelines import PIPELINE_REGISTRY, PipelineConfig, resolve_plan
 from max_ray.pipelines.hardware import GIB, Hardware
@@ -116,3 +118,29 @@ def test_threads_are_shared_out_unless_the_model_is_too_small(
     assert plan(model_path).num_threads == 8
     assert plan(model_path, tensor_parallel_size=2).num_threads == 4
     assert plan(model_path, num_threads=3).num_threads == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "drop", "message"),
+    [
+        ({"num_hidden_layers": 3}, (), "num_hidden_layers is 3, the checkpoint has layers 0 to 1"),
+        ({"num_hidden_layers": 1}, (), "num_hidden_layers is 1, the checkpoint has layers 0 to 1"),
+        ({}, ("model.layers.0.",), "num_hidden_layers is 2, the checkpoint has layers 1"),
+        ({"vocab_size": 300}, (), "vocab_size is 300, model.embed_tokens.weight has 272 rows"),
+        ({}, ("lm_head.weight",), r"lacks 1 tensor \(lm_head.weight\)"),
+        (
+            {"tie_word_embeddings": True},
+            ("model.embed_tokens.weight",),
+            r"lacks 1 tensor \(model.embed_tokens.weight\)",
+        ),
+    ],
+)
+def test_a_config_of_another_checkpoint(
+    model_path: Path, tmp_path: Path, change: dict[str, Any], drop: tuple[str, ...], message: str
+) -> None:
+    config = json.loads((model_path / "config.json").read_text()) | change
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    kept = {n: t for n, t in load_file(model_path / "model.safetensors").items() if not n.startswith(drop or ("-",))}
+    save_file(kept, tmp_path / "model.safetensors")
+    with pytest.raises(WeightsError, match=message):
+        plan(tmp_path)

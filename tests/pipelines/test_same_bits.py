@@ -38,14 +38,16 @@ def answers(pipeline: TextGenerationPipeline, rows: list[TextContext], num_steps
     return [(out.tokens, [e.log_probability for e in out.log_probabilities or []]) for out in outputs]
 
 
-@pytest.mark.parametrize(("num_steps", "encoding"), [(1, "bfloat16"), (8, "bfloat16"), (8, "q8_0"), (1, "q4_0")])
+@pytest.mark.parametrize(
+    ("num_steps", "encoding"), [(1, "bfloat16"), (8, "float16"), (8, "bfloat16"), (8, "q8_0"), (1, "q4_0")]
+)
 def test_alone_equals_in_a_batch(lab: Lab, num_steps: int, encoding: str) -> None:
     together = answers(bf16(lab, encoding), contexts(), num_steps)
     alone = [answers(bf16(lab, encoding), [row], 8)[0] for row in contexts()]
     assert together == alone
 
 
-@pytest.mark.parametrize("encoding", ["bfloat16", "q8_0"])
+@pytest.mark.parametrize("encoding", ["bfloat16", "float16", "q8_0"])
 def test_a_cached_prefix_changes_nothing(lab: Lab, encoding: str) -> None:
     pipeline = bf16(lab, encoding)
     cold = answers(pipeline, [contexts()[-1]], 8)
@@ -54,7 +56,7 @@ def test_a_cached_prefix_changes_nothing(lab: Lab, encoding: str) -> None:
     assert again.cached_prefix_length > 0
 
 
-@pytest.mark.parametrize("encoding", ["bfloat16", "q8_0"])
+@pytest.mark.parametrize("encoding", ["bfloat16", "float16", "q8_0"])
 def test_a_tape_changes_nothing(lab: Lab, encoding: str) -> None:
     pipeline = bf16(lab, encoding)
     (runner,) = pipeline.executor.runners  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""The C++ twins of the kernels: the same signatures as the torch twins, for float32 and bfloat16 on a CPU.
+"""The C++ twins of the kernels: the same signatures as the torch twins, for float32, bfloat16 and float16 on a CPU.
 
 What a C++ kernel does not take (another dtype, mixed dtypes, a head size that is no multiple of 16) goes to the torch
 twin.

@@ -1,9 +1,9 @@
 """The C++ twins of `quantized_linear`, for the kinds of PackedMatrix that are run on CPUs; FP8 runs the torch twin.
 
-| inputs   | processor | products                                                                     | source        |
-|----------|-----------|------------------------------------------------------------------------------|---------------|
-| bfloat16 | with VNNI | of bytes: inputs rounded to 8 bits in groups of 32 columns, a scale for each | int8.cpp      |
-| the rest |           | of floats: weights widened, inputs as they are                               | quantized.cpp |
+| inputs  | processor | products                                                                     | source        |
+|---------|-----------|------------------------------------------------------------------------------|---------------|
+| 2 bytes | with VNNI | of bytes: inputs rounded to 8 bits in groups of 32 columns, a scale for each | int8.cpp      |
+| others  |           | of floats: weights widened, inputs as they are                               | quantized.cpp |
 
 `MAX_RAY_INT8=0` switches the first off. Either way gives a row the same bits in every batch.
 """
@@ -24,7 +24,7 @@ from max_ray.settings import int8_inputs
 
 def quantized_linear(x: torch.Tensor, weight: PackedMatrix, out: torch.Tensor | None = None) -> torch.Tensor:
     known = described(weight)
-    way = "int8" if x.dtype == torch.bfloat16 and rounds_inputs() else "linear"
+    way = "int8" if x.dtype in (torch.bfloat16, torch.float16) and rounds_inputs() else "linear"
     run = kernel(f"{known[0]}_{way}", x.dtype) if known is not None else None
     if run is None or known is None:
         return cpu.quantized_linear(x, weight, out)
@@ -45,7 +45,7 @@ def grouped_quantized_linear(
 
 @cache
 def rounds_inputs() -> bool:
-    """Whether bfloat16 inputs are rounded to bytes: where the processor multiplies them, and nobody said no."""
+    """Whether inputs of 2 bytes are rounded to bytes: where the processor multiplies them, and nobody said no."""
     loaded = library()
     return loaded is not None and bool(loaded.has_int8_products()) and int8_inputs()
 

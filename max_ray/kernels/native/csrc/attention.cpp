@@ -328,15 +328,15 @@ void paged_attention(const T *q, const T *k_cache, const T *v_cache, const int32
 
 }  // namespace
 
+#define MAX_RAY_ATTENTION(NAME, T, WORDS)                                                                                 \
+    void paged_attention_##NAME(const T *q, const T *k_cache, const T *v_cache, const int32_t *tables,                    \
+                                const int32_t *lengths, const int32_t *indptr, const float *sinks, T *y,                  \
+                                const AttentionShape *shape, int threads) {                                               \
+        paged_attention<WORDS>(q, k_cache, v_cache, tables, lengths, indptr, sinks, y, *shape, threads);                  \
+    }
+
 extern "C" {
-void paged_attention_f32(const float *q, const float *k_cache, const float *v_cache, const int32_t *tables,
-                         const int32_t *lengths, const int32_t *indptr, const float *sinks, float *y,
-                         const AttentionShape *shape, int threads) {
-    paged_attention<Floats>(q, k_cache, v_cache, tables, lengths, indptr, sinks, y, *shape, threads);
-}
-void paged_attention_bf16(const bf16 *q, const bf16 *k_cache, const bf16 *v_cache, const int32_t *tables,
-                          const int32_t *lengths, const int32_t *indptr, const float *sinks, bf16 *y,
-                          const AttentionShape *shape, int threads) {
-    paged_attention<WordsOfBf16>(q, k_cache, v_cache, tables, lengths, indptr, sinks, y, *shape, threads);
-}
+MAX_RAY_ATTENTION(f32, float, Floats)
+MAX_RAY_ATTENTION(bf16, bf16, WordsOfBf16)
+MAX_RAY_ATTENTION(f16, f16, Floats)
 }

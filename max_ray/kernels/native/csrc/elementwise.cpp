@@ -165,6 +165,7 @@ template <class T> void argmax(const T *x, int64_t stride, int64_t rows, int64_t
 extern "C" {
 MAX_RAY_EXPORT(f32, float)
 MAX_RAY_EXPORT(bf16, bf16)
+MAX_RAY_EXPORT(f16, f16)
 
 void decode_slots_i64(const int32_t *tables, int64_t width, const int32_t *lengths, int64_t rows, int64_t page_size, int64_t *y) {
     for (int64_t r = 0; r < rows; r++)

@@ -337,6 +337,7 @@ void multiply(const W &weight, const T *x, int64_t M, int64_t K, int64_t N, T *y
 extern "C" {
 MAX_RAY_INT8(f32, float)
 MAX_RAY_INT8(bf16, bf16)
+MAX_RAY_INT8(f16, f16)
 
 // Whether this processor multiplies bytes; elsewhere these kernels are right and slow.
 int has_int8_products() {

@@ -1,4 +1,4 @@
-// What the library exports: each kernel as NAME_f32 and NAME_bf16, and NAME_f32_again, which takes its arguments from an
+// What the library exports: each kernel as NAME_f32, NAME_bf16 and NAME_f16, and NAME_f32_again, which takes its arguments from an
 // array of 64-bit words (see replay.cpp). Shapes and meaning of the arguments: ops.py and packed.py.
 #pragma once
 #include "vec.h"
@@ -49,16 +49,22 @@ struct QuantizedMatrix {
 extern "C" {
 MAX_RAY_DECLARE(f32, float)
 MAX_RAY_DECLARE(bf16, bf16)
+MAX_RAY_DECLARE(f16, f16)
 MAX_RAY_DECLARE_QUANTIZED(q4k, f32, float)
 MAX_RAY_DECLARE_QUANTIZED(q4k, bf16, bf16)
+MAX_RAY_DECLARE_QUANTIZED(q4k, f16, f16)
 MAX_RAY_DECLARE_QUANTIZED(q5k, f32, float)
 MAX_RAY_DECLARE_QUANTIZED(q5k, bf16, bf16)
+MAX_RAY_DECLARE_QUANTIZED(q5k, f16, f16)
 MAX_RAY_DECLARE_QUANTIZED(q6k, f32, float)
 MAX_RAY_DECLARE_QUANTIZED(q6k, bf16, bf16)
+MAX_RAY_DECLARE_QUANTIZED(q6k, f16, f16)
 MAX_RAY_DECLARE_QUANTIZED(q8, f32, float)
 MAX_RAY_DECLARE_QUANTIZED(q8, bf16, bf16)
+MAX_RAY_DECLARE_QUANTIZED(q8, f16, f16)
 MAX_RAY_DECLARE_QUANTIZED(q4, f32, float)
 MAX_RAY_DECLARE_QUANTIZED(q4, bf16, bf16)
+MAX_RAY_DECLARE_QUANTIZED(q4, f16, f16)
 void linear_dot_bf16(const bf16 *x, int64_t x_stride, int64_t M, int64_t K, const void *packed, int64_t N, const bf16 *bias,
                      bf16 *y, int threads);
 void decode_slots_i64(const int32_t *tables, int64_t width, const int32_t *lengths, int64_t rows, int64_t page_size, int64_t *y);

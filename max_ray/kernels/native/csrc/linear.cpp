@@ -1,6 +1,6 @@
 // y = x W^T + b, from weights packed once.
 //
-// Packed layout: panels.h. Widening a bf16 to float is then one shift or one mask of a whole vector. Every output is one
+// Packed layout: panels.h. Widening is then one instruction for a whole vector. Every output is one
 // chain of fused multiply-adds in the order of k, whatever the number of rows: a row's result does not depend on its batch.
 // (Where the processor multiplies bf16, linear_dot.cpp is faster.)
 //
@@ -198,7 +198,7 @@ void linear(const T *x, int64_t x_stride, int64_t M, int64_t K, const void *pack
                        bias, y + m * N, threads);
 }
 
-// W [N][K] into panels. A word is a float, or a pair of bf16 as it stands in memory: a panel is its rows' words, turned.
+// W [N][K] into panels. A word is a float, or a pair of halves as it stands in memory: a panel is its rows' words, turned.
 void pack_words(const char *w, int64_t row_bytes, int64_t rows, int64_t words, float *to) {
     for (int64_t k = 0; k < words; k += LANES) {
         const int64_t count = std::min<int64_t>(LANES, words - k);
@@ -217,6 +217,16 @@ void pack_words(const char *w, int64_t row_bytes, int64_t rows, int64_t words, f
     }
 }
 
+// What is left to do with the turned words of a panel.
+template <class T> void settle(typename Packed<T>::Word *, int64_t) {}
+template <> void settle<f16>(uint32_t *panel, int64_t words) {
+    for (uint32_t *pairs = panel; pairs < panel + words; pairs += PANEL) {
+        uint16_t apart[2][PANEL];
+        for (int r = 0; r < PANEL; r++) apart[0][r] = uint16_t(pairs[r]), apart[1][r] = uint16_t(pairs[r] >> 16);
+        memcpy(pairs, apart, sizeof(apart));
+    }
+}
+
 template <class T> void pack(const T *w, int64_t N, int64_t K, void *to, int threads) {
     const int64_t words = Packed<T>::panel_words(round_up(K, 2)), whole = K * int64_t(sizeof(T)) / 4;
 #pragma omp parallel for num_threads(threads)
@@ -224,10 +234,12 @@ template <class T> void pack(const T *w, int64_t N, int64_t K, void *to, int thr
         const int64_t rows = std::min<int64_t>(PANEL, N - n);
         auto *panel = (typename Packed<T>::Word *)to + n / PANEL * words;
         pack_words((const char *)(w + n * K), K * sizeof(T), rows, whole, (float *)panel);
-        if (K % 2 == 0) continue;
-        memset(panel + whole * PANEL, 0, (words - whole * PANEL) * sizeof(*panel));
-        if (sizeof(T) == 2)  // the last input has a word to itself
-            for (int64_t r = 0; r < rows; r++) memcpy(panel + whole * PANEL + r, w + (n + r) * K + K - 1, sizeof(T));
+        if (K % 2) {
+            memset(panel + whole * PANEL, 0, (words - whole * PANEL) * sizeof(*panel));
+            if (sizeof(T) == 2)  // the last input has a word to itself
+                for (int64_t r = 0; r < rows; r++) memcpy(panel + whole * PANEL + r, w + (n + r) * K + K - 1, sizeof(T));
+        }
+        settle<T>(panel, words);
     }
 }
 
@@ -238,6 +250,11 @@ template <> struct RowReader<float> {
 template <> struct RowReader<bf16> {
     static bf16 at(const uint32_t *panel, int64_t r, int64_t k) {
         return {uint16_t(panel[k / 2 * PANEL + r] >> (k % 2 * 16))};
+    }
+};
+template <> struct RowReader<f16> {
+    static f16 at(const uint32_t *panel, int64_t r, int64_t k) {
+        return ((const f16 *)(panel + k / 2 * PANEL))[k % 2 * PANEL + r];
     }
 };
 
@@ -253,21 +270,18 @@ void unpack_rows(const void *packed, int64_t K, const int64_t *rows, int64_t cou
 
 }  // namespace
 
+#define MAX_RAY_LINEAR(NAME, T)                                                                                           \
+    void linear_##NAME(const T *x, int64_t x_stride, int64_t M, int64_t K, const void *packed, int64_t N, const T *bias,  \
+                       T *y, int threads) {                                                                               \
+        linear<T>(x, x_stride, M, K, packed, N, bias, y, threads);                                                        \
+    }                                                                                                                     \
+    void pack_##NAME(const T *w, int64_t N, int64_t K, void *to, int threads) { pack<T>(w, N, K, to, threads); }          \
+    void rows_##NAME(const void *packed, int64_t K, const int64_t *rows, int64_t count, T *y, int threads) {              \
+        unpack_rows<T>(packed, K, rows, count, y, threads);                                                               \
+    }
+
 extern "C" {
-void linear_f32(const float *x, int64_t x_stride, int64_t M, int64_t K, const void *packed, int64_t N, const float *bias,
-                float *y, int threads) {
-    linear<float>(x, x_stride, M, K, packed, N, bias, y, threads);
-}
-void linear_bf16(const bf16 *x, int64_t x_stride, int64_t M, int64_t K, const void *packed, int64_t N, const bf16 *bias,
-                 bf16 *y, int threads) {
-    linear<bf16>(x, x_stride, M, K, packed, N, bias, y, threads);
-}
-void pack_f32(const float *w, int64_t N, int64_t K, void *to, int threads) { pack<float>(w, N, K, to, threads); }
-void pack_bf16(const bf16 *w, int64_t N, int64_t K, void *to, int threads) { pack<bf16>(w, N, K, to, threads); }
-void rows_f32(const void *packed, int64_t K, const int64_t *rows, int64_t count, float *y, int threads) {
-    unpack_rows<float>(packed, K, rows, count, y, threads);
-}
-void rows_bf16(const void *packed, int64_t K, const int64_t *rows, int64_t count, bf16 *y, int threads) {
-    unpack_rows<bf16>(packed, K, rows, count, y, threads);
-}
+MAX_RAY_LINEAR(f32, float)
+MAX_RAY_LINEAR(bf16, bf16)
+MAX_RAY_LINEAR(f16, f16)
 }

@@ -4,6 +4,7 @@
 //
 //     float   [panel][k][16]             one float a weight
 //     bf16    [panel][k / 2][16]         one 32-bit word a pair of weights: k even in the low half, k odd in the high one
+//     f16     [panel][k / 2][2][16]      one half a weight: those of k even, then those of k odd
 #pragma once
 #include "vec.h"
 #include <algorithm>
@@ -31,6 +32,16 @@ template <> struct Packed<bf16> {
         u32x16 both = *(const u32x16u *)(panel + pair * PANEL);
         even = (f32x16)(both << 16);
         odd = (f32x16)(both & 0xffff0000u);
+    }
+};
+
+template <> struct Packed<f16> {
+    static int64_t panel_words(int64_t K) { return K / 2 * PANEL; }
+    typedef uint32_t Word;
+    static inline void widen(const uint32_t *panel, int64_t pair, f32x16 &even, f32x16 &odd) {
+        const f16 *both = (const f16 *)(panel + pair * PANEL);
+        even = load16(both);
+        odd = load16(both + PANEL);
     }
 };
 

@@ -185,4 +185,5 @@ void multiply(const W &weight, const T *x, int64_t M, int64_t K, int64_t N, T *y
 extern "C" {
 MAX_RAY_QUANTIZED(f32, float)
 MAX_RAY_QUANTIZED(bf16, bf16)
+MAX_RAY_QUANTIZED(f16, f16)
 }

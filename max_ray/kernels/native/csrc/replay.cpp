@@ -31,7 +31,8 @@ template <class... A> void call(void (*kernel)(A...), const int64_t *words) {
 
 #define MAX_RAY_AGAIN(KERNEL)                                                                                             \
     void KERNEL##_f32_again(const int64_t *words) { call(KERNEL##_f32, words); }                                          \
-    void KERNEL##_bf16_again(const int64_t *words) { call(KERNEL##_bf16, words); }
+    void KERNEL##_bf16_again(const int64_t *words) { call(KERNEL##_bf16, words); }                                        \
+    void KERNEL##_f16_again(const int64_t *words) { call(KERNEL##_f16, words); }
 
 extern "C" {
 MAX_RAY_AGAIN(linear)

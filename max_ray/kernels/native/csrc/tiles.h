@@ -8,15 +8,6 @@
 constexpr int GROUP_COLUMNS = 32;
 constexpr int NIBBLE_BYTES = 256, PAIR_BYTES = 128, BIT_BYTES = 64, WHOLE_BYTES = 512;  // of a group in a tile: codes of 4, 2, 1, 8 bits
 
-static inline f32x16 load_halves(const uint16_t *p) {
-#ifdef __AVX512F__
-    return (f32x16)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
-#else
-    f32x16 v;
-    for (int i = 0; i < LANES; i++) v[i] = float(*(const _Float16 *)(p + i));
-    return v;
-#endif
-}
 typedef int16_t i16x16 __attribute__((vector_size(32)));
 
 static inline f32x16 number(i32x16 code) { return __builtin_convertvector(code, f32x16); }

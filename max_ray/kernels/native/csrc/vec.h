@@ -20,6 +20,9 @@ constexpr int LANES = 16;
 struct bf16 {
     uint16_t bits;
 };
+struct f16 {
+    uint16_t bits;
+};
 
 static inline f32x16 splat(float x) { return x - f32x16{}; }
 
@@ -33,6 +36,11 @@ static inline float to_float(bf16 x) {
     float f;
     memcpy(&f, &u, 4);
     return f;
+}
+static inline float to_float(f16 x) {
+    _Float16 h;
+    memcpy(&h, &x, 2);
+    return float(h);
 }
 
 // Round to nearest, ties to even; NaN stays NaN.
@@ -52,8 +60,30 @@ static inline u32x16 load_words(const bf16 *p) {
 #endif
 }
 
+// 16 numbers of IEEE's half precision; to the nearest, ties to even.
+static inline f32x16 load_halves(const uint16_t *p) {
+#ifdef __AVX512F__
+    return (f32x16)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+#else
+    f32x16 v;
+    for (int i = 0; i < LANES; i++) v[i] = to_float(f16{p[i]});
+    return v;
+#endif
+}
+static inline void store_halves(uint16_t *p, f32x16 x) {
+#ifdef __AVX512F__
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#else
+    for (int i = 0; i < LANES; i++) {
+        const _Float16 h = _Float16(x[i]);
+        memcpy(p + i, &h, 2);
+    }
+#endif
+}
+
 static inline f32x16 load16(const float *p) { return *(const f32x16u *)p; }
 static inline f32x16 load16(const bf16 *p) { return (f32x16)(load_words(p) << 16); }
+static inline f32x16 load16(const f16 *p) { return load_halves(&p->bits); }
 static inline void store16(float *p, f32x16 x) { *(f32x16u *)p = x; }
 static inline void store16(bf16 *p, f32x16 x) {
 #ifdef __AVX512F__
@@ -62,6 +92,8 @@ static inline void store16(bf16 *p, f32x16 x) {
     *(u16x16u *)p = __builtin_convertvector(bf16_bits(x), u16x16);
 #endif
 }
+
+static inline void store16(f16 *p, f32x16 x) { store_halves(&p->bits, x); }
 
 // The first n < 16 elements; the others are 0 and stay unwritten.
 template <class T> static inline f32x16 load_part(const T *p, int64_t n) {
@@ -79,6 +111,11 @@ template <class T> static inline void store_part(T *p, f32x16 x, int64_t n) {
 template <class T> static inline f32x16 rounded(f32x16 x);
 template <> inline f32x16 rounded<float>(f32x16 x) { return x; }
 template <> inline f32x16 rounded<bf16>(f32x16 x) { return (f32x16)(bf16_bits(x) << 16); }
+template <> inline f32x16 rounded<f16>(f32x16 x) {
+    f16 halves[LANES];
+    store16(halves, x);
+    return load16(halves);
+}
 
 static inline float sum(f32x16 x) {
     float s[LANES];
