@@ -98,13 +98,13 @@ def encoded(data: torch.Tensor, kind: str) -> Array:
     """float32 -> the array that the writer wants for this type."""
     if kind in ("F32", "F16"):
         return data.numpy().astype(np.float32 if kind == "F32" else np.float16)
-    if kind in ("Q4_K", "Q6_K"):
+    if kind in ("Q4_K", "Q5_K", "Q6_K"):
         return blocks_of(quantize(kind.lower(), data)).numpy()
     return np.asarray(gguf.quants.quantize(data.numpy(), Type[kind]))
 
 
 def blocks_of(rows: QuantizedRows) -> torch.Tensor:
-    """Codes and scales -> bytes of Q4_K or Q6_K blocks, uint8 [R, bytes a row]; the inverse of `gguf_blocks.unpack`."""
+    """Codes and scales -> Q4_K, Q5_K or Q6_K blocks, uint8 [R, bytes a row]; the inverse of `gguf_blocks.unpack`."""
     assert rows.super_scales is not None
     codes = rows.codes.unflatten(-1, (-1, 256))
     scales = rows.scales.unflatten(-1, (-1, 256 // rows.group_size))
@@ -121,8 +121,10 @@ def blocks_of(rows: QuantizedRows) -> torch.Tensor:
     first = torch.cat([scales[..., :4] | scales[..., 4:] >> 4 << 6, mins[..., :4] | mins[..., 4:] >> 4 << 6], dim=-1)
     packed = torch.cat([first, scales[..., 4:] & 15 | (mins[..., 4:] & 15) << 4], dim=-1)
     pairs = codes.unflatten(-1, (4, 2, 32))
-    nibbles = (pairs[..., 0, :] | pairs[..., 1, :] << 4).flatten(-2)
-    return torch.cat([d, _bytes(rows.super_mins), packed, nibbles], dim=-1).flatten(1)
+    nibbles = (pairs[..., 0, :] & 15 | pairs[..., 1, :] << 4).flatten(-2)
+    bits = (codes.unflatten(-1, (8, 32)) >> 4 << torch.arange(8, dtype=torch.uint8).view(8, 1)).sum(-2).byte()
+    high = [bits] if rows.kind == "q5_k" else []
+    return torch.cat([d, _bytes(rows.super_mins), packed, *high, nibbles], dim=-1).flatten(1)
 
 
 def _bytes(half: torch.Tensor) -> torch.Tensor:

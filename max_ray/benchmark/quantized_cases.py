@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 
 from max_ray import kernels
 from max_ray.benchmark.kernel_cases import Case, relative_error
 from max_ray.kernels import cpu
-from max_ray.kernels.quantized import GROUP, SUPER_GROUP, TILE, PackedFP8, PackedMatrix, PackedQ4K, PackedQ8
+from max_ray.kernels.quantized import GROUP, SUPER_GROUP, TILE, PackedFP8, PackedMatrix, PackedQ4K, PackedQ5K, PackedQ8
 
 _BLOCK = 128  # columns that share a scale of FP8
 
@@ -19,7 +20,7 @@ def quantized_cases(
 ) -> Iterator[Case]:
     """x [T, columns] times a matrix [rows, columns], whose columns are rounded up to whole super-groups."""
     columns = -(-columns // SUPER_GROUP) * SUPER_GROUP
-    for name, make in (("q4_k", _q4_k), ("q8_0", _q8_0), ("fp8", _fp8)):
+    for name, make in (("q4_k", _q4_k), ("q5_k", _q5_k), ("q8_0", _q8_0), ("fp8", _fp8)):
         matrix = make(rows, columns, device)
         yield from (_case(f"linear ({name}) {count}", matrix, count, device, dtype) for count in tokens)
 
@@ -44,6 +45,11 @@ def _q4_k(rows: int, columns: int, device: torch.device) -> PackedMatrix:
     small = [_codes(64, (tiles, groups, TILE), device) for _ in range(2)]
     supers = [_scales(tiles, columns // SUPER_GROUP, device) for _ in range(2)]
     return PackedQ4K(rows, columns, _codes(256, (tiles, groups, 4, TILE, 4), device), *small, *supers)
+
+
+def _q5_k(rows: int, columns: int, device: torch.device) -> PackedMatrix:
+    low: dict[str, Any] = vars(_q4_k(rows, columns, device))
+    return PackedQ5K(**low, high_codes=_codes(256, (-(-rows // TILE), columns // GROUP, TILE, 4), device))
 
 
 def _q8_0(rows: int, columns: int, device: torch.device) -> PackedMatrix:

@@ -35,7 +35,7 @@ READABLE: dict[int, TensorType] = {
     10: TensorType("Q2_K", 256, 84, "q8_0"),
     11: TensorType("Q3_K", 256, 110, "q6_k"),
     12: TensorType("Q4_K", 256, 144, "q4_k"),
-    13: TensorType("Q5_K", 256, 176, "q8_0"),
+    13: TensorType("Q5_K", 256, 176, "q5_k"),
     14: TensorType("Q6_K", 256, 210, "q6_k"),
     20: TensorType("IQ4_NL", 32, 18, "q8_0"),
     23: TensorType("IQ4_XS", 256, 136, "q8_0"),

@@ -1,4 +1,4 @@
-"""Names of weight encodings, checkpoint formats, rope layouts and cache strategies (the strings are MAX's)."""
+"""Names of weight encodings, checkpoint formats, rope layouts and cache strategies (MAX's strings, and a few more)."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ class SupportedEncoding(str, Enum):
     float16 = "float16"
     q4_k = "q4_k"
     q4_0 = "q4_0"
+    q5_k = "q5_k"
     q6_k = "q6_k"
     q8_0 = "q8_0"
     float8_e4m3fn = "float8_e4m3fn"

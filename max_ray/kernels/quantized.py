@@ -8,12 +8,14 @@ With row r of a tile and b in 0..3, column k of a group:
 |----------|------------------------|---------------------------------------------------------------------------------|
 | 4 bits   | [N/16, K/32, 4, 16, 4] | [t, g, i, r, b]: k = 4i + b in the low nibble, k = 16 + 4i + b in the high one   |
 | 2 bits   | [N/16, K/32, 2, 16, 4] | [t, g, h, r, b]: bits 0-1 k = 8h + b, 2-3 k = 16 + 8h + b, 4-5 and 6-7 those + 4 |
+| 1 bit    | [N/16, K/32, 16, 4]    | [t, g, r, b]: bit i k = 4i + b                                                  |
 | 8 bits   | [N/16, K/32, 8, 16, 4] | [t, g, i, r, b]: k = 4i + b                                                     |
 | scales   | [N/16, K/size, 16]     | [t, g, r]: of row r in group g of `size` columns                                 |
 
 A 64-byte line of codes is thus 4 consecutive columns of 16 rows (twice, for nibbles): AVX-512's `vpdpbusd` multiplies
 it with 4 broadcast activations and adds into 16 row sums, and one line of scales fits those 16 sums. Everything a file
-says is kept as it is (Q4_K: 4.625 bits a weight for the file's 4.5, Q6_K and Q8_0: the file's), so results are exact.
+says is kept as it is (Q4_K: 4.625 bits a weight for the file's 4.5, Q5_K: 5.625 for 5.5, Q6_K and Q8_0: the file's),
+so results are exact.
 """
 
 from __future__ import annotations
@@ -106,7 +108,7 @@ def _affine(codes: torch.Tensor, scales: torch.Tensor, offsets: torch.Tensor | N
 
 
 @dataclass(frozen=True)
-class PackedQ4K(PackedMatrix):
+class _ScalesAndMins(PackedMatrix):
     """scales, mins: uint8 (6 bits used) of groups of 32; super_scales, super_mins: float16 of groups of 256."""
 
     codes: torch.Tensor
@@ -122,6 +124,24 @@ class PackedQ4K(PackedMatrix):
         per_super = SUPER_GROUP // GROUP
         scales = self.scales[tiles].float() * _spread(self.super_scales[tiles], per_super)
         return scales, self.mins[tiles].float() * _spread(self.super_mins[tiles], per_super)
+
+
+@dataclass(frozen=True)
+class PackedQ4K(_ScalesAndMins):
+    """codes 0..15."""
+
+
+@dataclass(frozen=True)
+class PackedQ5K(_ScalesAndMins):
+    """codes 0..31, low 4 bits and the fifth apart."""
+
+    high_codes: torch.Tensor
+
+    def codes_of(self, tiles: slice | torch.Tensor, lanes: torch.Tensor | None) -> torch.Tensor:
+        high = _pick(self.high_codes.unsqueeze(2), tiles, lanes)  # [n, G, 1, (16,) 4]
+        places = torch.arange(8, dtype=torch.uint8, device=high.device)
+        bits = high >> places.view(8, *(1,) * (high.ndim - 3)) & 1  # [n, G, 8, (16,) 4]
+        return super().codes_of(tiles, lanes) | _in_order_of_columns(bits, lanes) << 4
 
 
 @dataclass(frozen=True)
@@ -154,8 +174,7 @@ class PackedQ8(PackedMatrix):
     scales: torch.Tensor
 
     def codes_of(self, tiles: slice | torch.Tensor, lanes: torch.Tensor | None) -> torch.Tensor:
-        picked = _pick(self.codes, tiles, lanes)  # [n, G, 8, (16,) 4]
-        return picked.flatten(1) if lanes is not None else picked.permute(0, 3, 1, 2, 4).flatten(2)
+        return _in_order_of_columns(_pick(self.codes, tiles, lanes), lanes)
 
     def scales_of(self, tiles: slice | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         return self.scales[tiles].float(), None
@@ -201,6 +220,11 @@ def _pick(codes: torch.Tensor, tiles: slice | torch.Tensor, lanes: torch.Tensor 
     return codes[tiles] if lanes is None else codes[tiles, :, :, lanes]
 
 
+def _in_order_of_columns(codes: torch.Tensor, lanes: torch.Tensor | None) -> torch.Tensor:
+    """[n, G, 8, (16,) 4] -> [n, (16,) K]."""
+    return codes.flatten(1) if lanes is not None else codes.permute(0, 3, 1, 2, 4).flatten(2)
+
+
 def _unpack_nibbles(codes: torch.Tensor, tiles: slice | torch.Tensor, lanes: torch.Tensor | None) -> torch.Tensor:
     picked = _pick(codes, tiles, lanes)  # [n, G, 4, (16,) 4]
     halves = torch.stack([picked & 15, picked >> 4], dim=2)  # [n, G, 2, 4, (16,) 4]
@@ -222,6 +246,13 @@ def tile_pairs(codes: torch.Tensor) -> torch.Tensor:
     split = torch.unflatten(_words(codes), 2, (-1, 2, 2, 2))  # [n, r, g, half, h, i of the pair]
     low, high = split[:, :, :, 0], split[:, :, :, 1]
     return _lines(low[..., 0] | high[..., 0] << 2 | low[..., 1] << 4 | high[..., 1] << 6, codes.dtype)
+
+
+def tile_bits(codes: torch.Tensor) -> torch.Tensor:
+    """uint8 [16 n, K] of 0 and 1 -> [n, K/32, 16, 4]."""
+    split = torch.unflatten(_words(codes), 2, (-1, 8))  # [n, r, g, i]
+    places = torch.arange(8, dtype=torch.int32, device=codes.device)
+    return _lines((split << places).sum(-1, keepdim=True, dtype=torch.int32), codes.dtype).squeeze(2)
 
 
 def tile_bytes(codes: torch.Tensor) -> torch.Tensor:

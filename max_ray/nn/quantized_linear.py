@@ -10,7 +10,7 @@ Axes: T tokens, I in_dim, O out_dim.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import torch
 import torch.nn.functional as F
@@ -298,6 +298,12 @@ def _tile_q4_k(rows: QuantizedRows) -> _Tiled:
     }
 
 
+def _tile_q5_k(rows: QuantizedRows) -> _Tiled:
+    codes = _whole_tiles(rows.codes)
+    _, tensors = _tile_q4_k(replace(rows, codes=codes & 15))
+    return packed.PackedQ5K, {**tensors, "high_codes": packed.tile_bits(codes >> 4)}
+
+
 def _tile_q6_k(rows: QuantizedRows) -> _Tiled:
     codes = _whole_tiles(rows.codes)
     return packed.PackedQ6K, {
@@ -326,6 +332,7 @@ def _tile_fp8(rows: QuantizedRows) -> _Tiled:
 
 _TILED: dict[str, Callable[[QuantizedRows], _Tiled]] = {
     "q4_k": _tile_q4_k,
+    "q5_k": _tile_q5_k,
     "q6_k": _tile_q6_k,
     "q8_0": _tile_q8_0,
     "q4": _tile_q4,

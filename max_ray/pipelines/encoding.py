@@ -15,6 +15,7 @@ from max_ray.weights.quantization_scheme import Scheme
 _QUANTIZED_WHILE_READ = (
     SupportedEncoding.q8_0,
     SupportedEncoding.q6_k,
+    SupportedEncoding.q5_k,
     SupportedEncoding.q4_k,
     SupportedEncoding.q4_0,
 )

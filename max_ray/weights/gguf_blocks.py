@@ -3,6 +3,7 @@
 Q4_0  f16 d | 16 bytes: element i low nibble, element i + 16 high
 Q8_0  f16 d | 32 signed bytes
 Q4_K  f16 d | f16 dmin | 12 bytes: 8 scales and 8 mins of 6 bits | 4 x 32 bytes: elements 64c + i low, 64c + 32 + i
+Q5_K  as Q4_K, but before the last: 32 bytes of high bits, of elements 32j + i bit j of byte i
 Q6_K  128 bytes of low nibbles | 64 bytes of high bit pairs | 16 signed scales | f16 d; halves of 128 elements each
 
 All other types: `gguf_other_blocks`.
@@ -14,7 +15,7 @@ from collections.abc import Callable
 
 import torch
 
-from max_ray.weights.gguf_other_blocks import half, nibbles, rows_of, scales_and_mins, values_of
+from max_ray.weights.gguf_other_blocks import half, nibbles, rows_of, values_of
 from max_ray.weights.quantized import QuantizedRows
 
 
@@ -40,10 +41,26 @@ def _q8_0(blocks: torch.Tensor) -> QuantizedRows:
 
 
 def _q4_k(blocks: torch.Tensor) -> QuantizedRows:
-    scales, mins = scales_and_mins(blocks[..., 4:16])
-    codes = nibbles(torch.unflatten(blocks[..., 16:], -1, (4, 32)))  # [R, n, 4, 2, 32]
+    return _with_minima("q4_k", blocks, _runs_of_nibbles(blocks[..., 16:]))
+
+
+def _q5_k(blocks: torch.Tensor) -> QuantizedRows:
+    high = blocks[..., 16:48].unsqueeze(-2) >> torch.arange(8, dtype=torch.uint8).unsqueeze(-1) & 1
+    return _with_minima("q5_k", blocks, _runs_of_nibbles(blocks[..., 48:]) | high << 4)
+
+
+def _runs_of_nibbles(packed: torch.Tensor) -> torch.Tensor:
+    """128 bytes -> [R, n, 8, 32]."""
+    return nibbles(torch.unflatten(packed, -1, (4, 32))).flatten(-3, -2)
+
+
+def _with_minima(kind: str, blocks: torch.Tensor, codes: torch.Tensor) -> QuantizedRows:
+    """codes [R, n, 8, 32] with the scales and minima before them, in 12 bytes."""
+    low, middle, high = blocks[..., 4:8], blocks[..., 8:12], blocks[..., 12:16]
+    scales = torch.cat([low & 63, (high & 15) | (low >> 6 << 4)], dim=-1)
+    mins = torch.cat([middle & 63, (high >> 4) | (middle >> 6 << 4)], dim=-1)
     return QuantizedRows(
-        "q4_k",
+        kind,
         32,
         codes.flatten(1),
         scales.flatten(1),
@@ -66,5 +83,6 @@ _UNPACK: dict[str, Callable[[torch.Tensor], QuantizedRows]] = {
     "Q4_0": _q4_0,
     "Q8_0": _q8_0,
     "Q4_K": _q4_k,
+    "Q5_K": _q5_k,
     "Q6_K": _q6_k,
 }

@@ -6,9 +6,9 @@
 | IQ4_XS       | q8_0    | the scale of a group is rounded to float16                                                |
 | Q3_K         | q6_k    | nothing: the same scales of groups of 16                                                  |
 | Q4_1, Q5_1   | q8_0    | a number is rounded to 8 bits, as q8_0 does it: offsets have no place there               |
-| Q2_K, Q5_K   | q8_0    | the same                                                                                  |
+| Q2_K         | q8_0    | the same                                                                                  |
 
-Files called Q4_K_M have such tensors, too: Q5_0 where a width is no multiple of 256, Q5_K in mixtures of experts.
+Files called Q4_K_M have such tensors, too: Q5_0 where a width is no multiple of 256.
 Layouts (ggml-common.h; d, m: float16):
 
 Q4_1    d | m | 16 bytes: element i low nibble, element i + 16 high
@@ -16,7 +16,6 @@ Q5_0    d | 32 high bits | 16 bytes as in Q4_1          Q5_1    d | m | 32 high 
 IQ4_NL  d | 16 bytes as in Q4_1, into a table           IQ4_XS  d | 16 high bit pairs of 8 scales | 4 bytes low | 8 x 16
 Q2_K    16 scales and mins of 4 bits | 2 halves of 32 bytes, pair j of byte i: element 32 j + i | d | m
 Q3_K    32 bytes of high bits, bit 4 half + j | 2 halves as in Q2_K | 16 scales of 6 bits | d
-Q5_K    d | m | scales and mins as in Q4_K | 32 bytes of high bits, bit 2 c + high nibble | 4 x 32 bytes as in Q4_K
 """
 
 from __future__ import annotations
@@ -40,14 +39,6 @@ def half(blocks: torch.Tensor, at: int) -> torch.Tensor:
 def nibbles(packed: torch.Tensor) -> torch.Tensor:
     """[..., n] bytes -> [..., 2, n]: low nibbles, then high ones."""
     return torch.stack([packed & 15, packed >> 4], dim=-2)
-
-
-def scales_and_mins(packed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """12 bytes of Q4_K and Q5_K -> 8 scales and 8 mins of 6 bits."""
-    low, middle, high = packed[..., 0:4], packed[..., 4:8], packed[..., 8:12]
-    scales = torch.cat([low & 63, (high & 15) | (low >> 6 << 4)], dim=-1)
-    mins = torch.cat([middle & 63, (high >> 4) | (middle >> 6 << 4)], dim=-1)
-    return scales, mins
 
 
 def rows_of(type_name: str, blocks: torch.Tensor) -> QuantizedRows | None:
@@ -108,13 +99,6 @@ def _q2_k(blocks: torch.Tensor) -> torch.Tensor:
     return _affine(codes, blocks[..., :16] & 15, blocks[..., :16] >> 4, half(blocks, 80), half(blocks, 82))
 
 
-def _q5_k(blocks: torch.Tensor) -> torch.Tensor:
-    scales, mins = scales_and_mins(blocks[..., 4:16])
-    low = nibbles(torch.unflatten(blocks[..., 48:], -1, (4, 32))).flatten(-3, -2)  # [R, n, 8, 32]
-    high = blocks[..., 16:48].unsqueeze(-2) >> torch.arange(8, dtype=torch.uint8).unsqueeze(-1) & 1
-    return _affine(low | (high << 4), scales, mins, half(blocks, 0), half(blocks, 2))
-
-
 def _q3_k(blocks: torch.Tensor) -> QuantizedRows:
     bits = torch.arange(8, dtype=torch.uint8).view(2, 4, 1)  # by half and pair
     is_high = blocks[..., :32].unsqueeze(-2).unsqueeze(-2) >> bits & 1
@@ -158,5 +142,4 @@ _AFFINE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "Q4_1": _q4_1,
     "Q5_1": _q5_1,
     "Q2_K": _q2_k,
-    "Q5_K": _q5_k,
 }

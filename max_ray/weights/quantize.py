@@ -68,13 +68,22 @@ def quantize(encoding: str, values: torch.Tensor) -> QuantizedRows:
 
 
 def _q4_k(values: torch.Tensor) -> QuantizedRows:
+    return _with_minima("q4_k", values, 15)
+
+
+def _q5_k(values: torch.Tensor) -> QuantizedRows:
+    return _with_minima("q5_k", values, 31)
+
+
+def _with_minima(kind: str, values: torch.Tensor, top: int) -> QuantizedRows:
+    """Codes 0..top over the range of each group of 32."""
     groups = torch.unflatten(values, -1, (-1, 32))
     low = groups.amin(-1).clamp(max=0)
-    super_scales, scales = _two_levels((groups.amax(-1) - low) / 15, 63)
+    super_scales, scales = _two_levels((groups.amax(-1) - low) / top, 63)
     super_mins, mins = _two_levels(-low, 63)
-    rows = QuantizedRows("q4_k", 32, values, scales.byte(), mins.byte(), None, super_scales, super_mins)
+    rows = QuantizedRows(kind, 32, values, scales.byte(), mins.byte(), None, super_scales, super_mins)
     scale, offset = _spread(super_scales, 32) * scales, _spread(super_mins, 32) * mins
-    codes = ((groups + offset.unsqueeze(-1)) / scale.clamp(min=_TINY).unsqueeze(-1)).round().clamp(0, 15)
+    codes = ((groups + offset.unsqueeze(-1)) / scale.clamp(min=_TINY).unsqueeze(-1)).round().clamp(0, top)
     return QuantizedRows(**{**vars(rows), "codes": codes.flatten(-2).byte()})
 
 
@@ -116,10 +125,11 @@ def _spread(per_super_group: torch.Tensor, group: int) -> torch.Tensor:
     return per_super_group.float().repeat_interleave(SUPER_GROUP // group, dim=-1)
 
 
-GROUPS = {"q4_k": SUPER_GROUP, "q6_k": SUPER_GROUP, "q8_0": 32, "q4_0": 32}
+GROUPS = {"q4_k": SUPER_GROUP, "q5_k": SUPER_GROUP, "q6_k": SUPER_GROUP, "q8_0": 32, "q4_0": 32}
 """Encoding -> columns that share a scale: matrices are cut on these borders."""
 _QUANTIZE: dict[str, Callable[[torch.Tensor], QuantizedRows]] = {
     "q4_k": _q4_k,
+    "q5_k": _q5_k,
     "q6_k": _q6_k,
     "q8_0": _q8_0,
     "q4_0": _q4_0,

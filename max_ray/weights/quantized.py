@@ -5,6 +5,7 @@ What every kind means, for element k of a row (group g = k // group_size, super-
 | kind | codes       | value                                                             | groups of            |
 |------|-------------|-------------------------------------------------------------------|----------------------|
 | q4_k | 0..15       | super_scales[s] * scales[g] * code - super_mins[s] * mins[g]      | 32, in super-groups  |
+| q5_k | 0..31       | the same                                                          | the same              |
 | q6_k | 0..63       | super_scales[s] * scales[g] * (code - 32)                         | 16, in super-groups  |
 | q8_0 | -128..127   | scales[g] * code                                                  | 32                   |
 | q4   | 0..15       | scales[g] * (code - zeros[g])                                     | 32, 64, 128, ...     |
@@ -27,7 +28,7 @@ MIDDLE_OF_SIX_BITS = 32
 class QuantizedRows:
     """R rows of K elements; a field that the kind does not have is None.
 
-    codes: [R, K], uint8 (q4_k, q6_k, q4), int8 (q8_0) or float8_e4m3fn (fp8).
+    codes: [R, K], uint8 (q4_k, q5_k, q6_k, q4), int8 (q8_0) or float8_e4m3fn (fp8).
     scales, mins: [R, K / group_size]; uint8 or int8 below super-scales, float16 or float32 otherwise.
     zeros: uint8 [R, K / group_size], or [1] for all.
     super_scales, super_mins: float16 [R, K / 256].

@@ -52,6 +52,9 @@ FILES: dict[str, dict[str, Any]] = {
         "vocab_size": 277,
     },
     "Q4_K two ranks": {"types": {"attn_v": "Q6_K"}, "default": "Q4_K", **TWO_RANKS},
+    "Q5_K mixed": {"types": {"attn_v": "Q6_K", "ffn_down": "Q6_K", "token_embd": "Q6_K"}, "default": "Q5_K", **K_SIZES},
+    "Q5_K tied": {"types": {}, "default": "Q5_K", **K_SIZES, "tie_word_embeddings": True, "vocab_size": 277},
+    "Q5_K two ranks": {"types": {"attn_v": "Q6_K"}, "default": "Q5_K", **TWO_RANKS},
 }
 # Types that are rounded to another as they are read.
 ROUNDED: dict[str, dict[str, Any]] = {
@@ -100,7 +103,7 @@ def test_logits_equal_hugging_face(made: Callable[[str], tuple[Path, Path]], nam
     assert kept == name.startswith("Q")
 
 
-@pytest.mark.parametrize("name", ["Q4_K mixed", "Q4_0", "Q8_0 wide", "Q6_K", *ROUNDED])
+@pytest.mark.parametrize("name", ["Q4_K mixed", "Q4_0", "Q8_0 wide", "Q5_K mixed", "Q6_K", *ROUNDED])
 def test_bfloat16_activations_stay_close(made: Callable[[str], tuple[Path, Path]], name: str) -> None:
     """Where the processor multiplies bytes, inputs of the layers are rounded to 8 bits besides."""
     path, reference = made(name)
@@ -113,8 +116,9 @@ def test_bfloat16_activations_stay_close(made: Callable[[str], tuple[Path, Path]
     assert 0 < torch.cat(divergences).mean() < 1e-3
 
 
-def test_two_ranks_equal_one(made: Callable[[str], tuple[Path, Path]]) -> None:
-    path, reference = made("Q4_K two ranks")
+@pytest.mark.parametrize("kind", ["Q4_K", "Q5_K"])
+def test_two_ranks_equal_one(made: Callable[[str], tuple[Path, Path]], kind: str) -> None:
+    path, reference = made(f"{kind} two ranks")
     sequences = random_tokens([11], 272)
     expected = reference_logits(reference, sequences)[0]
     for logits in run_ranks(2, lambda tp: Engine(load(path, tp)).logits_of(sequences, [[11]])):
@@ -130,8 +134,9 @@ def test_a_rank_that_would_cut_through_a_block_is_refused(made: Callable[[str], 
     assert resolve_plan(PipelineConfig(model_path=str(path), devices="cpu")).encoding.value == "q6_k"
 
 
-def test_ranks_that_cut_between_blocks_are_planned(made: Callable[[str], tuple[Path, Path]]) -> None:
-    path = made("Q4_K two ranks")[0]
+@pytest.mark.parametrize("kind", ["Q4_K", "Q5_K"])
+def test_ranks_that_cut_between_blocks_are_planned(made: Callable[[str], tuple[Path, Path]], kind: str) -> None:
+    path = made(f"{kind} two ranks")[0]
     assert (
         resolve_plan(PipelineConfig(model_path=str(path), devices="cpu", tensor_parallel_size=2)).memory.num_ranks == 2
     )
@@ -166,6 +171,7 @@ def test_a_lone_file_is_served_with_its_own_tokenizer(made: Callable[[str], tupl
 def test_encodings_are_checked_before_weights_are_read(made: Callable[[str], tuple[Path, Path]]) -> None:
     mixed = PipelineConfig(model_path=str(made("Q4_K mixed")[0]), devices="cpu")
     assert resolve_plan(mixed).encoding.value == "q4_k"
+    assert resolve_plan(mixed.replace(model_path=str(made("Q5_K mixed")[0]))).encoding.value == "q5_k"
     assert resolve_plan(mixed.replace(quantization_encoding="bfloat16")).encoding.value == "bfloat16"
     with pytest.raises(EncodingNotSupportedError, match=r"q8_0 needs a checkpoint in that.*in q4_k.*: bfloat16"):
         resolve_plan(mixed.replace(quantization_encoding="q8_0"))

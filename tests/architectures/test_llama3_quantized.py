@@ -416,11 +416,11 @@ def test_plain_checkpoints_are_quantized_while_they_are_read(tmp_path: Path) -> 
     sequences = random_tokens([16], 272)
     exact = reference_logits(path, sequences)[0].log_softmax(-1)
     losses = []
-    for encoding in ("q8_0", "q6_k", "q4_k"):
+    for encoding in ("q8_0", "q6_k", "q5_k", "q4_k"):
         model = load(path, TPGroup.single(), SupportedEncoding(encoding))
         ours = Engine(model).logits_of(sequences, [[16]])[0].log_softmax(-1)
         losses.append((exact.exp() * (exact - ours)).sum(-1).mean().item())
-    assert 0 < losses[0] < losses[1] < losses[2] < 0.1
+    assert 0 < losses[0] < losses[1] < losses[2] < losses[3] < 0.1
 
 
 WEIGHTS = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 32}

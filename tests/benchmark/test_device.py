@@ -32,7 +32,7 @@ def test_kernels(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
     report = json.loads(file.read_text())
     names = [result["kernel"] for result in report["kernels"]]
     assert {name.split()[0] for name in names} >= {"rope_and_append", "silu_and_mul", "attention", "sampling"}
-    assert {"linear (q4_k) 1", "linear (q8_0) 16", "linear (fp8) 64", "linear (q4_k) 5"} <= set(names)
+    assert {"linear (q4_k) 1", "linear (q8_0) 16", "linear (fp8) 64", "linear (q5_k) 5"} <= set(names)
     linear = next(r for r in report["kernels"] if r["kernel"] == "linear (q8_0) 16")
     assert linear["bytes"] == 256 * 256 * 17 // 16 + 2 * 16 * (256 + 256)
     assert linear["flops"] == 2 * 16 * 256 * 256

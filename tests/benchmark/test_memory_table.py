@@ -54,7 +54,14 @@ def test_plain_and_quantized_while_read(name: str, tmp_path: Path, table: list[H
 
 @pytest.mark.parametrize(
     ("default", "types", "most"),
-    [("Q4_K", {}, 1.15), ("Q4_K", MIXED, 1.25), ("Q8_0", {}, 1.15), ("Q6_K", {}, 1.15), ("Q4_0", {}, 1.15)],
+    [
+        ("Q4_K", {}, 1.15),
+        ("Q4_K", MIXED, 1.25),
+        ("Q8_0", {}, 1.15),
+        ("Q5_K", {}, 1.15),
+        ("Q6_K", {}, 1.15),
+        ("Q4_0", {}, 1.15),
+    ],
 )
 def test_gguf(default: str, types: dict[str, str], most: float, tmp_path: Path, table: list[Held]) -> None:
     name = f"{default}{'_M' if types else ''}"

@@ -84,7 +84,7 @@ def test_sampled_tokens_do_not_depend_on_graphs_and_lookahead(lab: Lab) -> None:
     assert len({tuple(tokens) for tokens in plain}) == len(PROMPTS)
 
 
-@pytest.mark.parametrize("encoding", ["bfloat16", "float16", "q8_0", "q4_k"])
+@pytest.mark.parametrize("encoding", ["bfloat16", "float16", "q8_0", "q4_k", "q5_k"])
 def test_half_precision_with_graphs_is_near_to_without(checkpoint: Path, encoding: str) -> None:
     """A graph cuts its attention into more splits, so the last bits differ and a token may, where two logits are near:
     in one row of four at most."""

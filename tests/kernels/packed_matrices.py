@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
-from max_ray.kernels.quantized import PackedFP8, PackedMatrix, PackedQ4, PackedQ4K, PackedQ6K, PackedQ8
+from max_ray.kernels.quantized import PackedFP8, PackedMatrix, PackedQ4, PackedQ4K, PackedQ5K, PackedQ6K, PackedQ8
 
 SCALE = 0.01
 
@@ -16,6 +17,12 @@ def q4_k(rows: int, columns: int) -> PackedMatrix:
     six_bits = [torch.randint(0, 64, (tiles, groups, 16), dtype=torch.uint8) for _ in range(2)]
     supers = [_scales(tiles, groups // 8) / 32 for _ in range(2)]
     return PackedQ4K(rows, columns, _bytes(tiles, groups, 4, 16, 4), *six_bits, *supers)
+
+
+def q5_k(rows: int, columns: int) -> PackedMatrix:
+    tiles, groups = -(-rows // 16), columns // 32
+    low: Any = q4_k(rows, columns)
+    return PackedQ5K(**vars(low), high_codes=_bytes(tiles, groups, 16, 4))
 
 
 def q6_k(rows: int, columns: int) -> PackedMatrix:
@@ -64,6 +71,7 @@ def fp8(size: int | None) -> Callable[[int, int], PackedMatrix]:
 
 KINDS: dict[str, Callable[[int, int], PackedMatrix]] = {
     "q4_k": q4_k,
+    "q5_k": q5_k,
     "q6_k": q6_k,
     "q8_0": q8_0,
     "q4_0": q4_0,
@@ -76,6 +84,7 @@ KINDS: dict[str, Callable[[int, int], PackedMatrix]] = {
 }
 COLUMNS = {
     "q4_k": 256,
+    "q5_k": 256,
     "q6_k": 256,
     "q4 of 64": 64,
     "q4 of 128": 128,

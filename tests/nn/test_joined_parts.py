@@ -24,6 +24,8 @@ COLUMNS = 256
 CASES = {
     "all alike": ([("Q4_K", 32), ("Q4_K", 16), ("Q4_K", 24)], [72]),
     "another type in the middle": ([("Q4_K", 32), ("Q6_K", 16), ("Q4_K", 16)], [32, 16, 16]),
+    "alike with high bits": ([("Q5_K", 32), ("Q5_K", 16), ("Q5_K", 24)], [72]),
+    "a type that differs by high bits": ([("Q4_K", 32), ("Q5_K", 16), ("Q5_K", 16)], [32, 32]),
     "another type at the end": ([("Q4_K", 32), ("Q4_K", 16), ("Q6_K", 16)], [48, 16]),
     "a tile would be shared": ([("Q8_0", 24), ("Q8_0", 16), ("Q8_0", 16)], [24, 32]),
     "a plain one first": ([("F32", 16), ("Q4_0", 16), ("Q4_0", 16)], [16, 32]),

@@ -177,7 +177,7 @@ def kinds(**by_part: str) -> dict[str, str]:
 
 ALIKE = kinds(gate="q4_k", up="q4_k", down="q6_k")
 DOWN_ONLY = kinds(down="q8_0")
-MIXED_SEGMENTS = kinds(gate="q4_0", up="q8_0", down="q4_k")
+MIXED_SEGMENTS = kinds(gate="q4_0", up="q5_k", down="q4_k")
 UNLIKE = ALIKE | {"2.down": "q4_k"}
 PLAIN_AMONG_THEM = {name: kind for name, kind in ALIKE.items() if name != "1.down"}
 

@@ -55,7 +55,7 @@ def test_planned_weights_are_what_ranks_hold(tmp_path: Path, shape: dict[str, An
         assert plan.memory.weights == pytest.approx(held(plan, cut(size)[-1]), rel=0.02)
 
 
-@pytest.mark.parametrize("kind", ["F16", "Q8_0", "Q4_K", "Q6_K", "Q5_0", "Q5_1"])
+@pytest.mark.parametrize("kind", ["F16", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "Q5_0", "Q5_1"])
 def test_planned_weights_of_quantized_files(tmp_path: Path, kind: str) -> None:
     path = make_gguf(tmp_path / "m.gguf", {"token_embd": "Q6_K"}, default=kind, **K_SIZES)
     plan = resolve_plan(PipelineConfig(model_path=str(path)), hardware=machine(8))

@@ -17,7 +17,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-Q4K, Q6K, Q8, Q4, FP8 = (tl.constexpr(number) for number in range(5))  # KIND: which PackedMatrix it is
+Q4K, Q5K, Q6K, Q8, Q4, FP8 = (tl.constexpr(number) for number in range(6))  # KIND: which PackedMatrix it is
 
 
 @triton.jit
@@ -44,6 +44,10 @@ def load_codes(codes, high_codes, rows, group, num_groups, num_columns, mask, KI
             place = tile * (num_groups * 32) + within * 32 + which // 2 * 16 + lane
             pairs = tl.load(high_codes + place, mask=exists, other=0) >> (which % 2 * 4)
             low, high = low | ((pairs & 0x03030303) << 4), high | ((pairs & 0x0C0C0C0C) << 2)
+        elif KIND == Q5K:  # bit i of a byte: of line i
+            place = tile * (num_groups * 16) + within * 16 + which * 0 + lane
+            bits = tl.load(high_codes + place, mask=exists, other=0) >> which
+            low, high = low | ((bits & 0x01010101) << 4), high | (bits & 0x10101010)
         result = tl.permute(tl.join(low, high), (0, 1, 3, 2))
     return result
 
@@ -116,7 +120,7 @@ def load_scales(
     place = tile * (num_scales * 16) + (group * 32 // SIZE * 16)[:, None] + lane
     scale = tl.load(scales + place, mask=exists, other=0.0).to(tl.float32)
     factor = tl.full(scale.shape, 1.0, dtype=tl.float32)
-    if KIND == Q4K or KIND == Q6K:  # noqa: SIM109
+    if KIND == Q4K or KIND == Q5K or KIND == Q6K:  # noqa: SIM109
         factor = tl.load(super_scales + above, mask=exists, other=0.0).to(tl.float32)
     scale *= factor
     second, offset = scale, tl.zeros_like(scale)
@@ -128,7 +132,7 @@ def load_scales(
         else:
             place = tile * (num_scales * 16) + ((group * 32 + 16) // SIZE * 16)[:, None] + lane
         second = factor * tl.load(scales + place, mask=exists, other=0.0).to(tl.float32)
-    elif KIND == Q4K:
+    elif KIND == Q4K or KIND == Q5K:  # noqa: SIM109
         least = tl.load(super_mins + above, mask=exists, other=0.0).to(tl.float32)
         offset = least * tl.load(mins + place, mask=exists, other=0).to(tl.float32)
     elif KIND == Q4:
@@ -142,7 +146,8 @@ def codes_from_tile(codes, high_codes, tile, num_groups, num_columns, KIND: tl.c
     """(codes, high_codes) from this tile on; tile: int64."""
     if KIND == FP8:
         return codes + tile * num_columns * 4, high_codes
-    return codes + tile * num_groups * (128 if KIND == Q8 else 64), high_codes + tile * num_groups * 32
+    high_codes += tile * num_groups * (16 if KIND == Q5K else 32)
+    return codes + tile * num_groups * (128 if KIND == Q8 else 64), high_codes
 
 
 @triton.jit

@@ -33,6 +33,7 @@ from max_ray.kernels.quantized import (
     PackedMatrix,
     PackedQ4,
     PackedQ4K,
+    PackedQ5K,
     PackedQ6K,
     PackedQ8,
 )
@@ -184,6 +185,9 @@ def operands_of(weight: PackedMatrix) -> Operands | None:
     match weight:
         case PackedQ4K(codes=codes, scales=scales, mins=mins, super_scales=supers, super_mins=super_mins):
             return _operands(weight, packed.Q4K, codes, scales, mins=mins, supers=(supers, super_mins))
+        case PackedQ5K(codes=codes, scales=scales, mins=mins, super_scales=supers, super_mins=super_mins):
+            high, above = weight.high_codes, (supers, super_mins)
+            return _operands(weight, packed.Q5K, codes, scales, high=high, mins=mins, supers=above)
         case PackedQ6K(codes=codes, high_codes=high, scales=scales, super_scales=supers):
             return _operands(weight, packed.Q6K, codes, scales, high=high, supers=(supers, supers))
         case PackedQ8(codes=codes, scales=scales):

@@ -27,7 +27,7 @@ class QuantizedMatrix(ctypes.Structure):
     """As in csrc/kernels.h."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("codes", "more_codes", "scales", "super_scales", "super_mins")),
+        *((name, ctypes.c_void_p) for name in ("codes", "high_codes", "scales", "mins", "super_scales", "super_mins")),
         *((name, ctypes.c_int64) for name in ("group_size", "single_zero")),
     ]
 
@@ -57,7 +57,7 @@ _SIGNATURES: dict[str, list[type]] = {
     "rope_and_append": [_P, _P, _P, _P, _P, _P, _P, _P, _P, ctypes.POINTER(RopeShape), _I],
     "paged_attention": [_P, _P, _P, _P, _P, _P, _P, _P, ctypes.POINTER(AttentionShape), _I],
 }
-for _kind in ("q4k", "q6k", "q8", "q4"):
+for _kind in ("q4k", "q5k", "q6k", "q8", "q4"):
     for _way in ("linear", "int8"):
         _SIGNATURES[f"{_kind}_{_way}"] = [ctypes.POINTER(QuantizedMatrix), _P, _L, _L, _L, _P, _L, _I]
 _KINDS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16", torch.int64: "i64"}

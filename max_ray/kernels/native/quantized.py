@@ -18,7 +18,7 @@ from max_ray.kernels import cpu
 from max_ray.kernels.cpu.quantized import one_by_one
 from max_ray.kernels.native.build import library
 from max_ray.kernels.native.calls import QuantizedMatrix, kernel
-from max_ray.kernels.quantized import PackedMatrix, PackedQ4, PackedQ4K, PackedQ6K, PackedQ8
+from max_ray.kernels.quantized import PackedMatrix, PackedQ4, PackedQ4K, PackedQ5K, PackedQ6K, PackedQ8
 from max_ray.settings import int8_inputs
 
 
@@ -54,21 +54,24 @@ def described(weight: PackedMatrix) -> tuple[str, QuantizedMatrix] | None:
     """(kind, the matrix as C++ sees it); None for a kind without a kernel."""
     match weight:
         case PackedQ4K(codes=codes, scales=scales, mins=mins, super_scales=supers, super_mins=super_mins):
-            return "q4k", _matrix(codes, mins, scales, supers, super_mins)
+            return "q4k", _matrix(codes, scales=scales, mins=mins, super_scales=supers, super_mins=super_mins)
+        case PackedQ5K(codes=codes, scales=scales, mins=mins, super_scales=supers, super_mins=super_mins):
+            above = {"super_scales": supers, "super_mins": super_mins}
+            return "q5k", _matrix(codes, high_codes=weight.high_codes, scales=scales, mins=mins, **above)
         case PackedQ6K(codes=codes, high_codes=high, scales=scales, super_scales=supers):
-            return "q6k", _matrix(codes, high, scales, supers)
+            return "q6k", _matrix(codes, high_codes=high, scales=scales, super_scales=supers)
         case PackedQ8(codes=codes, scales=scales):
-            return "q8", _matrix(codes, None, None, scales)
+            return "q8", _matrix(codes, super_scales=scales)
         case PackedQ4(codes=codes, scales=scales, zeros=zeros):
-            matrix = _matrix(codes, zeros, None, scales)
+            matrix = _matrix(codes, mins=zeros, super_scales=scales)
             matrix.group_size = weight.columns // scales.shape[1]
             matrix.single_zero = int(zeros.numel() == 1)
             return "q4", matrix
     return None
 
 
-def _matrix(*tensors: torch.Tensor | None) -> QuantizedMatrix:
-    """codes, more codes, scales, super-scales, super-minima."""
-    for tensor in tensors:
-        assert tensor is None or tensor.is_contiguous(), "tiles are read from end to end"
-    return QuantizedMatrix(*[None if tensor is None else tensor.data_ptr() for tensor in tensors])
+def _matrix(codes: torch.Tensor, **others: torch.Tensor) -> QuantizedMatrix:
+    """others: by their names in the structure."""
+    for tensor in (codes, *others.values()):
+        assert tensor.is_contiguous(), "tiles are read from end to end"
+    return QuantizedMatrix(codes.data_ptr(), **{name: tensor.data_ptr() for name, tensor in others.items()})

@@ -14,7 +14,17 @@ from max_ray.host_memory import zeros
 from max_ray.kernels.native.build import library
 from max_ray.kernels.native.calls import QuantizedMatrix
 from max_ray.kernels.native.quantized import described
-from max_ray.kernels.quantized import GROUP, SUPER_GROUP, TILE, PackedMatrix, PackedQ4, PackedQ4K, PackedQ6K, PackedQ8
+from max_ray.kernels.quantized import (
+    GROUP,
+    SUPER_GROUP,
+    TILE,
+    PackedMatrix,
+    PackedQ4,
+    PackedQ4K,
+    PackedQ5K,
+    PackedQ6K,
+    PackedQ8,
+)
 
 _P, _L = ctypes.c_void_p, ctypes.c_int64
 _SIGNATURE = [_P, _L, _L, _L, ctypes.POINTER(QuantizedMatrix), ctypes.c_int]
@@ -60,6 +70,12 @@ def _q4_k(rows: int, columns: int, shape: _Shape) -> PackedMatrix:
     return PackedQ4K(rows, columns, codes, scales, mins, _supers(shape, SUPER_GROUP), _supers(shape, SUPER_GROUP))
 
 
+def _q5_k(rows: int, columns: int, shape: _Shape) -> PackedMatrix:
+    codes, scales, mins = zeros(*shape, 4, TILE, 4), zeros(*shape, TILE), zeros(*shape, TILE)
+    super_scales, super_mins = _supers(shape, SUPER_GROUP), _supers(shape, SUPER_GROUP)
+    return PackedQ5K(rows, columns, codes, scales, mins, super_scales, super_mins, zeros(*shape, TILE, 4))
+
+
 def _q6_k(rows: int, columns: int, shape: _Shape) -> PackedMatrix:
     scales = zeros(shape[0], shape[1] * 2, TILE, dtype=torch.int8)
     codes, high = zeros(*shape, 4, TILE, 4), zeros(*shape, 2, TILE, 4)
@@ -70,5 +86,6 @@ _NEW: dict[str, Callable[[int, int, _Shape], PackedMatrix]] = {
     "Q4_0": _q4_0,
     "Q8_0": _q8_0,
     "Q4_K": _q4_k,
+    "Q5_K": _q5_k,
     "Q6_K": _q6_k,
 }

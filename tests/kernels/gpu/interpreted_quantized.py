@@ -44,7 +44,7 @@ def test_kinds(kind: str, tokens: int) -> None:
     check(inputs(tokens, columns), KINDS[kind](75, columns))
 
 
-OFTEN = ("q4_k", "q6_k", "q8_0", "fp8 of 16")
+OFTEN = ("q4_k", "q5_k", "q6_k", "q8_0", "fp8 of 16")
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_splits(splits: int, tokens: int, monkeypatch: pytest.MonkeyPatch) -> No
     assert torch.equal(gpu.quantized_linear(x, matrix), gpu.quantized_linear(x, matrix))
 
 
-@pytest.mark.parametrize("kind", ["q4_k", "q6_k", "fp8 of rows", "fp8 of 16"])
+@pytest.mark.parametrize("kind", ["q4_k", "q5_k", "q6_k", "fp8 of rows", "fp8 of 16"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_unpacked_in_pieces(kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     columns = 256 if kind.startswith("q") else 272
@@ -127,7 +127,7 @@ def test_every_e4m3_code(tokens: int, dtype: torch.dtype) -> None:
     assert got[:, 8:].isnan().all()
 
 
-@pytest.mark.parametrize("kind", ["q4_k", "q4 of 128", "q6_k"])
+@pytest.mark.parametrize("kind", ["q4_k", "q4 of 128", "q5_k", "q6_k"])
 def test_one_large_input_does_not_drown_the_others(kind: str) -> None:
     """Codes less their offsets are summed, not codes of one sign whose sums cancel."""
     x = inputs(4, 256)
@@ -142,7 +142,7 @@ COUNTS = [[3, 0, 1, 0, 2], [0, 0, 0, 0, 1], [40, 0, 17, 3, 33], [0, 9, 8, 0, 0],
     ("kind", "counts"),
     [
         *(("q4_k", counts) for counts in COUNTS),
-        *(("q4_0", counts) for counts in COUNTS[::2]),
+        *((kind, counts) for kind in ("q4_0", "q5_k") for counts in COUNTS[::2]),
         *(
             pytest.param(kind, counts, marks=pytest.mark.slow)
             for kind in ("q6_k", "q8_0", "fp8 of 128")

@@ -19,6 +19,7 @@ SHARED_LIMIT = 227 * 1024  # bytes a block, compute capability 9.0
 PROCESSORS = 132
 KINDS: dict[str, tuple[int, str, int, bool]] = {
     "q4_k": (packed.Q4K.value, "*u8", 32, False),
+    "q5_k": (packed.Q5K.value, "*u8", 32, False),
     "q6_k": (packed.Q6K.value, "*i8", 16, False),
     "q8_0": (packed.Q8.value, "*fp16", 32, False),
     "q4_0": (packed.Q4.value, "*fp16", 32, True),
@@ -54,7 +55,7 @@ def check(name: str, usage: Usage) -> None:
     assert usage.shared <= SHARED_LIMIT
 
 
-OFTEN = [("q4_k", 1), ("q6_k", 64)]
+OFTEN = [("q4_k", 1), ("q5_k", 8), ("q6_k", 64)]
 CASES = [
     pytest.param(kind, tokens, marks=() if (kind, tokens) in OFTEN else pytest.mark.slow)
     for kind in KINDS

@@ -89,6 +89,21 @@ struct Q4K {
     }
 };
 
+// Bit i of a byte of a high line: the fifth bit of that byte of line i.
+struct Q5K {
+    Q4K low;
+    const uint8_t *high;
+    inline Affine load(int64_t t, int64_t g, int64_t groups) const {
+        Affine group = low.load(t, g, groups);
+        const uint8_t *at = high + (t * groups + g) * BIT_BYTES;
+        const u32x16 bits = words(at);
+        __builtin_prefetch(at + PREFETCH / 4);
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; i++) group.lines[i] |= (i < 4 ? bits << (4 - i) : bits >> (i - 4)) & 0x10101010u;
+        return group;
+    }
+};
+
 // Scales of groups of `size` columns; zeros of the same groups, or a single one.
 struct Q4 {
     const uint8_t *codes;
@@ -296,12 +311,17 @@ void multiply(const W &weight, const T *x, int64_t M, int64_t K, int64_t N, T *y
 #define MAX_RAY_INT8(NAME, T)                                                                                             \
     void q4k_int8_##NAME(const QuantizedMatrix *w, const T *x, int64_t M, int64_t K, int64_t N, T *y, int64_t y_stride,   \
                          int threads) {                                                                                   \
-        const Q4K weight{w->codes, w->scales, w->more_codes, w->super_scales, w->super_mins};                             \
+        const Q4K weight{w->codes, w->scales, w->mins, w->super_scales, w->super_mins};                                   \
+        multiply(weight, x, M, K, N, y, y_stride, threads);                                                               \
+    }                                                                                                                     \
+    void q5k_int8_##NAME(const QuantizedMatrix *w, const T *x, int64_t M, int64_t K, int64_t N, T *y, int64_t y_stride,   \
+                         int threads) {                                                                                   \
+        const Q5K weight{{w->codes, w->scales, w->mins, w->super_scales, w->super_mins}, w->high_codes};                  \
         multiply(weight, x, M, K, N, y, y_stride, threads);                                                               \
     }                                                                                                                     \
     void q6k_int8_##NAME(const QuantizedMatrix *w, const T *x, int64_t M, int64_t K, int64_t N, T *y, int64_t y_stride,   \
                          int threads) {                                                                                   \
-        const Q6K weight{w->codes, w->more_codes, (const int8_t *)w->scales, w->super_scales};                            \
+        const Q6K weight{w->codes, w->high_codes, (const int8_t *)w->scales, w->super_scales};                            \
         multiply(weight, x, M, K, N, y, y_stride, threads);                                                               \
     }                                                                                                                     \
     void q8_int8_##NAME(const QuantizedMatrix *w, const T *x, int64_t M, int64_t K, int64_t N, T *y, int64_t y_stride,    \
@@ -310,7 +330,7 @@ void multiply(const W &weight, const T *x, int64_t M, int64_t K, int64_t N, T *y
     }                                                                                                                     \
     void q4_int8_##NAME(const QuantizedMatrix *w, const T *x, int64_t M, int64_t K, int64_t N, T *y, int64_t y_stride,    \
                         int threads) {                                                                                    \
-        const Q4 weight{w->codes, w->super_scales, w->more_codes, w->group_size, w->single_zero};                         \
+        const Q4 weight{w->codes, w->super_scales, w->mins, w->group_size, w->single_zero};                               \
         multiply(weight, x, M, K, N, y, y_stride, threads);                                                               \
     }
 

@@ -15,10 +15,10 @@ struct AttentionShape {
     float scale, softcap;  // softcap 0: none
 };
 
-// A matrix of max_ray/kernels/quantized.py. more_codes: Q4_K's minima, Q6_K's high bits, the zeros of plain 4-bit groups;
-// super_scales: the only scales of 8-bit and plain 4-bit groups.
+// A matrix of max_ray/kernels/quantized.py. mins: also the zeros of plain 4-bit groups; super_scales: also the only scales of
+// 8-bit and plain 4-bit groups.
 struct QuantizedMatrix {
-    const uint8_t *codes, *more_codes, *scales;
+    const uint8_t *codes, *high_codes, *scales, *mins;
     const uint16_t *super_scales, *super_mins;
     int64_t group_size, single_zero;
 };
@@ -53,6 +53,9 @@ MAX_RAY_DECLARE(f16, f16)
 MAX_RAY_DECLARE_QUANTIZED(q4k, f32, float)
 MAX_RAY_DECLARE_QUANTIZED(q4k, bf16, bf16)
 MAX_RAY_DECLARE_QUANTIZED(q4k, f16, f16)
+MAX_RAY_DECLARE_QUANTIZED(q5k, f32, float)
+MAX_RAY_DECLARE_QUANTIZED(q5k, bf16, bf16)
+MAX_RAY_DECLARE_QUANTIZED(q5k, f16, f16)
 MAX_RAY_DECLARE_QUANTIZED(q6k, f32, float)
 MAX_RAY_DECLARE_QUANTIZED(q6k, bf16, bf16)
 MAX_RAY_DECLARE_QUANTIZED(q6k, f16, f16)

@@ -30,11 +30,27 @@ template <class F> static inline void each_nibble(const uint8_t *codes, F give) 
 struct Q4K {
     const uint8_t *codes, *scales, *mins;
     const uint16_t *super_scales, *super_mins;
+    f32x16 scale(int64_t at) const { return load_bytes(scales + at * LANES) * load_halves(super_scales + at / 8 * LANES); }
+    f32x16 offset(int64_t at) const { return load_bytes(mins + at * LANES) * load_halves(super_mins + at / 8 * LANES); }
     void widen(int64_t t, int64_t g, int64_t groups, float *to) const {
-        const int64_t at = t * groups + g, super = (t * groups + g) / 8;
-        const f32x16 scale = load_bytes(scales + at * LANES) * load_halves(super_scales + super * LANES);
-        const f32x16 offset = load_bytes(mins + at * LANES) * load_halves(super_mins + super * LANES);
+        const int64_t at = t * groups + g;
+        const f32x16 scale = this->scale(at), offset = this->offset(at);
         each_nibble(codes + at * 256, [&](int k, u32x16 code) { store16(to + k * LANES, number((i32x16)code) * scale - offset); });
+    }
+};
+
+// Bit i of byte b of a row's high word: k = 4i + b.
+struct Q5K {
+    Q4K low;
+    const uint8_t *high;
+    void widen(int64_t t, int64_t g, int64_t groups, float *to) const {
+        const int64_t at = t * groups + g;
+        const f32x16 scale = low.scale(at), offset = low.offset(at);
+        const u32x16 bits = words(high + at * 64);
+        each_nibble(low.codes + at * 256, [&](int k, u32x16 code) {
+            const u32x16 whole = code | ((bits >> (8 * (k % 4) + k / 4)) & 1u) << 4;
+            store16(to + k * LANES, number((i32x16)whole) * scale - offset);
+        });
     }
 };
 
@@ -143,12 +159,17 @@ void multiply(const W &weight, const T *x, int64_t M, int64_t K, int64_t N, T *y
 #define MAX_RAY_QUANTIZED(NAME, T)                                                                                        \
     void q4k_linear_##NAME(const QuantizedMatrix *w, const T *x, int64_t M, int64_t K, int64_t N, T *y, int64_t y_stride, \
                            int threads) {                                                                                 \
-        const Q4K weight{w->codes, w->scales, w->more_codes, w->super_scales, w->super_mins};                             \
+        const Q4K weight{w->codes, w->scales, w->mins, w->super_scales, w->super_mins};                                   \
+        multiply(weight, x, M, K, N, y, y_stride, threads);                                                               \
+    }                                                                                                                     \
+    void q5k_linear_##NAME(const QuantizedMatrix *w, const T *x, int64_t M, int64_t K, int64_t N, T *y, int64_t y_stride, \
+                           int threads) {                                                                                 \
+        const Q5K weight{{w->codes, w->scales, w->mins, w->super_scales, w->super_mins}, w->high_codes};                  \
         multiply(weight, x, M, K, N, y, y_stride, threads);                                                               \
     }                                                                                                                     \
     void q6k_linear_##NAME(const QuantizedMatrix *w, const T *x, int64_t M, int64_t K, int64_t N, T *y, int64_t y_stride, \
                            int threads) {                                                                                 \
-        const Q6K weight{w->codes, w->more_codes, (const int8_t *)w->scales, w->super_scales};                            \
+        const Q6K weight{w->codes, w->high_codes, (const int8_t *)w->scales, w->super_scales};                            \
         multiply(weight, x, M, K, N, y, y_stride, threads);                                                               \
     }                                                                                                                     \
     void q8_linear_##NAME(const QuantizedMatrix *w, const T *x, int64_t M, int64_t K, int64_t N, T *y, int64_t y_stride,  \
@@ -157,7 +178,7 @@ void multiply(const W &weight, const T *x, int64_t M, int64_t K, int64_t N, T *y
     }                                                                                                                     \
     void q4_linear_##NAME(const QuantizedMatrix *w, const T *x, int64_t M, int64_t K, int64_t N, T *y, int64_t y_stride,  \
                           int threads) {                                                                                  \
-        const Q4 weight{w->codes, w->super_scales, w->more_codes, w->group_size, w->single_zero};                         \
+        const Q4 weight{w->codes, w->super_scales, w->mins, w->group_size, w->single_zero};                               \
         multiply(weight, x, M, K, N, y, y_stride, threads);                                                               \
     }
 

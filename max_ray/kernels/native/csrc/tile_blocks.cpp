@@ -7,11 +7,11 @@
 
 namespace {
 
-constexpr int WORDS_4 = 64, WORDS_2 = 32, WORDS_8 = 128;  // of a group in a tile, by the bits of a code
-constexpr uint32_t LOW = 0x0f0f0f0fu, PAIR = 0x03030303u;
+constexpr int WORDS_1 = 16, WORDS_2 = 32, WORDS_4 = 64, WORDS_8 = 128;  // of a group in a tile, by the bits of a code
+constexpr uint32_t LOW = 0x0f0f0f0fu, PAIR = 0x03030303u, ONE = 0x01010101u;
 
 struct Tiles {
-    uint32_t *codes, *more_codes;
+    uint32_t *codes, *high_codes;
     uint8_t *scales, *mins;
     uint16_t *super_scales, *super_mins;
 };
@@ -51,18 +51,35 @@ struct Q8_0 {
     }
 };
 
+// What Q4_K and Q5_K have in common; `nibbles` are in the block.
+static inline void put_with_minima(const Tiles &to, const uint8_t *block, const uint8_t *nibbles, int64_t b, int r) {
+    to.super_scales[b * LANES + r] = half(block);
+    to.super_mins[b * LANES + r] = half(block + 2);
+    const uint8_t *low = block + 4, *middle = block + 8, *high = block + 12;
+    for (int j = 0; j < 8; j++) {
+        const int k = j % 4;
+        const int64_t at = (b * 8 + j) * LANES + r;
+        to.scales[at] = j < 4 ? low[k] & 63 : (high[k] & 15) | low[k] >> 6 << 4;
+        to.mins[at] = j < 4 ? middle[k] & 63 : high[k] >> 4 | middle[k] >> 6 << 4;
+        put_nibbles(to.codes + (b * 8 + j) * WORDS_4 + r, nibbles + j / 2 * 32, j % 2 * 4);
+    }
+}
+
 struct Q4_K {
     static constexpr int BYTES = 144, COLUMNS = 256;
     static void put(const Tiles &to, const uint8_t *block, int64_t b, int r) {
-        to.super_scales[b * LANES + r] = half(block);
-        to.super_mins[b * LANES + r] = half(block + 2);
-        const uint8_t *low = block + 4, *middle = block + 8, *high = block + 12;
+        put_with_minima(to, block, block + 16, b, r);
+    }
+};
+
+struct Q5_K {
+    static constexpr int BYTES = 176, COLUMNS = 256;
+    static void put(const Tiles &to, const uint8_t *block, int64_t b, int r) {
+        put_with_minima(to, block, block + 48, b, r);
         for (int j = 0; j < 8; j++) {
-            const int k = j % 4;
-            const int64_t at = (b * 8 + j) * LANES + r;
-            to.scales[at] = j < 4 ? low[k] & 63 : (high[k] & 15) | low[k] >> 6 << 4;
-            to.mins[at] = j < 4 ? middle[k] & 63 : high[k] >> 4 | middle[k] >> 6 << 4;
-            put_nibbles(to.codes + (b * 8 + j) * WORDS_4 + r, block + 16 + j / 2 * 32, j % 2 * 4);
+            uint32_t bits = 0;
+            for (int i = 0; i < 8; i++) bits |= ((word(block + 16 + 4 * i) >> j) & ONE) << i;
+            to.high_codes[(b * 8 + j) * WORDS_1 + r] = bits;
         }
     }
 };
@@ -77,7 +94,7 @@ struct Q6_K {
             put_nibbles(to.codes + (b * 8 + j) * WORDS_4 + r, block + j / 4 * 64 + quarter % 2 * 32, quarter / 2 * 4);
             const uint8_t *pairs = block + 128 + j / 4 * 32;
             const auto bits = [&](int i) { return (word(pairs + 4 * i) >> (2 * quarter)) & PAIR; };
-            uint32_t *line = to.more_codes + (b * 8 + j) * WORDS_2 + r;
+            uint32_t *line = to.high_codes + (b * 8 + j) * WORDS_2 + r;
             for (int h = 0; h < 2; h++)
                 line[h * LANES] = bits(2 * h) | bits(4 + 2 * h) << 2 | bits(2 * h + 1) << 4 | bits(5 + 2 * h) << 6;
         }
@@ -97,9 +114,10 @@ void tile(const uint8_t *blocks, int64_t rows, int64_t row_blocks, int64_t first
         to.codes = (uint32_t *)m->codes + at * code_words;
         to.super_scales = (uint16_t *)m->super_scales + super_at;
         if (is_k) to.scales = (uint8_t *)m->scales + at * scales;
-        if (std::is_same_v<KIND, Q6_K>) to.more_codes = (uint32_t *)m->more_codes + at * WORDS_2;
-        if (std::is_same_v<KIND, Q4_K>) {
-            to.mins = (uint8_t *)m->more_codes + at * LANES;
+        if (std::is_same_v<KIND, Q5_K>) to.high_codes = (uint32_t *)m->high_codes + at * WORDS_1;
+        if (std::is_same_v<KIND, Q6_K>) to.high_codes = (uint32_t *)m->high_codes + at * WORDS_2;
+        if (std::is_same_v<KIND, Q4_K> || std::is_same_v<KIND, Q5_K>) {
+            to.mins = (uint8_t *)m->mins + at * LANES;
             to.super_mins = (uint16_t *)m->super_mins + super_at;
         }
         const int lanes = int(std::min<int64_t>(LANES, rows - t * LANES));
@@ -122,5 +140,6 @@ extern "C" {
 MAX_RAY_TILE(q4_0, Q4_0)
 MAX_RAY_TILE(q8_0, Q8_0)
 MAX_RAY_TILE(q4_k, Q4_K)
+MAX_RAY_TILE(q5_k, Q5_K)
 MAX_RAY_TILE(q6_k, Q6_K)
 }

@@ -6,7 +6,7 @@
 #endif
 
 constexpr int GROUP_COLUMNS = 32;
-constexpr int NIBBLE_BYTES = 256, PAIR_BYTES = 128, WHOLE_BYTES = 512;  // of a group in a tile: codes of 4, 2 and 8 bits
+constexpr int NIBBLE_BYTES = 256, PAIR_BYTES = 128, BIT_BYTES = 64, WHOLE_BYTES = 512;  // of a group in a tile: codes of 4, 2, 1, 8 bits
 
 typedef int16_t i16x16 __attribute__((vector_size(32)));
 
