@@ -214,7 +214,7 @@ def _continues(first: StoredPart, second: StoredPart) -> bool:
 def _layout(rows: QuantizedRows) -> list[object]:
     """What matrices must have in common to be one: shapes and types of a row's tensors, and numbers for all rows."""
     tensors = [(name, t) for name, t in vars(rows).items() if isinstance(t, torch.Tensor)]
-    numbers = [t.item() for _, t in tensors if t.ndim == 1]
+    numbers = [t.tolist() for _, t in tensors if t.ndim == 1]
     return [rows.kind, rows.group_size, [(name, t.shape, t.dtype) for name, t in tensors], numbers]
 
 
