@@ -38,6 +38,21 @@ _OUTER = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_h
 Array = npt.NDArray[Any]
 
 
+def write(path: Path, tensors: dict[str, tuple[str, torch.Tensor]], **keys: int | str) -> Path:
+    """Some tensors by name, each in the type given with it. keys: metadata, `__` for a dot."""
+    writer = gguf.GGUFWriter(path, "llama")
+    for key, value in keys.items():
+        (writer.add_string if isinstance(value, str) else writer.add_uint32)(key.replace("__", "."), value)
+    for name, (kind, data) in tensors.items():
+        blocks = data.numpy() if data.dtype == torch.uint8 else encoded(data, kind)
+        writer.add_tensor(name, blocks, raw_dtype=Type[kind])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
 def make_gguf(
     path: Path, types: dict[str, str], *, default: str = "F32", tokenizer: bool = True, **overrides: Any
 ) -> Path:

@@ -191,31 +191,35 @@ def build_weight(
 
 
 def _runs(parts: Sequence[StoredPart]) -> list[list[StoredPart]]:
-    """The parts in their order; those that one matrix can hold together: one product is faster than two."""
+    """The parts in their order; those that one matrix can hold together: one product is faster than two. They must be
+    alike, and share no tile."""
+    if len(parts) == 1:
+        return [list(parts)]
     runs: list[list[StoredPart]] = []
+    before: object = None
     for part in parts:
-        if runs and _continues(runs[-1][-1], part):
+        layout = _layout(part)
+        if layout is not None and layout == before and len(runs[-1][-1].rows) % TILE == 0:
             runs[-1].append(part)
         else:
             runs.append([part])
+        before = layout
     return runs
 
 
-def _continues(first: StoredPart, second: StoredPart) -> bool:
-    """Whether the rows of `second` may follow those of `first` in a matrix: both are alike, and share no tile."""
-    if not first.quantization or first.quantization != second.quantization or first.block_type != second.block_type:
-        return False
-    if not first.rows or len(first.rows) % TILE or not second.rows:
-        return False
-    one, other = (part.read_quantized(range(part.rows.start, part.rows.start + 1)) for part in (first, second))
-    return one.order is None and other.order is None and _layout(one) == _layout(other)
-
-
-def _layout(rows: QuantizedRows) -> list[object]:
-    """What matrices must have in common to be one: shapes and types of a row's tensors, and numbers for all rows."""
-    tensors = [(name, t) for name, t in vars(rows).items() if isinstance(t, torch.Tensor)]
+def _layout(part: StoredPart) -> object:
+    """What parts must have in common to be one matrix; None for a part that shares none. Blocks say all by their type;
+    of others a row is read: shapes and types of its tensors, and numbers that stand for all rows."""
+    if not part.quantization or not part.rows:
+        return None
+    if part.block_type:
+        return part.block_type
+    row = part.read_quantized(range(part.rows.start, part.rows.start + 1))
+    if row.order is not None:
+        return None
+    tensors = [(name, t) for name, t in vars(row).items() if isinstance(t, torch.Tensor)]
     numbers = [t.tolist() for _, t in tensors if t.ndim == 1]
-    return [rows.kind, rows.group_size, [(name, t.shape, t.dtype) for name, t in tensors], numbers]
+    return row.kind, row.group_size, [(name, t.shape, t.dtype) for name, t in tensors], numbers
 
 
 def pack(parts: Sequence[StoredPart], padding: int, device: torch.device) -> tuple[PackedMatrix, torch.Tensor | None]:

@@ -16,7 +16,7 @@ from max_ray.weights import open_weights
 from max_ray.weights.parameter import StoredPart
 from max_ray.weights.quantized import QuantizedRows
 from max_ray.weights.source import DictWeightSource
-from tests.weights.test_gguf import write
+from tests.gguf_files import write
 
 CPU = torch.device("cpu")
 COLUMNS = 256

@@ -20,27 +20,13 @@ from max_ray.nn.quantized_linear import pack, pack_codes
 from max_ray.weights import open_weights
 from max_ray.weights.parameter import StoredPart
 from max_ray.weights.quantize import quantize
-from tests.gguf_files import encoded
+from tests.gguf_files import write
 
 TYPES = ["F32", "F16", "BF16", "Q4_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K"]
 OTHER_TYPES = ["Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "IQ4_NL", "IQ4_XS"]
 """Kept in another encoding. As random blocks: the `gguf` package cannot write all of them."""
 SCALES_AT = {"Q4_1": (0, 2), "Q5_1": (0, 2), "Q2_K": (80, 82), "Q3_K": (108,)}
 ROWS, COLUMNS = 24, 512
-
-
-def write(path: Path, tensors: dict[str, tuple[str, torch.Tensor]], **keys: int | str) -> Path:
-    writer = gguf.GGUFWriter(path, "llama")
-    for key, value in keys.items():
-        (writer.add_string if isinstance(value, str) else writer.add_uint32)(key.replace("__", "."), value)
-    for name, (kind, data) in tensors.items():
-        blocks = data.numpy() if data.dtype == torch.uint8 else encoded(data, kind)
-        writer.add_tensor(name, blocks, raw_dtype=Type[kind])
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
 
 
 def random_blocks(kind: str) -> torch.Tensor:
