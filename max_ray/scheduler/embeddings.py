@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from max_ray.errors import MaxRayError, QueueFullError, StaleLeaseError, WorkerGroupError
 from max_ray.interfaces import EmbeddingsContext, EmbeddingsGenerationOutput, RequestID
 from max_ray.log import get_logger
+from max_ray.scheduler.recovery import Recover, Recovery
 from max_ray.scheduler.row import SchedulerLimits
 from max_ray.scheduler.stats import CompletionRate, SchedulerStats
 
@@ -64,11 +65,12 @@ class EmbeddingsLoop:
         self,
         pipeline: TextEmbedder,
         limits: SchedulerLimits,
-        recover: Callable[[], Awaitable[object]] | None = None,
+        recover: Recover | None = None,
     ) -> None:
         self.limits = limits
         self._pipeline = pipeline
-        self._recover = recover
+        self._recovery = Recovery(recover)
+        self._reported: WorkerGroupError | None = None
         self._jobs: dict[_Job, None] = {}
         self._num_running = 0
         self._stats = SchedulerStats()
@@ -99,6 +101,11 @@ class EmbeddingsLoop:
         self._wake.set()
         return job.future
 
+    def report_failure(self, error: WorkerGroupError) -> None:
+        """The workers were found dead or silent by a look from outside: the next turn brings them back."""
+        self._reported = error
+        self._wake.set()
+
     @property
     def healthy(self) -> bool:
         """False from a failure of the workers until they are back, and once the lease has gone to another replica."""
@@ -119,6 +126,10 @@ class EmbeddingsLoop:
     async def _turn(self) -> None:
         """Whatever goes wrong, every job gets an answer and the loop goes on."""
         try:
+            if self._reported is not None:
+                self._note_failure(self._reported)
+            if self._recovery.is_needed:
+                await self._bring_back()
             step = self._next_step()
             if step:
                 await self._execute(step)
@@ -166,13 +177,15 @@ class EmbeddingsLoop:
 
     async def _blame(self, step: list[tuple[_Job, EmbeddingsContext]], error: WorkerGroupError) -> None:
         """Finds the text that takes the workers down, and ends its job. Raises `error` where it is none of them."""
+        if self._recovery.is_needed:
+            raise error
         if len(step) > 1:
             for one in step:
                 if not one[0].future.done():
                     await self._execute([one])
             return
         self._num_guilty += 1
-        if self._recover is None or self._num_guilty > MAX_GUILTY:
+        if self._recovery.recover is None or self._num_guilty > MAX_GUILTY:
             self._num_guilty = 0
             raise error
         logger.error("A text takes the workers down: its job ends, the others go on.")
@@ -183,7 +196,8 @@ class EmbeddingsLoop:
             job.future.set_exception(error)
 
     async def _embed(self, contexts: list[EmbeddingsContext]) -> Outputs:
-        """Runs the step; after each failure the workers are brought back. Raises the last WorkerGroupError."""
+        """Runs the step; after each failure the workers are brought back. Raises the last WorkerGroupError, or why the
+        workers are not back."""
         num_failures = 0
         while True:
             self._stats.runs += 1
@@ -191,7 +205,8 @@ class EmbeddingsLoop:
                 outputs = await self._pipeline.embed(contexts)
             except WorkerGroupError as error:
                 num_failures += 1
-                await self._restart(error)
+                self._note_failure(error)
+                await self._bring_back()
                 if num_failures == MAX_FAILURES:
                     raise
                 continue
@@ -199,13 +214,22 @@ class EmbeddingsLoop:
             self._num_guilty = 0
             return outputs
 
-    async def _restart(self, error: WorkerGroupError) -> None:
+    def _note_failure(self, error: WorkerGroupError) -> None:
+        """Raises `error` where nobody can bring the workers back."""
         self._stats.healthy = False
-        if self._recover is None:
+        self._reported = None
+        if self._recovery.recover is None:
             raise error
         logger.warning("The worker group failed (%s); bringing it back.", error)
-        self._stats.recoveries += 1
-        await self._recover()
+        self._recovery.is_needed = True
+
+    async def _bring_back(self) -> None:
+        """Attempts until the workers are back. Raises where jobs need not wait any longer."""
+        is_back = False
+        while not is_back:
+            self._stats.recoveries += 1
+            is_back, _ = await self._recovery.attempt()
+        self._reported = None  # what was said of the workers before
         self._stats.healthy = True
 
     def _finish(self, job: _Job) -> None:

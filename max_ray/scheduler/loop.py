@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import replace
 from typing import Protocol
@@ -33,13 +33,13 @@ from max_ray.log import get_logger
 from max_ray.scheduler.batch import Batcher
 from max_ray.scheduler.channel import TokenStream
 from max_ray.scheduler.longer_run import LongerRun
+from max_ray.scheduler.recovery import MAX_FAILURES, Recover, Recovery
 from max_ray.scheduler.row import Batch, Row, SchedulerLimits
 from max_ray.scheduler.stats import CompletionRate, SchedulerStats
 
 logger = get_logger(__name__)
 
-MAX_FAILURES = 4  # in a row, with no step between them: the reason is no single request
-MAX_GUILTY = 2  # requests found guilty one after another, likewise
+MAX_GUILTY = 2  # requests found guilty one after another: the reason is no single request
 StepOutputs = dict[RequestID, TextGenerationOutput]
 
 
@@ -66,16 +66,13 @@ class TextPipeline(Protocol):
         """Tells the workers of ended requests when no run follows."""
 
 
-Recover = Callable[[], Awaitable[KVLedger | None]]
-
-
 class GenerationLoop:
     """Continuous batching over one pipeline and one ledger.
 
     recover: called after a WorkerGroupError, once all contexts are reset; it brings the workers back and returns the
-    ledger to use from then on, with nothing in it (None: the old one, which it has emptied). Without it, or after
-    MAX_FAILURES in a row with no step between them, every stream gets the error. A row that fails in company and then
-    alone is the only one to get it.
+    ledger to use from then on, with nothing in it (None: the old one, which it has emptied). It is called again when
+    it fails. Without it, after MAX_FAILURES in a row with no step between them, or when it fails as often, every
+    stream gets the error. A row that fails in company and then alone is the only one to get it.
 
     flush_after_s: how long an idle loop keeps what it has to give back, for the first exchange of the next request to
     take along: an exchange of its own would be in that request's way.
@@ -92,7 +89,7 @@ class GenerationLoop:
         self.limits = limits
         self._pipeline = pipeline
         self._ledger = ledger
-        self._recover = recover
+        self._recovery = Recovery(recover)
         self._flush_after_s = flush_after_s
         self._stats = SchedulerStats()
         self._batcher = Batcher(limits, ledger.page_size, ledger.total_blocks, self._stats)
@@ -136,10 +133,9 @@ class GenerationLoop:
             self._cancel(row)
 
     def report_failure(self, error: WorkerGroupError) -> None:
-        """Somebody else found the workers dead: an idle loop recovers now. A busy one meets the failure by itself."""
-        if self._batcher.is_idle:
-            self._reported = error
-            self._wake.set()
+        """The workers were found dead or silent by a look from outside: the next turn brings them back."""
+        self._reported = error
+        self._wake.set()
 
     @property
     def healthy(self) -> bool:
@@ -173,10 +169,19 @@ class GenerationLoop:
             self._fail_all(error)
 
     async def _serve_or_restart(self) -> None:
+        if self._recovery.is_needed:
+            await self._bring_back()
+            return
         try:
+            self._raise_reported()
             await (self._rest() if self._batcher.is_idle else self._serve())
         except WorkerGroupError as error:
-            await self._restart(error)
+            self._reset(error)
+
+    def _raise_reported(self) -> None:
+        error, self._reported = self._reported, None
+        if error is not None:
+            raise error
 
     async def _serve(self) -> None:
         """One decision: one exchange with the ledger, one run."""
@@ -230,9 +235,6 @@ class GenerationLoop:
             await self._pipeline.flush(self._batcher.take_released([]))
         await self._wake.wait()
         self._can_flush = True
-        error, self._reported = self._reported, None
-        if error is not None:
-            raise error
 
     async def _is_woken_soon(self) -> bool:
         with suppress(TimeoutError):
@@ -301,7 +303,7 @@ class GenerationLoop:
         for row in [*self._batcher.running.values(), *self._batcher.waiting.values()]:
             self._batcher.fail(row, error)
 
-    async def _restart(self, error: WorkerGroupError) -> None:
+    def _reset(self, error: WorkerGroupError) -> None:
         """The workers are gone, and the cache with them: prefill again what was running, tokens kept."""
         self._failures += 1
         self._stats.healthy = False
@@ -310,16 +312,23 @@ class GenerationLoop:
         self._end_cancelled()
         self._blame(error)
         self._batcher.restart()
-        if self._recover is None or self._failures >= MAX_FAILURES:
+        self._recovery.is_needed = self._recovery.recover is not None
+        if not self._recovery.is_needed or self._failures >= MAX_FAILURES:
             logger.error("The worker group failed (%s); all streams end.", error)
             self._failures = 0
             self._fail_all(error)
-            return
-        logger.warning("The worker group failed (%s); bringing it back.", error)
+        else:
+            logger.warning("The worker group failed (%s); bringing it back.", error)
+
+    async def _bring_back(self) -> None:
+        """One attempt. Raises where requests need not wait for the next one."""
         self._stats.recoveries += 1
-        self._ledger = await self._recover() or self._ledger
-        self._batcher.use_ledger(self._ledger.page_size, self._ledger.total_blocks)
-        self._stats.healthy = True
+        is_back, ledger = await self._recovery.attempt()
+        if is_back:
+            self._reported = None  # what was said of the workers before
+            self._ledger = ledger or self._ledger
+            self._batcher.use_ledger(self._ledger.page_size, self._ledger.total_blocks)
+            self._stats.healthy = True
 
     def _blame(self, error: WorkerGroupError) -> None:
         """Notes who took part in the run that failed, and ends the row that fails alone, too: it was the reason."""

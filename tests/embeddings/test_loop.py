@@ -11,7 +11,7 @@ import pytest
 
 from max_ray.errors import MaxRayError, QueueFullError, WorkerGroupError
 from max_ray.interfaces import EmbeddingsContext, EmbeddingsGenerationOutput, RequestID
-from max_ray.scheduler import EmbeddingsLoop, SchedulerLimits
+from max_ray.scheduler import EmbeddingsLoop, SchedulerLimits, recovery
 
 
 class FakeEmbedder:
@@ -139,6 +139,48 @@ async def test_a_dead_group_is_brought_back_and_the_step_is_run_again() -> None:
         assert await names_of(loop.submit(texts(1, 2))) == [1, 2]
         assert loop.healthy
     assert (recovered, loop.stats.recoveries, embedder.steps) == (1, 1, [[1, 2], [1, 2]])
+
+
+@pytest.mark.parametrize(("times", "ends"), [(1, "vectors"), (3, "vectors"), (4, "error"), (6, "error")])
+async def test_a_recovery_that_fails_is_tried_again(times: int, ends: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However it ends for the jobs, the loop is healthy again without a further one."""
+    monkeypatch.setattr(recovery, "_FIRST_PAUSE_S", 0.005)
+    embedder, attempts = FakeEmbedder(), 0
+    embedder.failures = [WorkerGroupError("died")]
+
+    async def recover() -> None:
+        nonlocal attempts
+        attempts += 1
+        if attempts <= times:
+            raise WorkerGroupError("A worker died while it was starting")
+
+    loop = EmbeddingsLoop(embedder, limits(), recover)
+    async with running(loop):
+        job = loop.submit(texts(1, 2))
+        if ends == "error":
+            with pytest.raises(WorkerGroupError, match="while it was starting"):
+                await job
+        else:
+            assert await names_of(job) == [1, 2]
+        while not loop.healthy:
+            await asyncio.sleep(0.001)
+        assert await names_of(loop.submit(texts(3))) == [3]
+    assert attempts == times + 1
+
+
+async def test_an_idle_loop_recovers_when_it_is_told_of_a_failure() -> None:
+    recovered = asyncio.Event()
+
+    async def recover() -> None:
+        recovered.set()
+
+    loop = EmbeddingsLoop(FakeEmbedder(), limits(), recover)
+    async with running(loop):
+        await asyncio.sleep(0)
+        loop.report_failure(WorkerGroupError("rank 0 does not answer"))
+        await asyncio.wait_for(recovered.wait(), 5)
+        assert await names_of(loop.submit(texts(1))) == [1]
+        assert loop.healthy
 
 
 async def test_a_text_that_takes_the_workers_down_ends_alone() -> None:

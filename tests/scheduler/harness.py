@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -32,6 +33,13 @@ class Harness:
         """Returns when the pipeline has made `num_steps` steps in all."""
         while self.pipeline.num_steps < num_steps:
             await asyncio.sleep(0)
+
+    async def until(self, condition: Callable[[], bool], what: str, within_s: float = 5.0) -> None:
+        """Waits for the condition."""
+        deadline = time.monotonic() + within_s
+        while not condition():
+            assert time.monotonic() < deadline, f"not within {within_s} s: {what}"
+            await asyncio.sleep(0.001)
 
     async def settle(self) -> None:
         """Waits until the loop is idle and has given everything back."""

@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import time
+from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 
 from max_ray.errors import MaxRayError, StaleLeaseError, WorkerGroupError
-from max_ray.interfaces import GenerationStatus, RequestID
+from max_ray.interfaces import GenerationStatus, KVLedger, RequestID
+from max_ray.scheduler import recovery
 from tests.scheduler.fakes import expected_tokens, make_context
-from tests.scheduler.harness import running
+from tests.scheduler.harness import Harness, running
 
 
 async def test_cancel_takes_effect_at_the_next_step_boundary() -> None:
@@ -138,7 +142,7 @@ async def test_the_same_ledger_may_come_back_emptied() -> None:
         async def recover() -> None:
             h.ledger.manager.reset()
 
-        h.loop._recover = recover
+        h.loop._recovery.recover = recover
         h.pipeline.fail_at = {3: "after"}
         await asyncio.gather(h.generate("a", range(9)), h.generate("b", range(30, 35)))
     assert h.loop.stats.recoveries == 1
@@ -167,13 +171,13 @@ async def test_failures_in_a_row_end_the_streams_and_the_next_request_starts_afr
             *(h.generate(f"r{i}", range(i, i + 4)) for i in range(5)), return_exceptions=True
         )
         assert all(isinstance(answer, WorkerGroupError) for answer in answers)
-        assert h.loop.stats.recoveries == 7
-        assert not h.loop.healthy
+        await h.until(lambda: h.loop.healthy, "the workers are back, though nobody has asked")
+        assert h.loop.stats.recoveries == 8
         h.pipeline._die = die  # type: ignore[method-assign]
         h.pipeline.tables.clear()
         h.pipeline.fail_at = {0: "before"}
         await h.generate("b", range(4))
-        assert h.loop.stats.recoveries == 8
+        assert h.loop.stats.recoveries == 9
 
 
 def _always(error: object) -> None:
@@ -214,21 +218,84 @@ async def test_two_guilty_requests_and_blocks_for_few() -> None:
     assert [i for i, answer in enumerate(answers) if isinstance(answer, Exception)] == [1, 2]
 
 
-async def test_a_recovery_that_fails_ends_the_streams_and_not_the_loop(caplog: pytest.LogCaptureFixture) -> None:
+def failing(h: Harness, error: Callable[[], Exception], times: int) -> list[float]:
+    """The next `times` recoveries raise; gives the moments of all of them."""
+    recover, moments = h.loop._recovery.recover, []
+    assert recover is not None
+
+    async def attempt() -> KVLedger | None:
+        moments.append(time.monotonic())
+        if len(moments) <= times:
+            raise error()
+        return await recover()
+
+    h.loop._recovery.recover = attempt
+    return moments
+
+
+@pytest.mark.parametrize("times", [1, recovery.MAX_FAILURES - 1])
+async def test_a_recovery_that_fails_is_tried_again_and_the_streams_go_on(
+    times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that dies while its group is being rebuilt is a longer pause."""
+    monkeypatch.setattr(recovery, "_FIRST_PAUSE_S", 0.01)
+    async with running(recover=True) as h:
+        moments = failing(h, lambda: WorkerGroupError("A worker died while it was starting"), times)
+        h.pipeline.fail_at = {3: "after"}
+        await h.generate("a", range(4), num_new=12)
+        assert h.loop.healthy
+    assert len(moments) == times + 1
+
+
+async def test_a_recovery_that_goes_on_failing_ends_the_streams_and_goes_on_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nobody asks meanwhile: the loop is healthy again as soon as the workers are."""
+    monkeypatch.setattr(recovery, "_FIRST_PAUSE_S", 0.005)
     async with running(recover=True, check=False) as h:
-        recover = h.loop._recover
+        moments = failing(h, lambda: WorkerGroupError("no room"), recovery.MAX_FAILURES + 2)
+        h.pipeline.fail_at = {1: "before"}
+        with pytest.raises(WorkerGroupError, match="no room"):
+            await _read(h.loop.submit(make_context("a", range(4))))
+        assert not h.loop.healthy
+        await h.until(lambda: h.loop.healthy, "healthy without a request")
+        assert len(moments) == recovery.MAX_FAILURES + 3
+        pauses = [later - sooner for sooner, later in pairwise(moments)]
+        assert all(pause > 0.005 * 2**number * 0.9 for number, pause in enumerate(pauses)), "they grow"
+        await h.generate("b", range(4))
 
-        async def fails() -> None:
-            raise RuntimeError("no such node")
 
-        h.loop._recover = fails
+async def test_our_own_mistake_in_a_recovery_ends_the_streams_and_not_the_recovery(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(recovery, "_FIRST_PAUSE_S", 0.01)
+    async with running(recover=True, check=False) as h:
+        failing(h, lambda: RuntimeError("no such node"), 2)
         h.pipeline.fail_at = {1: "before"}
         with pytest.raises(RuntimeError, match="no such node"):
             await _read(h.loop.submit(make_context("a", range(4))))
-        assert not h.loop.healthy
-        h.loop._recover = recover
-        h.pipeline.fail_at = {h.pipeline.num_steps: "before"}
-        await h.generate("b", range(4))
+        await h.until(lambda: h.loop.healthy, "healthy without a request")
+
+
+async def test_a_group_that_is_anothers_is_not_asked_for_again() -> None:
+    async with running(recover=True, check=False) as h:
+        moments = failing(h, lambda: StaleLeaseError("it has passed to another replica"), 99)
+        h.pipeline.fail_at = {1: "before"}
+        with pytest.raises(StaleLeaseError):
+            await _read(h.loop.submit(make_context("a", range(4))))
+        await asyncio.sleep(0.05)
+        assert (len(moments), h.loop.healthy) == (1, False)
+
+
+async def test_a_failure_that_is_reported_to_a_busy_loop_is_mended_too() -> None:
+    """As of a rank that dies behind the last step: nothing that the loop does meets it."""
+    async with running(recover=True) as h:
+        busy = asyncio.create_task(h.generate("b", range(4), num_new=20))
+        await h.at_step(3)
+        h.loop.report_failure(WorkerGroupError("rank 1 does not answer"))
+        await busy
+        await h.until(lambda: len(h.ledgers) == 2, "one recovery")
+        await h.settle()
         assert h.loop.healthy
 
 
@@ -248,10 +315,7 @@ async def test_an_idle_loop_recovers_when_it_is_told_of_a_failure() -> None:
         h.loop.report_failure(WorkerGroupError("rank 0 does not answer"))
         while len(h.ledgers) == 1:
             await asyncio.sleep(0)
-        busy = asyncio.create_task(h.generate("b", range(4), num_new=20))
-        await h.at_step(h.pipeline.num_steps + 3)
-        h.loop.report_failure(WorkerGroupError("old news"))
-        await busy
+        await h.generate("b", range(4), num_new=20)
         await h.settle()
         assert h.loop.healthy
     assert h.loop.stats.recoveries == 1
