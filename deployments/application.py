@@ -9,8 +9,8 @@ from ray import serve
 from deployments.cluster_env import cluster_hardware, connect
 from deployments.ingress import Ingress
 from deployments.serve_config import load_serve_config
-from max_ray.actors.leased_group import get_registry
 from max_ray.actors.messages import GroupSpec
+from max_ray.actors.registry_calls import get_registry
 from max_ray.config import PipelineConfig, ServeConfig
 from max_ray.log import get_logger
 from max_ray.phases import phase

@@ -1,14 +1,14 @@
 """ReplicaEngine: what one ingress replica runs: tokenizer, pipeline, generation loop, and the lease of its group.
 
-Implements the Engine that the HTTP routes need. Two tasks: the loop, and the keeper, which renews the lease every
-second, exchanges metrics with the sibling replicas on the same occasion, and repairs the group while it is idle.
+Implements the Engine that the HTTP routes need. The group's lease is renewed on a thread of its own; what is found out
+there goes to the loop, the only one that brings workers back. A task exchanges metrics with the sibling replicas by way
+of the registry.
 """
 
 from __future__ import annotations
 
 import asyncio
 import pickle
-import time
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import dataclass
 
@@ -34,8 +34,9 @@ from max_ray.scheduler import EmbeddingsLoop, GenerationLoop, SchedulerLimits
 from max_ray.tokenizer import TextTokenizer
 
 _LOG = get_logger(__name__)
-RENEW_EVERY_S = 1.0
+_EXCHANGE_EVERY_S = 1.0
 _SILENT_FOR_S = 10.0
+"""A member that has not answered for so long makes the replica unhealthy; it may only be slow."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,10 @@ class ReplicaEngine:
             self._loop = EmbeddingsLoop(pipeline, limits, self._recover)
         else:
             self._loop = GenerationLoop(TextGenerationPipeline(group.executor), group.ledger, limits, self._recover)
-        self._answered_at = time.monotonic()
-        self._members_answer = True
         self._is_superseded = False
         self._siblings: dict[str, bytes] = {}
-        self._tasks = [asyncio.create_task(self._loop.run()), asyncio.create_task(self._keep_lease())]
+        self._tasks = [asyncio.create_task(self._loop.run()), asyncio.create_task(self._exchange_metrics())]
+        group.keep(self._on_failure)
 
     @classmethod
     async def start(cls, spec: GroupSpec, max_queued_requests: int, identity: ReplicaIdentity) -> ReplicaEngine:
@@ -121,9 +121,8 @@ class ReplicaEngine:
         self._loop.cancel(request_id)
 
     async def healthy(self) -> bool:
-        """True while every member of the group answers and the loop is well. Answered from the last renewal."""
-        silent = time.monotonic() - self._answered_at > _SILENT_FOR_S
-        return self._members_answer and not silent and self._loop.healthy and not self._is_superseded
+        """True while every member of the group answers and the loop is well. Answered from the last renewals."""
+        return self._group.silence_s < _SILENT_FOR_S and self._loop.healthy and not self._is_superseded
 
     async def metrics_snapshots(self) -> Sequence[MetricsSnapshot]:
         """The siblings' numbers as of their last renewal, this replica's as of now."""
@@ -158,43 +157,37 @@ class ReplicaEngine:
 
     async def _recover(self) -> KVLedger:
         """The loop's way back after a WorkerGroupError."""
-        ledger = await self._group.rebuild()
-        self._note_answer()
-        return ledger
-
-    async def _keep_lease(self) -> None:
-        while not self._is_superseded:
-            await asyncio.sleep(RENEW_EVERY_S)
-            if not self._group.is_repairing:
-                await self._renew_once()
-
-    async def _renew_once(self) -> None:
-        epoch = self._group.info.epoch
         try:
-            self._siblings = await self._group.renew(pickle.dumps(self._snapshot()))
-            self._note_answer()
+            return await self._group.rebuild()
         except StaleLeaseError as error:
-            # a rebuild on the loop's behalf may have raised the epoch while the renewal was under way
-            self._is_superseded = self._group.info.epoch == epoch and not self._group.is_repairing
-            _LOG.warning("%s", error)
-        except WorkerGroupError as error:
-            if not self._group.is_repairing:
-                self._members_answer = False
-                _LOG.warning("a member of the worker group does not answer: %s", error)
-                await self._repair_if_idle()
+            self._note_superseded(error)
+            raise
 
-    def _note_answer(self) -> None:
-        self._answered_at = time.monotonic()
-        self._members_answer = True
+    def _on_failure(self, error: MaxRayError) -> None:
+        """The lease's keeper found a member dead or silent, or the group somebody else's."""
+        if isinstance(error, WorkerGroupError):
+            _LOG.warning("a member of the worker group does not answer: %s", error)
+            self._loop.report_failure(error)
+        else:
+            self._note_superseded(error)
 
-    async def _repair_if_idle(self) -> None:
-        """A busy loop meets the failure itself and recovers; an idle one would not know until the next request."""
-        if self._loop.stats.running:
-            return
-        try:
-            await self._recover()
-        except MaxRayError as error:
-            _LOG.error("the worker group did not come back, trying again: %s", error)
+    def _note_superseded(self, error: MaxRayError) -> None:
+        _LOG.warning("%s", error)
+        self._is_superseded = True
+        self._group.let_go()
+
+    async def _exchange_metrics(self) -> None:
+        """Nothing but metrics depends on it, so a registry that does not answer is merely noted."""
+        silent = False
+        while not self._is_superseded:
+            await asyncio.sleep(_EXCHANGE_EVERY_S)
+            try:
+                self._siblings = await self._group.renew(pickle.dumps(self._snapshot()))
+                silent = False
+            except (WorkerGroupError, StaleLeaseError) as error:
+                if not silent:
+                    _LOG.warning("metrics were not exchanged: %s", error)
+                silent = True
 
 
 def _limits(spec: GroupSpec, max_queued_requests: int) -> SchedulerLimits:

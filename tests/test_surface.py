@@ -52,7 +52,7 @@ SERVE_SETTINGS = PIPELINE_SETTINGS | {
     "max_replicas": 1,
     "target_ongoing_requests": 16.0,
     "max_queued_requests": 512,
-    "lease_grace_s": 10.0,
+    "lease_grace_s": 60.0,
     "worker_start_timeout_s": 600.0,
     "collective_timeout_s": 60.0,
     "api_keys": DERIVED,

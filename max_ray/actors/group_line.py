@@ -137,9 +137,9 @@ class GroupLine:
             raise self._error
         self._send(released)
 
-    def close(self) -> None:
-        """Hangs up; the workers' calls end. Idempotent."""
-        self._fail(WorkerGroupError("The line to the workers was closed."))
+    def close(self, error: MaxRayError | None = None) -> None:
+        """Hangs up; the workers' calls end, and runs in progress raise `error`. Idempotent."""
+        self._fail(error or WorkerGroupError("The line to the workers was closed."))
         for call in self._calls.values():
             call.hang_up()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,22 +22,30 @@ from max_ray.phases import phase
 _LOG = get_logger(__name__)
 _PROGRESS_S = 5.0
 _PING_S = 5.0
+_CALL_S = 60.0
+"""Limit of a call that a member answers at once, on however busy a machine."""
 
 
 @dataclass(eq=False)
 class Group:
-    """The registry's record of a group. `lock` serializes starting, taking over, rebuilding and ending."""
+    """The registry's record of a group. `lock` serializes starting, taking over, rebuilding and ending.
+
+    rebuilt_from: the epoch of the order that the present epoch is the answer to; 0 when it answers none.
+    strays: members whose places others have, to be ended.
+    """
 
     group_id: str
     spec: GroupSpec
     replica_rank: int
     owner_id: str
     epoch: int = 1
+    rebuilt_from: int = 0
     state: str = "placing"
     message: str = ""
     placement_id: str = ""
     workers: tuple[ActorHandle, ...] = ()
     kv_manager: ActorHandle = None
+    strays: list[ActorHandle] = field(default_factory=list)
     num_blocks: int = 0
     phases: dict[str, float] = field(default_factory=dict)
     renewed_at: float = field(default_factory=time.monotonic)
@@ -69,8 +78,9 @@ class Group:
     def members(self) -> list[ActorHandle]:
         return [*self.workers, *([] if self.kv_manager is None else [self.kv_manager])]
 
-    def renew(self) -> None:
-        self.renewed_at = time.monotonic()
+    def renew(self, age_s: float = 0.0) -> None:
+        """The owner was heard of `age_s` seconds ago."""
+        self.renewed_at = max(self.renewed_at, time.monotonic() - age_s)
 
     def progress(self, message: str) -> None:
         self.message = message
@@ -92,7 +102,8 @@ async def start(group: Group) -> None:
         _spawn_members(group)
         with phase("workers: start and load", durations=group.phases):
             await _load(group)
-    except (RayError, MaxRayError, asyncio.CancelledError) as error:
+        await _renew_members(group)
+    except (RayError, MaxRayError, TimeoutError, asyncio.CancelledError) as error:
         await end(group)
         raise _cause_of(error) from error
     group.renew()
@@ -126,7 +137,7 @@ async def _load(group: Group) -> None:
     """Loads all ranks at once, saying how it goes."""
     address = None
     if len(group.workers) > 1:
-        address = await group.workers[0].reserve_address.remote()
+        address = await group.workers[0].reserve_address.remote()  # once its process is up
     work = asyncio.gather(*[worker.setup.remote(address) for worker in group.workers])
     started = time.monotonic()
     while not work.done():
@@ -141,9 +152,16 @@ async def _load(group: Group) -> None:
         if not work.done():
             group.progress(f"loading on {len(group.workers)} worker(s) for {elapsed:.0f} s")
     group.num_blocks = min(await work)
-    group.phases |= await group.workers[0].startup_phases.remote()
-    if group.kv_manager is not None:
-        await group.kv_manager.open.remote(group.num_blocks)
+    async with asyncio.timeout(_CALL_S):
+        group.phases |= await group.workers[0].startup_phases.remote()
+        if group.kv_manager is not None:
+            await group.kv_manager.open.remote(group.num_blocks)
+
+
+async def _renew_members(group: Group) -> None:
+    """Puts all members on the grace period at once, in the name of an owner who will renew from now on."""
+    async with asyncio.timeout(_CALL_S):
+        await asyncio.gather(*[member.renew.remote(group.owner_id) for member in group.members])
 
 
 def _cause_of(error: BaseException) -> BaseException:
@@ -152,7 +170,9 @@ def _cause_of(error: BaseException) -> BaseException:
     if isinstance(cause, MaxRayError):
         return cause
     if isinstance(error, RayActorError):
-        return WorkerGroupError(f"A worker died while it was starting: {error}")
+        return WorkerGroupError(f"A worker died while it was starting: {str(error).splitlines()[0]}")
+    if isinstance(error, TimeoutError):
+        return WorkerGroupError(f"A member of the group did not answer for {_CALL_S:.0f} s.")
     return error
 
 
@@ -163,9 +183,13 @@ async def make_whole(group: Group) -> None:
     Raises what `start` raises; then nothing is left of the group.
     """
     group.epoch += 1
+    _kill(group.strays)
+    group.strays = []
     try:
-        await _adopt(group)
-    except (RayError, WorkerGroupError) as error:
+        async with asyncio.timeout(group.spec.collective_timeout_s + _CALL_S):
+            await _adopt(group)
+        await _renew_members(group)
+    except (RayError, WorkerGroupError, TimeoutError) as error:
         group.progress(f"starting new workers: {error}")
         _kill(group.members)
         await start(group)
@@ -177,6 +201,7 @@ async def _adopt(group: Group) -> None:
     statuses = await asyncio.gather(*[describe(worker) for worker in group.workers])
     if len(statuses) < group.spec.size or not all(status is not None and status.healthy for status in statuses):
         raise WorkerGroupError("a worker died or failed")
+    group.num_blocks = min(status.num_blocks for status in statuses if status is not None)
     await asyncio.gather(*[worker.adopt.remote(group.epoch, group.owner_id) for worker in group.workers])
     if not group.spec.has_kv_manager:
         return
@@ -197,6 +222,12 @@ async def describe(member: ActorHandle) -> MemberStatus | None:
         return None
 
 
+async def lease_age_s(group: Group) -> float:
+    """Seconds since the owner was heard of, by the member that heard of it last; infinite when no member answers."""
+    statuses = await asyncio.gather(*map(describe, group.members))
+    return min((status.lease_age_s for status in statuses if status is not None), default=math.inf)
+
+
 async def _ask(member: ActorHandle) -> MemberStatus:
     status: MemberStatus = await member.describe.remote()
     return status
@@ -205,7 +236,7 @@ async def _ask(member: ActorHandle) -> MemberStatus:
 async def end(group: Group) -> None:
     """Ends every member and frees the placement. Idempotent."""
     group.state = "ended"
-    _kill(group.members)
+    _kill([*group.members, *group.strays])
     if group.placement_id:
         await asyncio.to_thread(remove_group_placement, group.placement_id)
 

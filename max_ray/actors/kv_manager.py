@@ -40,7 +40,6 @@ class KVManagerActor:
         self._manager = PagedKVCacheManager(
             plan.kv_params, num_blocks, enable_prefix_caching=plan.config.enable_prefix_caching
         )
-        self._lease.arm()
 
     def serve(self, path: str, epoch: int) -> None:
         """Answers exchanges on a line to the replica that listens at `path`, until that hangs up; returns at once where
@@ -65,8 +64,9 @@ class KVManagerActor:
         return self._exchange(epoch, request)
 
     @ray.method(concurrency_group="control")
-    def renew(self, epoch: int) -> None:
-        self._lease.renew(epoch)
+    def renew(self, owner_id: str) -> None:
+        """Raises StaleLeaseError for another than the present owner."""
+        self._lease.renew(owner_id)
 
     @ray.method(concurrency_group="control")
     def adopt(self, epoch: int, owner_id: str) -> None:

@@ -1,47 +1,18 @@
-"""LeasedGroup: a replica's hold on its worker group: take it, keep it, repair it, give it back.
-
-Calls to the registry are repeated when it has died meanwhile: a new one reads back who has what.
-"""
+"""LeasedGroup: a replica's hold on its worker group: take it, keep it, repair it, give it back."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import Callable
 
-import ray
-from ray.exceptions import RayActorError, RayTaskError
-
-from max_ray.actors.messages import NAMESPACE, REGISTRY_NAME, ActorHandle, GroupInfo, GroupSpec
-from max_ray.actors.priority import ORDINARY_PRIORITY
-from max_ray.actors.registry import RegistryActor
+from max_ray.actors.lease_keeper import LeaseKeeper
+from max_ray.actors.messages import GroupInfo, GroupSpec
+from max_ray.actors.registry_calls import ask_registry, order_from_registry
 from max_ray.actors.worker_group import ActorKVLedger, GroupExecutor
-from max_ray.errors import MaxRayError, WorkerGroupError
-from max_ray.log import get_logger
+from max_ray.errors import MaxRayError
 
-_LOG = get_logger(__name__)
-_ATTEMPTS = 20
-_PAUSE_S = 0.25
-_remote: Any = ray.remote
-_Answer = TypeVar("_Answer")
-
-
-def get_registry() -> ActorHandle:
-    """The cluster's registry; started when there is none. Ray restarts it when it crashes."""
-    return (
-        _remote(RegistryActor)
-        .options(
-            name=REGISTRY_NAME,
-            namespace=NAMESPACE,
-            lifetime="detached",
-            get_if_exists=True,
-            num_cpus=0,
-            max_restarts=-1,
-            runtime_env={"env_vars": ORDINARY_PRIORITY},
-            max_concurrency=1000,
-        )
-        .remote()
-    )
+_RELEASE_LIMIT_S = 10.0
+_RENEW_LIMIT_S = 5.0
 
 
 class LeasedGroup:
@@ -53,11 +24,15 @@ class LeasedGroup:
         self._replica_rank = replica_rank
         self._owner_id = owner_id
         self._repairing = asyncio.Lock()
+        self._keeper: LeaseKeeper | None = None
 
     @classmethod
     async def acquire(cls, spec: GroupSpec, replica_rank: int, owner_id: str) -> LeasedGroup:
-        """Waits until a loaded group is leased. Raises ParallelismError, WeightsError and what else loading raises."""
-        info: GroupInfo = await ask_registry(lambda registry: registry.acquire.remote(spec, replica_rank, owner_id))
+        """Waits until a loaded group is leased; `keep` it then. Raises ParallelismError, WeightsError and what else
+        loading raises."""
+        info: GroupInfo = await order_from_registry(
+            lambda registry: registry.acquire.remote(spec, replica_rank, owner_id)
+        )
         return cls(info, replica_rank, owner_id)
 
     @property
@@ -65,49 +40,66 @@ class LeasedGroup:
         return self.executor.info
 
     @property
-    def is_repairing(self) -> bool:
-        return self._repairing.locked()
+    def silence_s(self) -> float:
+        """Seconds since the last sign of life of the member that has been silent longest."""
+        return 0.0 if self._keeper is None else self._keeper.silence_s
+
+    def keep(self, report: Callable[[MaxRayError], None]) -> None:
+        """Renews the lease with all members from now on, whatever else goes on here.
+
+        report: called on this event loop with WorkerGroupError when a member of the present group is dead or silent,
+        and with StaleLeaseError when the group has passed to another replica. What waits for the group gets the error.
+        """
+        loop = asyncio.get_running_loop()
+
+        def found(info: GroupInfo, error: MaxRayError) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(self._on_failure, info, error, report)
+
+        self._keeper = LeaseKeeper(self.info, self._owner_id, found)
 
     async def renew(self, snapshot: bytes | None = None) -> dict[str, bytes]:
-        """Renews the lease with the members and the registry; gives back the application's metrics snapshots.
+        """Tells the registry that the owner lives; gives back the application's metrics snapshots, by owner.
 
-        Raises WorkerGroupError when a member is dead, StaleLeaseError when the group has passed on.
+        Raises WorkerGroupError when the registry does not answer or does not know the group, StaleLeaseError when the
+        group has passed on.
         """
-        info = self.info
-        await self.executor.renew()
         answer: dict[str, bytes] = await ask_registry(
-            lambda registry: registry.renew.remote(info.group_id, info.epoch, snapshot)
+            lambda registry: registry.renew.remote(self.info.group_id, self._owner_id, snapshot), _RENEW_LIMIT_S
         )
         return answer
 
     async def rebuild(self) -> ActorKVLedger:
-        """A whole group with an empty KV cache again, after a WorkerGroupError."""
+        """A whole group with an empty KV cache again, after a WorkerGroupError. Raises what loading raises,
+        WorkerGroupError when no registry comes up, StaleLeaseError when the group is another replica's."""
         async with self._repairing:
             info = self.info
-            fresh: GroupInfo = await ask_registry(
+            fresh: GroupInfo = await order_from_registry(
                 lambda registry: registry.rebuild.remote(
                     info.group_id, info.epoch, info.spec, self._replica_rank, self._owner_id
                 )
             )
             self.executor.adopt(fresh)
             self.ledger.adopt(fresh)
+            if self._keeper is not None:
+                self._keeper.adopt(fresh)
             return self.ledger
 
     async def release(self) -> None:
-        """Ends the group."""
-        await ask_registry(lambda registry: registry.release.remote(self.info.group_id, self.info.epoch))
+        """Ends the group. Raises WorkerGroupError when the registry does not answer: then the group ends by itself."""
+        self.let_go()
+        await ask_registry(
+            lambda registry: registry.release.remote(self.info.group_id, self._owner_id), _RELEASE_LIMIT_S
+        )
 
+    def let_go(self) -> None:
+        """Renews no more: the group is a successor's, or ends itself. Idempotent."""
+        if self._keeper is not None:
+            self._keeper.stop()
 
-async def ask_registry(call: Callable[[ActorHandle], Awaitable[_Answer]]) -> _Answer:
-    """Calls the registry, again when it is dead or restarting. Raises the registry's own typed errors as such."""
-    for _ in range(_ATTEMPTS):
-        try:
-            return await call(get_registry())
-        except RayActorError as error:
-            _LOG.warning("the registry does not answer (%s); trying again", type(error).__name__)
-            await asyncio.sleep(_PAUSE_S)
-        except RayTaskError as error:
-            if isinstance(error.cause, MaxRayError):
-                raise error.cause from None
-            raise
-    raise WorkerGroupError("The registry actor does not come up: look into Ray's logs.")
+    def _on_failure(self, info: GroupInfo, error: MaxRayError, report: Callable[[MaxRayError], None]) -> None:
+        """Of the present group only: what was found out about the one before has been mended, or is just being."""
+        if info is self.info and not self._repairing.locked():
+            self.executor.fail(error)
+            self.ledger.fail(error)
+            report(error)

@@ -59,9 +59,9 @@ class LedgerLine(asyncio.Protocol):
         finally:
             self._answer = None
 
-    def close(self) -> None:
-        """Hangs up; the KV manager's call ends. Idempotent."""
-        self._fail(WorkerGroupError("The line to the KV manager was closed."))
+    def close(self, error: MaxRayError | None = None) -> None:
+        """Hangs up; the KV manager's call ends, and an exchange in progress raises `error`. Idempotent."""
+        self._fail(error or WorkerGroupError("The line to the KV manager was closed."))
         self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

@@ -14,11 +14,13 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
+from uuid import uuid4
 
 from max_ray.pipelines.plan import PipelinePlan
 
 NAMESPACE = "max_ray"
 REGISTRY_NAME = "registry"
+_KV_MANAGER, _WORKER = "kv_manager", "worker_"
 
 ActorHandle = Any
 """Ray's handle of an actor; its methods exist only at run time."""
@@ -37,7 +39,7 @@ class GroupSpec:
 
     app: str
     plan: PipelinePlan
-    lease_grace_s: float = 10.0
+    lease_grace_s: float = 60.0
     start_timeout_s: float = 600.0
     collective_timeout_s: float = 120.0
     phases: Mapping[str, float] = field(default_factory=dict)
@@ -79,8 +81,19 @@ class Membership:
     @property
     def name(self) -> str:
         """The member's actor name; the epoch of its birth is in it, as the name of a killed actor is freed late."""
-        part = "kv_manager" if self.rank is None else f"worker_{self.rank}"
+        part = _KV_MANAGER if self.rank is None else f"{_WORKER}{self.rank}"
         return f"{self.group_id}:{part}:{self.epoch}"
+
+
+def member_place(name: str) -> tuple[str, int | None, int]:
+    """(group id, rank or None, epoch of its birth) of a member, from `Membership.name`."""
+    group_id, part, epoch = name.rsplit(":", 2)
+    return group_id, None if part == _KV_MANAGER else int(part.removeprefix(_WORKER)), int(epoch)
+
+
+def new_group_id(spec: GroupSpec, replica_rank: int) -> str:
+    """Unique; begins with the application's name."""
+    return f"{spec.app}-{replica_rank}-{uuid4().hex[:8]}"
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,6 @@ class ModelWorker:
         torch.set_num_threads(plan.num_threads)  # Ray sets OMP_NUM_THREADS=1 for small actors
         group = init_tp_group(self._rank, spec.size, init_method or "", plan_device(plan), spec.collective_timeout_s)
         self._runner = build_runner(plan, group, self._durations)
-        self._lease.arm()
         return self._runner.num_blocks
 
     def run(self, request: RunRequest, epoch: int) -> Iterator[StepOutput]:
@@ -115,17 +114,20 @@ class ModelWorker:
         self._lease.check(epoch)
 
     @ray.method(concurrency_group="control")
-    def renew(self, epoch: int) -> None:
-        self._lease.renew(epoch)
+    def renew(self, owner_id: str) -> None:
+        """Raises StaleLeaseError for another than the present owner."""
+        self._lease.renew(owner_id)
 
     @ray.method(concurrency_group="control")
     def adopt(self, epoch: int, owner_id: str) -> None:
         """A new owner: ends the old one's run, waits for its end, forgets its block tables.
 
-        Raises WorkerGroupError when the run does not end within the collective timeout.
+        Raises WorkerGroupError when the run does not end within the collective timeout, or within half of the grace
+        period, for which other members may have to wait.
         """
+        spec = self._membership.spec
         self._lease.pass_to(epoch, owner_id)
-        if not self._idle.wait(self._membership.spec.collective_timeout_s):
+        if not self._idle.wait(min(spec.collective_timeout_s, spec.lease_grace_s / 2)):
             raise WorkerGroupError(f"The run of the former owner of {self._membership.name} does not end.")
         self._stop_through = 0
         runner = self._loaded

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator
 from contextlib import aclosing
+from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayError
@@ -19,11 +20,45 @@ from max_ray.actors.group_line import GroupLine
 from max_ray.actors.ledger_line import LedgerLine
 from max_ray.actors.messages import GroupInfo
 from max_ray.actors.ray_errors import typed
-from max_ray.errors import WorkerGroupError
+from max_ray.errors import MaxRayError, WorkerGroupError
 from max_ray.interfaces import LeaseReply, LeaseRequest, RunExtension, RunRequest, StepOutput
 
+ResultT = TypeVar("ResultT")
 _LOOK_S = 1.0
 """How often a waiting consumer looks after the followers and the clock."""
+
+
+class Failure:
+    """What ended a group for those who use it, until it is rebuilt; and a way out for whoever waits for it."""
+
+    def __init__(self) -> None:
+        self._error: MaxRayError | None = None
+        self._waiters: set[asyncio.Future[None]] = set()
+
+    def set(self, error: MaxRayError) -> None:
+        self._error = error
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def clear(self) -> None:
+        self._error = None
+
+    async def guard(self, work: Coroutine[Any, Any, ResultT]) -> ResultT:
+        """The result of `work`; raises the error instead as soon as there is one, and cancels `work`."""
+        task = asyncio.ensure_future(work)
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.add(waiter)
+        try:
+            if self._error is None:
+                await asyncio.wait([task, waiter], return_when=asyncio.FIRST_COMPLETED)
+            if self._error is not None:
+                raise self._error
+            return task.result()
+        finally:
+            self._waiters.discard(waiter)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
 
 class GroupExecutor:
@@ -35,6 +70,7 @@ class GroupExecutor:
         self._step_timeout_s = step_timeout_s or info.spec.collective_timeout_s + 10
         self._line: GroupLine | None = None
         self._is_line_possible = True
+        self._failure = Failure()
 
     @property
     def info(self) -> GroupInfo:
@@ -43,7 +79,14 @@ class GroupExecutor:
     def adopt(self, info: GroupInfo) -> None:
         """Goes on with a rebuilt group."""
         self.hang_up()
+        self._failure.clear()
         self._info = info
+
+    def fail(self, error: MaxRayError) -> None:
+        """The group was found dead, silent or taken: what waits for it, and each call until `adopt`, raises `error`."""
+        self._failure.set(error)
+        if self._line is not None:
+            self._line.close(error)
 
     def hang_up(self) -> None:
         """Closes the direct line; the next run opens one again. Idempotent."""
@@ -63,7 +106,9 @@ class GroupExecutor:
                 self.interrupt(request.run_id)
 
     async def stream(self, request: RunRequest) -> AsyncIterator[StepOutput]:
-        line = await self._open_line()
+        line = self._line
+        if line is None or not line.is_open:
+            line = await self._failure.guard(self._open_line())
         if line is None:
             steps = self._stream_by_calls(request)
         else:
@@ -99,10 +144,10 @@ class GroupExecutor:
             raise typed(error) from error
 
     async def _open_line(self) -> GroupLine | None:
-        """The open line; None where the workers cannot reach this process, which is found out once."""
-        if self._line is not None and not self._line.is_open:
+        """A line; None where the workers cannot reach this process, which is found out once."""
+        if self._line is not None:
             self.hang_up()
-        if self._line is None and self._is_line_possible:
+        if self._is_line_possible:
             self._line = await GroupLine.open(self._info, self._step_timeout_s)
             self._is_line_possible = self._line is not None
         return self._line
@@ -115,15 +160,6 @@ class GroupExecutor:
         finally:
             if not run.is_over:
                 self.interrupt(request.run_id)
-
-    async def renew(self) -> None:
-        """Renews the lease with every member. Raises WorkerGroupError, StaleLeaseError."""
-        manager = self._info.kv_manager
-        members = [*self._info.workers, *([] if manager is None else [manager])]
-        try:
-            await asyncio.gather(*[member.renew.remote(self._info.epoch) for member in members])
-        except RayError as error:
-            raise typed(error) from error
 
 
 class _GroupRun:
@@ -187,11 +223,19 @@ class ActorKVLedger:
         self._info = info
         self._line: LedgerLine | None = None
         self._is_line_possible = True
+        self._failure = Failure()
 
     def adopt(self, info: GroupInfo) -> None:
         """Goes on with a rebuilt group, whose ledger is empty."""
         self.hang_up()
+        self._failure.clear()
         self._info = info
+
+    def fail(self, error: MaxRayError) -> None:
+        """The group was found dead, silent or taken: what waits for it, and each call until `adopt`, raises `error`."""
+        self._failure.set(error)
+        if self._line is not None:
+            self._line.close(error)
 
     def hang_up(self) -> None:
         """Closes the direct line; the next exchange opens one again. Idempotent."""
@@ -210,9 +254,16 @@ class ActorKVLedger:
 
     async def exchange(self, request: LeaseRequest) -> LeaseReply:
         """Raises StaleLeaseError when the lease has passed on, WorkerGroupError when the manager is dead."""
-        if self._line is not None and not self._line.is_open:
+        line = self._line
+        if line is not None and line.is_open:
+            return await line.exchange(request)
+        return await self._failure.guard(self._exchange_anew(request))
+
+    async def _exchange_anew(self, request: LeaseRequest) -> LeaseReply:
+        """Over a new line; by a Ray call where the manager cannot reach this process, which is found out once."""
+        if self._line is not None:
             self.hang_up()
-        if self._line is None and self._is_line_possible:
+        if self._is_line_possible:
             self._line = await LedgerLine.open(self._info)
             self._is_line_possible = self._line is not None
         if self._line is not None:

@@ -239,7 +239,7 @@ class ServeConfig(PipelineConfig):
     )
     max_queued_requests: int = Field(512, ge=0, description="Requests that may wait in a copy; beyond that, HTTP 429.")
     lease_grace_s: float = Field(
-        10.0,
+        60.0,
         gt=0,
         le=_MAX_SECONDS,
         description="Seconds without a living owner after which a worker group ends itself.",

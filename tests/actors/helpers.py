@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import ray
 
-from max_ray.actors.leased_group import get_registry
 from max_ray.actors.messages import NAMESPACE, GroupInfo, GroupSpec, MemberStatus, RegistryStatus
+from max_ray.actors.registry_calls import get_registry
 from max_ray.config import PipelineConfig
 from max_ray.interfaces import RunRequest, RunRow, SamplingParams
 from max_ray.pipelines.plan import resolve_plan
