@@ -72,6 +72,7 @@ async def test_a_hung_registry_is_nothing_to_clients_and_a_dead_one_is_asked_aga
         assert worker_pids("orders") != before
 
 
+@pytest.mark.slow
 async def test_an_idle_replica_gets_well_by_itself(ray_cluster: Any, tiny_llama: Path, serve_port: int) -> None:
     async with deployed(tiny_llama, serve_port, "idle") as served:
         expected = await text_of(served, "x")
