@@ -78,6 +78,7 @@ class TextTokenizer:
         sources = (given, generation_config.get("eos_token_id"), _text_config(model_config).get("eos_token_id"))
         self._eos = next((_ids(s) for s in sources if s is not None), _ids(self._hf.eos_token_id))
         self.eos_token_ids = frozenset(self._eos)
+        self._bos_text: str | None = self._hf.bos_token
         self.special_ids = self._find_special_ids()
         self.special_names = {self.token_piece(i): i for i in self.special_ids if i < self.vocab_size}
         self.added_ids = frozenset(self._hf.added_tokens_decoder)
@@ -239,7 +240,13 @@ class TextTokenizer:
     def _text_ids(self, text: str) -> TokenArray:
         if not text:
             return np.empty(0, dtype=np.int64)
-        return self._prompt_text_ids(text, add_special_tokens=True)
+        return self._with_one_bos(text, self._prompt_text_ids(text, add_special_tokens=True))
+
+    def _with_one_bos(self, text: str, ids: TokenArray) -> TokenArray:
+        """A text that begins with the beginning-of-sequence token gets no second one."""
+        if self._bos_text is None or not text.startswith(self._bos_text):
+            return ids
+        return ids[1:] if ids[:2].tolist() == [self._hf.bos_token_id] * 2 else ids
 
     def _chat_ids(self, request: TextGenerationRequest) -> TokenArray:
         text = self.render_chat(request.messages, request.chat_template_options)
