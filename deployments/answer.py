@@ -7,9 +7,10 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
+from deployments.choice import ChoiceDelta, TokenEntry
 from deployments.engine import Engine
 from deployments.formats import AnswerFormat, ChatFormat, CompletionFormat
-from deployments.generation import ChoiceDelta, Generation
+from deployments.generation import Generation
 from deployments.openai import ChatCompletionRequest, CompletionRequest
 from deployments.sse import encode_event
 from max_ray.errors import InputError, ModelNotServedError, nearest
@@ -45,11 +46,14 @@ class Answer:
         """The answer object. Raises WorkerGroupError."""
         choices = [ChoiceDelta(choice.index, "") for choice in self._generation.choices]
         texts: list[list[str]] = [[] for _ in choices]
+        tokens: list[list[TokenEntry]] = [[] for _ in choices]
         async for deltas in self._generation.deltas():
             for delta in deltas:
                 choice = choices[delta.index]
                 texts[delta.index].append(delta.text)
-                choice.tokens += delta.tokens
+                if delta.tokens is not None:
+                    choice.tokens = tokens[delta.index]
+                    choice.tokens += delta.tokens
                 choice.finish_reason = delta.finish_reason
         for choice, pieces in zip(choices, texts, strict=True):
             choice.text = "".join(pieces)

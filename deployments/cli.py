@@ -221,13 +221,13 @@ def _encode(options: dict[str, Any]) -> None:
 
 def _generated_text(config: PipelineConfig, request: TextGenerationRequest) -> Iterator[str]:
     """Runs one request in this process; text as it comes. Raises MaxRayError."""
-    from max_ray.detokenizer import IncrementalDetokenizer
     from max_ray.interfaces import PipelineTask, TextContext, TextGenerationInputs
     from max_ray.pipelines import PIPELINE_REGISTRY
+    from max_ray.token_text import token_text_of
 
     tokenizer, pipeline = PIPELINE_REGISTRY.retrieve(config, PipelineTask.TEXT_GENERATION)
     context = asyncio.run(tokenizer.new_context(request))
-    detokenizer = IncrementalDetokenizer(lambda ids: tokenizer.decode_ids(ids, skip_special_tokens=True))
+    detokenizer = token_text_of(tokenizer).detokenizer(context.tokens.prompt)
     try:
         while not context.is_done:
             inputs = TextGenerationInputs[TextContext](batches=[{context.request_id: context}], num_steps=1)

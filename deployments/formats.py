@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from json.encoder import encode_basestring as quote
 from typing import Any
 
-from deployments.generation import ChoiceDelta, TokenEntry, Usage
+from deployments.choice import ChoiceDelta, TokenEntry
+from deployments.generation import Usage
 from deployments.sse import encode_event
 from max_ray.token_text import TokenText
 
@@ -53,7 +54,7 @@ class AnswerFormat(ABC):
         """The chunks of a delta as server-sent events. Mere text, as nearly every delta is, goes between prepared ends,
         once the choice has begun."""
         head = self._heads.get(delta.index)
-        if head is not None and not delta.tokens and delta.finish_reason is None:
+        if head is not None and delta.tokens is None and delta.finish_reason is None:
             return f"{head}{quote(delta.text)}{self._tail}".encode()
         self._heads[delta.index] = f'data: {self._prefix}{{"index": {delta.index}, {self.before_text}'
         return b"".join(map(encode_event, self.chunks(delta)))
@@ -77,10 +78,6 @@ class CompletionFormat(AnswerFormat):
     before_text = '"text": '
     after_text = ""
 
-    def __init__(self, answer_id: str, created: int, model: str, tokens: TokenText, *, include_usage: bool) -> None:
-        super().__init__(answer_id, created, model, tokens, include_usage=include_usage)
-        self._offsets: dict[int, int] = {}
-
     def chunks(self, delta: ChoiceDelta) -> list[str]:
         return [self._chunk(delta.index, f'"text": {quote(delta.text)}', self._logprobs(delta), delta.finish_reason)]
 
@@ -93,29 +90,27 @@ class CompletionFormat(AnswerFormat):
         }
 
     def _logprobs(self, delta: ChoiceDelta) -> dict[str, Any] | None:
-        """OpenAI's four parallel lists; offsets count characters from the start of the choice's text."""
-        if not delta.tokens:
+        """OpenAI's four parallel lists, empty for an answer without tokens; None where they were not asked for."""
+        if delta.tokens is None:
             return None
-        offsets = []
-        offset = self._offsets.get(delta.index, 0)
-        for token, _ in delta.tokens:
-            offsets.append(offset)
-            offset += 0 if self._tokens.is_special(token) else len(self._tokens.text_of(token))
-        self._offsets[delta.index] = offset
+        entries = [(entry.token, entry.log_probabilities) for entry in delta.tokens]
         return {
-            "tokens": [self._tokens.text_of(token) for token, _ in delta.tokens],
-            "token_logprobs": [None if entry is None else _finite(entry.log_probability) for _, entry in delta.tokens],
+            "tokens": [self._tokens.text_of(token) for token, _ in entries],
+            "token_logprobs": [None if log is None else _finite(log.log_probability) for _, log in entries],
             "top_logprobs": [self._top(entry) for entry in delta.tokens],
-            "text_offset": offsets,
+            "text_offset": [entry.offset for entry in delta.tokens],
         }
 
     def _top(self, token_entry: TokenEntry) -> dict[str, float] | None:
-        """The most likely tokens, and the chosen one."""
-        token, entry = token_entry
-        if entry is None:
+        """The most likely tokens, and the chosen one. Of tokens that print alike the most likely one counts."""
+        log = token_entry.log_probabilities
+        if log is None:
             return None
-        top = [*entry.top, (token, entry.log_probability)]
-        return {self._tokens.text_of(other): _finite(value) for other, value in top}
+        top: dict[str, float] = {}
+        for token, log_probability in [*log.top, (token_entry.token, log.log_probability)]:
+            text, value = self._tokens.text_of(token), _finite(log_probability)
+            top[text] = max(value, top.get(text, _LOWEST))
+        return top
 
 
 class ChatFormat(AnswerFormat):
@@ -138,7 +133,8 @@ class ChatFormat(AnswerFormat):
             content = f'"delta": {{"content": {quote(delta.text)}}}'
             chunks.append(self._chunk(delta.index, content, self._logprobs(delta.tokens), None))
         if delta.finish_reason:
-            chunks.append(self._chunk(delta.index, '"delta": {}', None, delta.finish_reason))
+            none = None if delta.tokens is None else self._logprobs([])
+            chunks.append(self._chunk(delta.index, '"delta": {}', none, delta.finish_reason))
         return chunks
 
     def _choice(self, choice: ChoiceDelta) -> dict[str, Any]:
@@ -149,16 +145,16 @@ class ChatFormat(AnswerFormat):
             "finish_reason": choice.finish_reason,
         }
 
-    def _logprobs(self, tokens: Sequence[TokenEntry]) -> dict[str, Any] | None:
-        if not tokens:
+    def _logprobs(self, tokens: Sequence[TokenEntry] | None) -> dict[str, Any] | None:
+        if tokens is None:
             return None
         return {"content": [self._token(entry) for entry in tokens], "refusal": None}
 
     def _token(self, token_entry: TokenEntry) -> dict[str, Any]:
-        token, entry = token_entry
-        assert entry is not None, "chat reports no prompt tokens"
-        top = [self._one(other, value) for other, value in entry.top]
-        return {**self._one(token, entry.log_probability), "top_logprobs": top}
+        log = token_entry.log_probabilities
+        assert log is not None, "chat reports no prompt tokens"
+        top = [self._one(other, value) for other, value in log.top]
+        return {**self._one(token_entry.token, log.log_probability), "top_logprobs": top}
 
     def _one(self, token: int, log_probability: float) -> dict[str, Any]:
         return {

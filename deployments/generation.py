@@ -2,50 +2,27 @@
 
     GenerationJob -> contexts (one a choice) -> engine streams -> ChoiceDelta: text, log probabilities, the end
 
-A choice ends when its context is done or a stop string is completed; whatever else happens, `close` cancels the rest.
+A choice (`choice.py`) ends when its context is done or a stop string is completed; whatever else happens, `close`
+cancels the rest.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
+from deployments.choice import Choice, ChoiceDelta, PromptEcho
 from deployments.engine import Engine
 from deployments.openai import GenerationJob
-from max_ray.detokenizer import IncrementalDetokenizer, StopStringMatcher
 from max_ray.errors import InputError, WorkerGroupError
-from max_ray.interfaces import (
-    GenerationStatus,
-    LogProbabilities,
-    PromptImage,
-    RequestID,
-    TextContext,
-    TextGenerationOutput,
-    TextGenerationRequest,
-)
-from max_ray.token_text import token_text_of
-from max_ray.tokenizer import TextTokenizer
+from max_ray.interfaces import PromptImage, RequestID, TextGenerationOutput, TextGenerationRequest
 
-_FINISH_REASONS = {GenerationStatus.END_OF_SEQUENCE: "stop", GenerationStatus.MAXIMUM_LENGTH: "length"}
+# A prompt of more tokens is echoed with offsets in a thread: a token takes some microseconds.
+_INLINE_ECHO_TOKENS = 4096
 _HTTP_NAMES = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
-
-# A token and its log probabilities; None for the first token of a prompt, which nothing precedes.
-TokenEntry = tuple[int, LogProbabilities | None]
-
-
-@dataclass(slots=True)
-class ChoiceDelta:
-    """What one choice gained. `tokens` is filled when log probabilities were asked for; a stop or end-of-sequence
-    token is not in it, as it is not in the text."""
-
-    index: int
-    text: str
-    tokens: list[TokenEntry] = field(default_factory=list)
-    finish_reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,98 +40,6 @@ class Usage:
             "total_tokens": self.prompt_tokens + self.completion_tokens,
             "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
         }
-
-
-class Choice:
-    """One context's way from tokens to text."""
-
-    def __init__(self, index: int, context: TextContext, tokenizer: TextTokenizer, job: GenerationJob) -> None:
-        self.index = index
-        self.context = context
-        self.num_tokens = 0
-        self.num_cached_tokens = 0
-        self.finish_reason: str | None = None
-        self.stream: AsyncIterator[TextGenerationOutput] | None = None
-        self.last_token_time = 0.0
-        self._discard = job.discard_output
-        self._with_log_probabilities = job.logprobs is not None
-        self._echo: str | None = None
-        self._prompt_entries: list[LogProbabilities | None] = []
-        self._detokenizer = IncrementalDetokenizer(
-            partial(tokenizer.decode_ids, skip_special_tokens=True), token_text_of(tokenizer).whole_text_of
-        )
-        self._is_plain = not (
-            job.discard_output or job.echo or job.logprobs is not None or context.sampling_params.stop
-        )
-        self._matcher = StopStringMatcher(context.sampling_params.stop)
-
-    def echo(self, prompt_text: str) -> None:
-        """The text starts with the prompt's."""
-        self._echo = prompt_text
-
-    def feed(self, output: TextGenerationOutput) -> ChoiceDelta | None:
-        """Takes what a step gave; None when there is nothing to tell yet."""
-        if self._is_plain and output.final_status is GenerationStatus.ACTIVE:
-            return self._feed_plain(output)
-        self.num_cached_tokens = max(self.num_cached_tokens, output.num_cached_tokens)
-        self._prompt_entries += output.prompt_log_probabilities or []
-        delta = ChoiceDelta(self.index, "")
-        if self._echo is not None and output.tokens:
-            self._give_prompt(delta)
-        if not self._discard:
-            self._give_tokens(delta, output)
-        if output.is_done and self.finish_reason is None:
-            self._end(delta, output.final_status)
-        delta.finish_reason = self.finish_reason
-        return delta if delta.text or delta.tokens or delta.finish_reason else None
-
-    def _feed_plain(self, output: TextGenerationOutput) -> ChoiceDelta | None:
-        """`feed` for what nearly every step is: tokens, and nothing else to look at or to tell."""
-        self.num_cached_tokens = output.num_cached_tokens
-        self.num_tokens += len(output.tokens)
-        text = self._detokenizer.push(output.tokens)
-        return ChoiceDelta(self.index, text) if text else None
-
-    def _give_prompt(self, delta: ChoiceDelta) -> None:
-        """The prompt goes out with the first token: by then all its log probabilities are known."""
-        assert self._echo is not None
-        delta.text, self._echo = self._echo, None
-        if self._with_log_probabilities:
-            prompt = self.context.tokens.prompt.tolist()
-            assert len(self._prompt_entries) == len(prompt), (
-                f"{len(self._prompt_entries)} log probabilities for {len(prompt)} prompt tokens"
-            )
-            delta.tokens += zip(prompt, self._prompt_entries, strict=True)
-
-    def _give_tokens(self, delta: ChoiceDelta, output: TextGenerationOutput) -> None:
-        ended_by_token = output.final_status is GenerationStatus.END_OF_SEQUENCE
-        num_visible = len(output.tokens) - ended_by_token
-        for position, token in enumerate(output.tokens):
-            self.num_tokens += 1
-            if position == num_visible:
-                break
-            if self._with_log_probabilities:
-                assert output.log_probabilities is not None, "log probabilities were asked for and did not come"
-                delta.tokens.append((token, output.log_probabilities[position]))
-            delta.text += self._match(self._detokenizer.push([token]))
-            if self._matcher.matched is not None:
-                self.finish_reason = "stop"
-                break
-
-    def _match(self, text: str) -> str:
-        """Stop strings count only after `min_tokens` tokens."""
-        armed = self.num_tokens > self.context.sampling_params.min_new_tokens
-        return self._matcher.push(text) if armed else text
-
-    def _end(self, delta: ChoiceDelta, status: GenerationStatus) -> None:
-        if status not in _FINISH_REASONS:
-            raise WorkerGroupError("The request was cancelled by the server. Send it again.")
-        delta.text += self._match(self._detokenizer.flush())
-        if self._matcher.matched is not None:
-            self.finish_reason = "stop"
-            return
-        delta.text += self._matcher.flush()
-        self.finish_reason = "length" if self._discard else _FINISH_REASONS[status]
 
 
 class Generation:
@@ -269,6 +154,7 @@ async def _choices_of(engine: Engine, job: GenerationJob, prompt: str | list[int
     choices: list[Choice] = []
     ids: list[int] | None = None
     images: tuple[PromptImage, ...] = ()
+    echo: PromptEcho | None = None
     for number in range(job.n):
         request = TextGenerationRequest(
             request_id=RequestID(),
@@ -281,12 +167,19 @@ async def _choices_of(engine: Engine, job: GenerationJob, prompt: str | list[int
             images=images,
         )
         context = await engine.tokenizer.new_context(request)
-        choice = Choice(start + number, context, engine.tokenizer, job)
-        ids, images = context.tokens.prompt.tolist(), context.images
-        if job.echo:
-            choice.echo(prompt if isinstance(prompt, str) else engine.tokenizer.decode_ids(ids, True))
-        choices.append(choice)
+        if ids is None:
+            ids, images = context.tokens.prompt.tolist(), context.images
+            echo = await _echo_of(engine, job, prompt, ids) if job.echo else None
+        choices.append(Choice(start + number, context, engine.tokenizer, job, echo))
     return choices
+
+
+async def _echo_of(engine: Engine, job: GenerationJob, prompt: str | list[int] | None, ids: list[int]) -> PromptEcho:
+    text = prompt if isinstance(prompt, str) else None
+    with_offsets = job.logprobs is not None
+    if with_offsets and len(ids) > _INLINE_ECHO_TOKENS:
+        return await asyncio.to_thread(PromptEcho.of, text, ids, engine.tokenizer, with_offsets=True)
+    return PromptEcho.of(text, ids, engine.tokenizer, with_offsets=with_offsets)
 
 
 def _numbered_seed(sampling: Mapping[str, Any], number: int) -> dict[str, Any]:

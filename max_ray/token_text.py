@@ -1,4 +1,4 @@
-"""The bytes and the printable form of single tokens, for log probabilities.
+"""What single tokens are: their bytes and their printable form, for log probabilities, and what detokenizers ask.
 
 `decode` of one token cannot serve: a token may hold part of a character, and decoders drop the first space of a text.
 """
@@ -6,13 +6,28 @@
 from __future__ import annotations
 
 import re
-from functools import cache, lru_cache
+from collections.abc import Sequence
+from functools import cache, lru_cache, partial
 from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from max_ray.detokenizer import (
+    ByteDetokenizer,
+    Detokenizer,
+    IncrementalDetokenizer,
+    SpecialStopStringMatcher,
+    StopStringMatcher,
+)
 
 if TYPE_CHECKING:
     from max_ray.tokenizer import TextTokenizer
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+# Of a prompt: where its last visible token is looked for, and how many tokens of a run of bytes are looked at.
+_LOOK_BACK = 256
+_MAX_CONTEXT = 16
 
 
 @lru_cache(maxsize=4)
@@ -28,6 +43,9 @@ class TokenText:
         self._tokenizer = tokenizer
         self._byte_level = '"ByteLevel"' in tokenizer.decoder_description()
         self._is_glued = tokenizer.decoder_description().startswith('{"type":"ByteLevel"')
+        self._decode = partial(tokenizer.decode_ids, skip_special_tokens=True)
+        names = [name for name in tokenizer.special_names if name]
+        self._special_names = re.compile("|".join(map(re.escape, names)) or "(?!)")
         self._whole: dict[int, str | None] = {}
         self._known: dict[int, tuple[bytes, str]] = {}
 
@@ -39,6 +57,24 @@ class TokenText:
         r"""The bytes as text, or `bytes:\xe4\xbd` where they are no whole characters (as OpenAI writes it)."""
         return self._look_up(token_id)[1]
 
+    def detokenizer(self, prompt: Sequence[int] | npt.NDArray[np.int64] = ()) -> Detokenizer:
+        """A detokenizer (special tokens left out) for what follows these tokens, of which it takes the last ones."""
+        detokenizer: Detokenizer
+        if self._is_glued:
+            detokenizer = ByteDetokenizer(self.whole_text_of, self._decoded_bytes)
+        else:
+            detokenizer = IncrementalDetokenizer(self._decode, self._is_hidden)
+        end = prompt[-_LOOK_BACK:]
+        detokenizer.prime(self._context(end.tolist() if isinstance(end, np.ndarray) else end))
+        return detokenizer
+
+    def stop_matcher(self, stop: Sequence[str]) -> StopStringMatcher:
+        """Stop strings that hold a special token's name are looked for in the text with special tokens shown."""
+        special = [s for s in stop if self._special_names.search(s)]
+        if not special:
+            return StopStringMatcher(stop)
+        return SpecialStopStringMatcher([s for s in stop if s not in special], special)
+
     def whole_text_of(self, token_id: int) -> str | None:
         """What the token adds to a text without special tokens, if that is the same wherever it stands: so it is where
         texts are glued byte by byte and the token's bytes are whole characters. None otherwise."""
@@ -49,16 +85,47 @@ class TokenText:
         except KeyError:
             return self._whole.setdefault(token_id, self._find_whole(token_id))
 
-    def _find_whole(self, token_id: int) -> str | None:
-        if self.is_special(token_id):
-            return ""
-        text = self.text_of(token_id)
-        is_whole = token_id not in self._tokenizer.added_ids and text.encode() == self.bytes_of(token_id)
-        return text if is_whole and not text.endswith("\ufffd") else None
-
     def is_special(self, token_id: int) -> bool:
         """True for tokens that leave nothing in the text."""
         return token_id in self._tokenizer.special_ids
+
+    def _context(self, end: Sequence[int]) -> list[int]:
+        """The end of a prompt from its last visible token on that needs no other one to be a text."""
+        tokens: list[int] = []
+        for token in reversed(end):
+            if self._is_hidden(token):
+                continue
+            tokens.append(token)
+            if self._stands_alone(token) or len(tokens) == _MAX_CONTEXT:
+                break
+        if len(tokens) == _MAX_CONTEXT:  # cut somewhere in a run of bytes: it is to begin with a character
+            while len(tokens) > 1 and self._continues_character(tokens[-1]):
+                tokens.pop()
+        return tokens[::-1]
+
+    def _continues_character(self, token_id: int) -> bool:
+        """True for a byte token that is not the first byte of a character."""
+        return not self._is_glued and not self._stands_alone(token_id) and self.bytes_of(token_id)[0] & 0xC0 == 0x80
+
+    def _stands_alone(self, token_id: int) -> bool:
+        """True for a token that is no part of a character."""
+        if self._byte_level:
+            return not self.text_of(token_id).startswith("bytes:") or token_id in self._tokenizer.added_ids
+        return _BYTE_PIECE.fullmatch(self._tokenizer.token_piece(token_id)) is None
+
+    def _is_hidden(self, token_id: int) -> bool:
+        return token_id in self._tokenizer.special_ids or not self._look_up(token_id)[0]
+
+    def _decoded_bytes(self, token_id: int) -> bytes:
+        """What a byte-level decoder makes of the token; of an added token, too, whatever it is meant to be."""
+        return b"" if self.is_special(token_id) else _byte_level(self._tokenizer.token_piece(token_id))
+
+    def _find_whole(self, token_id: int) -> str | None:
+        try:
+            text = self._decoded_bytes(token_id).decode()
+        except UnicodeDecodeError:
+            return None
+        return text
 
     def _look_up(self, token_id: int) -> tuple[bytes, str]:
         found = self._known.get(token_id)
@@ -72,10 +139,14 @@ class TokenText:
         if token_id in self._tokenizer.added_ids:
             return piece.encode()
         if self._byte_level:
-            table = _byte_level_alphabet()
-            return bytes(table[c] for c in piece) if all(c in table for c in piece) else piece.encode()
+            return _byte_level(piece)
         match = _BYTE_PIECE.fullmatch(piece)
         return bytes([int(match[1], 16)]) if match else piece.replace("\u2581", " ").encode()
+
+
+def _byte_level(piece: str) -> bytes:
+    table = _byte_level_alphabet()
+    return bytes(table[c] for c in piece) if all(c in table for c in piece) else piece.encode()
 
 
 @cache

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -77,7 +78,9 @@ class TextTokenizer:
         sources = (given, generation_config.get("eos_token_id"), _text_config(model_config).get("eos_token_id"))
         self._eos = next((_ids(s) for s in sources if s is not None), _ids(self._hf.eos_token_id))
         self.eos_token_ids = frozenset(self._eos)
-        self.special_ids = frozenset(self._hf.all_special_ids)
+        self._bos_text: str | None = self._hf.bos_token
+        self.special_ids = self._find_special_ids()
+        self.special_names = {self.token_piece(i): i for i in self.special_ids if i < self.vocab_size}
         self.added_ids = frozenset(self._hf.added_tokens_decoder)
         self._wraps_content: bool | None = None
 
@@ -157,8 +160,16 @@ class TextTokenizer:
             self._hf.decode(list(ids), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False)
         )
 
+    def _find_special_ids(self) -> frozenset[int]:
+        """Those that `decode_ids` leaves out: all that tokenizer.json calls special, not only the ones with a role."""
+        if self._backend is None:
+            return frozenset(self._hf.all_special_ids)
+        return frozenset(i for i, token in self._backend.get_added_tokens_decoder().items() if token.special)
+
     def token_piece(self, token_id: int) -> str:
         """The vocabulary's own spelling of an id (byte-level alphabet, `<0x0A>`, ...); empty for an id without one."""
+        if self._backend is not None:
+            return self._backend.id_to_token(token_id) or ""
         return self._hf.convert_ids_to_tokens(token_id) or "" if token_id < len(self._hf) else ""
 
     def decoder_description(self) -> str:
@@ -227,7 +238,15 @@ class TextTokenizer:
         return await asyncio.to_thread(work, argument)
 
     def _text_ids(self, text: str) -> TokenArray:
-        return self._prompt_text_ids(text, add_special_tokens=True) if text else np.empty(0, dtype=np.int64)
+        if not text:
+            return np.empty(0, dtype=np.int64)
+        return self._with_one_bos(text, self._prompt_text_ids(text, add_special_tokens=True))
+
+    def _with_one_bos(self, text: str, ids: TokenArray) -> TokenArray:
+        """A text that begins with the beginning-of-sequence token gets no second one."""
+        if self._bos_text is None or not text.startswith(self._bos_text):
+            return ids
+        return ids[1:] if ids[:2].tolist() == [self._hf.bos_token_id] * 2 else ids
 
     def _chat_ids(self, request: TextGenerationRequest) -> TokenArray:
         text = self.render_chat(request.messages, request.chat_template_options)
@@ -256,7 +275,8 @@ class TextTokenizer:
                 f"lower the one or raise the other.",
                 param="min_new_tokens",
             )
-        return params
+        ids = [self.special_names[s] for s in params.stop if s in self.special_names]  # these stop the model itself
+        return replace(params, stop_token_ids=(*params.stop_token_ids, *ids)) if ids else params
 
     def _check_range(self, ids: TokenArray, param: str) -> None:
         outside = ids[(ids < 0) | (ids >= self.vocab_size)]

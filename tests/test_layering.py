@@ -34,7 +34,7 @@ TABLE: dict[str, set[str]] = {
     "tokenizer_files": {"gguf"},
     "tokenizer": {"interfaces", "gguf", "tokenizer_files"},
     "images": {"interfaces", "huggingface", "tokenizer"},
-    "token_text": {"tokenizer"},
+    "token_text": {"tokenizer", "detokenizer"},
     "sentence_files": {"huggingface"},
     "embeddings_tokenizer": {"interfaces", "tokenizer", "sentence_files"},
     "kv_cache": {"interfaces"},

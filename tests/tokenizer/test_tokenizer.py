@@ -303,3 +303,9 @@ def test_a_tokenizer_file_that_is_none(folder: Path, tmp_path: Path, content: st
     (tmp_path / "model" / "tokenizer.json").write_text(content)
     with pytest.raises(ModelPathError, match="no tokenizer that can be loaded"):
         TextTokenizer(tmp_path / "model", max_length=32)
+
+
+def test_all_tokens_that_decoding_leaves_out_are_special(tokenizer: TextTokenizer) -> None:
+    """Also those without a role, as the control tokens of most chat templates are."""
+    left_out = {i for i in range(tokenizer.vocab_size) if not tokenizer.decode_ids([i], skip_special_tokens=True)}
+    assert tokenizer.special_ids == left_out == set(range(5))
