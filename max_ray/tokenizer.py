@@ -30,6 +30,7 @@ from max_ray.control_tokens import ControlTokens, Marking, control_names, fold_o
 from max_ray.errors import ConfigError, InputError, PromptTooLongError
 from max_ray.gguf import huggingface_values, read_gguf
 from max_ray.interfaces import PromptImage, SamplingParams, TextContext, TextGenerationRequest, TokenBuffer
+from max_ray.piece_encoder import PieceEncoder
 from max_ray.template_limits import TemplateTimeError
 from max_ray.tokenizer_files import is_gguf, load_tokenizer, local_folder, read_json
 
@@ -292,32 +293,12 @@ class TextTokenizer:
         if len(pieces) > self.max_length:
             raise PromptTooLongError(len(pieces), self.max_length, at_least=True)
         self._refuse_long_text("".join(pieces), add_special_tokens=False)
-        first, *others = pieces
-        ids = np.concatenate([self.encode_text(first, False), *map(self._continued_ids, others)])
-        if np.isin(ids, self._control_ids).sum() > num_control:
-            raise InputError(
-                "The messages spell a control token in a way that this tokenizer cannot take as text.", param="messages"
-            )
-        return ids
+        return self._piece_encoder.encode(pieces, num_control)
 
     @cached_property
-    def _control_ids(self) -> list[int]:
-        return [self._hf.convert_tokens_to_ids(name) for name in self._control.names - {self._hf.unk_token}]
-
-    def _continued_ids(self, text: str) -> TokenArray:
-        """Ids of a text that goes on another: without the space that some tokenizers put before a text."""
-        guard, guard_ids = self._guard
-        ids = self.encode_text(guard + text, False)
-        n = len(guard_ids)
-        return ids[n:] if ids[:n].tolist() == guard_ids else self.encode_text(text, False)
-
-    @cached_property
-    def _guard(self) -> tuple[str, list[int]]:
-        """A text behind which others begin as they would in the middle; empty where every place is alike."""
-        joined = [*self.encode_text("a", False).tolist(), *self.encode_text("b", False).tolist()]
-        if self.decode_ids(joined) == "ab":
-            return "", []
-        return "\n", self.encode_text("\n", False).tolist()
+    def _piece_encoder(self) -> PieceEncoder:
+        control = self._hf.convert_tokens_to_ids(sorted(self._control.names - {self._hf.unk_token}))
+        return PieceEncoder(partial(self.encode_text, add_special_tokens=False), self.decode_ids, control)
 
     def _refuse_long_messages(self, messages: Sequence[Mapping[str, Any]]) -> None:
         """Raises PromptTooLongError for megabytes that cannot fit, before any template works on them. What the

@@ -36,7 +36,11 @@ TABLE: dict[str, set[str]] = {
     "template_sandbox": {"template_limits"},
     "chat_template": {"template_sandbox", "template_limits"},
     "control_tokens": set(),
-    "tokenizer": {"interfaces", "gguf", "tokenizer_files", "chat_template", "control_tokens", "template_limits"},
+    "piece_encoder": set(),
+    "tokenizer": {
+        *("interfaces", "gguf", "tokenizer_files", "chat_template", "control_tokens", "piece_encoder"),
+        "template_limits",
+    },
     "images": {"interfaces", "huggingface", "tokenizer"},
     "token_text": {"tokenizer"},
     "sentence_files": {"huggingface"},
