@@ -29,6 +29,7 @@ from max_ray.interfaces import (
 from max_ray.log import get_logger
 from max_ray.pipelines.embeddings import EmbeddingsPipeline
 from max_ray.pipelines.factory import build_tokenizer
+from max_ray.pipelines.plan import PipelinePlan
 from max_ray.pipelines.text_generation import TextGenerationPipeline
 from max_ray.scheduler import EmbeddingsLoop, GenerationLoop, SchedulerLimits
 from max_ray.tokenizer import TextTokenizer
@@ -73,7 +74,7 @@ class ReplicaEngine:
         """Leases a group and makes the tokenizer meanwhile. Raises what loading raises."""
         install_packed(spec.plan.custom_code)
         acquiring = asyncio.create_task(LeasedGroup.acquire(spec, identity.rank, identity.owner_id))
-        tokenizer = await asyncio.to_thread(build_tokenizer, spec.plan)
+        tokenizer = await asyncio.to_thread(_ready_tokenizer, spec.plan)
         group = await acquiring
         return cls(tokenizer, group, _limits(spec, max_queued_requests), identity.owner_id)
 
@@ -188,6 +189,14 @@ class ReplicaEngine:
                 if not silent:
                     _LOG.warning("metrics were not exchanged: %s", error)
                 silent = True
+
+
+def _ready_tokenizer(plan: PipelinePlan) -> TextTokenizer:
+    """The tokenizer, with what the first chat would otherwise wait for."""
+    tokenizer = build_tokenizer(plan)
+    if plan.task is PipelineTask.TEXT_GENERATION:
+        tokenizer.describe_chat_template()
+    return tokenizer
 
 
 def _limits(spec: GroupSpec, max_queued_requests: int) -> SchedulerLimits:

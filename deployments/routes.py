@@ -38,6 +38,7 @@ from deployments.sse import (
 )
 from max_ray import __version__
 from max_ray.errors import MaxRayError
+from max_ray.interfaces import PipelineTask
 
 logger = logging.getLogger(__name__)
 
@@ -196,6 +197,7 @@ async def _read_body(request: Request, limit: int) -> bytes:
 
 
 def _model_object(engine: Engine, created: int) -> dict[str, Any]:
+    is_chat = engine.task is PipelineTask.TEXT_GENERATION
     return {
         "id": engine.model_name,
         "object": "model",
@@ -203,4 +205,5 @@ def _model_object(engine: Engine, created: int) -> dict[str, Any]:
         "owned_by": "max_ray",
         "max_model_len": engine.tokenizer.max_length,
         "task": engine.task.value,
+        **({"chat_template": engine.tokenizer.describe_chat_template()} if is_chat else {}),
     }

@@ -8,18 +8,31 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from jinja2 import TemplateError
 
+from max_ray.chat_template import (
+    INLINE_SECONDS,
+    RENDER_SECONDS,
+    ROLES,
+    Chat,
+    ChatTemplate,
+    is_short,
+    shape_content,
+    texts_of,
+)
+from max_ray.control_tokens import ControlTokens, Marking, control_names, fold_of, strings_of
 from max_ray.errors import ConfigError, InputError, PromptTooLongError
 from max_ray.gguf import huggingface_values, read_gguf
 from max_ray.interfaces import PromptImage, SamplingParams, TextContext, TextGenerationRequest, TokenBuffer
+from max_ray.piece_encoder import PieceEncoder
+from max_ray.template_limits import TemplateTimeError
 from max_ray.tokenizer_files import is_gguf, load_tokenizer, local_folder, read_json
 
 TokenArray = npt.NDArray[np.int64]
@@ -30,8 +43,8 @@ ContextValidator = Callable[[TextContext], None]
 INLINE_CHARACTERS = 4096
 # A longer text than so many characters a token of max_length is counted by its beginning first.
 LONG_TOKEN_CHARACTERS = 16
-_IMAGE_PARTS = ("image_url", "image", "input_image")
-_NO_VISION = "This model takes text only and cannot see images: leave them out, or serve a vision-language model."
+# Renders hold the interpreter: more of them at once would only keep the event loop waiting longer.
+_RENDERS = ThreadPoolExecutor(2, thread_name_prefix="chat-templates")
 
 
 class TextTokenizer:
@@ -43,6 +56,8 @@ class TextTokenizer:
     of Hugging Face does.
     vocab_size: rows of the embedding; None takes config.json's.
     context_validators: called with each new context; each may raise InputError.
+    allow_special_tokens_in_messages: whether names of special tokens in chat messages become these tokens; by default
+    they are text.
     Raises ModelPathError without a folder or a tokenizer in it, ConfigError for defaults that cannot work.
     takes_images: whether chat messages may hold images.
     """
@@ -59,6 +74,7 @@ class TextTokenizer:
         eos_token_ids: Iterable[int] | None = None,
         vocab_size: int | None = None,
         context_validators: Sequence[ContextValidator] = (),
+        allow_special_tokens_in_messages: bool = False,
     ) -> None:
         folder = local_folder(str(model_path), revision)
         model_config = huggingface_values(read_gguf(folder)) if is_gguf(folder) else read_json(folder / "config.json")
@@ -66,6 +82,7 @@ class TextTokenizer:
             generation_config = read_json(folder / "generation_config.json")
         self.max_length = max_length
         self.context_validators = tuple(context_validators)
+        self._allows_special_tokens = allow_special_tokens_in_messages
         self._hf = load_tokenizer(folder)
         self._backend = getattr(self._hf, "backend_tokenizer", None)
         if self._backend is not None:
@@ -82,7 +99,6 @@ class TextTokenizer:
         self.special_ids = self._find_special_ids()
         self.special_names = {self.token_piece(i): i for i in self.special_ids if i < self.vocab_size}
         self.added_ids = frozenset(self._hf.added_tokens_decoder)
-        self._wraps_content: bool | None = None
 
     @property
     def eos(self) -> int:
@@ -94,12 +110,17 @@ class TextTokenizer:
     @property
     def expects_content_wrapping(self) -> bool:
         """True when the chat template shows message content only as a list of typed parts."""
-        if self._wraps_content is None:
-            probe = "content-probe"
-            as_text = self._probe(probe)
-            as_parts = self._probe([{"type": "text", "text": probe}])
-            self._wraps_content = as_text is False and as_parts
-        return self._wraps_content
+        return bool(self._hf.chat_template) and self._template.facts.content == "list"
+
+    def describe_chat_template(self) -> dict[str, Any] | None:
+        """What the chat template knows, as `GET /v1/models/{id}` tells it; None without a template.
+
+        Takes milliseconds the first time; to be called before the first chat.
+        """
+        if not self._hf.chat_template:
+            return None
+        self._control.suspects("")
+        return self._template.facts.public()
 
     async def new_context(self, request: TextGenerationRequest) -> TextContext:
         """The context of a request. Long texts are encoded in a thread, short ones here.
@@ -183,29 +204,36 @@ class TextTokenizer:
         `options` are variables for the template (`add_generation_prompt=False` among them). Raises InputError when
         there is no template, or it refuses.
         """
+        return self._template.render(*self._chat(messages, options))
+
+    def _chat(self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any] | None) -> tuple[Chat, Any]:
+        """Messages and options as the template takes them. Raises InputError for what it would leave out."""
+        wrap = self.expects_content_wrapping
+        chat = [{**m, "content": self._content(m.get("content"), wrap)} for m in self._template.prepare(messages)]
+        if options:
+            self._template.check_options(options)
+        return chat, {"add_generation_prompt": True, **(options or {})}
+
+    def _content(self, content: Any, wrap: bool) -> Any:
+        return shape_content(content, wrap)
+
+    @cached_property
+    def _template(self) -> ChatTemplate:
         if not self._hf.chat_template:
             raise InputError(
                 "This model has no chat template. Use /v1/completions with a plain prompt.", param="messages"
             )
-        wrap = self.expects_content_wrapping
-        chat = [{**m, "content": self._content(m.get("content"), wrap)} for m in messages]
-        return self._apply_template(chat, {"add_generation_prompt": True, **(options or {}), "tokenize": False})
+        return ChatTemplate(self._hf.chat_template, self._hf.special_tokens_map)
 
-    def _content(self, content: Any, wrap: bool) -> Any:
-        return _shape_content(content, wrap)
-
-    def _apply_template(self, chat: list[dict[str, Any]], options: Mapping[str, Any]) -> str:
-        try:
-            return str(self._hf.apply_chat_template(chat, **options))
-        except (TemplateError, TypeError, ValueError) as error:
-            raise InputError(f"The chat template refuses these messages: {error}", param="messages") from error
-
-    def _probe(self, content: Any) -> bool:
-        try:
-            text = self._apply_template([{"role": "user", "content": content}], {"tokenize": False})
-        except InputError:
-            return False
-        return "content-probe" in text and "'text'" not in text
+    @cached_property
+    def _control(self) -> ControlTokens:
+        """The tokens that only the chat template may write."""
+        added = list(self._hf.added_tokens_decoder.values())
+        names = control_names(added, self._hf.all_special_tokens, self._template.facts.turns)
+        normalizer = getattr(self._backend, "normalizer", None)
+        is_folded = normalizer is not None and any(token.normalized for token in added if token.content in names)
+        fold = fold_of(normalizer.normalize_str) if is_folded and normalizer is not None else None
+        return ControlTokens(names, self._template.constants, fold)
 
     async def _prompt(self, request: TextGenerationRequest) -> tuple[TokenArray, tuple[PromptImage, ...]]:
         """Token ids and images of a prompt, checked. A subclass for models that see images overrides this."""
@@ -214,11 +242,21 @@ class TextTokenizer:
 
     async def _encode_prompt(self, request: TextGenerationRequest) -> TokenArray:
         if request.messages:
-            num_characters = sum(len(str(m.get("content"))) for m in request.messages)
-            return await self._in_thread_if_long(num_characters, self._chat_ids, request)
+            return await self._encode_chat(request)
         if isinstance(request.prompt, str):
             return await self._in_thread_if_long(len(request.prompt), self._text_ids, request.prompt)
         return id_array(() if request.prompt is None else request.prompt, "prompt")
+
+    async def _encode_chat(self, request: TextGenerationRequest) -> TokenArray:
+        """Here where that takes no time to speak of, else in one of few threads."""
+        if len(request.messages) > self.max_length:  # a message has a token at least
+            raise PromptTooLongError(len(request.messages), self.max_length, at_least=True)
+        if is_short(request.messages, request.chat_template_options, INLINE_CHARACTERS):
+            try:
+                return self._chat_ids(request, INLINE_SECONDS)
+            except TemplateTimeError:
+                pass  # a template that does much with little
+        return await asyncio.get_running_loop().run_in_executor(_RENDERS, self._long_chat_ids, request)
 
     def _check_prompt(self, ids: TokenArray, request: TextGenerationRequest) -> TokenArray:
         """`ids` again. Raises InputError where they are no prompt for this model."""
@@ -248,18 +286,62 @@ class TextTokenizer:
             return ids
         return ids[1:] if ids[:2].tolist() == [self._hf.bos_token_id] * 2 else ids
 
-    def _chat_ids(self, request: TextGenerationRequest) -> TokenArray:
-        text = self.render_chat(request.messages, request.chat_template_options)
-        return self._prompt_text_ids(text, add_special_tokens=False)
+    def _chat_ids(self, request: TextGenerationRequest, seconds: float) -> TokenArray:
+        """Ids of a chat; what its strings spell is text. seconds: what the template may take.
 
-    def _prompt_text_ids(self, text: str, add_special_tokens: bool) -> TokenArray:
-        """Ids of a prompt. Megabytes that cannot fit are refused without encoding them all: a beginning that has
-        twice the tokens of max_length has more than max_length of them however the text goes on."""
+        Raises TemplateTimeError where it takes more and that was less than RENDER_SECONDS.
+        """
+        chat, options = self._chat(request.messages, request.chat_template_options)
+        render = partial(self._template.render, seconds=seconds)
+        if not self._allows_special_tokens:
+            marking = Marking(self._control, lambda: strings_of([chat, options]))
+            marked = [{key: marking.mark(m[key]) if _is_free(key, m[key]) else m[key] for key in m} for m in chat]
+            marked_options = marking.mark(options)
+            if marking.is_used:
+                pieces, num_control = marking.pieces(render(marked, marked_options))
+                if len(pieces) > 1:
+                    return self._piece_ids(pieces, num_control)
+        return self._prompt_text_ids(render(chat, options), add_special_tokens=False)
+
+    def _long_chat_ids(self, request: TextGenerationRequest) -> TokenArray:
+        self._refuse_long_messages(request.messages)
+        return self._chat_ids(request, RENDER_SECONDS)
+
+    def _piece_ids(self, pieces: Sequence[str], num_control: int) -> TokenArray:
+        """Ids of a text in pieces, between which no token may lie. num_control: the control tokens in it."""
+        if len(pieces) > self.max_length:
+            raise PromptTooLongError(len(pieces), self.max_length, at_least=True)
+        self._refuse_long_text("".join(pieces), add_special_tokens=False)
+        return self._piece_encoder.encode(pieces, num_control)
+
+    @cached_property
+    def _piece_encoder(self) -> PieceEncoder:
+        control = self._hf.convert_tokens_to_ids(sorted(self._control.names - {self._hf.unk_token}))
+        return PieceEncoder(partial(self.encode_text, add_special_tokens=False), self.decode_ids, control)
+
+    def _refuse_long_messages(self, messages: Sequence[Mapping[str, Any]]) -> None:
+        """Raises PromptTooLongError for megabytes that cannot fit, before any template works on them. What the
+        assistant said does not count: a template may leave its thoughts out."""
+        limit, head, length = LONG_TOKEN_CHARACTERS * self.max_length, [], 0
+        for message in messages:
+            for text in texts_of(message.get("content") if message.get("role") != "assistant" else None):
+                head.append(text[: limit + 1 - length])
+                length += len(head[-1])
+                if length > limit:
+                    return self._refuse_long_text("".join(head), add_special_tokens=False)
+
+    def _refuse_long_text(self, text: str, add_special_tokens: bool) -> None:
+        """Raises PromptTooLongError for a text whose beginning has twice the tokens of max_length: it has more than
+        max_length of them however it goes on."""
         head = text[: LONG_TOKEN_CHARACTERS * self.max_length]
         if len(head) < len(text):
             num_tokens = len(self.encode_text(head, add_special_tokens))
             if num_tokens > 2 * self.max_length:
                 raise PromptTooLongError(num_tokens, self.max_length, at_least=True)
+
+    def _prompt_text_ids(self, text: str, add_special_tokens: bool) -> TokenArray:
+        """Ids of a prompt. Megabytes that cannot fit are refused without encoding them all."""
+        self._refuse_long_text(text, add_special_tokens)
         return self.encode_text(text, add_special_tokens)
 
     def _sampling_params(self, request: TextGenerationRequest) -> SamplingParams:
@@ -316,22 +398,6 @@ def id_array(ids: Sequence[int], param: str) -> TokenArray:
     return array.astype(np.int64)
 
 
-def _shape_content(content: Any, wrap: bool) -> Any:
-    """Message content as the template wants it: one string, or a list of typed parts."""
-    if isinstance(content, str):
-        return [{"type": "text", "text": content}] if wrap else content
-    if content is None:
-        return content
-    if wrap:
-        return [{"type": "text", "text": _part_text(part)} for part in content]
-    return "\n".join(_part_text(part) for part in content)
-
-
-def _part_text(part: Any) -> str:
-    if isinstance(part, Mapping) and part.get("type") in _IMAGE_PARTS:
-        raise InputError(_NO_VISION, param="messages")
-    if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-        raise InputError(
-            'Message content must be a string or a list of {"type": "text", "text": ...}.', param="messages"
-        )
-    return str(part["text"])
+def _is_free(key: str, value: Any) -> bool:
+    """Whether a field of a message is the client's own text, and not a role that templates compare."""
+    return key != "role" or value not in ROLES

@@ -17,7 +17,7 @@ BOS_ID, EOS_ID = 1, 2
 BYTE_OFFSET = len(SPECIAL_TOKENS)
 VOCAB_SIZE = BYTE_OFFSET + 256
 CHAT_TEMPLATE = (
-    "{% for message in messages %}{% if message['role'] == 'developer' %}"
+    "{% for message in messages %}{% if message['role'] in ['developer', 'critic'] %}"
     "{{ raise_exception('Only system, user and assistant are known.') }}{% endif %}"
     "<|{{ message['role'] }}|>{{ message['content'] }}{% if message['name'] %}@{{ message['name'] }}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"

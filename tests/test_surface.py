@@ -41,6 +41,7 @@ PIPELINE_SETTINGS = {
     "max_images": 16,
     "max_image_bytes": 16 * 2**20,
     "max_image_pixels": 2**26,
+    "allow_special_tokens_in_messages": False,
     "num_threads": None,
 }
 SERVE_SETTINGS = PIPELINE_SETTINGS | {
@@ -126,6 +127,7 @@ def test_flags() -> None:
     _, commands = cli.build_parser()
     common = {"--help", "-h", "--config", "--print-config", "--model"}
     switches = {"--no-enable-chunked-prefill", "--no-enable-prefix-caching", "--no-expert-parallel"}
+    switches |= {"--no-allow-special-tokens-in-messages"}
 
     def flags(command: str) -> set[str]:
         return {flag for action in commands[command]._actions for flag in action.option_strings}

@@ -154,6 +154,9 @@ class PipelineConfig(BaseModel):
     max_images: int = Field(16, ge=0, description="Most images in the messages of one request.")
     max_image_bytes: int = Field(16 * 2**20, ge=1, description="Most bytes of one image's file.")
     max_image_pixels: int = Field(2**26, ge=1, le=2**27, description="Most pixels of one image, before it is resized.")
+    allow_special_tokens_in_messages: bool = Field(
+        False, description="Read names of special tokens in chat messages as these tokens; by default they are text."
+    )
     num_threads: int | None = Field(
         None, ge=1, le=_MAX_THREADS, description="CPU threads of one rank. Default: its share of the cores."
     )

@@ -76,6 +76,8 @@ def build_tokenizer(plan: PipelinePlan) -> TextTokenizer:
         kind, options["context_validators"] = architecture.tokenizer, architecture.context_validators
     if getattr(kind, "takes_images", False):
         options["image_limits"] = _image_limits(plan.config)
+    if plan.config.allow_special_tokens_in_messages and plan.task is PipelineTask.TEXT_GENERATION:
+        options["allow_special_tokens_in_messages"] = True
     tokenizer: TextTokenizer = kind(plan.model_dir, max_length=plan.max_length, **options)
     return tokenizer
 

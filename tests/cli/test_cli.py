@@ -76,6 +76,7 @@ def test_every_setting_is_a_flag(served: list[ServeConfig], tmp_path: Path) -> N
         "max_images": 4,
         "max_image_bytes": 5,
         "max_image_pixels": 6,
+        "allow_special_tokens_in_messages": True,
         "num_threads": 3,
         "host": "localhost",
         "port": 1234,

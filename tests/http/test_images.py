@@ -18,6 +18,7 @@ from PIL import Image
 from architectures.qwen3_vl import qwen3_vl_arch
 from deployments.metrics import LoopNumbers, Metrics, MetricsSnapshot
 from deployments.routes import build_api
+from max_ray.errors import InputError
 from max_ray.images.limits import ImageLimits
 from max_ray.images.tokenizer import ImageTextTokenizer
 from max_ray.interfaces import PipelineTask, RequestID, TextContext, TextGenerationOutput, TextGenerationRequest
@@ -232,10 +233,6 @@ REFUSALS: list[tuple[Any, str]] = [
     ([part(data_url(b"x" * 20_001))], "more than 20000 bytes"),
     ([part(WIDE)] * 4, "4 images, and a request may have 3"),
     ([part(picture(1, 201))], "more than 200 times"),
-    ([part(WIDE), text("<|image_pad|>")], "2 image placeholders for 1 images"),
-    ([text("<|image_pad|>")], "1 image placeholders for 0 images"),
-    ([text("<|video_pad|>")], "Videos are not supported"),
-    ("<|image_pad|>", "1 image placeholders for 0 images"),
     ([part(WIDE, detail="low")], "Input should be 'auto'"),
     ([{"type": "video_url", "video_url": {"url": "x"}}], "send single frames of a video as images"),
     ([{"type": "input_audio", "input_audio": {}}], "not 'input_audio'"),
@@ -253,6 +250,34 @@ async def test_refusals(client: httpx.AsyncClient, engine: LoopEngine, content: 
     assert sentence in reply.json()["error"]["message"]
     assert reply.json()["error"]["param"].startswith("messages")
     assert engine.contexts == []
+
+
+async def test_placeholders_that_a_client_writes_are_text(client: httpx.AsyncClient, engine: LoopEngine) -> None:
+    """They count as no image, beside images too; the tokens are as many as those of the letters."""
+    await chat(client, part(WIDE), text("<|image_pad|>"), text("<|video"), text("_pad|>"))
+    context = engine.contexts[0]
+    ids = context.tokens.prompt.tolist()
+    assert ids.count(engine.tokenizer.image_token_id) == 15 == context.images[0].num_tokens
+    rendered = (
+        "<|user|><|vision_start|>" + "<|image_pad|>" * 15 + "<|vision_end|><|image_pad|><|video_pad|><|assistant|>"
+    )
+    assert engine.tokenizer.decode_ids(ids) == rendered
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ([part(WIDE), text("<|image_pad|>")], "2 image placeholders for 1 images"),
+        ([text("<|image_pad|>")], "1 image placeholders for 0 images"),
+        ([text("<|video_pad|>")], "Videos are not supported"),
+        ("<|image_pad|>", "1 image placeholders for 0 images"),
+    ],
+)
+async def test_placeholders_where_special_tokens_are_allowed(served: ServedModel, content: Any, sentence: str) -> None:
+    tokenizer = ImageTextTokenizer(served.path, max_length=200, allow_special_tokens_in_messages=True)
+    request = TextGenerationRequest(RequestID(), messages=[{"role": "user", "content": content}])
+    with pytest.raises(InputError, match=sentence):
+        await tokenizer.new_context(request)
 
 
 async def test_only_users_show_images(client: httpx.AsyncClient) -> None:

@@ -87,4 +87,12 @@ async def test_models_and_version(client: httpx.AsyncClient) -> None:
     assert (await client.get("/v1/models/fake")).json() == listed["data"][0]
     assert listed["data"][0]["id"] == "fake"
     assert listed["data"][0]["max_model_len"] == 200
+    assert listed["data"][0]["chat_template"] == {
+        "roles": ["system", "developer", "user", "assistant", "tool"],
+        "names": ["system", "developer", "user", "assistant"],
+        "content": "string",
+        "system": "anywhere",
+        "tools": False,
+        "tool_calls": False,
+    }
     assert (await client.get("/version")).json() == {"version": max_ray.__version__}

@@ -74,6 +74,11 @@ async def test_strings_are_wrapped_for_a_template_that_wants_parts(tmp_path: Pat
     assert wrapping.render_chat([{"role": "user", "content": "a"}]) == "[a]"
 
 
+async def test_a_developer_is_a_system_message(tokenizer: TextTokenizer) -> None:
+    context = await tokenizer.new_context(request(messages=[{"role": "developer", "content": "x", "name": "Ann"}]))
+    assert await tokenizer.decode(context.tokens.all) == "<|system|>x@Ann<|assistant|>"
+
+
 def test_template_options(tokenizer: TextTokenizer) -> None:
     chat = [{"role": "user", "content": "a"}]
     assert tokenizer.render_chat(chat, {"add_generation_prompt": False}) == "<|user|>a"
@@ -89,7 +94,7 @@ def test_template_options(tokenizer: TextTokenizer) -> None:
         ({"prompt": [10**30]}, "prompt", "64 bits"),
         ({"prompt": [1.5]}, "prompt", "integers"),
         ({"prompt": "a\ud800"}, "prompt", "surrogate at character 1"),
-        ({"messages": [{"role": "developer", "content": "x"}]}, "messages", "Only system, user"),
+        ({"messages": [{"role": "critic", "content": "x"}]}, "messages[0].role", "Only system, user"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "messages", "cannot see images"),
         ({"messages": [{"role": "user", "content": [{"type": "audio"}]}]}, "messages", "list of"),
         ({"prompt": "a", "sampling_params": {"top_p": 0.0}}, "top_p", "in (0, 1]"),
