@@ -19,7 +19,7 @@ from jinja2 import TemplateError
 from max_ray.errors import ConfigError, InputError, PromptTooLongError
 from max_ray.gguf import huggingface_values, read_gguf
 from max_ray.interfaces import PromptImage, SamplingParams, TextContext, TextGenerationRequest, TokenBuffer
-from max_ray.tokenizer_files import is_gguf, load_tokenizer, local_folder, read_json
+from max_ray.tokenizer_files import is_gguf, load_tokenizer, local_folder, read_json, turn_end_ids
 
 TokenArray = npt.NDArray[np.int64]
 ArgumentT = TypeVar("ArgumentT")
@@ -38,8 +38,8 @@ class TextTokenizer:
 
     max_length: prompt + generated tokens of one request.
     generation_config: defaults of the sampling parameters; None reads generation_config.json of the folder.
-    eos_token_ids: None takes generation_config.json's, else config.json's, else the tokenizer's own, as `generate`
-    of Hugging Face does.
+    eos_token_ids: None takes all that generation_config.json, config.json and the tokenizer name, and the token that
+    ends the assistant's turn in the chat template.
     vocab_size: rows of the embedding; None takes config.json's.
     context_validators: called with each new context; each may raise InputError.
     Raises ModelPathError without a folder or a tokenizer in it, ConfigError for defaults that cannot work.
@@ -73,13 +73,12 @@ class TextTokenizer:
         self.vocab_size = vocab_size or _text_config(model_config).get("vocab_size") or len(self._hf)
         self._generation_config = dict(generation_config)
         _check_defaults(self._generation_config, folder)
-        given = None if eos_token_ids is None else list(eos_token_ids)
-        sources = (given, generation_config.get("eos_token_id"), _text_config(model_config).get("eos_token_id"))
-        self._eos = next((_ids(s) for s in sources if s is not None), _ids(self._hf.eos_token_id))
-        self.eos_token_ids = frozenset(self._eos)
         self.special_ids = frozenset(self._hf.all_special_ids)
         self.added_ids = frozenset(self._hf.added_tokens_decoder)
         self._wraps_content: bool | None = None
+        configs = (generation_config, _text_config(model_config))
+        self._eos = self._find_ends(configs) if eos_token_ids is None else _ids(list(eos_token_ids))
+        self.eos_token_ids = frozenset(self._eos)
 
     @property
     def eos(self) -> int:
@@ -195,6 +194,12 @@ class TextTokenizer:
         except InputError:
             return False
         return "content-probe" in text and "'text'" not in text
+
+    def _find_ends(self, configs: Iterable[Mapping[str, Any]]) -> tuple[int, ...]:
+        """What ends a text, each id once, that of the first of these configurations before the others."""
+        named = [*(_ids(config.get("eos_token_id")) for config in configs), _ids(self._hf.eos_token_id)]
+        turn = turn_end_ids(self.render_chat, self._hf.added_tokens_decoder.items()) if self._hf.chat_template else ()
+        return tuple(dict.fromkeys(i for ids in (*named, turn) for i in ids))
 
     async def _prompt(self, request: TextGenerationRequest) -> tuple[TokenArray, tuple[PromptImage, ...]]:
         """Token ids and images of a prompt, checked. A subclass for models that see images overrides this."""
