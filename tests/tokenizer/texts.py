@@ -10,7 +10,7 @@ CORPUS = (
     "def f(x):\n    return x * 2  # twice\n\n\tif a != b: print('no')\n        for i in range(10):\n            pass\n",
     "In 1984, 12345 and 678 made 13023; 3.14159 is not 2,718. 100000 007 42 9 000",
     "\u4f60\u597d\u4e16\u754c\uff0c\u4eca\u5929\u5929\u6c14\u5f88\u597d\u3002\u3053\u3093\u306b\u3061\u306f\u4e16\u754c",
-    "caf\u00e9 na\u00efve \u00fcber Stra\u00dfe \u0395\u03bb\u03bb\u03ac\u03b4\u03b1 \u041c\u043e\u0441\u043a\u0432\u0430",
+    "caf\u00e9 na\u00efve \u00fcber Stra\u00dfe \u0395\u03bb\u03bb\u03ac\u03b4\u03b1 \u041c\u043e\u0441\u043a\u0432",
     "the the the and and hello hello world there where then a an in on it is",
 )
 _PIECES = (
