@@ -31,7 +31,7 @@ def add_tokens(tokenizer: Tokenizer, settings: TokenizerSettings, folder: Path) 
         if token.content not in known:
             (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)([token])
     missing = [token for token in settings.special if token.content not in known]
-    roles = [token for name in settings.names.values() if (token := known.get(name)) and not token.special]
+    roles = [known[name] for name in settings.names.values() if name in known and not known[name].special]
     tokenizer.add_special_tokens([*missing, *(_as_special(token) for token in roles)])
     tokenizer.encode_special_tokens = settings.splits_special
 

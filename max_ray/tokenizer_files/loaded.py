@@ -79,7 +79,8 @@ class LoadedTokenizer:
         if not conversation:
             raise ValueError("There are no messages.")
         chat = [{key: value for key, value in message.items() if value is not None} for message in conversation]
-        rendered, _ = render_jinja_template(
+        render: Any = render_jinja_template
+        rendered, _ = render(
             conversations=[chat],
             tools=tools,
             chat_template=self.get_chat_template(chat_template, tools),

@@ -73,7 +73,7 @@ def read_tekken(folder: Path) -> tuple[Tokenizer, dict[str, str]]:
         raise _damaged(path, "it has no token for the beginning of a text")
     tokenizer = _tokenizer(ranked, names, word_split(tekken_pattern(folder) or ""), path)
     tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
-    set_text_ends(tokenizer, [[tokenizer.token_to_id(_TEKKEN_NAMES["bos_token"])]], [])
+    set_text_ends(tokenizer, [[names.index(_TEKKEN_NAMES["bos_token"])]], [])
     return tokenizer, {role: name for role, name in _TEKKEN_NAMES.items() if name in names}
 
 

@@ -45,7 +45,7 @@ class TokenizerSettings:
         # As transformers reads them: the map is older, and counts for more where the config has no added tokens.
         merged = {**special_map, **config} if "added_tokens_decoder" in config else {**config, **special_map}
         special = {token.content: token for token in _special_tokens(merged, folder)}
-        numbered = dict(_numbered(config.get("added_tokens_decoder") or {}, folder))
+        numbered = dict(_numbered(config, folder))
         for content, number in read_json(folder / _ADDED_FILE).items():
             token = special.get(content) or AddedToken(content, special=False, normalized=True)
             numbered.setdefault(_number(number, folder / _ADDED_FILE), token)
@@ -67,11 +67,16 @@ def _special_tokens(merged: Mapping[str, Any], folder: Path) -> Iterator[AddedTo
             yield _token(merged[role], folder)
     for key in _LISTS:
         listed = merged.get(key) or []
-        for value in listed.values() if isinstance(listed, dict) else listed:
-            yield _token(value, folder)
+        listed = list(listed.values()) if isinstance(listed, dict) else listed
+        if not isinstance(listed, list):
+            raise ConfigError(f"{folder / CONFIG_FILE} or {_MAP_FILE}: {key} must be a list, not {listed!r}.")
+        yield from (_token(value, folder) for value in listed)
 
 
-def _numbered(added: Mapping[str, Any], folder: Path) -> Iterator[tuple[int, AddedToken]]:
+def _numbered(config: Mapping[str, Any], folder: Path) -> Iterator[tuple[int, AddedToken]]:
+    added = config.get("added_tokens_decoder") or {}
+    if not isinstance(added, dict):
+        raise ConfigError(f"{folder / CONFIG_FILE}: added_tokens_decoder must be an object, not {added!r}.")
     for number, value in added.items():
         special = isinstance(value, dict) and value.get("special") is True
         yield _number(number, folder / CONFIG_FILE), _token(value, folder, special=special)
