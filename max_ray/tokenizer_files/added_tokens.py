@@ -29,7 +29,7 @@ def add_tokens(tokenizer: Tokenizer, settings: TokenizerSettings, folder: Path) 
         elif own != number:
             _logger.warning(_OTHER_ID, folder, token.content, own, number)
         if token.content not in known:
-            (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)([token])
+            tokenizer.add_tokens([token])
     missing = [token for token in settings.special if token.content not in known]
     roles = [known[name] for name in settings.names.values() if name in known and not known[name].special]
     tokenizer.add_special_tokens([*missing, *(_as_special(token) for token in roles)])

@@ -29,7 +29,9 @@ from max_ray.tokenizer_files.folder import is_gguf
 from max_ray.tokenizer_files.loaded import LoadedTokenizer
 from max_ray.tokenizer_files.ranks import (
     TEKKEN_FILE,
+    TEKKEN_PATTERN,
     TIKTOKEN_FILE,
+    is_tekken,
     read_tekken,
     read_tiktoken,
     tekken_pattern,
@@ -78,14 +80,23 @@ def _read_tokenizer_json(folder: Path) -> Tokenizer:
 
 
 def _correct_mistral(tokenizer: Tokenizer, folder: Path) -> None:
-    pattern = tekken_pattern(folder)
-    decoder, current = tokenizer.decoder, tokenizer.pre_tokenizer
-    if pattern is None or decoder is None or b'"ByteLevel"' not in decoder.__getstate__():
+    """Takes the word pattern of tekken.json where that lies beside. Says so where it is missing and seems needed."""
+    pattern, current = tekken_pattern(folder), tokenizer.pre_tokenizer
+    if current is None or not _is_byte_level(tokenizer.decoder):
         return
-    wanted = word_split(pattern)
-    if current is None or _patterns(current) != _patterns(wanted):
+    if pattern is not None and _patterns(current) != _patterns(word_split(pattern)):
         _logger.info("%s: the word pattern of %s replaces the one of %s.", folder, TEKKEN_FILE, _FILE)
-        tokenizer.pre_tokenizer = wanted
+        tokenizer.pre_tokenizer = word_split(pattern)
+    elif pattern is None and is_tekken(tokenizer) and _patterns(current) != _patterns(word_split(TEKKEN_PATTERN)):
+        _logger.warning(
+            "%s: the tokens of %s are Mistral's Tekken, but it cuts words by another pattern. Some of Mistral's files "
+            "are wrong in this: put the model's %s beside it, unless it was trained so.",
+            *(folder, _FILE, TEKKEN_FILE),
+        )
+
+
+def _is_byte_level(decoder: Any) -> bool:
+    return decoder is not None and b'"ByteLevel"' in decoder.__getstate__()
 
 
 def _patterns(pre_tokenizer: Any) -> list[Any]:

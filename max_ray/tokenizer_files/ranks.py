@@ -14,6 +14,7 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from max_ray.errors import ModelPathError
+from max_ray.gguf.words import WORD_RULES
 from max_ray.tokenizer_files.added_tokens import unnamed_token
 from max_ray.tokenizer_files.folder import read_json
 from max_ray.tokenizer_files.settings import TokenizerSettings
@@ -33,6 +34,8 @@ _TIKTOKEN_CLASSES = {
     "tokenization_kimi.TikTokenTokenizer": (_KIMI, 256),  # Kimi K2
     "tokenization_moonshot.TikTokenTokenizer": (_KIMI, 256),  # Moonlight, Kimi VL
 }
+(TEKKEN_PATTERN,) = (pattern for pattern in WORD_RULES["tekken"] if pattern is not None)
+_TEKKEN_SIZE = 130_000  # it has 131,072 tokens; Mistral's older vocabularies have 32,768
 # Roles of Tekken's special tokens, which the file gives by their names alone.
 _TEKKEN_NAMES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 # tekken.json before version 11 may leave its special tokens out: these are then the first ones.
@@ -42,6 +45,12 @@ _FIRST_TEKKEN_TOKENS = (
     *("[SUFFIX]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CONTENT]"),
 )
 _MALFORMED = (KeyError, TypeError, ValueError, AttributeError, binascii.Error)
+
+
+def is_tekken(tokenizer: Tokenizer) -> bool:
+    """Whether the vocabulary is Mistral's Tekken, told by its size and first special tokens."""
+    first = [tokenizer.id_to_token(i) for i in range(5)]
+    return first == list(_FIRST_TEKKEN_TOKENS[:5]) and tokenizer.get_vocab_size() >= _TEKKEN_SIZE
 
 
 def tekken_pattern(folder: Path) -> str | None:
@@ -78,7 +87,7 @@ def read_tekken(folder: Path) -> tuple[Tokenizer, dict[str, str]]:
 
 
 def read_tiktoken(folder: Path, settings: TokenizerSettings) -> Tokenizer:
-    """The tokenizer of tiktoken.model, with the special tokens that follow it in the ids.
+    """The tokenizer of tiktoken.model, with the added tokens that follow it in the ids.
 
     Raises ModelPathError for a file that is damaged, or whose word pattern is not known here.
     """
@@ -98,8 +107,7 @@ def read_tiktoken(folder: Path, settings: TokenizerSettings) -> Tokenizer:
         raise _damaged(path, f"{type(error).__name__} {error}") from error
     tokenizer = _tokenizer(ranked, [], word_split(pattern), path)
     ids = range(len(ranked), len(ranked) + num_special)
-    names = [(settings.numbered.get(i) or unnamed_token(i)).content for i in ids]
-    tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
+    tokenizer.add_tokens([settings.numbered.get(i) or unnamed_token(i) for i in ids])
     return tokenizer
 
 

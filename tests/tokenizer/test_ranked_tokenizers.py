@@ -157,6 +157,31 @@ def test_kimi(tmp_path: Path) -> None:
     assert len(TextTokenizer(tmp_path, max_length=8).added_ids) == 256
 
 
+def test_added_tokens_of_kimi_are_special_where_its_files_say_so(tmp_path: Path) -> None:
+    ranks = write_kimi(tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    settings["added_tokens_decoder"][str(len(ranks) + 3)] = {"content": "<think>", "special": False}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    ours = TextTokenizer(tmp_path, max_length=64)
+    ids = ours.encode_text("<think>a<|im_end|>").tolist()
+    assert ids == [len(ranks) + 3, ord("a"), len(ranks) + 2]
+    assert ours.decode_ids(ids, skip_special_tokens=True) == "<think>a"
+
+
+@pytest.mark.parametrize(("pattern", "told"), [(LLAMA3_WORDS, 1), (TEKKEN_WORDS, 0)])
+def test_a_pattern_that_is_not_mistrals_is_told(
+    pattern: str, told: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = byte_level(pattern)
+    stored = json.loads(made.to_str())
+    names = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", *(f"x{i}" for i in range(131_000))]
+    stored["model"] |= {"vocab": {name: i for i, name in enumerate(names)}, "merges": []}
+    stored["added_tokens"] = []
+    (tmp_path / "tokenizer.json").write_text(json.dumps(stored))
+    TextTokenizer(tmp_path, max_length=64)
+    assert caplog.text.count("cuts words by another pattern") == told
+
+
 def test_a_class_from_the_hub_is_known_by_its_name(tmp_path: Path) -> None:
     ranks = write_kimi(tmp_path, auto_map={"AutoTokenizer": ["org/name--tokenization_kimi.TikTokenTokenizer", None]})
     assert TextTokenizer(tmp_path, max_length=8).eos_token_ids == {len(ranks) + 1}
