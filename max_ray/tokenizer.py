@@ -197,9 +197,10 @@ class TextTokenizer:
 
     def _find_ends(self, configs: Iterable[Mapping[str, Any]]) -> tuple[int, ...]:
         """What ends a text, each id once, that of the first of these configurations before the others."""
-        named = [*(_ids(config.get("eos_token_id")) for config in configs), _ids(self._hf.eos_token_id)]
+        named = [i for config in configs for i in _ids(config.get("eos_token_id"))]
         turn = turn_end_ids(self.render_chat, self._hf.added_tokens_decoder.items()) if self._hf.chat_template else ()
-        return tuple(dict.fromkeys(i for ids in (*named, turn) for i in ids))
+        own = [i for i in (*_ids(self._hf.eos_token_id), *turn) if i < self.vocab_size]  # the model has no others
+        return tuple(dict.fromkeys([*named, *own]))
 
     async def _prompt(self, request: TextGenerationRequest) -> tuple[TokenArray, tuple[PromptImage, ...]]:
         """Token ids and images of a prompt, checked. A subclass for models that see images overrides this."""

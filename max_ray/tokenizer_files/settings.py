@@ -70,7 +70,7 @@ def _special_tokens(merged: Mapping[str, Any], folder: Path) -> Iterator[AddedTo
         listed = list(listed.values()) if isinstance(listed, dict) else listed
         if not isinstance(listed, list):
             raise ConfigError(f"{folder / CONFIG_FILE} or {_MAP_FILE}: {key} must be a list, not {listed!r}.")
-        yield from (_token(value, folder) for value in listed)
+        yield from (_token(value, folder) for value in listed if value != "")
 
 
 def _numbered(config: Mapping[str, Any], folder: Path) -> Iterator[tuple[int, AddedToken]]:
@@ -93,6 +93,6 @@ def _token(value: Any, folder: Path, *, special: bool = True) -> AddedToken:
 
 def _number(value: Any, path: Path) -> int:
     text = str(value)
-    if isinstance(value, bool) or not (text.isascii() and text.isdecimal()):
+    if isinstance(value, bool) or not (text.isascii() and text.isdecimal() and len(text) < 19):
         raise ConfigError(f"{path} gives an added token the id {value!r}; that must be a number from 0.")
     return int(text)

@@ -73,6 +73,12 @@ def test_a_template_that_names_no_end(name: str, tmp_path: Path) -> None:
     assert ends_of(write(tmp_path, {"eos_token": "</s>", "chat_template": NO_ENDS[name]})) == {1}
 
 
+def test_an_end_that_the_model_has_no_row_for_is_none(tmp_path: Path) -> None:
+    config = {"config.json": {"vocab_size": 422, "eos_token_id": 1}}
+    folder = write(tmp_path, {"eos_token": "<|new|>", "additional_special_tokens": ["", "<s>"]}, config)
+    assert ends_of(folder) == {1}
+
+
 async def test_a_chat_stops_at_the_end_of_its_turn(tmp_path: Path) -> None:
     from max_ray.interfaces import RequestID, TextGenerationRequest
 
@@ -127,6 +133,7 @@ def test_a_chat_template_that_is_no_text(template: object, tmp_path: Path) -> No
         ({"additional_special_tokens": [None]}, {}, ConfigError, "names None as a token"),
         ({"added_tokens_decoder": {"x": "y"}}, {}, ConfigError, "the id 'x'; that must be a number"),
         ({"added_tokens_decoder": {"-1": "y"}}, {}, ConfigError, "the id '-1'"),
+        ({"added_tokens_decoder": {"9" * 5000: "y"}}, {}, ConfigError, "that must be a number"),
         ({"added_tokens_decoder": ["y"]}, {}, ConfigError, "added_tokens_decoder must be an object"),
         ({"additional_special_tokens": 3}, {}, ConfigError, "additional_special_tokens must be a list"),
         ({}, {"added_tokens.json": {"y": True}}, ConfigError, "the id True"),
