@@ -12,7 +12,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from max_ray.tokenizer import TextTokenizer
-from tests.tokenizer.kinds import CONTROLS, KINDS, Kind, scored_pieces
+from tests.tokenizer.tokenizer_folders import CONTROLS, KINDS, Kind, scored_pieces
 from tests.tokenizer.texts import random_texts
 
 # Kind -> what llama.cpp's converter names its words; "" for SentencePiece.

@@ -14,7 +14,7 @@ import regex
 
 from max_ray.errors import ModelPathError
 from max_ray.tokenizer import TextTokenizer
-from tests.tokenizer.kinds import LLAMA3_WORDS, TEKKEN_WORDS, byte_level
+from tests.tokenizer.tokenizer_folders import LLAMA3_WORDS, TEKKEN_WORDS, byte_level
 from tests.tokenizer.texts import CORPUS, random_texts
 
 KIMI_CLASS = {"AutoTokenizer": ["tokenization_kimi.TikTokenTokenizer", None]}

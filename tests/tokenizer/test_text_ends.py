@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from tokenizers import processors
 
-from max_ray.errors import ConfigError, InputError, ModelPathError
+from max_ray.errors import ConfigError, ModelPathError
 from max_ray.tokenizer import TextTokenizer
 from tests.byte_tokenizer import write_byte_level
-from tests.tokenizer.kinds import byte_level
+from tests.tokenizer.tokenizer_folders import byte_level
 
 CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 TEMPLATES = {
@@ -45,6 +45,11 @@ def write(folder: Path, settings: dict[str, Any], files: dict[str, Any] | None =
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(content if isinstance(content, str) else json.dumps(content))
     return folder
+
+
+def named(text: str) -> str:
+    """A template that writes a text before the messages."""
+    return text + ":{% for m in messages %}{{ m.content }}{% endfor %}"
 
 
 def ends_of(folder: Path, **options: Any) -> set[int]:
@@ -92,31 +97,31 @@ async def test_a_chat_stops_at_the_end_of_its_turn(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "files", "expected"),
     [
-        ({}, {"chat_template.json": {"chat_template": "json"}}, "json"),
-        ({}, {"chat_template.jinja": "jinja"}, "jinja"),
-        ({"chat_template": "own"}, {"chat_template.json": {"chat_template": "json"}}, "own"),
-        ({"chat_template": "own"}, {"chat_template.jinja": "jinja"}, "jinja"),
-        ({"chat_template": [{"name": "rag", "template": "r"}, {"name": "default", "template": "d"}]}, {}, "d"),
-        ({}, {"chat_template.json": {"chat_template": [{"name": "default", "template": "d"}]}}, "d"),
-        ({}, {"chat_template.jinja": "jinja", "additional_chat_templates/tool_use.jinja": "t"}, "jinja"),
-        ({"chat_template": "{{ bos_token }}{{ eos_token }}", "eos_token": {"content": "</s>"}}, {}, "<s></s>"),
-        ({"chat_template": "{{ messages[0] }}"}, {}, "{'role': 'user', 'content': 'x'}"),
+        ({}, {"chat_template.json": {"chat_template": named("json")}}, "json"),
+        ({}, {"chat_template.jinja": named("jinja")}, "jinja"),
+        ({"chat_template": named("own")}, {"chat_template.json": {"chat_template": named("json")}}, "own"),
+        ({"chat_template": named("own")}, {"chat_template.jinja": named("jinja")}, "jinja"),
+        ({"chat_template": [{"name": n, "template": named(n)} for n in ("rag", "default")]}, {}, "default"),
+        ({}, {"chat_template.json": {"chat_template": [{"name": "default", "template": named("d")}]}}, "d"),
+        ({}, {"chat_template.jinja": named("jinja"), "additional_chat_templates/tool_use.jinja": "t"}, "jinja"),
+        ({"chat_template": named("{{ bos_token }}{{ eos_token }}"), "eos_token": {"content": "</s>"}}, {}, "<s></s>"),
     ],
 )
 def test_where_the_chat_template_stands(
     settings: dict[str, Any], files: dict[str, Any], expected: str, tmp_path: Path
 ) -> None:
     tokenizer = TextTokenizer(write(tmp_path, settings, files), max_length=64)
-    assert tokenizer.render_chat([{"role": "user", "content": "x", "name": None}]) == expected
+    assert tokenizer.render_chat([{"role": "user", "content": "x"}]) == f"{expected}:x"
 
 
 def test_tools_take_the_template_for_tools(tmp_path: Path) -> None:
-    files = {"chat_template.jinja": "plain", "additional_chat_templates/tool_use.jinja": "{{ tools | length }} tools"}
+    for_tools = named("{% for t in tools or [] %}{{ t | tojson }}{% endfor %}")
+    files = {"chat_template.jinja": named("plain"), "additional_chat_templates/tool_use.jinja": for_tools}
     tokenizer = TextTokenizer(write(tmp_path, {}, files), max_length=64)
-    chat = [{"role": "user", "content": "x"}]
-    assert tokenizer.render_chat(chat, {"tools": [{"type": "function"}]}) == "1 tools"
-    with pytest.raises(InputError, match="refuses these messages"):
-        tokenizer.render_chat([])
+    tool = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {}}}
+    text = tokenizer.render_chat([{"role": "user", "content": "x"}], {"tools": [tool]})
+    assert text.endswith(":x")
+    assert json.loads(text.removesuffix(":x")) == tool
 
 
 @pytest.mark.parametrize("template", [5, ["x"], [{"name": "default"}], {"default": 3}])

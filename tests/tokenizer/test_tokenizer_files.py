@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from max_ray.tokenizer import TextTokenizer
-from tests.tokenizer.kinds import CONTROLS, KINDS
+from tests.tokenizer.tokenizer_folders import CONTROLS, KINDS
 from tests.tokenizer.texts import random_texts
 
 
