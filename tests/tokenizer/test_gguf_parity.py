@@ -12,8 +12,8 @@ import pytest
 from tokenizers import Tokenizer
 
 from max_ray.tokenizer import TextTokenizer
-from tests.tokenizer.tokenizer_folders import CONTROLS, KINDS, Kind, scored_pieces
 from tests.tokenizer.texts import random_texts
+from tests.tokenizer.tokenizer_folders import CONTROLS, KINDS, Kind, scored_pieces
 
 # Kind -> what llama.cpp's converter names its words; "" for SentencePiece.
 RULES = {

@@ -14,8 +14,8 @@ import regex
 
 from max_ray.errors import ModelPathError
 from max_ray.tokenizer import TextTokenizer
-from tests.tokenizer.tokenizer_folders import LLAMA3_WORDS, TEKKEN_WORDS, byte_level
 from tests.tokenizer.texts import CORPUS, random_texts
+from tests.tokenizer.tokenizer_folders import LLAMA3_WORDS, TEKKEN_WORDS, byte_level
 
 KIMI_CLASS = {"AutoTokenizer": ["tokenization_kimi.TikTokenTokenizer", None]}
 HAN, UPPER, LOWER = r"\p{Han}", r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}", r"\p{Ll}\p{Lm}\p{Lo}\p{M}"

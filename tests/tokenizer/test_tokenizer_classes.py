@@ -15,8 +15,8 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from max_ray.tokenizer import TextTokenizer
-from tests.tokenizer.tokenizer_folders import CONTROLS, LLAMA3_WORDS, byte_level, scored_pieces, sentencepiece
 from tests.tokenizer.texts import random_texts
+from tests.tokenizer.tokenizer_folders import CONTROLS, LLAMA3_WORDS, byte_level, scored_pieces, sentencepiece
 
 # The classes that the fast suite looks at: those that most served models name. To import them all takes seconds.
 COMMON = {

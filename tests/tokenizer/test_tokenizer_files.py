@@ -8,8 +8,8 @@ import pytest
 from tokenizers import Tokenizer
 
 from max_ray.tokenizer import TextTokenizer
-from tests.tokenizer.tokenizer_folders import CONTROLS, KINDS
 from tests.tokenizer.texts import random_texts
+from tests.tokenizer.tokenizer_folders import CONTROLS, KINDS
 
 
 def assert_same(folder: Path, expected: Tokenizer, count: int) -> None:
