@@ -62,7 +62,7 @@ def _chat_template(file: GgufFile) -> str | dict[str, str] | None:
     named = {name.removeprefix(f"{key}."): text for name, text in file.metadata.items() if name.startswith(f"{key}.")}
     own = file.metadata.get(key)
     templates = {name: text for name, text in {**named, "default": own}.items() if isinstance(text, str)}
-    return templates if len(templates) > 1 else templates.get("default")
+    return templates.get("default") if templates.keys() <= {"default"} else templates
 
 
 def _tokens(file: GgufFile) -> tuple[list[str], list[int]]:
