@@ -25,6 +25,8 @@ _TOKENIZERS = (
     "vocab.json",
     "vocab.txt",
     "*.tiktoken",
+    "tiktoken.model",
+    "tekken.json",
     "*.bpe.model",
     "spiece.model",
 )

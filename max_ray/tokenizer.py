@@ -33,7 +33,7 @@ from max_ray.gguf import huggingface_values, read_gguf
 from max_ray.interfaces import PromptImage, SamplingParams, TextContext, TextGenerationRequest, TokenBuffer
 from max_ray.piece_encoder import PieceEncoder
 from max_ray.template_limits import TemplateTimeError
-from max_ray.tokenizer_files import is_gguf, load_tokenizer, local_folder, read_json
+from max_ray.tokenizer_files import as_ids, is_gguf, load_tokenizer, local_folder, read_json, turn_end_ids
 
 TokenArray = npt.NDArray[np.int64]
 ArgumentT = TypeVar("ArgumentT")
@@ -52,8 +52,8 @@ class TextTokenizer:
 
     max_length: prompt + generated tokens of one request.
     generation_config: defaults of the sampling parameters; None reads generation_config.json of the folder.
-    eos_token_ids: None takes generation_config.json's, else config.json's, else the tokenizer's own, as `generate`
-    of Hugging Face does.
+    eos_token_ids: None takes all that generation_config.json, config.json and the tokenizer name, and the token that
+    ends the assistant's turn in the chat template.
     vocab_size: rows of the embedding; None takes config.json's.
     context_validators: called with each new context; each may raise InputError.
     allow_special_tokens_in_messages: whether names of special tokens in chat messages become these tokens; by default
@@ -91,14 +91,13 @@ class TextTokenizer:
         self.vocab_size = vocab_size or _text_config(model_config).get("vocab_size") or len(self._hf)
         self._generation_config = dict(generation_config)
         _check_defaults(self._generation_config, folder)
-        given = None if eos_token_ids is None else list(eos_token_ids)
-        sources = (given, generation_config.get("eos_token_id"), _text_config(model_config).get("eos_token_id"))
-        self._eos = next((_ids(s) for s in sources if s is not None), _ids(self._hf.eos_token_id))
-        self.eos_token_ids = frozenset(self._eos)
         self._bos_text: str | None = self._hf.bos_token
         self.special_ids = self._find_special_ids()
         self.special_names = {self.token_piece(i): i for i in self.special_ids if i < self.vocab_size}
         self.added_ids = frozenset(self._hf.added_tokens_decoder)
+        configs = (generation_config, _text_config(model_config))
+        self._eos = self._find_ends(configs) if eos_token_ids is None else as_ids(list(eos_token_ids))
+        self.eos_token_ids = frozenset(self._eos)
 
     @property
     def eos(self) -> int:
@@ -180,6 +179,13 @@ class TextTokenizer:
         return str(
             self._hf.decode(list(ids), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False)
         )
+
+    def _find_ends(self, configs: Iterable[Mapping[str, Any]]) -> tuple[int, ...]:
+        """What ends a text, each id once, that of the first of these configurations before the others."""
+        named = [i for config in configs for i in as_ids(config.get("eos_token_id"))]
+        turn = turn_end_ids(self.render_chat, self._hf.added_tokens_decoder.items()) if self._hf.chat_template else ()
+        own = [i for i in (*as_ids(self._hf.eos_token_id), *turn) if i < self.vocab_size]  # the model has no others
+        return tuple(dict.fromkeys([*named, *own]))
 
     def _find_special_ids(self) -> frozenset[int]:
         """Those that `decode_ids` leaves out: all that tokenizer.json calls special, not only the ones with a role."""
@@ -379,16 +385,6 @@ def _check_defaults(generation_config: Mapping[str, Any], folder: Path) -> None:
         SamplingParams.from_input_and_generation_config({}, generation_config)
     except (InputError, TypeError) as error:
         raise ConfigError(f"generation_config.json of {folder} gives unusable defaults: {error}") from error
-
-
-def _ids(value: Any) -> tuple[int, ...]:
-    """eos_token_id as it is found: nothing, one id, or several."""
-    if value is None:
-        return ()
-    ids = value if isinstance(value, list) else [value]
-    if not all(isinstance(i, int) for i in ids):
-        raise ConfigError(f"eos_token_id must be a token id or a list of token ids, not {value!r}.")
-    return tuple(ids)
 
 
 def id_array(ids: Sequence[int], param: str) -> TokenArray:

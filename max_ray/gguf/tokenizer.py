@@ -15,49 +15,26 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from max_ray.errors import WeightsError
 from max_ray.gguf.file import GgufFile
+from max_ray.gguf.words import NFC_RULES, WHOLE_WORD_RULES, WORD_RULES
+from max_ray.log import get_logger
 
+_logger = get_logger(__name__)
 _CONTROL, _USER_DEFINED, _UNKNOWN = 3, 4, 2
 _SPACE = "\u2581"  # SentencePiece's sign for a space
-_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
-_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_TEKKEN = (
-    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|\p{{N}}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-# tokenizer.ggml.pre -> the regular expression of the words; None is GPT-2's own.
-_WORD_RULES: dict[str, str | None] = {
-    "default": None,
-    "gpt-2": None,
-    "llama-bpe": rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}{{1,3}}|{_REST}",
-    "llama3": rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}{{1,3}}|{_REST}",
-    "smaug-bpe": rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}{{1,3}}|{_REST}",
-    "llama-v3": rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}{{1,3}}|{_REST}",
-    "falcon3": rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}{{1,3}}|{_REST}",
-    "qwen2": rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}|{_REST}",
-    "deepseek-r1-qwen": rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}|{_REST}",
-    "tekken": _TEKKEN,
-    "smollm": None,
-    "starcoder": None,
-    "refact": None,
-}
-_DIGITS_APART = ("smollm", "starcoder", "refact")
-# A word that is a token is not merged together from pieces. These begin texts with the first token, too.
-_WHOLE_WORDS_FIRST = ("llama-bpe", "llama3", "llama-v3", "falcon3", "smaug-bpe", "tekken")
 
 
 @dataclass(frozen=True)
 class GgufTokenizer:
     """tokenizer: encodes and decodes; adds the beginning-of-text token where the model wants one.
 
-    names: special token by role (bos_token, eos_token, unk_token, pad_token); chat_template: Jinja text, or None.
+    names: special token by role (bos_token, eos_token, unk_token, pad_token); chat_template: Jinja text, several by
+    name, or None.
     """
 
     tokenizer: Tokenizer
     names: dict[str, str]
     control_tokens: tuple[str, ...]
-    chat_template: str | None
+    chat_template: str | dict[str, str] | None
 
 
 def build_tokenizer(file: GgufFile) -> GgufTokenizer:
@@ -77,8 +54,15 @@ def build_tokenizer(file: GgufFile) -> GgufTokenizer:
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in extra])
     names = _special_names(file, tokens)
     _add_ends(file, tokenizer, tokens, names)
-    template = keys.get("tokenizer.chat_template")
-    return GgufTokenizer(tokenizer, names, tuple(control), template if isinstance(template, str) else None)
+    return GgufTokenizer(tokenizer, names, tuple(control), _chat_template(file))
+
+
+def _chat_template(file: GgufFile) -> str | dict[str, str] | None:
+    key = "tokenizer.chat_template"
+    named = {name.removeprefix(f"{key}."): text for name, text in file.metadata.items() if name.startswith(f"{key}.")}
+    own = file.metadata.get(key)
+    templates = {name: text for name, text in {**named, "default": own}.items() if isinstance(text, str)}
+    return templates.get("default") if templates.keys() <= {"default"} else templates
 
 
 def _tokens(file: GgufFile) -> tuple[list[str], list[int]]:
@@ -92,25 +76,23 @@ def _tokens(file: GgufFile) -> tuple[list[str], list[int]]:
 
 
 def _byte_level(file: GgufFile, tokens: list[str]) -> Tokenizer:
-    rule = file.metadata.get("tokenizer.ggml.pre", "default")
-    if rule not in _WORD_RULES:
+    rule = file.metadata.get("tokenizer.ggml.pre")
+    if rule is None:
+        _logger.warning("%s does not say how text is cut into words (tokenizer.ggml.pre): GPT-2's rule.", file.path)
+        rule = "default"
+    if rule not in WORD_RULES:
         raise WeightsError(
             f"{file.path}: the word rule {rule!r} (tokenizer.ggml.pre) is not known; known are "
-            f"{', '.join(sorted(_WORD_RULES))}."
+            f"{', '.join(sorted(WORD_RULES))}."
         )
     vocabulary = {token: i for i, token in enumerate(tokens)}
     merges = [_merge(file, text, vocabulary) for text in file.metadata.get("tokenizer.ggml.merges") or []]
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=rule in _WHOLE_WORDS_FIRST))
-    words = _WORD_RULES[rule]
-    if words is None:
-        digits = [pre_tokenizers.Digits(individual_digits=True)] if rule in _DIGITS_APART else []
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    else:
-        cut = pre_tokenizers.Split(Regex(words), behavior="isolated")
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [cut, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-        )
-    if rule == "qwen2":
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=rule in WHOLE_WORD_RULES))
+    patterns = WORD_RULES[rule]
+    cuts = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in patterns if pattern is not None]
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=None in patterns)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*cuts, level])
+    if rule in NFC_RULES:
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
@@ -167,11 +149,14 @@ def _special_names(file: GgufFile, tokens: list[str]) -> dict[str, str]:
 def _add_ends(file: GgufFile, tokenizer: Tokenizer, tokens: list[str], names: dict[str, str]) -> None:
     """Makes the tokenizer put beginning- and end-of-text around a text where the file asks for it."""
     begins = file.metadata.get("tokenizer.ggml.model") == "llama" or (
-        file.metadata.get("tokenizer.ggml.pre") in _WHOLE_WORDS_FIRST
+        file.metadata.get("tokenizer.ggml.pre") in WHOLE_WORD_RULES
     )
     begin = names.get("bos_token") if file.metadata.get("tokenizer.ggml.add_bos_token", begins) else None
     end = names.get("eos_token") if file.metadata.get("tokenizer.ggml.add_eos_token", False) else None
-    template = [piece for piece in (begin, "$A", end) if piece is not None]
-    if len(template) > 1:
-        ids = [(token, tokens.index(token)) for token in dict.fromkeys(template) if token != "$A"]
-        tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=ids)
+    if begin is None and end is None:
+        return
+    ends = {alias: token for alias, token in (("begin", begin), ("end", end)) if token is not None}
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=[*(["begin"] if begin else []), "$A", *(["end"] if end else [])],
+        special_tokens=[{"id": alias, "ids": [tokens.index(t)], "tokens": [t]} for alias, t in ends.items()],
+    )

@@ -160,6 +160,15 @@ def test_a_snapshot_without_tokenizer_is_completed_where_the_hub_can_be_reached(
     assert (hub.folder / "tokenizer.json").is_file()
 
 
+@pytest.mark.parametrize("tokenizer", ["tokenizer.json", "tekken.json", "tiktoken.model"])
+def test_a_snapshot_with_a_tokenizer_is_not_fetched_again(tokenizer: str, hub: Hub) -> None:
+    hub.files = ["config.json", "model.safetensors", tokenizer]
+    resolve_model_path("owner/name")
+    num_downloads = len(hub.downloads)
+    assert resolve_model_path("owner/name") == hub.folder
+    assert len(hub.downloads) == num_downloads
+
+
 def test_weights_in_a_second_layout_are_not_fetched(hub: Hub) -> None:
     hub.files = ["config.json", "model-00001-of-00001.safetensors", "consolidated.safetensors", "tokenizer.json"]
     resolve_model_path("owner/name")

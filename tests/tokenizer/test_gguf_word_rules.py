@@ -43,6 +43,13 @@ def file_of(rule: str, **keys: Any) -> GgufFile:
         ("tekken", "aB12", ["!", "a", "B", "1", "2"]),
         ("tekken", "two", ["!", "two"]),
         ("qwen2", "two", ["t", "w", "o"]),
+        ("pixtral", "two", ["!", "two"]),
+        ("dbrx", "aB12", ["aB", "12"]),
+        ("gpt-4o", "aB12", ["a", "B", "12"]),
+        ("deepseek-v3", "ba 12", ["ba", "\u0120", "12"]),
+        ("deepseek-coder", "ba 12", ["ba", "\u0120", "1", "2"]),
+        ("command-r", "ba 12", ["ba", "\u0120", "1", "2"]),
+        ("exaone4", "ba 12", ["ba", "\u0120", "12"]),
     ],
 )
 def test_texts_are_cut_as_the_rule_says(rule: str, text: str, words: list[str]) -> None:
@@ -52,6 +59,30 @@ def test_texts_are_cut_as_the_rule_says(rule: str, text: str, words: list[str]) 
 def test_a_rule_that_nobody_knows_is_refused_with_those_that_are() -> None:
     with pytest.raises(WeightsError, match=r"the word rule 'viking'.*deepseek-r1-qwen.*smollm.*tekken"):
         build_tokenizer(file_of("viking"))
+
+
+def test_a_file_without_a_rule_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    file = file_of("gpt-2")
+    keys = {name: value for name, value in file.metadata.items() if name != "tokenizer.ggml.pre"}
+    built = build_tokenizer(GgufFile(file.path, keys, {}))
+    assert built.tokenizer.encode("ba 12").tokens == ["ba", "\u0120", "12"]
+    assert "model.gguf does not say how text is cut into words" in caplog.text
+
+
+def test_chat_templates_by_name() -> None:
+    named = {"tokenizer.chat_template.tool_use": "t", "tokenizer.chat_templates": ["tool_use"]}
+    assert build_tokenizer(file_of("gpt-2", **named)).chat_template == {"tool_use": "t"}
+    both = file_of("gpt-2", **named, **{"tokenizer.chat_template": "d"})
+    assert build_tokenizer(both).chat_template == {"tool_use": "t", "default": "d"}
+    assert build_tokenizer(file_of("gpt-2", **{"tokenizer.chat_template": "d"})).chat_template == "d"
+    assert build_tokenizer(file_of("gpt-2")).chat_template is None
+
+
+def test_a_beginning_whose_name_the_library_would_parse() -> None:
+    file = file_of("llama-bpe")
+    tokens = ["$A:1", *file.metadata["tokenizer.ggml.tokens"][1:]]
+    built = build_tokenizer(file_of("llama-bpe", **{"tokenizer.ggml.tokens": tokens}))
+    assert built.tokenizer.encode("ba").tokens == ["$A:1", "ba"]
 
 
 @pytest.mark.parametrize("kind", [3, 4])

@@ -8,7 +8,6 @@ import pickle
 import shutil
 import subprocess
 import sys
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from max_ray.errors import ConfigError, InputError, ModelPathError, PromptTooLon
 from max_ray.interfaces import RequestID, SamplingParams, TextContext, TextGenerationRequest
 from max_ray.token_text import TokenText
 from max_ray.tokenizer import TextTokenizer
-from max_ray.tokenizer_files import CLASS_OF
 from tests.byte_tokenizer import BOS_ID, EOS_ID, VOCAB_SIZE, write_byte_fallback, write_byte_level
 
 DEMO = Path(__file__).parents[2] / "deployments/demo/shakespeare"
@@ -253,27 +251,6 @@ def test_neither_the_tokenizer_nor_the_routes_import_torch_or_ray(folder: Path) 
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-def test_the_class_of_a_model_type_loads_without_torch_as_auto_would(tmp_path: Path) -> None:
-    for model_type, (package, name) in CLASS_OF.items():
-        made = getattr(import_module(f"transformers.models.{package}.tokenization_{package}"), name)()
-        made.save_pretrained(tmp_path / model_type)
-        (tmp_path / model_type / "config.json").write_text(json.dumps({"model_type": model_type}))
-    told = (
-        f"import sys, pathlib\nfor folder in sorted(pathlib.Path({str(tmp_path)!r}).iterdir()):\n    t = load(folder)\n"
-        "    print(folder.name, type(t).__name__, t.all_special_ids, t.backend_tokenizer.to_str())\n"
-    )
-    ours, auto = (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
-        for code in (
-            f"from max_ray.tokenizer_files import load_tokenizer as load\n{told}print('torch' in sys.modules)",
-            f"from transformers import AutoTokenizer\nload = AutoTokenizer.from_pretrained\n{told}",
-        )
-    )
-    assert ours.pop() == "False"
-    assert ours == auto
-    assert [line.split()[:2] for line in ours] == [[key, name] for key, (_, name) in sorted(CLASS_OF.items())]
 
 
 async def test_a_default_gives_way_where_it_contradicts_the_request(folder: Path) -> None:
