@@ -322,7 +322,7 @@ class TextTokenizer:
 
     @cached_property
     def _piece_encoder(self) -> PieceEncoder:
-        control = self._hf.convert_tokens_to_ids(sorted(self._control.names - {self._hf.unk_token}))
+        control = [self._hf.convert_tokens_to_ids(name) for name in sorted(self._control.names - {self._hf.unk_token})]
         return PieceEncoder(partial(self.encode_text, add_special_tokens=False), self.decode_ids, control)
 
     def _refuse_long_messages(self, messages: Sequence[Mapping[str, Any]]) -> None:
