@@ -100,6 +100,8 @@ def test_every_setting_is_a_flag(served: list[ServeConfig], tmp_path: Path) -> N
             arguments.append(flag)
         elif name == "custom_architectures":
             arguments += [flag, "./a", flag, "./b,./c"]
+        elif isinstance(value, tuple):
+            arguments += [flag, ",".join(value)]
         else:
             arguments += [flag, str(value)]
     assert cli.main(arguments) == 0
