@@ -7,6 +7,7 @@ from typing import Any
 from ray import serve
 
 from deployments.cluster_env import cluster_hardware, connect
+from deployments.engine import ApiOptions
 from deployments.ingress import Ingress
 from deployments.serve_config import load_serve_config
 from max_ray.actors.messages import GroupSpec
@@ -55,7 +56,17 @@ def build_application(config: ServeConfig) -> serve.Application:
         max_constructor_retry_count=_FIRST_START_ATTEMPTS,
         **_scaling(config),
     )
-    return deployment.bind(spec, config.max_queued_requests, config.key_values)
+    return deployment.bind(spec, config.max_queued_requests, api_options(config))
+
+
+def api_options(config: ServeConfig) -> ApiOptions:
+    """What of the configuration the HTTP routes go by."""
+    any_host = None if config.key_values else ()
+    return ApiOptions(
+        api_keys=config.key_values,
+        allowed_hosts=config.allowed_hosts or any_host,
+        allowed_origins=config.allowed_origins,
+    )
 
 
 def _hardware_to_be(config: ServeConfig) -> Hardware:

@@ -9,6 +9,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.http_errors import ErrorResponse, error_body
+from deployments.scope import route_path
 
 _OPEN_PATHS = frozenset({"/health"})
 
@@ -22,7 +23,7 @@ class BearerAuth:
         self._keys = [key.encode() for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in _OPEN_PATHS or self._allows(Headers(scope=scope)):
+        if scope["type"] != "http" or route_path(scope) in _OPEN_PATHS or self._allows(Headers(scope=scope)):
             await self._app(scope, receive, send)
         else:
             await _refusal()(scope, receive, send)

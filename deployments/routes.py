@@ -10,32 +10,29 @@ import json
 import logging
 import time
 from collections.abc import AsyncGenerator
+from functools import partial
 from time import perf_counter
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
+from deployments.accounting import RequestCounter
 from deployments.answer import Answer, check_model, open_answer
 from deployments.auth import BearerAuth
+from deployments.deadline import RequestDeadline
 from deployments.embeddings import EmbeddingsRequest, embed
 from deployments.engine import ApiOptions, Engine
 from deployments.http_errors import ErrorResponse, add_error_handlers, describe_and_log, error_body, internal_error
-from deployments.metrics import Metrics, render_metrics
+from deployments.metrics import render_metrics
 from deployments.openai import ChatCompletionRequest, CompletionRequest, parse_request
-from deployments.sse import (
-    CLIENT_CLOSED,
-    DONE,
-    SEND_KEY,
-    STATUS_KEY,
-    ClientGoneError,
-    EventStream,
-    encode_event,
-    until_disconnect,
-)
+from deployments.origin_guard import OriginGuard, cors_settings
+from deployments.scope import CLIENT_CLOSED, SEND_KEY, SERVER_SEND_KEY, STATUS_KEY
+from deployments.sse import DONE, ClientGoneError, EventStream, encode_event, until_disconnect
 from max_ray import __version__
 from max_ray.errors import MaxRayError
 from max_ray.interfaces import PipelineTask
@@ -48,17 +45,64 @@ _ROUTES = ("/v1/models", "/v1/completions", "/v1/chat/completions", "/v1/embeddi
 def build_api(engine: Engine, options: ApiOptions | None = None) -> FastAPI:
     """The application with all routes. `engine` may come alive later: it is not touched before a request."""
     options = options or ApiOptions()
-    api = FastAPI(title="max_ray", version=__version__, openapi_url=None, docs_url=None, redoc_url=None)
-    created = int(time.time())
+    no_pages: dict[str, Any] = {"openapi_url": None, "docs_url": None, "redoc_url": None}
+    api = _Api(title="max_ray", version=__version__, redirect_slashes=False, **no_pages)
+    _add_readings(api, engine)
+    _add_tasks(api, engine, options)
+    add_error_handlers(api, _ROUTES)
+    if options.api_keys:
+        api.add_middleware(BearerAuth, keys=options.api_keys)
+    api.add_middleware(RequestDeadline)
+    if options.allowed_origins:
+        api.add_middleware(CORSMiddleware, **cors_settings(options.allowed_origins))
+    api.add_middleware(OriginGuard, options=options)
+    api.add_middleware(RequestCounter, engine=engine, routes=_ROUTES)
+    return api
 
-    @api.get("/v1/models")
+
+class _Api(FastAPI):
+    """Leaves the `send` that it is called with where streams find it, past what is in between."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            scope[SEND_KEY] = send
+            scope.setdefault(SERVER_SEND_KEY, send)
+        await super().__call__(scope, receive, send)
+
+
+def _add_readings(api: FastAPI, engine: Engine) -> None:
+    """The routes of GET and HEAD. Of an answer to HEAD the HTTP server sends the headers only."""
+    created = int(time.time())
+    get = partial(api.api_route, methods=["GET", "HEAD"])
+
+    @get("/v1/models")
     async def list_models() -> Response:
         return JSONResponse({"object": "list", "data": [_model_object(engine, created)]})
 
-    @api.get("/v1/models/{model:path}")
+    @get("/v1/models/{model:path}")
     async def show_model(model: str) -> Response:
         check_model(engine, model)
         return JSONResponse(_model_object(engine, created))
+
+    @get("/health")
+    async def health() -> Response:
+        if await engine.healthy():
+            return JSONResponse({"status": "ok"})
+        message = "The model workers do not answer; they are being replaced. Try again in a few seconds."
+        return ErrorResponse(error_body(message, kind="workers_unavailable"), status_code=503)
+
+    @get("/metrics")
+    async def metrics() -> Response:
+        text = render_metrics(await engine.metrics_snapshots())
+        return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
+
+    @get("/version")
+    async def version() -> Response:
+        return JSONResponse({"version": __version__})
+
+
+def _add_tasks(api: FastAPI, engine: Engine, options: ApiOptions) -> None:
+    """The routes of POST."""
 
     @api.post("/v1/completions")
     async def completions(request: Request) -> Response:
@@ -71,57 +115,6 @@ def build_api(engine: Engine, options: ApiOptions | None = None) -> FastAPI:
     @api.post("/v1/embeddings")
     async def embeddings(request: Request) -> Response:
         return await _embeddings(engine, request, options)
-
-    @api.get("/health")
-    async def health() -> Response:
-        if await engine.healthy():
-            return JSONResponse({"status": "ok"})
-        message = "The model workers do not answer; they are being replaced. Try again in a few seconds."
-        return ErrorResponse(error_body(message, kind="workers_unavailable"), status_code=503)
-
-    @api.get("/metrics")
-    async def metrics() -> Response:
-        text = render_metrics(await engine.metrics_snapshots())
-        return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
-
-    @api.get("/version")
-    async def version() -> Response:
-        return JSONResponse({"version": __version__})
-
-    add_error_handlers(api, _ROUTES)
-    if options.api_keys:
-        api.add_middleware(BearerAuth, keys=options.api_keys)
-    api.add_middleware(RequestCounter, engine=engine)
-    return api
-
-
-class RequestCounter:
-    """ASGI middleware: counts requests to /v1 by route and status, and their duration."""
-
-    def __init__(self, app: ASGIApp, engine: Engine) -> None:
-        self._app = app
-        self._engine = engine
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
-            await self._app(scope, receive, send)
-            return
-        begin = perf_counter()
-        status = 500
-
-        async def watch(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        scope[SEND_KEY] = send
-        try:
-            await self._app(scope, receive, watch)
-        finally:
-            metrics: Metrics = self._engine.metrics
-            route = scope["path"] if scope["path"] in _ROUTES else "other"
-            metrics.count_request(route, scope.get(STATUS_KEY, status), perf_counter() - begin)
 
 
 async def _answer(

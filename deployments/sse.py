@@ -8,18 +8,15 @@ from contextlib import aclosing
 from typing import Any, TypeVar
 
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
+from deployments.scope import CLIENT_CLOSED, SEND_KEY, SERVER_SEND_KEY, STATUS_KEY
 
 T = TypeVar("T")
 
 DONE = b"data: [DONE]\n\n"
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-# Where the metrics middleware looks for a status that differs from the one sent with the headers.
-STATUS_KEY = "max_ray.status"
-# Where the outermost middleware leaves the server's own `send`. Once a response has begun, what is in between only
-# passes its pieces on, a coroutine each.
-SEND_KEY = "max_ray.send"
-CLIENT_CLOSED = 499
 
 
 class ClientGoneError(Exception):
@@ -44,7 +41,10 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await until_disconnect(receive, self._write(send, scope.get(SEND_KEY, send)))
+            send_piece = scope.get(SEND_KEY, send)
+            if scope.get("http_version") == "1.0":
+                send_piece = _until_close(scope, send_piece)
+            await until_disconnect(receive, self._write(send, send_piece))
         except (ClientGoneError, OSError):
             scope[STATUS_KEY] = CLIENT_CLOSED
         finally:
@@ -56,6 +56,24 @@ class EventStream(Response):
             async for piece in pieces:
                 await send_piece({"type": "http.response.body", "body": piece, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _until_close(scope: Scope, send: Send) -> Send:
+    """`send` for the pieces of a response to an HTTP/1.0 client, which ends with the connection: it knows no chunks.
+
+    uvicorn's httptools protocol sends every response of unknown length in chunks, whoever asks, so its state is set to
+    what a response of known length has. Its h11 protocol does right by itself.
+    """
+    cycle = getattr(scope.get(SERVER_SEND_KEY), "__self__", None)
+    if not isinstance(cycle, RequestResponseCycle):
+        return send
+    cycle.chunked_encoding = False
+
+    async def send_piece(message: Message) -> None:
+        cycle.expected_content_length = len(message["body"])
+        await send(message)
+
+    return send_piece
 
 
 async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:

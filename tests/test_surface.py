@@ -56,6 +56,8 @@ SERVE_SETTINGS = PIPELINE_SETTINGS | {
     "lease_grace_s": 60.0,
     "worker_start_timeout_s": 600.0,
     "collective_timeout_s": 60.0,
+    "allowed_hosts": (),
+    "allowed_origins": (),
     "api_keys": DERIVED,
 }
 GENERATE_FLAGS = {"--prompt", "--chat", "--max-new-tokens", "--temperature", "--top-k", "--top-p", "--min-p", "--seed"}

@@ -38,6 +38,10 @@ _DEVICES = re.compile(r"auto|cpu|gpu|gpu:(\d+(?:,\d+)*)")
 _MAX_THREADS = 1024  # beyond what a machine can start, OpenMP kills the process instead of raising
 _MAX_SECONDS = 10.0**6  # days; an infinite wait has no form in the timeouts that these become
 _LOOPBACK_NAMES = ("localhost", "ip6-localhost")
+_HOST_RULE = re.compile(r"\*|(\*\.)?[\w-]+(\.[\w-]+)*|\[[0-9A-Fa-f:.]+\]", re.ASCII)
+_ORIGIN_RULE = re.compile(
+    r"\*|null|[a-z][a-z0-9+.-]*://([\w.-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?", re.ASCII | re.IGNORECASE
+)
 
 
 class SettingsError(ConfigError):
@@ -256,6 +260,16 @@ class ServeConfig(PipelineConfig):
     collective_timeout_s: float = Field(
         60.0, gt=0, le=_MAX_SECONDS, description="Seconds after which ranks that wait for a silent one give up."
     )
+    allowed_hosts: TextList = Field(
+        (),
+        description="Names besides loopback's that clients may address the server by ('*': any, '*.x.org': below "
+        "x.org). Default: loopback's only; with API keys any.",
+    )
+    allowed_origins: TextList = Field(
+        (),
+        description="Origins such as https://chat.example.org whose web pages may use the server ('*': all). "
+        "Default: none.",
+    )
     api_keys: SecretList = Field(
         default_factory=_api_keys_of_environment, description="Keys that clients must send; from MAX_RAY_API_KEYS."
     )
@@ -266,6 +280,26 @@ class ServeConfig(PipelineConfig):
         if not all(key.get_secret_value().strip() for key in keys):
             raise PydanticCustomError("blank_key", "Input should be a list of keys that are not blank")
         return keys
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _check_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for host in hosts:
+            if not _HOST_RULE.fullmatch(host):
+                raise PydanticCustomError(
+                    "host_name", "Input should be host names without scheme, port and path, or '*'"
+                )
+        return tuple(host.lower() for host in hosts)
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _check_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if not _ORIGIN_RULE.fullmatch(origin):
+                raise PydanticCustomError(
+                    "origin", "Input should be origins like https://chat.example.org:8443 without a path, or '*'"
+                )
+        return tuple(origin.lower() for origin in origins)
 
     @model_validator(mode="after")
     def _check_exposure(self) -> Self:

@@ -88,6 +88,8 @@ def test_every_setting_is_a_flag(served: list[ServeConfig], tmp_path: Path) -> N
         "lease_grace_s": 1.5,
         "worker_start_timeout_s": 2.5,
         "collective_timeout_s": 3.5,
+        "allowed_hosts": ("box.lan", "*.x.org"),
+        "allowed_origins": ("https://x.org", "null"),
     }
     assert set(values) == set(ServeConfig.model_fields) - {"api_keys"}
     arguments = ["serve"]
@@ -99,6 +101,8 @@ def test_every_setting_is_a_flag(served: list[ServeConfig], tmp_path: Path) -> N
             arguments.append(flag)
         elif name == "custom_architectures":
             arguments += [flag, "./a", flag, "./b,./c"]
+        elif isinstance(value, tuple):
+            arguments += [flag, ",".join(value)]
         else:
             arguments += [flag, str(value)]
     assert cli.main(arguments) == 0

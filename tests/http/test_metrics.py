@@ -41,7 +41,9 @@ async def test_numbers_of_all_replicas(client: httpx.AsyncClient, engine: FakeEn
     assert found["max_ray_generated_tokens_total", "r1"] == 0
     assert found["max_ray_time_to_first_token_seconds_count", "r0"] == 1
     assert found["max_ray_inter_token_latency_seconds_count", "r0"] == 5
-    assert found["max_ray_request_duration_seconds_count", "r0"] == 3
+    assert found["max_ray_request_duration_seconds_count", "r0", "/v1/completions", "2xx"] == 1
+    assert found["max_ray_request_duration_seconds_count", "r0", "/v1/chat/completions", "4xx"] == 1
+    assert found["max_ray_request_duration_seconds_count", "r0", "4xx", "other"] == 1
 
 
 async def test_merged_tokens_share_their_latency(client: httpx.AsyncClient, engine: FakeEngine) -> None:

