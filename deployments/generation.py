@@ -28,7 +28,7 @@ from max_ray.interfaces import (
     TextGenerationRequest,
 )
 from max_ray.token_text import token_text_of
-from max_ray.tokenizer import TextTokenizer
+from max_ray.tokenizer import INLINE_CHARACTERS, TextTokenizer
 
 _FINISH_REASONS = {GenerationStatus.END_OF_SEQUENCE: "stop", GenerationStatus.MAXIMUM_LENGTH: "length"}
 _HTTP_NAMES = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
@@ -182,10 +182,16 @@ class Generation:
         return cls(engine, choices, job.n, perf_counter() if arrival is None else arrival)
 
     def start(self) -> None:
-        """Submits every choice, or none. Raises QueueFullError, InsufficientBlocksError."""
+        """Submits every choice, or none: each says how many come behind it. Raises QueueFullError,
+        InsufficientBlocksError, and InputError for more choices than the server could ever take at once."""
         try:
-            for choice in self.choices:
+            for num_left, choice in zip(reversed(range(len(self.choices))), self.choices, strict=True):
+                choice.context.num_siblings = num_left
                 choice.stream = self._engine.submit(choice.context)
+        except InputError as error:
+            self.close()
+            error.param = "prompt" if error.param == "n" and self._n == 1 else error.param
+            raise
         except BaseException:
             self.close()
             raise
@@ -267,7 +273,7 @@ class Generation:
 async def _choices_of(engine: Engine, job: GenerationJob, prompt: str | list[int] | None, start: int) -> list[Choice]:
     """The n choices of one prompt (None: of the messages), numbered from `start`; it is tokenized once."""
     choices: list[Choice] = []
-    ids: list[int] | None = None
+    ids: Any = None
     images: tuple[PromptImage, ...] = ()
     for number in range(job.n):
         request = TextGenerationRequest(
@@ -282,10 +288,12 @@ async def _choices_of(engine: Engine, job: GenerationJob, prompt: str | list[int
         )
         context = await engine.tokenizer.new_context(request)
         choice = Choice(start + number, context, engine.tokenizer, job)
-        ids, images = context.tokens.prompt.tolist(), context.images
+        ids, images = context.tokens.prompt, context.images
         if job.echo:
-            choice.echo(prompt if isinstance(prompt, str) else engine.tokenizer.decode_ids(ids, True))
+            choice.echo(prompt if isinstance(prompt, str) else engine.tokenizer.decode_ids(ids.tolist(), True))
         choices.append(choice)
+        if len(ids) > INLINE_CHARACTERS:
+            await asyncio.sleep(0)  # a copy of a long prompt takes a while, and there may be many
     return choices
 
 

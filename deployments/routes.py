@@ -15,17 +15,17 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.answer import Answer, check_model, open_answer
 from deployments.auth import BearerAuth
-from deployments.embeddings import EmbeddingsRequest, embed
+from deployments.body_reader import BodyReader
+from deployments.embeddings import EmbeddingsJob, EmbeddingsRequest, open_job
 from deployments.engine import ApiOptions, Engine
 from deployments.http_errors import ErrorResponse, add_error_handlers, describe_and_log, error_body, internal_error
 from deployments.metrics import Metrics, render_metrics
-from deployments.openai import ChatCompletionRequest, CompletionRequest, parse_request
+from deployments.openai import ChatCompletionRequest, CompletionRequest
 from deployments.sse import (
     CLIENT_CLOSED,
     DONE,
@@ -49,6 +49,7 @@ def build_api(engine: Engine, options: ApiOptions | None = None) -> FastAPI:
     options = options or ApiOptions()
     api = FastAPI(title="max_ray", version=__version__, openapi_url=None, docs_url=None, redoc_url=None)
     created = int(time.time())
+    bodies = BodyReader(timeout_s=options.body_timeout_s)
 
     @api.get("/v1/models")
     async def list_models() -> Response:
@@ -61,15 +62,15 @@ def build_api(engine: Engine, options: ApiOptions | None = None) -> FastAPI:
 
     @api.post("/v1/completions")
     async def completions(request: Request) -> Response:
-        return await _answer(engine, request, CompletionRequest, options)
+        return await _answer(engine, request, CompletionRequest, bodies, options)
 
     @api.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
-        return await _answer(engine, request, ChatCompletionRequest, options)
+        return await _answer(engine, request, ChatCompletionRequest, bodies, options)
 
     @api.post("/v1/embeddings")
     async def embeddings(request: Request) -> Response:
-        return await _embeddings(engine, request, options)
+        return await _embeddings(engine, request, bodies, options)
 
     @api.get("/health")
     async def health() -> Response:
@@ -127,16 +128,14 @@ async def _answer(
     engine: Engine,
     request: Request,
     kind: type[CompletionRequest] | type[ChatCompletionRequest],
+    bodies: BodyReader,
     options: ApiOptions,
 ) -> Response:
-    arrival = perf_counter()
     try:
-        body = await _read_body(request, _body_limit(engine, kind, options))
+        answer, is_streamed = await _opened(engine, request, kind, bodies, options)
     except ClientDisconnect:
         return Response(status_code=CLIENT_CLOSED)
-    parsed = parse_request(kind, body)
-    answer = await open_answer(engine, parsed, arrival)
-    if parsed.stream:
+    if is_streamed:
         return EventStream(_events(answer, request.scope), answer.close)
     try:
         return JSONResponse(await until_disconnect(request.receive, answer.whole()))
@@ -146,13 +145,30 @@ async def _answer(
         answer.close()
 
 
-async def _embeddings(engine: Engine, request: Request, options: ApiOptions) -> Response:
+async def _opened(
+    engine: Engine,
+    request: Request,
+    kind: type[CompletionRequest] | type[ChatCompletionRequest],
+    bodies: BodyReader,
+    options: ApiOptions,
+) -> tuple[Answer, bool]:
+    """The answer, and whether it is streamed. Nothing of the body is kept."""
     arrival = perf_counter()
+    async with bodies.parsed(request, kind, _body_limit(engine, kind, options)) as parsed:
+        return await open_answer(engine, parsed, arrival), parsed.stream
+
+
+async def _embeddings(engine: Engine, request: Request, bodies: BodyReader, options: ApiOptions) -> Response:
     try:
-        parsed = parse_request(EmbeddingsRequest, await _read_body(request, options.max_body_bytes))
-        return JSONResponse(await until_disconnect(request.receive, embed(engine, parsed, arrival)))
+        async with bodies.parsed(request, EmbeddingsRequest, options.max_body_bytes) as parsed:
+            job = await open_job(engine, parsed)
+        return await until_disconnect(request.receive, _vectors(job))
     except (ClientDisconnect, ClientGoneError):
         return Response(status_code=CLIENT_CLOSED)
+
+
+async def _vectors(job: EmbeddingsJob) -> Response:
+    return Response(await job.json(), media_type="application/json")
 
 
 async def _events(answer: Answer, scope: Scope) -> AsyncGenerator[bytes, None]:
@@ -177,22 +193,6 @@ def _body_limit(
     if kind is ChatCompletionRequest and engine.tokenizer.takes_images:
         return max(options.max_body_bytes, options.max_body_bytes_with_images)
     return options.max_body_bytes
-
-
-async def _read_body(request: Request, limit: int) -> bytes:
-    """The body, never more than `limit` bytes of it. Raises HTTPException 413."""
-    body = bytearray()
-    announced = request.headers.get("content-length", "")
-    too_large = announced.isdecimal() and int(announced) > limit
-    if not too_large:
-        async for piece in request.stream():
-            body += piece
-            too_large = len(body) > limit
-            if too_large:
-                break
-    if too_large:
-        raise HTTPException(413, f"The body is larger than {limit} bytes. Split the request.")
-    return bytes(body)
 
 
 def _model_object(engine: Engine, created: int) -> dict[str, Any]:

@@ -1,0 +1,167 @@
+"""Reads request bodies and parses them, so that no client's body holds up or fills up the others' server.
+
+A body of up to SHORT_BODY bytes is read and parsed at once. Longer ones pass a gate:
+
+    read     while `budget` bytes of bodies are in memory, only the oldest one goes on; the rest stays in the sockets
+    parsed   one at a time, in a thread of their own
+    used     NUM_USED of them are tokenized at a time; then their memory is free again
+
+A client that sends too slowly gets 408: it has `timeout_s` seconds, and one more for each _SLOWEST bytes that it sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from time import monotonic
+
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive
+
+from deployments.json_body import SHORT_BODY
+from deployments.openai import RequestT, parse_request
+from max_ray.errors import MaxRayError, quoted
+
+NUM_USED = 2
+_SLOWEST = 64 * 1024
+_CLOSE = {"Connection": "close"}
+
+
+class BodyReader:
+    """Of one application. budget: bytes of long bodies in memory, besides the oldest one's."""
+
+    def __init__(self, *, timeout_s: float, budget: int = 8 * 2**20) -> None:
+        self._timeout_s = timeout_s
+        self._gate = _Gate(budget)
+        self._uses = asyncio.Semaphore(NUM_USED)
+        self._parser = ThreadPoolExecutor(1, thread_name_prefix="request-parser")
+
+    @asynccontextmanager
+    async def parsed(self, request: Request, kind: type[RequestT], limit: int) -> AsyncIterator[RequestT]:
+        """The request in a body of at most `limit` bytes. A long one counts as in memory until the block is left.
+
+        Raises InputError; HTTPException 408, 413 and 415; ClientDisconnect.
+        """
+        announced = _announced_bytes(request, limit)
+        upload = _Upload(request.receive, limit, self._timeout_s)
+        while announced <= SHORT_BODY and not upload.is_complete and len(upload.body) <= SHORT_BODY:
+            await upload.read_piece()
+        if upload.is_complete and len(upload.body) <= SHORT_BODY:
+            yield parse_request(kind, bytes(upload.body))
+            return
+        _stop_reading_ahead(request.receive)
+        async with self._gate.entered(upload), self._read(upload):
+            outcome = await asyncio.get_running_loop().run_in_executor(self._parser, _parse, kind, upload.body)
+            if isinstance(outcome, MaxRayError):
+                raise outcome
+            yield outcome
+
+    @asynccontextmanager
+    async def _read(self, upload: _Upload) -> AsyncIterator[None]:
+        while not upload.is_complete:
+            await self._gate.turn(upload)
+            self._gate.take(upload, await upload.read_piece())
+        async with self._uses:
+            yield
+
+
+class _Upload:
+    """A body as it arrives."""
+
+    def __init__(self, receive: Receive, limit: int, timeout_s: float) -> None:
+        self.body = bytearray()
+        self.is_complete = False
+        self._receive = receive
+        self._limit = limit
+        self._seconds_left = timeout_s
+
+    async def read_piece(self) -> int:
+        """How many bytes came. Raises ClientDisconnect; HTTPException 408 and 413."""
+        begin = monotonic()
+        try:
+            async with asyncio.timeout(self._seconds_left):
+                message = await self._receive()
+        except TimeoutError:
+            raise HTTPException(408, "The body did not arrive in time. Send it again.", headers=_CLOSE) from None
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        piece = message.get("body", b"")
+        self._seconds_left += len(piece) / _SLOWEST - (monotonic() - begin)
+        self.body += piece
+        self.is_complete = not message.get("more_body", False)
+        if len(self.body) > self._limit:
+            raise _too_large(self._limit)
+        return len(piece)
+
+
+class _Gate:
+    """Who may read on: everyone while there is room, else the upload that came first."""
+
+    def __init__(self, budget: int) -> None:
+        self._room = budget
+        self._sizes: dict[_Upload, int] = {}
+        self._waiting: list[asyncio.Future[None]] = []
+
+    @asynccontextmanager
+    async def entered(self, upload: _Upload) -> AsyncIterator[None]:
+        self._sizes[upload] = 0
+        self.take(upload, len(upload.body))
+        try:
+            yield
+        finally:
+            self._room += self._sizes.pop(upload)
+            waiting, self._waiting = self._waiting, []
+            for waiter in waiting:
+                if not waiter.done():
+                    waiter.set_result(None)
+
+    def take(self, upload: _Upload, num_bytes: int) -> None:
+        self._sizes[upload] += num_bytes
+        self._room -= num_bytes
+
+    async def turn(self, upload: _Upload) -> None:
+        """Returns when `upload` may read a piece."""
+        while self._room <= 0 and next(iter(self._sizes)) is not upload:
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiting.append(waiter)
+            await waiter
+
+
+def _parse(kind: type[RequestT], body: bytearray) -> RequestT | MaxRayError:
+    """In the parser's thread. An error is given back without its frames, which hold the body and what it became."""
+    try:
+        whole = bytes(body)
+        body.clear()
+        return parse_request(kind, whole)
+    except MaxRayError as error:
+        error.__context__ = None
+        return error.with_traceback(None)
+
+
+def _announced_bytes(request: Request, limit: int) -> int:
+    """What Content-Length says, 0 without it. Raises HTTPException 413 and 415."""
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise HTTPException(
+            415, f"A body with Content-Encoding {quoted(encoding)} is not taken: send it uncompressed.", headers=_CLOSE
+        )
+    announced = request.headers.get("content-length", "")
+    num_bytes = int(announced) if announced.isdecimal() and len(announced) < 20 else 0
+    if num_bytes > limit or len(announced) >= 20:
+        raise _too_large(limit)
+    return num_bytes
+
+
+def _too_large(limit: int) -> HTTPException:
+    return HTTPException(413, f"The body is larger than {limit} bytes. Split the request.", headers=_CLOSE)
+
+
+def _stop_reading_ahead(receive: Receive) -> None:
+    """Serve reads a body into a queue without bounds as fast as it comes, for the sake of the disconnect behind it.
+    With room for one message it waits for us, and the rest stays in the socket."""
+    queue = getattr(receive, "queue", None)
+    if isinstance(queue, asyncio.Queue) and queue.maxsize == 0:
+        queue._maxsize = 1  # type: ignore[attr-defined]  # no public way after its construction
