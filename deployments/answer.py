@@ -91,9 +91,8 @@ async def _job(engine: Engine, request: CompletionRequest | ChatCompletionReques
     """Raises InputError for what contradicts itself or cannot fit. What has many parts is taken apart in a thread."""
 
     def checked() -> GenerationJob:
-        job = request.job()
-        job.refuse_hopeless(engine.tokenizer.max_length)
-        return job
+        request.refuse_hopeless(engine.tokenizer.max_length)
+        return request.job()
 
     return checked() if request.num_items <= _INLINE_ITEMS else await asyncio.to_thread(checked)
 

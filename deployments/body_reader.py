@@ -27,34 +27,39 @@ from max_ray.errors import MaxRayError, quoted
 
 NUM_USED = 2
 _SLOWEST = 64 * 1024
+_BLOCK_BYTES = 64 * 1024
 _CLOSE = {"Connection": "close"}
 
 
 class BodyReader:
     """Of one application. budget: bytes of long bodies in memory, besides the oldest one's."""
 
-    def __init__(self, *, timeout_s: float, budget: int = 8 * 2**20) -> None:
+    def __init__(self, *, timeout_s: float, budget: int = 2 * 2**20) -> None:
         self._timeout_s = timeout_s
         self._gate = _Gate(budget)
         self._uses = asyncio.Semaphore(NUM_USED)
         self._parser = ThreadPoolExecutor(1, thread_name_prefix="request-parser")
 
     @asynccontextmanager
-    async def parsed(self, request: Request, kind: type[RequestT], limit: int) -> AsyncIterator[RequestT]:
+    async def parsed(
+        self, request: Request, kind: type[RequestT], limit: int, max_length: int
+    ) -> AsyncIterator[RequestT]:
         """The request in a body of at most `limit` bytes. A long one counts as in memory until the block is left.
 
-        Raises InputError; HTTPException 408, 413 and 415; ClientDisconnect.
+        max_length: of the model; what cannot fit it is not kept. Raises InputError; HTTPException 408, 413 and 415;
+        ClientDisconnect.
         """
         announced = _announced_bytes(request, limit)
         upload = _Upload(request.receive, limit, self._timeout_s)
-        while announced <= SHORT_BODY and not upload.is_complete and len(upload.body) <= SHORT_BODY:
+        while announced <= SHORT_BODY and not upload.is_complete and upload.size <= SHORT_BODY:
             await upload.read_piece()
-        if upload.is_complete and len(upload.body) <= SHORT_BODY:
-            yield parse_request(kind, bytes(upload.body))
+        if upload.is_complete and upload.size <= SHORT_BODY:
+            yield parse_request(kind, upload.taken())
             return
         _stop_reading_ahead(request.receive)
         async with self._gate.entered(upload), self._read(upload):
-            outcome = await asyncio.get_running_loop().run_in_executor(self._parser, _parse, kind, upload.body)
+            loop = asyncio.get_running_loop()
+            outcome = await loop.run_in_executor(self._parser, _parse, kind, upload, max_length)
             if isinstance(outcome, MaxRayError):
                 raise outcome
             yield outcome
@@ -72,8 +77,9 @@ class _Upload:
     """A body as it arrives."""
 
     def __init__(self, receive: Receive, limit: int, timeout_s: float) -> None:
-        self.body = bytearray()
+        self.size = 0
         self.is_complete = False
+        self._blocks: list[bytearray] = []
         self._receive = receive
         self._limit = limit
         self._seconds_left = timeout_s
@@ -90,11 +96,21 @@ class _Upload:
             raise ClientDisconnect
         piece = message.get("body", b"")
         self._seconds_left += len(piece) / _SLOWEST - (monotonic() - begin)
-        self.body += piece
+        self.size += len(piece)
         self.is_complete = not message.get("more_body", False)
-        if len(self.body) > self._limit:
+        if self.size > self._limit:
             raise _too_large(self._limit)
+        if self._blocks and len(self._blocks[-1]) < _BLOCK_BYTES:
+            self._blocks[-1] += piece
+        else:
+            self._blocks.append(bytearray(piece))
         return len(piece)
+
+    def taken(self) -> bytes:
+        """The whole body, which is not kept."""
+        whole = b"".join(self._blocks)
+        self._blocks.clear()
+        return whole
 
 
 class _Gate:
@@ -108,7 +124,7 @@ class _Gate:
     @asynccontextmanager
     async def entered(self, upload: _Upload) -> AsyncIterator[None]:
         self._sizes[upload] = 0
-        self.take(upload, len(upload.body))
+        self.take(upload, upload.size)
         try:
             yield
         finally:
@@ -130,12 +146,12 @@ class _Gate:
             await waiter
 
 
-def _parse(kind: type[RequestT], body: bytearray) -> RequestT | MaxRayError:
+def _parse(kind: type[RequestT], upload: _Upload, max_length: int) -> RequestT | MaxRayError:
     """In the parser's thread. An error is given back without its frames, which hold the body and what it became."""
     try:
-        whole = bytes(body)
-        body.clear()
-        return parse_request(kind, whole)
+        request = parse_request(kind, upload.taken())
+        request.refuse_hopeless(max_length)
+        return request
     except MaxRayError as error:
         error.__context__ = None
         return error.with_traceback(None)

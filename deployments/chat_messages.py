@@ -80,6 +80,13 @@ class Message(StrictModel):
     ]
     name: str | None = None
 
+    @property
+    def num_characters(self) -> int:
+        """Of its text."""
+        if isinstance(self.content, str):
+            return len(self.content)
+        return sum(len(part.text) for part in self.content if isinstance(part, TextPart))
+
     @classmethod
     def _completed(cls, given: dict[str, Any]) -> dict[str, Any]:
         if "content" in given:

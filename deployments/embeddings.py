@@ -16,10 +16,10 @@ from pydantic import Field, field_validator
 from deployments.answer import check_model, check_task
 from deployments.engine import Engine
 from deployments.neutral_fields import EMBEDDINGS, EMBEDDINGS_INSTEAD
-from deployments.openai import LabelledRequest, Prompt, checked_prompt, prompts_of
+from deployments.openai import LabelledRequest, Prompt, checked_prompt, least_tokens, prompts_of
 from deployments.request_fields import Neutral
 from max_ray.embeddings_tokenizer import EmbeddingsTokenizer
-from max_ray.errors import InputError
+from max_ray.errors import InputError, InputTooLongError
 from max_ray.interfaces import EmbeddingsContext, EmbeddingsGenerationRequest, PipelineTask, RequestID
 from max_ray.tokenizer import INLINE_CHARACTERS
 
@@ -51,6 +51,11 @@ class EmbeddingsRequest(LabelledRequest):
     def inputs(self) -> list[str | list[int]]:
         """The texts, one an entry."""
         return prompts_of(self.input)
+
+    def refuse_hopeless(self, max_length: int) -> None:
+        longest = max(map(least_tokens, self.inputs))
+        if longest > max_length and not self.truncate:
+            raise InputTooLongError(longest, max_length, at_least=True)
 
 
 @dataclass(frozen=True)

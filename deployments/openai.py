@@ -25,7 +25,8 @@ MAX_LOGPROBS = 20
 MAX_STOP_CHARACTERS = 4096
 MAX_LABEL_CHARACTERS = 512
 DEFAULT_COMPLETION_TOKENS = 16
-_TOKEN_CHARACTERS = 1024
+TOKEN_CHARACTERS = 1024
+"""More than any token of any vocabulary has."""
 Prompt = str | list[str] | list[int] | list[list[int]]
 
 
@@ -46,29 +47,6 @@ class GenerationJob:
     echo: bool = False
     discard_output: bool = False
     labels: Mapping[str, Any] = field(default_factory=dict)
-
-    def refuse_hopeless(self, max_length: int) -> None:
-        """Raises PromptTooLongError for what cannot fit `max_length` tokens however it is encoded: a message has a
-        token or more, and no token has more than _TOKEN_CHARACTERS characters."""
-        num_characters = sum(map(_num_characters, self.messages))
-        at_least = max(len(self.messages), num_characters // _TOKEN_CHARACTERS)
-        if at_least > max_length:
-            raise _too_long(at_least, max_length, "messages")
-        for prompt in self.prompts:
-            at_least = len(prompt) // _TOKEN_CHARACTERS if isinstance(prompt, str) else len(prompt)
-            if at_least > max_length:
-                raise _too_long(at_least, max_length, "prompt")
-
-
-def _num_characters(message: Mapping[str, Any]) -> int:
-    content = message["content"]
-    return len(content) if isinstance(content, str) else sum(len(part.get("text", "")) for part in content)
-
-
-def _too_long(num_tokens: int, max_length: int, param: str) -> PromptTooLongError:
-    error = PromptTooLongError(num_tokens, max_length, at_least=True)
-    error.param = param
-    return error
 
 
 class StreamOptions(StrictModel):
@@ -102,6 +80,10 @@ class LabelledRequest(StrictModel):
     safety_identifier: ShortText | None = None
     prompt_cache_key: ShortText | None = None
     metadata: Annotated[dict[str, str], PlainValidator(_metadata)] | None = None
+
+    def refuse_hopeless(self, max_length: int) -> None:
+        """Raises PromptTooLongError for what cannot fit a model of `max_length` tokens however it is encoded."""
+        raise NotImplementedError
 
     @property
     def labels(self) -> dict[str, Any]:
@@ -198,6 +180,10 @@ class CompletionRequest(GenerationRequest):
         """Of the request's longest list: what work on it grows with."""
         return 1 if isinstance(self.prompt, str) else len(self.prompt)
 
+    def refuse_hopeless(self, max_length: int) -> None:
+        for prompt in self.prompts:
+            refuse_at_least(least_tokens(prompt), max_length, "prompt")
+
     def job(self) -> GenerationJob:
         """Raises InputError where fields contradict each other or too many choices are asked for."""
         self.check()
@@ -238,6 +224,12 @@ class ChatCompletionRequest(GenerationRequest):
         """Of the request's longest list: what work on it grows with."""
         return sum(1 if isinstance(message.content, str) else len(message.content) for message in self.messages)
 
+    def refuse_hopeless(self, max_length: int) -> None:
+        """A message has a token or more, for its role."""
+        num_characters = sum(message.num_characters for message in self.messages)
+        at_least = max(len(self.messages), num_characters // TOKEN_CHARACTERS)
+        refuse_at_least(at_least, max_length, "messages")
+
     def job(self) -> GenerationJob:
         """Raises InputError where fields contradict each other."""
         self.check()
@@ -255,7 +247,7 @@ class ChatCompletionRequest(GenerationRequest):
         )
 
 
-RequestT = TypeVar("RequestT", bound=StrictModel)
+RequestT = TypeVar("RequestT", bound=LabelledRequest)
 
 
 def parse_request(kind: type[RequestT], body: bytes) -> RequestT:
@@ -278,6 +270,19 @@ def prompts_of(prompt: Prompt) -> list[str | list[int]]:
     if isinstance(prompt, str):
         return [prompt]
     return [prompt] if isinstance(prompt[0], int) else list(prompt)
+
+
+def least_tokens(prompt: str | list[int]) -> int:
+    """A prompt has so many tokens or more."""
+    return len(prompt) // TOKEN_CHARACTERS if isinstance(prompt, str) else len(prompt)
+
+
+def refuse_at_least(num_tokens: int, max_length: int, param: str) -> None:
+    """Raises PromptTooLongError where `num_tokens`, the fewest there can be, are too many already."""
+    if num_tokens > max_length:
+        error = PromptTooLongError(num_tokens, max_length, at_least=True)
+        error.param = param
+        raise error
 
 
 def _is_prompt_list(prompt: list[Any]) -> bool:

@@ -154,13 +154,16 @@ async def _opened(
 ) -> tuple[Answer, bool]:
     """The answer, and whether it is streamed. Nothing of the body is kept."""
     arrival = perf_counter()
-    async with bodies.parsed(request, kind, _body_limit(engine, kind, options)) as parsed:
+    limit, max_length = _body_limit(engine, kind, options), engine.tokenizer.max_length
+    async with bodies.parsed(request, kind, limit, max_length) as parsed:
         return await open_answer(engine, parsed, arrival), parsed.stream
 
 
 async def _embeddings(engine: Engine, request: Request, bodies: BodyReader, options: ApiOptions) -> Response:
     try:
-        async with bodies.parsed(request, EmbeddingsRequest, options.max_body_bytes) as parsed:
+        async with bodies.parsed(
+            request, EmbeddingsRequest, options.max_body_bytes, engine.tokenizer.max_length
+        ) as parsed:
             job = await open_job(engine, parsed)
         return await until_disconnect(request.receive, _vectors(job))
     except (ClientDisconnect, ClientGoneError):
