@@ -7,11 +7,13 @@ A body of up to SHORT_BODY bytes is read and parsed at once. Longer ones pass a 
     used     NUM_USED of them are tokenized at a time; then their memory is free again
 
 A client that sends too slowly gets 408: it has `timeout_s` seconds, and one more for each _SLOWEST bytes that it sent.
+While others wait for memory that it takes, it has _PATIENCE_S instead.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ctypes
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -27,7 +29,9 @@ from max_ray.errors import MaxRayError, quoted
 
 NUM_USED = 2
 _SLOWEST = 64 * 1024
+_PATIENCE_S = 1.0
 _BLOCK_BYTES = 64 * 1024
+_LARGE_BODY = 2**20
 _CLOSE = {"Connection": "close"}
 
 
@@ -74,37 +78,47 @@ class BodyReader:
 
 
 class _Upload:
-    """A body as it arrives."""
+    """A body as it arrives. is_complete: all of it is there. size: bytes so far."""
 
     def __init__(self, receive: Receive, limit: int, timeout_s: float) -> None:
         self.size = 0
         self.is_complete = False
-        self._blocks: list[bytearray] = []
         self._receive = receive
         self._limit = limit
+        self._blocks: list[bytearray] = []
         self._seconds_left = timeout_s
+        self._patience = _PATIENCE_S
+        self._timeout: asyncio.Timeout | None = None  # while a piece is awaited
+        self._asked_at = 0.0
 
     async def read_piece(self) -> int:
         """How many bytes came. Raises ClientDisconnect; HTTPException 408 and 413."""
-        begin = monotonic()
+        self._asked_at = monotonic()
         try:
-            async with asyncio.timeout(self._seconds_left):
+            async with asyncio.timeout(self._seconds_left) as self._timeout:
                 message = await self._receive()
         except TimeoutError:
             raise HTTPException(408, "The body did not arrive in time. Send it again.", headers=_CLOSE) from None
+        finally:
+            self._timeout = None
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         piece = message.get("body", b"")
-        self._seconds_left += len(piece) / _SLOWEST - (monotonic() - begin)
+        waited = monotonic() - self._asked_at
+        self._seconds_left += len(piece) / _SLOWEST - waited
+        self._patience = min(_PATIENCE_S, self._patience + len(piece) / _SLOWEST - waited)
+        self._take(piece, not message.get("more_body", False))
+        return len(piece)
+
+    def _take(self, piece: bytes, is_last: bool) -> None:
         self.size += len(piece)
-        self.is_complete = not message.get("more_body", False)
+        self.is_complete = is_last
         if self.size > self._limit:
             raise _too_large(self._limit)
         if self._blocks and len(self._blocks[-1]) < _BLOCK_BYTES:
             self._blocks[-1] += piece
         else:
             self._blocks.append(bytearray(piece))
-        return len(piece)
 
     def taken(self) -> bytes:
         """The whole body, which is not kept."""
@@ -112,9 +126,19 @@ class _Upload:
         self._blocks.clear()
         return whole
 
+    @property
+    def is_slow(self) -> bool:
+        """Whether its client lets us wait, by now longer than others should wait for it."""
+        return self._timeout is not None and monotonic() - self._asked_at > self._patience
+
+    def give_up(self) -> None:
+        """Ends the wait for the next piece with a 408."""
+        if self._timeout is not None:
+            self._timeout.reschedule(0)
+
 
 class _Gate:
-    """Who may read on: everyone while there is room, else the upload that came first."""
+    """Who may read on: everyone while there is room, else the upload that came first, as long as it is not slow."""
 
     def __init__(self, budget: int) -> None:
         self._room = budget
@@ -129,10 +153,7 @@ class _Gate:
             yield
         finally:
             self._room += self._sizes.pop(upload)
-            waiting, self._waiting = self._waiting, []
-            for waiter in waiting:
-                if not waiter.done():
-                    waiter.set_result(None)
+            self._wake_all()
 
     def take(self, upload: _Upload, num_bytes: int) -> None:
         self._sizes[upload] += num_bytes
@@ -143,11 +164,30 @@ class _Gate:
         while self._room <= 0 and next(iter(self._sizes)) is not upload:
             waiter = asyncio.get_running_loop().create_future()
             self._waiting.append(waiter)
-            await waiter
+            await asyncio.wait((waiter,), timeout=_PATIENCE_S)
+            self._pass_over_slow()
+
+    def _pass_over_slow(self) -> None:
+        """Those in front for whose clients the others wait: they go behind, or, where they keep much, are given up."""
+        for upload in list(self._sizes):
+            if not upload.is_slow:
+                break
+            if upload.size > SHORT_BODY:
+                upload.give_up()
+            else:
+                self._sizes[upload] = self._sizes.pop(upload)
+            self._wake_all()
+
+    def _wake_all(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for waiter in waiting:
+            if not waiter.done():
+                waiter.set_result(None)
 
 
 def _parse(kind: type[RequestT], upload: _Upload, max_length: int) -> RequestT | MaxRayError:
     """In the parser's thread. An error is given back without its frames, which hold the body and what it became."""
+    size = upload.size
     try:
         request = parse_request(kind, upload.taken())
         request.refuse_hopeless(max_length)
@@ -155,6 +195,16 @@ def _parse(kind: type[RequestT], upload: _Upload, max_length: int) -> RequestT |
     except MaxRayError as error:
         error.__context__ = None
         return error.with_traceback(None)
+    finally:
+        if size > _LARGE_BODY:
+            _return_free_memory()
+
+
+def _return_free_memory() -> None:
+    """Gives the C allocator's free pages back to the system, where it can: it keeps tens of MiB of what was large."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _announced_bytes(request: Request, limit: int) -> int:
