@@ -135,6 +135,7 @@ class _Upload:
         """Ends the wait for the next piece with a 408."""
         if self._timeout is not None:
             self._timeout.reschedule(0)
+            self._timeout = None  # it cannot be changed again
 
 
 class _Gate:
