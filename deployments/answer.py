@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -11,11 +12,13 @@ from deployments.choice import ChoiceDelta, TokenEntry
 from deployments.engine import Engine
 from deployments.formats import AnswerFormat, ChatFormat, CompletionFormat
 from deployments.generation import Generation
-from deployments.openai import ChatCompletionRequest, CompletionRequest
+from deployments.openai import ChatCompletionRequest, CompletionRequest, GenerationJob
 from deployments.sse import encode_event
-from max_ray.errors import InputError, ModelNotServedError, nearest
+from max_ray.errors import InputError, ModelNotServedError, nearest, quoted
 from max_ray.interfaces import PipelineTask, RequestID
 from max_ray.token_text import token_text_of
+
+_INLINE_ITEMS = 256  # messages, parts or prompts of one request: less than a millisecond
 
 
 class Answer:
@@ -73,7 +76,7 @@ async def open_answer(
     """
     check_model(engine, request.model)
     check_task(engine, PipelineTask.TEXT_GENERATION)
-    generation = await Generation.prepare(engine, request.job(), arrival)
+    generation = await Generation.prepare(engine, await _job(engine, request), arrival)
     generation.start()
     kind, prefix = (
         (ChatFormat, "chatcmpl") if isinstance(request, ChatCompletionRequest) else (CompletionFormat, "cmpl")
@@ -86,6 +89,16 @@ async def open_answer(
         include_usage=request.include_usage,
     )
     return Answer(generation, form, include_usage=request.include_usage)
+
+
+async def _job(engine: Engine, request: CompletionRequest | ChatCompletionRequest) -> GenerationJob:
+    """Raises InputError for what contradicts itself or cannot fit. What has many parts is taken apart in a thread."""
+
+    def checked() -> GenerationJob:
+        request.refuse_hopeless(engine.tokenizer.max_length)
+        return request.job()
+
+    return checked() if request.num_items <= _INLINE_ITEMS else await asyncio.to_thread(checked)
 
 
 async def generate(engine: Engine, request: CompletionRequest | ChatCompletionRequest) -> AsyncIterator[dict[str, Any]]:
@@ -105,7 +118,7 @@ def check_model(engine: Engine, model: str | None) -> None:
     """Raises ModelNotServedError for any name but the served one."""
     if model is not None and model != engine.model_name:
         raise ModelNotServedError(
-            f"The model {model!r} is not served here.{nearest(model, [engine.model_name])} "
+            f"The model {quoted(model)} is not served here.{nearest(model, [engine.model_name])} "
             f"This server serves {engine.model_name!r}.",
             param="model",
         )

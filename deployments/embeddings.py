@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
-from time import perf_counter
-from typing import Any, Literal
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,28 +15,29 @@ from pydantic import Field, field_validator
 
 from deployments.answer import check_model, check_task
 from deployments.engine import Engine
-from deployments.openai import StrictModel, is_prompt_list
+from deployments.neutral_fields import EMBEDDINGS, EMBEDDINGS_INSTEAD
+from deployments.openai import LabelledRequest, Prompt, checked_prompt, least_tokens, prompts_of
+from deployments.request_fields import Neutral
 from max_ray.embeddings_tokenizer import EmbeddingsTokenizer
-from max_ray.errors import InputError
-from max_ray.interfaces import (
-    EmbeddingsContext,
-    EmbeddingsGenerationOutput,
-    EmbeddingsGenerationRequest,
-    PipelineTask,
-    RequestID,
-)
+from max_ray.errors import InputError, InputTooLongError
+from max_ray.interfaces import EmbeddingsContext, EmbeddingsGenerationRequest, PipelineTask, RequestID
+from max_ray.tokenizer import INLINE_CHARACTERS
 
 MAX_INPUTS = 2048
 """Texts of one request, as of the OpenAI API."""
 
+_INLINE_NUMBERS = 16_384  # of an answer: some milliseconds of writing
+
 Vector = npt.NDArray[np.float32]
 
 
-class EmbeddingsRequest(StrictModel):
+class EmbeddingsRequest(LabelledRequest):
     """The body. `truncate` is ours: what exceeds the model's length is cut off instead of refused."""
 
-    input: str | list[str] | list[int] | list[list[int]]
-    model: str | None = None
+    NEUTRAL: ClassVar[Mapping[str, Neutral]] = EMBEDDINGS
+    INSTEAD: ClassVar[Mapping[str, str]] = EMBEDDINGS_INSTEAD
+
+    input: Prompt
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(default=None, ge=1)
     truncate: bool = False
@@ -41,35 +45,82 @@ class EmbeddingsRequest(StrictModel):
     @field_validator("input", mode="plain")
     @classmethod
     def _check_input(cls, value: Any) -> Any:
-        if not isinstance(value, str) and not (isinstance(value, list) and value and is_prompt_list(value)):
-            raise ValueError(
-                "must be a text, a list of texts, a list of token ids or a list of such lists; none of them empty"
-            )
-        return value
+        return checked_prompt(value)
 
     @property
     def inputs(self) -> list[str | list[int]]:
         """The texts, one an entry."""
-        if isinstance(self.input, str):
-            return [self.input]
-        return [self.input] if isinstance(self.input[0], int) else list(self.input)
+        return prompts_of(self.input)
+
+    def refuse_hopeless(self, max_length: int) -> None:
+        longest = max(map(least_tokens, self.inputs))
+        if longest > max_length and not self.truncate:
+            raise InputTooLongError(longest, max_length, at_least=True)
 
 
-async def embed(engine: Engine, request: EmbeddingsRequest, arrival: float | None = None) -> dict[str, Any]:
-    """The answer object. `arrival`: perf_counter() when the request came, for the metrics. Cancelling it ends the job.
+@dataclass(frozen=True)
+class EmbeddingsJob:
+    """Checked and tokenized texts, and how their vectors are wanted. Take one of `answer` and `json`.
 
-    Raises InputError (ModelNotServedError, InputTooLongError), QueueFullError, WorkerGroupError.
+    labels: what the client wrote on its request (`LabelledRequest`).
     """
-    arrival = perf_counter() if arrival is None else arrival
+
+    engine: Engine
+    contexts: list[EmbeddingsContext]
+    encoding_format: str
+    dimensions: int | None
+    labels: Mapping[str, Any]
+
+    async def answer(self) -> dict[str, Any]:
+        """The answer object. Cancelling it ends the job. Raises QueueFullError, WorkerGroupError."""
+        vectors = await self._vectors()
+        data = [self._entry(index, vector) for index, vector in enumerate(vectors)]
+        return {"object": "list", "data": data, "model": self.engine.model_name, "usage": self._usage}
+
+    async def json(self) -> bytes:
+        """The same as JSON. Millions of numbers are written in a thread."""
+        vectors = await self._vectors()
+        is_short = sum(map(len, vectors)) <= _INLINE_NUMBERS
+        return self._written(vectors) if is_short else await asyncio.to_thread(self._written, vectors)
+
+    async def _vectors(self) -> list[Vector]:
+        work = self.engine.embed(self.contexts)
+        self.engine.metrics.prompt_tokens += self._num_tokens
+        return [shortened(output.embeddings, self.dimensions) for output in await work]
+
+    def _written(self, vectors: list[Vector]) -> bytes:
+        """A vector at a time: the encoder holds the interpreter's lock as long as it runs."""
+        data = ",".join(_compact(self._entry(index, vector)) for index, vector in enumerate(vectors))
+        end = f'],"model":{_compact(self.engine.model_name)},"usage":{_compact(self._usage)}}}'
+        return f'{{"object":"list","data":[{data}{end}'.encode()
+
+    def _entry(self, index: int, vector: Vector) -> dict[str, Any]:
+        return {"object": "embedding", "index": index, "embedding": _encoded(vector, self.encoding_format)}
+
+    @property
+    def _num_tokens(self) -> int:
+        return sum(len(context.tokens) for context in self.contexts)
+
+    @property
+    def _usage(self) -> dict[str, int]:
+        return {"prompt_tokens": self._num_tokens, "total_tokens": self._num_tokens}
+
+
+async def open_job(engine: Engine, request: EmbeddingsRequest) -> EmbeddingsJob:
+    """Checks and tokenizes. Raises InputError (ModelNotServedError, InputTooLongError)."""
     check_model(engine, request.model)
     check_task(engine, PipelineTask.EMBEDDINGS_GENERATION)
     check_dimensions(request.dimensions, engine.embedding_size)
     contexts = await _contexts(engine, request)
-    num_tokens = sum(len(context.tokens) for context in contexts)
-    work = engine.embed(contexts)
-    engine.metrics.prompt_tokens += num_tokens
-    outputs: list[EmbeddingsGenerationOutput] = await work
-    return _answer(engine.model_name, request, [output.embeddings for output in outputs], num_tokens)
+    return EmbeddingsJob(engine, contexts, request.encoding_format, request.dimensions, request.labels)
+
+
+async def embed(engine: Engine, request: EmbeddingsRequest) -> dict[str, Any]:
+    """The answer object. Cancelling it ends the job.
+
+    Raises InputError (ModelNotServedError, InputTooLongError), QueueFullError, WorkerGroupError.
+    """
+    return await (await open_job(engine, request)).answer()
 
 
 def check_dimensions(dimensions: int | None, embedding_size: int | None) -> None:
@@ -101,7 +152,12 @@ async def _contexts(engine: Engine, request: EmbeddingsRequest) -> list[Embeddin
             f"{len(inputs)} inputs are more than {MAX_INPUTS} in one request. Send several requests.", param="input"
         )
     contexts = []
+    num_characters = 0
     for index, text in enumerate(inputs):
+        num_characters += len(text)
+        if num_characters > INLINE_CHARACTERS:  # each may be short, and all together take seconds
+            num_characters = 0
+            await asyncio.sleep(0)
         try:
             one = EmbeddingsGenerationRequest(RequestID(), engine.model_name, text, request.truncate)
             contexts.append(await tokenizer.new_context(one))
@@ -112,17 +168,8 @@ async def _contexts(engine: Engine, request: EmbeddingsRequest) -> list[Embeddin
     return contexts
 
 
-def _answer(model: str, request: EmbeddingsRequest, vectors: list[Vector], num_tokens: int) -> dict[str, Any]:
-    data = [
-        {
-            "object": "embedding",
-            "index": index,
-            "embedding": _encoded(shortened(vector, request.dimensions), request.encoding_format),
-        }
-        for index, vector in enumerate(vectors)
-    ]
-    usage = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
-    return {"object": "list", "data": data, "model": model, "usage": usage}
+def _compact(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 def _encoded(vector: Vector, encoding_format: str) -> list[float] | str:

@@ -19,6 +19,7 @@ from deployments.engine import Engine
 from deployments.openai import GenerationJob
 from max_ray.errors import InputError, WorkerGroupError
 from max_ray.interfaces import PromptImage, RequestID, TextGenerationOutput, TextGenerationRequest
+from max_ray.tokenizer import INLINE_CHARACTERS
 
 # A prompt of more tokens is echoed with offsets in a thread: a token takes some microseconds.
 _INLINE_ECHO_TOKENS = 4096
@@ -67,10 +68,16 @@ class Generation:
         return cls(engine, choices, job.n, perf_counter() if arrival is None else arrival)
 
     def start(self) -> None:
-        """Submits every choice, or none. Raises QueueFullError, InsufficientBlocksError."""
+        """Submits every choice, or none: each says how many come behind it. Raises QueueFullError,
+        InsufficientBlocksError, and InputError for more choices than the server could ever take at once."""
         try:
-            for choice in self.choices:
+            for num_left, choice in zip(reversed(range(len(self.choices))), self.choices, strict=True):
+                choice.context.num_siblings = num_left
                 choice.stream = self._engine.submit(choice.context)
+        except InputError as error:
+            self.close()
+            error.param = "prompt" if error.param == "n" and self._n == 1 else error.param
+            raise
         except BaseException:
             self.close()
             raise
@@ -152,7 +159,7 @@ class Generation:
 async def _choices_of(engine: Engine, job: GenerationJob, prompt: str | list[int] | None, start: int) -> list[Choice]:
     """The n choices of one prompt (None: of the messages), numbered from `start`; it is tokenized once."""
     choices: list[Choice] = []
-    ids: list[int] | None = None
+    ids: Any = None
     images: tuple[PromptImage, ...] = ()
     echo: PromptEcho | None = None
     for number in range(job.n):
@@ -168,9 +175,11 @@ async def _choices_of(engine: Engine, job: GenerationJob, prompt: str | list[int
         )
         context = await engine.tokenizer.new_context(request)
         if ids is None:
-            ids, images = context.tokens.prompt.tolist(), context.images
-            echo = await _echo_of(engine, job, prompt, ids) if job.echo else None
+            ids, images = context.tokens.prompt, context.images
+            echo = await _echo_of(engine, job, prompt, ids.tolist()) if job.echo else None
         choices.append(Choice(start + number, context, engine.tokenizer, job, echo))
+        if len(ids) > INLINE_CHARACTERS:
+            await asyncio.sleep(0)  # a copy of a long prompt takes a while, and there may be many
     return choices
 
 

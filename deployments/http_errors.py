@@ -11,11 +11,18 @@ from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
+from deployments.neutral_fields import ROUTES_INSTEAD
 from max_ray.errors import InputError, MaxRayError, PromptTooLongError, QueueFullError, nearest
 
 logger = logging.getLogger(__name__)
 
-_CODES = {404: "route_not_found", 405: "method_not_allowed", 413: "request_too_large"}
+_CODES = {
+    404: "route_not_found",
+    405: "method_not_allowed",
+    408: "request_timeout",
+    413: "request_too_large",
+    415: "unsupported_media_type",
+}
 
 
 class ErrorResponse(JSONResponse):
@@ -76,7 +83,8 @@ def add_error_handlers(api: FastAPI, routes: tuple[str, ...]) -> None:
 def _http_message(request: Request, error: HTTPException, routes: tuple[str, ...]) -> str:
     path = request.url.path
     if error.status_code == 404:
-        return f"There is no route {request.method} {path}.{nearest(path, routes)}"
+        hint = ROUTES_INSTEAD.get(path.rstrip("/") or "/")
+        return f"There is no route {request.method} {path[:256]}.{f' {hint}' if hint else nearest(path, routes)}"
     if error.status_code == 405:
         return f"The route {path} does not take {request.method}."
     return str(error.detail)

@@ -1,57 +1,33 @@
 """The OpenAI API's requests, as typed models, and how a bad one is explained.
 
 `CompletionRequest` and `ChatCompletionRequest` are what HTTP bodies become and what a Python handle takes. Types are
-strict (no "0.5" for 0.5), an unknown field is an error, and `null` means not given. Ranges of sampling parameters
-are checked by `SamplingParams`, once for all ways in.
+strict (no "0.5" for 0.5), an unknown field is an error, and `null` means not given (`request_fields`). Every list is
+bounded and is read up to its first mistake. Ranges of sampling parameters are checked by `SamplingParams`, once for
+all ways in.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator
+from pydantic import AfterValidator, Discriminator, Field, PlainValidator, Tag, ValidationError, field_validator
 
-from max_ray.errors import InputError, nearest
+from deployments.chat_messages import MAX_MESSAGES, Message, text_or_list
+from deployments.json_body import decode_object
+from deployments.neutral_fields import CHAT, CHAT_INSTEAD, COMPLETION, COMPLETION_INSTEAD, STREAM_OPTIONS
+from deployments.request_fields import FIELD_ERROR, MAX_PROBLEMS, Neutral, StrictModel
+from max_ray.errors import InputError, PromptTooLongError
 
 MAX_CHOICES = 128
 MAX_LOGPROBS = 20
+MAX_STOP_CHARACTERS = 4096
+MAX_LABEL_CHARACTERS = 512
 DEFAULT_COMPLETION_TOKENS = 16
+TOKEN_CHARACTERS = 1024
+"""More than any token of any vocabulary has."""
 Prompt = str | list[str] | list[int] | list[list[int]]
-
-# Fields of the OpenAI API that this server does not act on: named apart from typing mistakes.
-_UNSUPPORTED = frozenset(
-    [
-        "audio",
-        "best_of",
-        "function_call",
-        "functions",
-        "logit_bias",
-        "metadata",
-        "modalities",
-        "parallel_tool_calls",
-        "prediction",
-        "prompt_cache_key",
-        "prompt_cache_retention",
-        "reasoning_effort",
-        "response_format",
-        "safety_identifier",
-        "service_tier",
-        "store",
-        "suffix",
-        "tool_choice",
-        "tools",
-        "user",
-        "verbosity",
-        "web_search_options",
-    ]
-)
-
-
-def _tag(if_text: str, otherwise: str) -> Discriminator:
-    return Discriminator(lambda value: if_text if isinstance(value, str) else otherwise)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +36,7 @@ class GenerationJob:
 
     Exactly one of `prompts` and `messages` is filled. `sampling`: only what the user gave, by our names. `n`: choices
     a prompt. `logprobs`: alternatives per token, None for no log probabilities. `discard_output`: only the prompt is
-    wanted back (`max_tokens=0` with `echo`).
+    wanted back (`max_tokens=0` with `echo`). `labels`: what the client wrote on its request (`LabelledRequest`).
     """
 
     prompts: Sequence[str | list[int]] = ()
@@ -70,22 +46,55 @@ class GenerationJob:
     logprobs: int | None = None
     echo: bool = False
     discard_output: bool = False
-
-
-class StrictModel(BaseModel):
-    """Base of all requests and their parts."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    labels: Mapping[str, Any] = field(default_factory=dict)
 
 
 class StreamOptions(StrictModel):
+    NEUTRAL: ClassVar[Mapping[str, Neutral]] = STREAM_OPTIONS
+
     include_usage: bool | None = None
 
 
-class GenerationRequest(StrictModel):
+def _short(text: str) -> str:
+    if len(text) > MAX_LABEL_CHARACTERS:
+        raise ValueError(f"it has {len(text)} characters, more than {MAX_LABEL_CHARACTERS}")
+    return text
+
+
+def _metadata(value: Any) -> Any:
+    if not isinstance(value, dict) or len(value) > 16:
+        raise ValueError("it must be an object of at most 16 texts")
+    if not all(isinstance(text, str) and len(text) <= MAX_LABEL_CHARACTERS for pair in value.items() for text in pair):
+        raise ValueError(f"its keys and values must be texts of at most {MAX_LABEL_CHARACTERS} characters")
+    return value
+
+
+ShortText = Annotated[str, AfterValidator(_short)]
+
+
+class LabelledRequest(StrictModel):
+    """Labels: what a client writes on its request for accounts and logs. They change nothing in the answer."""
+
+    model: ShortText | None = None
+    user: ShortText | None = None
+    safety_identifier: ShortText | None = None
+    prompt_cache_key: ShortText | None = None
+    metadata: Annotated[dict[str, str], PlainValidator(_metadata)] | None = None
+
+    def refuse_hopeless(self, max_length: int) -> None:
+        """Raises PromptTooLongError for what cannot fit a model of `max_length` tokens however it is encoded."""
+        raise NotImplementedError
+
+    @property
+    def labels(self) -> dict[str, Any]:
+        """Those that are given."""
+        names = ("user", "safety_identifier", "prompt_cache_key", "metadata")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+class GenerationRequest(LabelledRequest):
     """The fields that both kinds of request have."""
 
-    model: str | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     n: int = Field(default=1, ge=1, le=MAX_CHOICES)
@@ -98,10 +107,13 @@ class GenerationRequest(StrictModel):
     repetition_penalty: float | None = None
     seed: int | None = None
     stop: (
-        Annotated[Annotated[str, Tag("<one>")] | Annotated[list[str], Tag("<several>")], _tag("<one>", "<several>")]
+        Annotated[
+            Annotated[str, Tag("<text>")] | Annotated[list[str], Field(max_length=16, fail_fast=True), Tag("<list>")],
+            Discriminator(text_or_list),
+        ]
         | None
     ) = None
-    stop_token_ids: list[int] | None = Field(default=None, max_length=128)
+    stop_token_ids: Annotated[list[int], Field(max_length=128, fail_fast=True)] | None = None
     min_tokens: int | None = Field(default=None, ge=0)
     ignore_eos: bool | None = None
 
@@ -109,10 +121,10 @@ class GenerationRequest(StrictModel):
     @classmethod
     def _check_stop(cls, stop: str | list[str] | None) -> str | list[str] | None:
         strings = [stop] if isinstance(stop, str) else stop or []
-        if len(strings) > 16:
-            raise ValueError("at most 16 stop strings are supported")
         if not all(strings):
             raise ValueError("a stop string must not be empty")
+        if any(len(string) > MAX_STOP_CHARACTERS for string in strings):
+            raise ValueError(f"a stop string may have {MAX_STOP_CHARACTERS} characters at most")
         return stop
 
     @property
@@ -121,7 +133,7 @@ class GenerationRequest(StrictModel):
 
     def check(self) -> None:
         """Raises InputError where fields contradict each other."""
-        if self.stream_options is not None and not self.stream:
+        if self.include_usage and not self.stream:
             raise InputError("stream_options has a meaning only with stream=true.", param="stream_options")
 
     def sampling(self, max_new_tokens: int | None) -> dict[str, Any]:
@@ -146,6 +158,9 @@ class GenerationRequest(StrictModel):
 class CompletionRequest(GenerationRequest):
     """`POST /v1/completions`. `max_tokens` is an upper limit: the model's length may end the text before it."""
 
+    NEUTRAL: ClassVar[Mapping[str, Neutral]] = COMPLETION
+    INSTEAD: ClassVar[Mapping[str, str]] = COMPLETION_INSTEAD
+
     prompt: Prompt
     max_tokens: int = Field(default=DEFAULT_COMPLETION_TOKENS, ge=0)
     logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
@@ -154,103 +169,71 @@ class CompletionRequest(GenerationRequest):
     @field_validator("prompt", mode="plain")
     @classmethod
     def _check_prompt(cls, prompt: Any) -> Any:
-        if isinstance(prompt, str) or (isinstance(prompt, list) and prompt and is_prompt_list(prompt)):
-            return prompt
-        raise ValueError(
-            "must be a text, a list of texts, a list of token ids or a list of such lists; none of them empty"
-        )
+        return checked_prompt(prompt)
 
     @property
     def prompts(self) -> list[str | list[int]]:
-        if isinstance(self.prompt, str):
-            return [self.prompt]
-        return [self.prompt] if isinstance(self.prompt[0], int) else list(self.prompt)
+        return prompts_of(self.prompt)
+
+    @property
+    def num_items(self) -> int:
+        """Of the request's longest list: what work on it grows with."""
+        return 1 if isinstance(self.prompt, str) else len(self.prompt)
+
+    def refuse_hopeless(self, max_length: int) -> None:
+        for prompt in self.prompts:
+            refuse_at_least(least_tokens(prompt), max_length, "prompt")
 
     def job(self) -> GenerationJob:
         """Raises InputError where fields contradict each other or too many choices are asked for."""
         self.check()
         if self.max_tokens == 0 and not self.echo:
             raise InputError("max_tokens must be at least 1, or 0 together with echo=true.", param="max_tokens")
-        if len(self.prompts) * self.n > MAX_CHOICES:
+        prompts = self.prompts
+        if len(prompts) * self.n > MAX_CHOICES:
             raise InputError(
-                f"{len(self.prompts)} prompts of {self.n} choices each are more than {MAX_CHOICES} choices in one "
+                f"{len(prompts)} prompts of {self.n} choices each are more than {MAX_CHOICES} choices in one "
                 f"request. Send several requests.",
                 param="n" if self.n > 1 else "prompt",
             )
         return GenerationJob(
-            prompts=self.prompts,
+            prompts=prompts,
             sampling=self.sampling(max(1, self.max_tokens)),
             n=self.n,
             logprobs=self.logprobs,
             echo=self.echo,
             discard_output=self.max_tokens == 0,
+            labels=self.labels,
         )
-
-
-class TextPart(StrictModel):
-    type: Literal["text"]
-    text: str
-
-
-class ImageUrl(StrictModel):
-    url: str
-    detail: Literal["auto"] | None = None
-
-
-class ImagePart(StrictModel):
-    """An image; what its URL may be is the tokenizer's matter (`max_ray.images`)."""
-
-    type: Literal["image_url"]
-    image_url: ImageUrl
-
-
-class UnknownPart(BaseModel):
-    """Every other part: refused."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-    type: Any
-
-    @field_validator("type")
-    @classmethod
-    def _refuse(cls, value: Any) -> Any:
-        hint = " (send single frames of a video as images)" if value in ("video", "video_url") else ""
-        raise ValueError(f"content parts are 'text' and 'image_url', not {str(value)[:40]!r}{hint}")
-
-
-def _part_tag(part: Any) -> str:
-    kind = part.get("type") if isinstance(part, dict) else getattr(part, "type", None)
-    return {"text": "<text>", "image_url": "<image>"}.get(kind if isinstance(kind, str) else "", "<unknown>")
-
-
-ContentPart = Annotated[
-    Annotated[TextPart, Tag("<text>")]
-    | Annotated[ImagePart, Tag("<image>")]
-    | Annotated[UnknownPart, Tag("<unknown>")],
-    Discriminator(_part_tag),
-]
-
-
-class Message(StrictModel):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[
-        Annotated[str, Tag("<text>")] | Annotated[list[ContentPart], Tag("<parts>")], _tag("<text>", "<parts>")
-    ]
-    name: str | None = None
 
 
 class ChatCompletionRequest(GenerationRequest):
     """`POST /v1/chat/completions`. Without a limit the answer may fill the model's length."""
 
-    messages: list[Message] = Field(min_length=1)
+    NEUTRAL: ClassVar[Mapping[str, Neutral]] = CHAT
+    INSTEAD: ClassVar[Mapping[str, str]] = CHAT_INSTEAD
+
+    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
     max_tokens: int | None = Field(default=None, ge=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
     logprobs: bool = False
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
 
+    @property
+    def num_items(self) -> int:
+        """Of the request's longest list: what work on it grows with."""
+        return sum(1 if isinstance(message.content, str) else len(message.content) for message in self.messages)
+
+    def refuse_hopeless(self, max_length: int) -> None:
+        """A message has a token or more, for its role."""
+        num_characters = sum(message.num_characters for message in self.messages)
+        at_least = max(len(self.messages), num_characters // TOKEN_CHARACTERS)
+        refuse_at_least(at_least, max_length, "messages")
+
     def job(self) -> GenerationJob:
         """Raises InputError where fields contradict each other."""
         self.check()
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise InputError("top_logprobs has a meaning only with logprobs=true.", param="top_logprobs")
         limits = {self.max_tokens, self.max_completion_tokens} - {None}
         if len(limits) > 1:
@@ -260,47 +243,68 @@ class ChatCompletionRequest(GenerationRequest):
             sampling=self.sampling(limits.pop() if limits else None),
             n=self.n,
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
+            labels=self.labels,
         )
 
 
-RequestT = TypeVar("RequestT", bound=StrictModel)
+RequestT = TypeVar("RequestT", bound=LabelledRequest)
 
 
 def parse_request(kind: type[RequestT], body: bytes) -> RequestT:
     """An HTTP body as a request. Raises InputError that names the field at fault."""
     try:
-        content = json.loads(body, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"The body is not valid JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise InputError('The body must be a JSON object, such as {"model": ..., "prompt": ...}.')
-    for key in content:
-        if not key.isascii():  # pydantic cannot name a field with a lone surrogate in it
-            raise InputError(f"Unknown field {key!a}.", param=ascii(key)[1:-1])
-    known = _UNSUPPORTED | set(kind.model_fields)
-    given = {key: value for key, value in content.items() if value is not None or key not in known}
-    try:
-        return kind.model_validate(given)
+        return kind.model_validate(decode_object(body))
     except ValidationError as error:
-        raise _explain(error, sorted(kind.model_fields)) from None
+        raise _explain(error) from None
 
 
-def is_prompt_list(prompt: list[Any]) -> bool:
-    """A list of texts, of ids, or of non-empty lists of ids; not a mixture. (`True` is not an id.)"""
-    if isinstance(prompt[0], list):
-        return all(isinstance(p, list) and p and all(type(i) is int for i in p) for p in prompt)
-    return all(type(p) is str for p in prompt) or all(type(p) is int for p in prompt)
+def checked_prompt(prompt: Any) -> Any:
+    """Raises ValueError for what is neither a text, nor a list of texts, ids, or non-empty lists of ids."""
+    if isinstance(prompt, str) or (isinstance(prompt, list) and prompt and _is_prompt_list(prompt)):
+        return prompt
+    raise ValueError("must be a text, a list of texts, a list of token ids or a list of such lists; none of them empty")
 
 
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a JSON number")
+def prompts_of(prompt: Prompt) -> list[str | list[int]]:
+    """A list of prompts, each a text or a list of ids."""
+    if isinstance(prompt, str):
+        return [prompt]
+    return [prompt] if isinstance(prompt[0], int) else list(prompt)
 
 
-def _explain(error: ValidationError, known: Sequence[str]) -> InputError:
+def least_tokens(prompt: str | list[int]) -> int:
+    """A prompt has so many tokens or more."""
+    return len(prompt) // TOKEN_CHARACTERS if isinstance(prompt, str) else len(prompt)
+
+
+def refuse_at_least(num_tokens: int, max_length: int, param: str) -> None:
+    """Raises PromptTooLongError where `num_tokens`, the fewest there can be, are too many already."""
+    if num_tokens > max_length:
+        error = PromptTooLongError(num_tokens, max_length, at_least=True)
+        error.param = param
+        raise error
+
+
+def _is_prompt_list(prompt: list[Any]) -> bool:
+    """Not a mixture. (`True` is not an id.)"""
+    kinds = set(map(type, prompt))
+    if kinds == {list}:
+        return all(set(map(type, ids)) == {int} for ids in prompt)
+    return kinds in ({str}, {int})
+
+
+def _explain(error: ValidationError) -> InputError:
     """One readable sentence a mistake (three at most); `param` is the first one's field."""
-    problems = error.errors(include_url=False, include_context=False)
-    sentences = [_sentence(p["type"], _place(p["loc"]), p["msg"], known) for p in problems[:3]]
-    return InputError(" ".join(sentences), param=_place(problems[0]["loc"]) or None)
+    told: list[tuple[str, str]] = []
+    for problem in error.errors(include_url=False, include_input=False)[:MAX_PROBLEMS]:
+        place = _place(problem["loc"])
+        if problem["type"] == FIELD_ERROR:
+            named = [(f"{place}.{p.name}" if place else p.name, p.sentence) for p in problem["ctx"]["problems"]]
+            told += [(inner, sentence(inner)) for inner, sentence in named]
+        else:
+            told.append((place, _sentence(problem["type"], place, problem["msg"])))
+    sentences = " ".join(sentence for _, sentence in told[:MAX_PROBLEMS])
+    return InputError(sentences, param=told[0][0] or None)
 
 
 def _place(loc: tuple[int | str, ...]) -> str:
@@ -314,11 +318,7 @@ def _place(loc: tuple[int | str, ...]) -> str:
     return place
 
 
-def _sentence(kind: str, place: str, message: str, known: Sequence[str]) -> str:
+def _sentence(kind: str, place: str, message: str) -> str:
     if kind == "missing":
         return f"The field {place!r} is required."
-    if kind == "extra_forbidden":
-        if place in _UNSUPPORTED:
-            return f"The field {place!r} is not supported by this server. Leave it out."
-        return f"Unknown field {place!r}.{nearest(place, known)}"
     return f"The field {place!r} is not valid: {message.removeprefix('Value error, ')}."

@@ -16,7 +16,6 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
-from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
@@ -24,12 +23,13 @@ from starlette.types import Receive, Scope, Send
 from deployments.accounting import RequestCounter
 from deployments.answer import Answer, check_model, open_answer
 from deployments.auth import BearerAuth
+from deployments.body_reader import BodyReader
 from deployments.deadline import RequestDeadline
-from deployments.embeddings import EmbeddingsRequest, embed
+from deployments.embeddings import EmbeddingsJob, EmbeddingsRequest, open_job
 from deployments.engine import ApiOptions, Engine
 from deployments.http_errors import ErrorResponse, add_error_handlers, describe_and_log, error_body, internal_error
 from deployments.metrics import render_metrics
-from deployments.openai import ChatCompletionRequest, CompletionRequest, parse_request
+from deployments.openai import ChatCompletionRequest, CompletionRequest
 from deployments.origin_guard import OriginGuard, cors_settings
 from deployments.scope import CLIENT_CLOSED, SEND_KEY, SERVER_SEND_KEY, STATUS_KEY
 from deployments.sse import DONE, ClientGoneError, EventStream, encode_event, until_disconnect
@@ -103,34 +103,33 @@ def _add_readings(api: FastAPI, engine: Engine) -> None:
 
 def _add_tasks(api: FastAPI, engine: Engine, options: ApiOptions) -> None:
     """The routes of POST."""
+    bodies = BodyReader(timeout_s=options.body_timeout_s)
 
     @api.post("/v1/completions")
     async def completions(request: Request) -> Response:
-        return await _answer(engine, request, CompletionRequest, options)
+        return await _answer(engine, request, CompletionRequest, bodies, options)
 
     @api.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
-        return await _answer(engine, request, ChatCompletionRequest, options)
+        return await _answer(engine, request, ChatCompletionRequest, bodies, options)
 
     @api.post("/v1/embeddings")
     async def embeddings(request: Request) -> Response:
-        return await _embeddings(engine, request, options)
+        return await _embeddings(engine, request, bodies, options)
 
 
 async def _answer(
     engine: Engine,
     request: Request,
     kind: type[CompletionRequest] | type[ChatCompletionRequest],
+    bodies: BodyReader,
     options: ApiOptions,
 ) -> Response:
-    arrival = perf_counter()
     try:
-        body = await _read_body(request, _body_limit(engine, kind, options))
+        answer, is_streamed = await _opened(engine, request, kind, bodies, options)
     except ClientDisconnect:
         return Response(status_code=CLIENT_CLOSED)
-    parsed = parse_request(kind, body)
-    answer = await open_answer(engine, parsed, arrival)
-    if parsed.stream:
+    if is_streamed:
         return EventStream(_events(answer, request.scope), answer.close)
     try:
         return JSONResponse(await until_disconnect(request.receive, answer.whole()))
@@ -140,13 +139,33 @@ async def _answer(
         answer.close()
 
 
-async def _embeddings(engine: Engine, request: Request, options: ApiOptions) -> Response:
+async def _opened(
+    engine: Engine,
+    request: Request,
+    kind: type[CompletionRequest] | type[ChatCompletionRequest],
+    bodies: BodyReader,
+    options: ApiOptions,
+) -> tuple[Answer, bool]:
+    """The answer, and whether it is streamed. Nothing of the body is kept."""
     arrival = perf_counter()
+    limit, max_length = _body_limit(engine, kind, options), engine.tokenizer.max_length
+    async with bodies.parsed(request, kind, limit, max_length) as parsed:
+        return await open_answer(engine, parsed, arrival), parsed.stream
+
+
+async def _embeddings(engine: Engine, request: Request, bodies: BodyReader, options: ApiOptions) -> Response:
     try:
-        parsed = parse_request(EmbeddingsRequest, await _read_body(request, options.max_body_bytes))
-        return JSONResponse(await until_disconnect(request.receive, embed(engine, parsed, arrival)))
+        async with bodies.parsed(
+            request, EmbeddingsRequest, options.max_body_bytes, engine.tokenizer.max_length
+        ) as parsed:
+            job = await open_job(engine, parsed)
+        return await until_disconnect(request.receive, _vectors(job))
     except (ClientDisconnect, ClientGoneError):
         return Response(status_code=CLIENT_CLOSED)
+
+
+async def _vectors(job: EmbeddingsJob) -> Response:
+    return Response(await job.json(), media_type="application/json")
 
 
 async def _events(answer: Answer, scope: Scope) -> AsyncGenerator[bytes, None]:
@@ -171,22 +190,6 @@ def _body_limit(
     if kind is ChatCompletionRequest and engine.tokenizer.takes_images:
         return max(options.max_body_bytes, options.max_body_bytes_with_images)
     return options.max_body_bytes
-
-
-async def _read_body(request: Request, limit: int) -> bytes:
-    """The body, never more than `limit` bytes of it. Raises HTTPException 413."""
-    body = bytearray()
-    announced = request.headers.get("content-length", "")
-    too_large = announced.isdecimal() and int(announced) > limit
-    if not too_large:
-        async for piece in request.stream():
-            body += piece
-            too_large = len(body) > limit
-            if too_large:
-                break
-    if too_large:
-        raise HTTPException(413, f"The body is larger than {limit} bytes. Split the request.")
-    return bytes(body)
 
 
 def _model_object(engine: Engine, created: int) -> dict[str, Any]:

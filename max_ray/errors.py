@@ -25,7 +25,10 @@ A message says what is wrong and what to do about it. Bugs of ours are plain ass
 from __future__ import annotations
 
 from collections.abc import Iterable
-from difflib import get_close_matches
+
+MAX_QUOTED = 64
+_MAX_COMPARED = 256
+_SEPARATORS = str.maketrans("", "", "-_. ")
 
 
 class MaxRayError(Exception):
@@ -148,6 +151,43 @@ class StaleLeaseError(MaxRayError, RuntimeError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """` Did you mean 'x'?` for the known name closest to `name`, or an empty string."""
-    close = get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" Did you mean {close[0]!r}?" if close else ""
+    """` Did you mean 'x'?` for the known name of which `name` is a misspelling, or an empty string.
+
+    A misspelling differs in upper and lower case or in `-`, `_` and `.`, or by one slip (a letter too many, missing,
+    wrong, or two swapped) in 3 letters or more, two in 8 or more. What is farther away is another name: naming it would
+    lead astray. `known`: names of the same kind only.
+    """
+    limit = 2 if len(name) >= 8 else int(len(name) >= 3)
+    best = None
+    for other in known:
+        distance = 0 if _letters(name) == _letters(other) else _num_slips(name, other, limit)
+        if distance <= limit:
+            best, limit = other, distance - 1
+    return f" Did you mean {best!r}?" if best is not None else ""
+
+
+def quoted(name: str) -> str:
+    """A name that came from outside, for a message: in quotes, in ASCII, and at most 64 characters of it."""
+    return ascii(name if len(name) <= MAX_QUOTED else f"{name[:MAX_QUOTED]}...")
+
+
+def _letters(name: str) -> str:
+    return name.lower().translate(_SEPARATORS) if len(name) <= MAX_QUOTED else name
+
+
+def _num_slips(first: str, second: str, limit: int) -> int:
+    """Edits from one to the other (optimal string alignment), or `limit` + 1 where there are more."""
+    if abs(len(first) - len(second)) > limit or len(first) > _MAX_COMPARED:
+        return limit + 1
+    before: list[int] = []
+    row = list(range(len(second) + 1))
+    for i, letter in enumerate(first, start=1):
+        before, above, row = row, before, [i]
+        for j, other in enumerate(second, start=1):
+            distance = min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (letter != other))
+            if i > 1 and j > 1 and letter == second[j - 2] and other == first[i - 2]:
+                distance = min(distance, above[j - 2] + 1)
+            row.append(distance)
+        if min(row) > limit:
+            return limit + 1
+    return row[-1]

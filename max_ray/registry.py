@@ -217,7 +217,7 @@ class PipelineRegistry:
         if not known:
             return f"No architecture is known, so not {names[0]} either: install max_ray (pip install -e .)."
         first = sorted(known, key=lambda name: _distance(names[0], name))
-        hint = nearest(names[0], known)
+        hint = nearest(names[0], [name for name in known if _digits(name) == _digits(names[0])])
         if config is not None and config.get("auto_map") is not None:
             hint = " Code that comes with the checkpoint (auto_map in config.json) is not run."
         return (
@@ -228,6 +228,11 @@ class PipelineRegistry:
 
 def _distance(wanted: str, name: str) -> tuple[float, str]:
     return (-SequenceMatcher(None, wanted.lower(), name.lower()).ratio(), name)
+
+
+def _digits(name: str) -> str:
+    """Of another generation of models is not a misspelling: Qwen2 is not Qwen3."""
+    return "".join(filter(str.isdigit, name))
 
 
 def _installed() -> dict[str, EntryPoint]:

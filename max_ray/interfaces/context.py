@@ -83,6 +83,7 @@ class TextContext:
     echoed_length: prompt tokens whose log probabilities were reported already (for `echo`).
     cached_prefix_length: prompt tokens whose keys and values came from the prefix cache (for `usage`).
     images: of the prompt, in order; kept until the end, for a prompt that must be computed again.
+    num_siblings: contexts of the same request that are submitted right behind this one: all are admitted, or none.
     """
 
     request_id: RequestID
@@ -101,6 +102,7 @@ class TextContext:
     echoed_length: int = 0
     block_hashes: list[bytes] = field(default_factory=list)
     images: tuple[PromptImage, ...] = ()
+    num_siblings: int = 0
     extra: dict[str, Any] = field(default_factory=dict)
     stop_ids: frozenset[int] = field(init=False)
 

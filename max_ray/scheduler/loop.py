@@ -116,7 +116,7 @@ class GenerationLoop:
         """Queues a request. Its tokens come from the stream, one output a step; closing it cancels the request.
 
         Raises at the call: QueueFullError, InsufficientBlocksError when the prompt is larger than the whole cache,
-        InputError when a request of this id is in progress.
+        InputError when a request of this id is in progress, or it comes with more siblings than can ever be admitted.
         """
         self._check(context)
         row = Row(context, arrival=time.monotonic())
@@ -368,12 +368,24 @@ class GenerationLoop:
             raise InputError(f"A request with the id {key} is in progress; ids must be unique.", param="request_id")
         if -(-len(context.tokens) // batcher.page_size) > batcher.total_blocks:
             raise insufficient_blocks(len(context.tokens), batcher.page_size, batcher.total_blocks)
-        free_rows = max(0, self.limits.max_batch_size - len(batcher.running))
-        if len(batcher.waiting) >= self.limits.max_queued_requests + free_rows:
+        self._check_room(1 + context.num_siblings)
+
+    def _check_room(self, num_coming: int) -> None:
+        """For a request of so many contexts, all together."""
+        batcher, limits = self._batcher, self.limits
+        at_most = limits.max_queued_requests + limits.max_batch_size
+        if num_coming > at_most:
+            raise InputError(
+                f"The request asks for {num_coming} choices at once, and this server takes {at_most} at most, running "
+                f"and waiting. Ask for {at_most} choices or fewer (n times the number of prompts).",
+                param="n",
+            )
+        free_rows = max(0, limits.max_batch_size - len(batcher.running))
+        if len(batcher.waiting) + num_coming > limits.max_queued_requests + free_rows:
             self._stats.rejected += 1
             retry_after = self._completions.retry_after(len(batcher.waiting), time.monotonic())
             raise QueueFullError(
-                f"{len(batcher.waiting)} requests are waiting already, as many as this server lets wait. "
+                f"{len(batcher.waiting)} requests are waiting already, and {num_coming} more would be too many. "
                 f"Try again in {retry_after:.0f} s.",
                 retry_after=retry_after,
             )

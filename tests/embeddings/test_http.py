@@ -147,7 +147,7 @@ async def test_truncate(client: httpx.AsyncClient) -> None:
         ({"input": "a", "dimensions": 33}, 400, "this model's vectors have 32 numbers", "dimensions"),
         ({"input": "a", "dimensions": 0}, 400, "'dimensions' is not valid", "dimensions"),
         ({"input": "a", "encoding_format": "int8"}, 400, "'encoding_format' is not valid", "encoding_format"),
-        ({"input": "a", "user": "me"}, 400, "'user' is not supported", "user"),
+        ({"input": "a", "user": 5}, 400, "'user' is not valid", "user"),
         ({"input": "a", "inputs": "b"}, 400, "Did you mean 'input'?", "inputs"),
         ({"input": "a", "model": "other"}, 404, "not served here", "model"),
     ],

@@ -29,8 +29,8 @@ def error_of(reply: httpx.Response, status: int) -> dict[str, Any]:
     [
         ({"temprature": 1}, "temprature", "Unknown field 'temprature'. Did you mean 'temperature'?"),
         ({"nonsense_xyz": None}, "nonsense_xyz", "Unknown field"),
-        ({"user": "me"}, "user", "not supported by this server"),
-        ({"logit_bias": {}}, "logit_bias", "not supported by this server"),
+        ({"user": 5}, "user", "valid string"),
+        ({"logit_bias": {"5": 1}}, "logit_bias", "not supported by this server"),
         ({"temperature": "0.5"}, "temperature", "valid number"),
         ({"temperature": True}, "temperature", "valid number"),
         ({"temperature": -1}, "temperature", "at least 0"),
@@ -108,7 +108,7 @@ async def test_bad_completion_fields(
         ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
         ({"echo": True}, "echo", "Unknown field"),
         ({"prompt": "x"}, "prompt", "Unknown field"),
-        ({"tools": []}, "tools", "not supported"),
+        ({"tools": [{"type": "function"}]}, "tools", "not supported"),
     ],
 )
 async def test_bad_chat_fields(
