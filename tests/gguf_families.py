@@ -1,0 +1,160 @@
+"""GGUF files of every family that can be read from one, laid out as llama.cpp's converter does it, and their logits.
+
+`tiny(kind, folder, **overrides)` writes the Hugging Face checkpoint, `convert` the file with the same weights.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import gguf
+import torch
+from gguf.constants import MODEL_ARCH
+from gguf.constants import GGMLQuantizationType as Type
+from safetensors.torch import load_file
+
+from max_ray.config import PipelineConfig
+from max_ray.conformance.engine import Engine
+from max_ray.distributed import TPGroup
+from max_ray.huggingface import load_huggingface_config
+from max_ray.interfaces import WeightsFormat
+from max_ray.registry import PIPELINE_REGISTRY
+from max_ray.weights import open_weights
+from tests.architectures.families import find_tiny, make_tiny
+from tests.gguf_files import encoded, reordered
+
+SIZES = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16}
+KINDS: dict[str, tuple[str, MODEL_ARCH, dict[str, Any]]] = {
+    "Llama 3": ("llama", MODEL_ARCH.LLAMA, {}),
+    "Qwen2": ("qwen2", MODEL_ARCH.QWEN2, {}),
+    "Qwen3": ("qwen3", MODEL_ARCH.QWEN3, {}),
+    "Gemma 3": ("gemma3", MODEL_ARCH.GEMMA3, {"query_pre_attn_scalar": 16, "num_hidden_layers": 7}),
+    "Mixtral": ("llama", MODEL_ARCH.LLAMA, {"sliding_window": None}),
+    "Mistral": ("llama", MODEL_ARCH.LLAMA, {}),
+    "Qwen3 MoE": ("qwen3moe", MODEL_ARCH.QWEN3MOE, {"moe_intermediate_size": 32}),
+}
+_EXPERT = re.compile(r"(?P<layer>model\.layers\.\d+\..*experts)\.\d+\.(?P<which>\w+)\.weight")
+_YARN = {
+    "attention_factor": "yarn_attn_factor",
+    "beta_fast": "yarn_beta_fast",
+    "beta_slow": "yarn_beta_slow",
+    "original_max_position_embeddings": "original_context_length",
+}
+Keys = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Float32Activations:
+    cache_dtype: str = "float32"
+
+
+def tiny(name: str, folder: Path, **overrides: Any) -> Path:
+    model = find_tiny(name)
+    keep = {k: v for k, v in model.overrides.items() if k not in ("layer_types", "rope_parameters", "head_dim")}
+    return make_tiny(replace(model, overrides={**keep, **SIZES, **KINDS[name][2], **overrides}), folder)
+
+
+def convert(name: str, folder: Path, path: Path, kind: str = "F32", keys: Keys | None = None) -> Path:
+    """Writes the checkpoint in `folder` as llama.cpp's converter does: names, stacked experts, order of rows, norms.
+    keys: others than the converter would write; None leaves one out."""
+    arch, tensors_of, _ = KINDS[name]
+    config = json.loads((folder / "config.json").read_text())
+    writer = gguf.GGUFWriter(path, arch)
+    for key, value in {**keys_of(config), **(keys or {})}.items():
+        _add(writer, f"{arch}.{key}", value)
+    names = gguf.get_tensor_name_map(tensors_of, config["num_hidden_layers"])
+    for theirs, tensor in _stacked(load_file(folder / "model.safetensors")).items():
+        own = names.get_name(theirs, try_suffixes=(".weight", ".bias"))
+        assert own is not None, theirs
+        data = tensor.float()
+        if arch == "llama":
+            data = reordered(data, own, config)
+        if arch == "gemma3" and own.endswith("norm.weight"):
+            data = data + 1
+        stored = kind if data.dim() > 1 and "gate_inp" not in own else "F32"
+        writer.add_tensor(own, encoded(data.contiguous(), stored), raw_dtype=Type[stored])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
+    if isinstance(value, bool):
+        writer.add_bool(key, value)
+    elif isinstance(value, int):
+        writer.add_uint32(key, value)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
+    elif isinstance(value, list):
+        writer.add_array(key, value)
+    elif value is not None:
+        writer.add_string(key, value)
+
+
+def keys_of(config: dict[str, Any]) -> Keys:
+    """The keys that the converter writes for a config.json, without the architecture's name."""
+    keys: Keys = {
+        "context_length": config["max_position_embeddings"],
+        "embedding_length": config["hidden_size"],
+        "block_count": config["num_hidden_layers"],
+        "feed_forward_length": config["intermediate_size"],
+        "attention.head_count": config["num_attention_heads"],
+        "attention.head_count_kv": config["num_key_value_heads"],
+        "attention.layer_norm_rms_epsilon": config["rms_norm_eps"],
+    }
+    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    keys |= {"attention.key_length": head_dim, "attention.value_length": head_dim, "rope.dimension_count": head_dim}
+    if config["model_type"] == "gemma3_text":
+        keys["attention.sliding_window"] = config["sliding_window"]
+    num_experts = config.get("num_experts") or config.get("num_local_experts")
+    if num_experts:
+        keys |= {"expert_count": num_experts, "expert_used_count": config["num_experts_per_tok"]}
+    if "moe_intermediate_size" in config:
+        keys["expert_feed_forward_length"] = config["moe_intermediate_size"]
+    return keys | dict(_rope_keys(config.get("rope_parameters") or {}))
+
+
+def _rope_keys(rope: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    local = (rope.get("sliding_attention") or {}).get("rope_theta")
+    if local is not None:
+        yield "rope.freq_base_swa", float(local)
+    rope = rope.get("full_attention") or rope
+    yield "rope.freq_base", float(rope.get("rope_theta", 10_000.0))
+    if rope.get("rope_type") not in ("linear", "yarn"):
+        return
+    yield "rope.scaling.type", rope["rope_type"]
+    yield "rope.scaling.factor", float(rope["factor"])
+    for theirs, own in _YARN.items():
+        if theirs in rope:
+            yield f"rope.scaling.{own}", int(rope[theirs]) if "context" in own else float(rope[theirs])
+
+
+def _stacked(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The experts of a layer as one tensor, under the name that the converter gives them."""
+    result: dict[str, torch.Tensor] = {}
+    stacks: dict[str, list[torch.Tensor]] = {}
+    for name in sorted(tensors, key=lambda n: [int(p) if p.isdigit() else 0 for p in n.split(".")]):
+        match = _EXPERT.fullmatch(name)
+        if match is None:
+            result[name] = tensors[name]
+        else:
+            stacks.setdefault(f"{match['layer']}.{match['which']}.weight", []).append(tensors[name])
+    return result | {name: torch.stack(experts) for name, experts in stacks.items()}
+
+
+def logits_of(path: Path, sequences: list[list[int]], keep_quantized: bool = True) -> list[torch.Tensor]:
+    config = load_huggingface_config(path)
+    record = PIPELINE_REGISTRY.retrieve_architecture(config)
+    adapter, tp = record.weight_adapters[WeightsFormat.gguf], TPGroup.single()
+    source = open_weights(path, keep_quantized=keep_quantized)
+    settings = PipelineConfig(model_path=str(path))
+    kind: Any = record.pipeline_model
+    model = kind(settings, config, Float32Activations(), tp.device, tp, source, adapter)
+    return Engine(model).logits_of(sequences, [[len(s)] for s in sequences])
