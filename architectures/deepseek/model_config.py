@@ -130,7 +130,7 @@ class DeepseekConfig:
         _refuse_unknown(config, routing)
         num_layers = required(config, "num_hidden_layers")
         expert_size = required(config, "moe_intermediate_size")
-        rope = RopeConfig.from_huggingface(config, required(config, "qk_rope_head_dim"))
+        rope = RopeConfig.of_whole_heads(config, required(config, "qk_rope_head_dim"))
         if rope.rope_type == "dynamic":
             raise ConfigError("config.json: rope_type 'dynamic' is not supported for the DeepSeek family.")
         return cls(

@@ -101,8 +101,12 @@ def _rope(config: Any, kind: str, size: int) -> RopeConfig:
         parameters |= config.get("rope_scaling") or {}
     theta = config.get("rope_theta" if kind == FULL else "rope_local_base_freq")
     parameters.setdefault("rope_theta", theta or _THETA[kind])
-    numbers = {"rope_parameters": parameters, "max_position_embeddings": required(config, "max_position_embeddings")}
-    rope = RopeConfig.from_huggingface(numbers, size)
+    numbers = {
+        "rope_parameters": parameters,
+        "max_position_embeddings": required(config, "max_position_embeddings"),
+        "partial_rotary_factor": config.get("partial_rotary_factor"),
+    }
+    rope = RopeConfig.of_whole_heads(numbers, size)
     if rope.rope_type == "dynamic":
         raise ConfigError("config.json: rope_type 'dynamic' is not supported for the Gemma 3 family.")
     return rope

@@ -55,7 +55,7 @@ class MixtralConfig:
             num_kv_heads=config.get("num_key_value_heads") or num_heads,
             head_dim=size,
             rms_norm_eps=config.get("rms_norm_eps") or 1e-5,
-            rope=RopeConfig.from_huggingface(config, size, _DEFAULT_THETA),
+            rope=RopeConfig.of_whole_heads(config, size, _DEFAULT_THETA),
             tie_word_embeddings=bool(config.get("tie_word_embeddings")),
             sliding_window=config.get("sliding_window"),
             num_experts=required(config, "num_local_experts"),

@@ -69,7 +69,7 @@ class QwenConfig:
             num_kv_heads=config.get("num_key_value_heads") or num_heads,
             head_dim=size,
             rms_norm_eps=config.get("rms_norm_eps") or 1e-6,
-            rope=RopeConfig.from_huggingface(config, size),
+            rope=RopeConfig.of_whole_heads(config, size),
             tie_word_embeddings=bool(config.get("tie_word_embeddings")),
             qkv_bias=qkv_bias,
             out_bias=out_bias,

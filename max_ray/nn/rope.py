@@ -76,6 +76,18 @@ class RopeConfig:
             scaling["original_max_position_embeddings"] = outside or inside or max_positions
         return cls(int(head_dim * partial), float(theta), max_positions, rope_type, scaling)
 
+    @classmethod
+    def of_whole_heads(cls, config: Any, head_dim: int, default_theta: float = 10_000.0) -> RopeConfig:
+        """The same for a family that turns whole heads, as transformers does it there. Raises ConfigError for
+        config.json's `partial_rotary_factor`, too, unless it is 1."""
+        nested = config.get("rope_scaling") or config.get("rope_parameters") or {}
+        for partial in (nested.get("partial_rotary_factor"), config.get("partial_rotary_factor")):
+            if partial is not None and partial != 1.0:
+                raise ConfigError(
+                    f"config.json: partial_rotary_factor={partial!r}, but the heads of this family are turned whole."
+                )
+        return cls.from_huggingface(config, head_dim, default_theta)
+
     @property
     def max_supported_length(self) -> int:
         """Tokens that the rotation was made for. `llama3` checkpoints state the stretched length themselves; `linear`,
