@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from max_ray.errors import ConfigError
+from max_ray.nn.activation import activation_name
 from max_ray.nn.layer_types import FULL, SLIDING, layer_types, layer_windows
 from max_ray.nn.rope import RopeConfig
 from max_ray.nn.text_pipeline_model import required
@@ -32,6 +33,7 @@ class Gemma3Config:
     num_kv_heads: int
     head_dim: int
     rms_norm_eps: float
+    activation: str
     rope: RopeConfig
     global_rope: RopeConfig
     windows: tuple[int | None, ...]
@@ -60,6 +62,7 @@ class Gemma3Config:
             num_kv_heads=config.get("num_key_value_heads") or num_heads,
             head_dim=size,
             rms_norm_eps=config.get("rms_norm_eps") or 1e-6,
+            activation=activation_name(config, "hidden_activation", "gelu_pytorch_tanh"),
             rope=_rope(config, SLIDING, size),
             global_rope=_rope(config, FULL, size),
             windows=_windows(config),
@@ -71,11 +74,6 @@ class Gemma3Config:
 
 
 def _refuse_unknown(config: Any) -> None:
-    activation = config.get("hidden_activation") or "gelu_pytorch_tanh"
-    if activation != "gelu_pytorch_tanh":
-        raise ConfigError(
-            f"config.json: hidden_activation={activation!r}, but the Gemma 3 family has 'gelu_pytorch_tanh' only."
-        )
     for name in ("use_bidirectional_attention", "attn_logit_softcapping"):
         if config.get(name):
             raise ConfigError(f"config.json: {name}={config.get(name)!r} is not supported for the Gemma 3 family.")

@@ -23,13 +23,13 @@ from max_ray.registry import PIPELINE_REGISTRY
 from tests.architectures.families import find_tiny, make_tiny, tiny_config
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
-    ("Qwen2", {"hidden_act": "gelu"}, "hidden_act='gelu'"),
+    ("Qwen2", {"hidden_act": "relu2"}, "hidden_act='relu2'"),
     ("Qwen3", {"num_hidden_layers": None}, "no 'num_hidden_layers'"),
     ("Qwen3", {"layer_types": ["sliding_attention"] * 3}, "sliding_window is None"),
     ("Ministral", {"layer_types": ["full_attention"] * 2}, "names 2 layers, num_hidden_layers is 3"),
     ("Ministral", {"layer_types": ["chunked_attention"] * 3}, "'chunked_attention'"),
-    ("Mistral", {"hidden_act": "relu"}, "hidden_act='relu'"),
-    ("Gemma 3", {"hidden_activation": "silu"}, "hidden_activation='silu'"),
+    ("Mistral", {"hidden_act": "tanh"}, "hidden_act='tanh'"),
+    ("Gemma 3", {"hidden_activation": "mish"}, "hidden_activation='mish'"),
     ("Gemma 3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping=50.0"),
     ("Gemma 3", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
     ("Mixtral", {"num_local_experts": None}, "no 'num_local_experts'"),

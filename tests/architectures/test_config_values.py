@@ -1,0 +1,52 @@
+"""Values of config.json that change numbers, each against `transformers` in float32: one forward pass a model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from max_ray.conformance.engine import Engine, random_tokens
+from max_ray.conformance.reference import huggingface_reference
+from max_ray.conformance.suite import Suite
+from max_ray.distributed import TPGroup
+from max_ray.huggingface import load_huggingface_config
+from max_ray.interfaces import SupportedEncoding
+from max_ray.registry import PIPELINE_REGISTRY
+from tests.architectures.families import find_tiny, make_tiny
+
+ACTIVATIONS: list[tuple[str, str]] = [
+    ("Llama 3", "gelu"),
+    ("Llama 3", "relu"),
+    ("Llama 3", "swish"),
+    ("Qwen2", "gelu_pytorch_tanh"),
+    ("Qwen3", "gelu_new"),
+    ("Mistral", "gelu"),
+    ("Ministral", "relu"),
+    ("Gemma 3", "gelu"),
+    ("Mixtral", "gelu"),
+    ("Qwen3 MoE, some layers dense", "relu"),
+    ("DeepSeek V2", "gelu"),
+    ("DeepSeek V3", "gelu_pytorch_tanh"),
+]
+
+
+def check(name: str, folder: Path, lengths: list[int], **overrides: Any) -> None:
+    """The logits of whole prompts are those of `transformers` for the tiny model with these overrides."""
+    model = find_tiny(name)
+    make_tiny(replace(model, overrides={**model.overrides, **overrides}), folder)
+    record = PIPELINE_REGISTRY.retrieve_architecture(load_huggingface_config(folder))
+    suite = Suite(record, folder, huggingface_reference(folder))
+    sequences = random_tokens(lengths, 160)
+    ours = Engine(suite.load(TPGroup.single(), SupportedEncoding.float32)).logits_of(sequences, [[n] for n in lengths])
+    for mine, theirs in zip(ours, suite.reference(sequences), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=3e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("name", "activation"), ACTIVATIONS)
+def test_activations(name: str, activation: str, tmp_path: Path) -> None:
+    key = "hidden_activation" if name.startswith("Gemma") else "hidden_act"
+    check(name, tmp_path, [19, 6], **{key: activation})
