@@ -15,6 +15,8 @@ from max_ray.conformance.suite import Suite
 from max_ray.distributed import TPGroup
 from max_ray.huggingface import load_huggingface_config
 from max_ray.interfaces import SupportedEncoding
+from max_ray.nn.activation import ACTIVATIONS as ACTIVATION_NAMES
+from max_ray.nn.activation import gated
 from max_ray.registry import PIPELINE_REGISTRY
 from tests.architectures.families import find_tiny, make_tiny
 
@@ -50,3 +52,11 @@ def check(name: str, folder: Path, lengths: list[int], **overrides: Any) -> None
 def test_activations(name: str, activation: str, tmp_path: Path) -> None:
     key = "hidden_activation" if name.startswith("Gemma") else "hidden_act"
     check(name, tmp_path, [19, 6], **{key: activation})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", sorted(ACTIVATION_NAMES))
+def test_a_row_alone_has_the_bits_of_a_row_among_others(name: str, dtype: torch.dtype) -> None:
+    x = torch.randn(5, 2 * 96, generator=torch.Generator().manual_seed(0)).to(dtype)
+    together = gated(name)(x)
+    assert all(torch.equal(gated(name)(x[i : i + 1])[0], together[i]) for i in range(5))
