@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from max_ray.errors import WeightsError
 from max_ray.sentence_files import DenseStage, SentenceFiles
 from max_ray.weights import open_weights
+from max_ray.weights.finite import check_finite
 
 _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "Identity": lambda x: x,
@@ -70,6 +71,8 @@ def _load_dense(stage: DenseStage, folder: Path, device: torch.device) -> _Dense
         found = {name: tuple(source.shape(name)) for name in source.names()}
         raise WeightsError(f"{folder} should hold the weights {shapes} and holds {found}. Is its config.json its own?")
     tensors = [source.get(name).float().to(device) for name in shapes]
+    for name, tensor in zip(shapes, tensors, strict=True):
+        check_finite(name, tensor)
     return _Dense(tensors[0], tensors[1] if stage.bias else None, stage.activation)
 
 
