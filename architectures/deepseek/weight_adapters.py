@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from max_ray.weights.mapping import NameMap
+from max_ray.weights.mapping import NameMap, with_bare_names
 
 _ATTENTION = [
     ("q_a_proj", "query_down"),
@@ -47,4 +47,4 @@ def safetensors_name_map(huggingface_config: Any) -> NameMap:
         for theirs, ours, part in _MLP:
             name = f"model.layers.{{}}.{their_place}.{theirs}.weight"
             table.append((name, f"layers.{{}}.{our_place}.{ours}.weight{part}"))
-    return NameMap(table)
+    return NameMap(with_bare_names(table))

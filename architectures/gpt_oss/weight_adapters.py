@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from max_ray.weights.mapping import NameMap
+from max_ray.weights.mapping import NameMap, with_bare_names
 
 _ATTENTION = [("q_proj", "qkv", ":q"), ("k_proj", "qkv", ":k"), ("v_proj", "qkv", ":v"), ("o_proj", "out", "")]
 _EXPERTS = [
@@ -32,4 +32,4 @@ def safetensors_name_map(huggingface_config: Any) -> NameMap:
             table.append((f"model.layers.{{}}.self_attn.{theirs}.{kind}", f"layers.{{}}.attention.{ours}.{kind}{part}"))
     for theirs, ours in _EXPERTS:
         table.append((f"model.layers.{{}}.mlp.experts.{theirs}", f"layers.{{}}.mlp.experts.{ours}"))
-    return NameMap(table)
+    return NameMap(with_bare_names(table))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from max_ray.errors import ConfigError
 from max_ray.nn.activation import activation_name
 from max_ray.nn.rope import RopeConfig
 from max_ray.nn.text_pipeline_model import head_dim, required
@@ -36,6 +37,8 @@ class Llama3Config:
     @classmethod
     def from_huggingface(cls, config: Any) -> Llama3Config:
         """From config.json as an attribute-style mapping. Raises ConfigError for a value that this family lacks."""
+        if config.get("model_type") == "internlm3":
+            config = _internlm3(config)
         num_heads = required(config, "num_attention_heads")
         size = head_dim(config)
         return cls(
@@ -53,3 +56,12 @@ class Llama3Config:
             attention_bias=bool(config.get("attention_bias")),
             mlp_bias=bool(config.get("mlp_bias")),
         )
+
+
+def _internlm3(config: Any) -> dict[str, Any]:
+    """InternLM3 is a Llama whose config.json calls the biases otherwise and has other defaults."""
+    values = {"head_dim": 128, "rms_norm_eps": 1e-5, "num_key_value_heads": 2, **config}
+    biases = {name: bool(config.get(name)) for name in ("qkv_bias", "bias")}
+    if len(set(biases.values())) > 1:
+        raise ConfigError(f"config.json: qkv_bias={biases['qkv_bias']} and bias={biases['bias']} differ.")
+    return {**values, "attention_bias": biases["bias"], "mlp_bias": biases["bias"]}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from architectures.transformers_adapter.attention import PROBING
 from architectures.transformers_adapter.check import check_tokenwise
+from architectures.transformers_adapter.class_names import class_names
 from architectures.transformers_adapter.model_config import AdapterConfig, class_of
 from architectures.transformers_adapter.skeleton import build_skeleton, network_config
 from architectures.transformers_adapter.tensor_parallel import TensorParallelPlan, cut_axis
@@ -64,6 +65,11 @@ class TransformersAdapterModel(TextPipelineModel):
     def covers(cls, huggingface_config: Mapping[str, Any]) -> bool:
         """Whether the installed `transformers` has a causal language model of that name."""
         return class_of(huggingface_config) is not None
+
+    @classmethod
+    def class_names(cls, huggingface_config: Mapping[str, Any]) -> Sequence[str]:
+        """See PipelineModel; those of `transformers`."""
+        return class_names(huggingface_config)
 
     @classmethod
     def calculate_max_seq_len(cls, pipeline_config: PipelineConfig, huggingface_config: Any) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from architectures.transformers_adapter.attention import LayerCall
+from architectures.transformers_adapter.class_names import class_names
 from architectures.transformers_adapter.probe import probe
 from architectures.transformers_adapter.skeleton import network_config
 from max_ray.errors import ConfigError
@@ -48,9 +49,9 @@ class AdapterConfig:
 
 
 def class_of(config: Mapping[str, Any]) -> str | None:
-    """The causal language model of `transformers` that config.json names; None where it names none."""
+    """The causal language model of `transformers` that config.json names or means; None where there is none."""
     known = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
-    names = config.get("architectures") or []
+    names = [*(config.get("architectures") or []), *class_names(config)]
     return next((name for name in names if name in known and "ConditionalGeneration" not in name), None)
 
 
