@@ -133,8 +133,8 @@ class DeepseekConfig:
         num_layers = required(config, "num_hidden_layers")
         expert_size = required(config, "moe_intermediate_size")
         rope = RopeConfig.of_whole_heads(config, required(config, "qk_rope_head_dim"))
-        if rope.rope_type == "dynamic":
-            raise ConfigError("config.json: rope_type 'dynamic' is not supported for the DeepSeek family.")
+        if rope.depends_on_length:
+            raise ConfigError(f"config.json: rope_type {rope.rope_type!r} is not supported for the DeepSeek family.")
         return cls(
             vocab_size=required(config, "vocab_size"),
             hidden_size=required(config, "hidden_size"),

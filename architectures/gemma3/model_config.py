@@ -105,6 +105,6 @@ def _rope(config: Any, kind: str, size: int) -> RopeConfig:
         "partial_rotary_factor": config.get("partial_rotary_factor"),
     }
     rope = RopeConfig.of_whole_heads(numbers, size)
-    if rope.rope_type == "dynamic":
-        raise ConfigError("config.json: rope_type 'dynamic' is not supported for the Gemma 3 family.")
+    if rope.depends_on_length:
+        raise ConfigError(f"config.json: rope_type {rope.rope_type!r} is not supported for the Gemma 3 family.")
     return rope
