@@ -29,6 +29,14 @@ from tests.architectures.families import find_tiny, make_tiny
 from tests.gguf_files import encoded, reordered
 
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16}
+_LATENT = {
+    "head_dim": 8, "kv_lora_rank": 32, "q_lora_rank": 32, "qk_nope_head_dim": 32, "v_head_dim": 16,
+    "moe_intermediate_size": 32,
+    "rope_parameters": {
+        "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "rope_theta": 10_000.0,
+        "mscale": 0.7, "mscale_all_dim": 0.7,
+    },
+}  # fmt: skip
 KINDS: dict[str, tuple[str, MODEL_ARCH, dict[str, Any]]] = {
     "Llama 3": ("llama", MODEL_ARCH.LLAMA, {}),
     "Qwen2": ("qwen2", MODEL_ARCH.QWEN2, {}),
@@ -36,6 +44,9 @@ KINDS: dict[str, tuple[str, MODEL_ARCH, dict[str, Any]]] = {
     "Gemma 3": ("gemma3", MODEL_ARCH.GEMMA3, {"query_pre_attn_scalar": 16, "num_hidden_layers": 7}),
     "Mixtral": ("llama", MODEL_ARCH.LLAMA, {"sliding_window": None}),
     "Mistral": ("llama", MODEL_ARCH.LLAMA, {}),
+    "DeepSeek V2": ("deepseek2", MODEL_ARCH.DEEPSEEK2, _LATENT),
+    "DeepSeek V2 Lite": ("deepseek2", MODEL_ARCH.DEEPSEEK2, {**_LATENT, "q_lora_rank": None, "attention_bias": False}),
+    "DeepSeek V3": ("deepseek2", MODEL_ARCH.DEEPSEEK2, {**_LATENT, "norm_topk_prob": True}),
     "Qwen3 MoE": ("qwen3moe", MODEL_ARCH.QWEN3MOE, {"moe_intermediate_size": 32}),
 }
 _EXPERT = re.compile(r"(?P<layer>model\.layers\.\d+\..*experts)\.\d+\.(?P<which>\w+)\.weight")
@@ -45,6 +56,7 @@ _YARN = {
     "beta_slow": "yarn_beta_slow",
     "original_max_position_embeddings": "original_context_length",
 }
+_SUFFIXES = (".weight", ".bias")
 Keys = dict[str, Any]
 
 
@@ -59,17 +71,21 @@ def tiny(name: str, folder: Path, **overrides: Any) -> Path:
     return make_tiny(replace(model, overrides={**keep, **SIZES, **KINDS[name][2], **overrides}), folder)
 
 
-def convert(name: str, folder: Path, path: Path, kind: str = "F32", keys: Keys | None = None) -> Path:
+def convert(
+    name: str, folder: Path, path: Path, kind: str = "F32", keys: Keys | None = None, halves: bool = True
+) -> Path:
     """Writes the checkpoint in `folder` as llama.cpp's converter does: names, stacked experts, order of rows, norms.
-    keys: others than the converter would write; None leaves one out."""
+    keys: others than the converter would write; None leaves one out. halves: whether the up-projections of latent
+    attention are cut in two, as they are since 2025."""
     arch, tensors_of, _ = KINDS[name]
     config = json.loads((folder / "config.json").read_text())
     writer = gguf.GGUFWriter(path, arch)
     for key, value in {**keys_of(config), **(keys or {})}.items():
         _add(writer, f"{arch}.{key}", value)
     names = gguf.get_tensor_name_map(tensors_of, config["num_hidden_layers"])
-    for theirs, tensor in _stacked(load_file(folder / "model.safetensors")).items():
-        own = names.get_name(theirs, try_suffixes=(".weight", ".bias"))
+    tensors = _stacked(load_file(folder / "model.safetensors"))
+    for theirs, tensor in (_halved(tensors, config) if halves else tensors).items():
+        own = names.get_name(theirs.replace("e_score_correction_bias", "e_score_correction.bias"), _SUFFIXES)
         assert own is not None, theirs
         data = tensor.float()
         if arch == "llama":
@@ -110,6 +126,8 @@ def keys_of(config: dict[str, Any]) -> Keys:
         "attention.layer_norm_rms_epsilon": config["rms_norm_eps"],
     }
     head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    if "kv_lora_rank" in config:
+        return keys | dict(_latent_keys(config)) | dict(_rope_keys(config.get("rope_parameters") or {}))
     keys |= {"attention.key_length": head_dim, "attention.value_length": head_dim, "rope.dimension_count": head_dim}
     if config["model_type"] == "gemma3_text":
         keys["attention.sliding_window"] = config["sliding_window"]
@@ -134,6 +152,46 @@ def _rope_keys(rope: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     for theirs, own in _YARN.items():
         if theirs in rope:
             yield f"rope.scaling.{own}", int(rope[theirs]) if "context" in own else float(rope[theirs])
+
+
+def _latent_keys(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Of DeepSeek: MLA counts as one key head, as wide as what is cached."""
+    rank, rotated = config["kv_lora_rank"], config["qk_rope_head_dim"]
+    is_v3, rope = config["model_type"] == "deepseek_v3", config.get("rope_parameters") or {}
+    yield from {
+        "attention.head_count_kv": 1,
+        "attention.key_length": rank + rotated,
+        "attention.value_length": rank,
+        "attention.key_length_mla": config["qk_nope_head_dim"] + rotated,
+        "attention.value_length_mla": config["v_head_dim"],
+        "attention.kv_lora_rank": rank,
+        "attention.q_lora_rank": config["q_lora_rank"],
+        "rope.dimension_count": rotated,
+        "leading_dense_block_count": config["first_k_dense_replace"],
+        "expert_count": config["n_routed_experts"],
+        "expert_used_count": config["num_experts_per_tok"],
+        "expert_shared_count": config["n_shared_experts"],
+        "expert_feed_forward_length": config["moe_intermediate_size"],
+        "expert_weights_scale": float(config["routed_scaling_factor"]),
+        "expert_weights_norm": bool(config.get("norm_topk_prob")),
+        "expert_gating_func": 2 if is_v3 else 1,
+        "rope.scaling.yarn_log_multiplier": 0.1 * rope["mscale_all_dim"] if "mscale_all_dim" in rope else None,
+    }.items()
+    if is_v3 or config.get("topk_method") == "group_limited_greedy":
+        yield "expert_group_count", config["n_group"]
+        yield "expert_group_used_count", config["topk_group"]
+
+
+def _halved(tensors: dict[str, torch.Tensor], config: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """kv_b_proj as k_b_proj, transposed, and v_b_proj, a matrix for each head."""
+    result = {name: tensor for name, tensor in tensors.items() if "kv_b_proj" not in name}
+    for name, tensor in tensors.items():
+        if "kv_b_proj" in name:
+            by_head = tensor.unflatten(0, (config["num_attention_heads"], -1))
+            keys, values = by_head.split([config["qk_nope_head_dim"], config["v_head_dim"]], dim=1)
+            result[name.replace("kv_b_proj", "k_b_proj")] = keys.transpose(1, 2)
+            result[name.replace("kv_b_proj", "v_b_proj")] = values
+    return result
 
 
 def _stacked(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

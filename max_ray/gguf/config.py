@@ -102,6 +102,66 @@ def _gemma3(file: GgufFile, keys: Keys, values: Values) -> Values:
     return made if window is None else {**made, "sliding_window": window}
 
 
+def _deepseek2(file: GgufFile, keys: Keys, values: Values) -> Values:
+    """A DeepSeek-V3 where experts are scored by a sigmoid, else a V2. `key_length` is that of what is cached in newer
+    files, and a head's in older ones; layers that predict further tokens are counted among the others."""
+    key_dim = keys.count("attention.key_length_mla", True) or keys.count("attention.key_length", False) or 0
+    rope_dim = keys.count("rope.dimension_count", False) or 0
+    if key_dim <= rope_dim:
+        raise keys.wrong("rope.dimension_count", rope_dim, f"less than the {key_dim} numbers of a key")
+    further = keys.count_or_none("nextn_predict_layers") or 0
+    value_dim = keys.count("attention.value_length_mla", True) or keys.count("attention.value_length", False)
+    keys.must_be("attention.scale", 0.0, key_dim**-0.5)
+    keys.ignore("attention.value_length")
+    made: Values = {
+        **_latent_rope(file, keys, rope_dim, values["max_position_embeddings"]),
+        "num_hidden_layers": values["num_hidden_layers"] - further,
+        "num_nextn_predict_layers": further,
+        "num_key_value_heads": values["num_attention_heads"],
+        "head_dim": rope_dim,
+        "attention_bias": "blk.0.attn_kv_a_mqa.bias" in file.tensors,
+        "qk_rope_head_dim": rope_dim,
+        "qk_nope_head_dim": key_dim - rope_dim,
+        "v_head_dim": value_dim,
+        "kv_lora_rank": keys.count("attention.kv_lora_rank", False),
+        "q_lora_rank": keys.count_or_none("attention.q_lora_rank"),
+    }
+    return made | _deepseek_experts(keys)
+
+
+def _deepseek_experts(keys: Keys) -> Values:
+    """Without a key for groups there are none, as in llama.cpp."""
+    keys.must_be("expert_gating_func", 0, 1, 2)
+    is_v3 = keys.get("expert_gating_func") == 2
+    groups = keys.count_or_none("expert_group_count") or 1
+    shared = keys.count_or_none("expert_shared_count") or 0
+    return {
+        "architectures": ["DeepseekV3ForCausalLM" if is_v3 else "DeepseekV2ForCausalLM"],
+        "model_type": "deepseek_v3" if is_v3 else "deepseek_v2",
+        "first_k_dense_replace": keys.count_or_none("leading_dense_block_count") or 0,
+        "moe_intermediate_size": keys.count("expert_feed_forward_length", False),
+        "n_routed_experts": keys.count("expert_count", False),
+        "num_experts_per_tok": keys.count("expert_used_count", False),
+        "n_shared_experts": shared,
+        "n_group": groups,
+        "topk_group": keys.count_or_none("expert_group_used_count") or groups,
+        "topk_method": "noaux_tc" if is_v3 else "group_limited_greedy" if groups > 1 else "greedy",
+        "routed_scaling_factor": keys.positive("expert_weights_scale", 1.0),
+        "norm_topk_prob": keys.flag("expert_weights_norm", False),
+    }
+
+
+def _latent_rope(file: GgufFile, keys: Keys, rope_dim: int, context: int) -> Values:
+    """The rope, and yarn's mscale over all dimensions, which the converter writes times 0.1; mscale itself is the same
+    number, as llama.cpp has it for this kind."""
+    made = rope_values(file, keys, rope_dim, context)
+    scaling = made.get("rope_scaling") or {}
+    if scaling.get("rope_type") == "yarn" and keys.get("rope.scaling.yarn_log_multiplier"):
+        weight = keys.positive("rope.scaling.yarn_log_multiplier", 0.0) * 10
+        scaling |= {"mscale": weight, "mscale_all_dim": weight}
+    return made
+
+
 def _plain_heads(file: GgufFile, keys: Keys, values: Values) -> Values:
     """The rope, of whole heads, and checks of the keys that other families have."""
     head_dim = values.get("head_dim") or values["hidden_size"] // values["num_attention_heads"]
@@ -157,6 +217,7 @@ _KINDS: Mapping[str, Callable[[GgufFile, Keys, Values], Values]] = {
     "qwen3": _qwen,
     "qwen3moe": _qwen,
     "gemma3": _gemma3,
+    "deepseek2": _deepseek2,
 }
 
 

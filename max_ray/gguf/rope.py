@@ -17,7 +17,7 @@ from max_ray.gguf.keys import Keys
 
 _FACTORS = "rope_freqs.weight"
 _LLAMA3_CONTEXTS = (8192, 4096, 2048, 16384, 32768)
-_YARN = ("attn_factor", "beta_fast", "beta_slow", "ext_factor")
+_YARN = ("attn_factor", "beta_fast", "beta_slow", "ext_factor", "log_multiplier")
 
 
 def rope_values(file: GgufFile, keys: Keys, rotated: int, context: int) -> dict[str, Any]:

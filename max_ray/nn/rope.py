@@ -13,9 +13,9 @@ with inv_freq[i] = theta ** (-2i / R) before scaling. Scaling by `rope_type`, as
 
 `dynamic` and `longrope` in a server: Hugging Face takes the frequencies from the longest position seen in the whole
 batch, so a result there depends on the neighbours. Here they depend on the request alone: a token of the prompt uses
-the length of its whole prompt, a generated token the length up to itself. That is what Hugging Face gives for one request
-alone, and it does not change with batching, chunking or preemption. (Prompts longer than `fixed_length` that share a
-cached prefix but differ in length would rotate that prefix differently: reuse is exact up to that length only.)
+the length of its whole prompt, a generated token the length up to itself. That is what Hugging Face gives for one
+request alone, and it does not change with batching, chunking or preemption. (Prompts longer than `fixed_length` that
+share a cached prefix but differ in length would rotate that prefix differently: reuse is exact up to there only.)
 """
 
 from __future__ import annotations

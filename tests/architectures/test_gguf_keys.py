@@ -129,6 +129,11 @@ REFUSED: list[tuple[str, str, Any]] = [
     ("Qwen3 MoE", "expert_weights_scale", 2.5),
     ("Qwen3 MoE", "expert_shared_count", 1),
     ("Qwen3 MoE", "expert_group_count", 4),
+    ("DeepSeek V3", "expert_gating_func", 3),
+    ("DeepSeek V3", "attention.scale", 0.5),
+    ("DeepSeek V3", "attention.indexer.head_count", 4),
+    ("DeepSeek V3", "attention.temperature_scale", 0.1),
+    ("DeepSeek V3", "rope.dimension_count", 40),
     ("Qwen3 MoE", "leading_dense_block_count", 1),
 ]
 
@@ -146,6 +151,18 @@ def test_a_key_that_the_family_cannot_follow_is_named(
     path = convert(name, folders[name], tmp_path / "m.gguf", keys={key: value})
     with pytest.raises(WeightsError, match=rf"m\.gguf: key \w+\.{key.replace('.', '[.]')} "):
         resolve_plan(PipelineConfig(model_path=str(path), devices="cpu"))
+
+
+@pytest.mark.parametrize(("key", "value"), [("yarn_log_multiplier", 0.1), ("yarn_ext_factor", 0.5)])
+def test_a_number_of_yarn_that_it_cannot_follow(
+    key: str, value: float, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    yarn = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, f"rope.scaling.{key}": value}
+    path = convert("Llama 3", folders["Llama 3"], tmp_path / "m.gguf", keys=yarn)
+    with pytest.raises(WeightsError, match=f"key llama.rope.scaling.{key}"):
+        resolve_plan(PipelineConfig(model_path=str(path), devices="cpu"))
+    harmless = convert("Llama 3", folders["Llama 3"], tmp_path / "l.gguf", keys={f"rope.scaling.{key}": value})
+    assert resolve_plan(PipelineConfig(model_path=str(harmless), devices="cpu")).max_length == 128
 
 
 NEUTRAL: dict[str, Any] = {

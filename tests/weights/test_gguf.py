@@ -232,3 +232,11 @@ def test_a_folder_with_several_models(tmp_path: Path) -> None:
     write(tmp_path / "other.gguf", {"a": ("F32", torch.ones(2, 2))})
     with pytest.raises(ModelPathError, match=r"several GGUF files \(m.gguf, other.gguf\)"):
         resolve_model_path(tmp_path)
+
+
+def test_a_folder_with_later_parts_only(tmp_path: Path) -> None:
+    from max_ray.huggingface import resolve_model_path
+
+    write(tmp_path / "m-00002-of-00003.gguf", {"a": ("F32", torch.ones(2, 2))})
+    with pytest.raises(ModelPathError, match=r"a part of a model, and not the first, m-00001-of-00003\.gguf"):
+        resolve_model_path(tmp_path)
