@@ -37,6 +37,10 @@ _LATENT = {
         "mscale": 0.7, "mscale_all_dim": 0.7,
     },
 }  # fmt: skip
+_OSS_ROPE = {
+    "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "truncate": False,
+    "beta_fast": 32.0, "beta_slow": 1.0, "rope_theta": 10_000.0,
+}  # fmt: skip
 KINDS: dict[str, tuple[str, MODEL_ARCH, dict[str, Any]]] = {
     "Llama 3": ("llama", MODEL_ARCH.LLAMA, {}),
     "Qwen2": ("qwen2", MODEL_ARCH.QWEN2, {}),
@@ -47,6 +51,7 @@ KINDS: dict[str, tuple[str, MODEL_ARCH, dict[str, Any]]] = {
     "DeepSeek V2": ("deepseek2", MODEL_ARCH.DEEPSEEK2, _LATENT),
     "DeepSeek V2 Lite": ("deepseek2", MODEL_ARCH.DEEPSEEK2, {**_LATENT, "q_lora_rank": None, "attention_bias": False}),
     "DeepSeek V3": ("deepseek2", MODEL_ARCH.DEEPSEEK2, {**_LATENT, "norm_topk_prob": True}),
+    "gpt-oss": ("gpt-oss", MODEL_ARCH.GPT_OSS, {"rope_parameters": _OSS_ROPE, "swiglu_limit": 7.0}),
     "Qwen3 MoE": ("qwen3moe", MODEL_ARCH.QWEN3MOE, {"moe_intermediate_size": 32}),
 }
 _EXPERT = re.compile(r"(?P<layer>model\.layers\.\d+\..*experts)\.\d+\.(?P<which>\w+)\.weight")
@@ -84,6 +89,8 @@ def convert(
         _add(writer, f"{arch}.{key}", value)
     names = gguf.get_tensor_name_map(tensors_of, config["num_hidden_layers"])
     tensors = _stacked(load_file(folder / "model.safetensors"))
+    if arch == "gpt-oss":
+        tensors = _experts_of_oss(tensors)
     for theirs, tensor in (_halved(tensors, config) if halves else tensors).items():
         own = names.get_name(theirs.replace("e_score_correction_bias", "e_score_correction.bias"), _SUFFIXES)
         assert own is not None, theirs
@@ -129,11 +136,13 @@ def keys_of(config: dict[str, Any]) -> Keys:
     if "kv_lora_rank" in config:
         return keys | dict(_latent_keys(config)) | dict(_rope_keys(config.get("rope_parameters") or {}))
     keys |= {"attention.key_length": head_dim, "attention.value_length": head_dim, "rope.dimension_count": head_dim}
-    if config["model_type"] == "gemma3_text":
+    if config["model_type"] in ("gemma3_text", "gpt_oss"):
         keys["attention.sliding_window"] = config["sliding_window"]
     num_experts = config.get("num_experts") or config.get("num_local_experts")
     if num_experts:
         keys |= {"expert_count": num_experts, "expert_used_count": config["num_experts_per_tok"]}
+    if config["model_type"] == "gpt_oss":
+        keys["expert_feed_forward_length"] = config["intermediate_size"]
     if "moe_intermediate_size" in config:
         keys["expert_feed_forward_length"] = config["moe_intermediate_size"]
     return keys | dict(_rope_keys(config.get("rope_parameters") or {}))
@@ -180,6 +189,23 @@ def _latent_keys(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     if is_v3 or config.get("topk_method") == "group_limited_greedy":
         yield "expert_group_count", config["n_group"]
         yield "expert_group_used_count", config["topk_group"]
+
+
+def _experts_of_oss(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Gate and up columns apart, matrices transposed, biases named as such."""
+    result: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        stem, is_bias = name.removesuffix("_bias"), name.endswith("_bias")
+        kind = "bias" if is_bias else "weight"
+        if stem.endswith("experts.gate_up_proj"):
+            for i, which in enumerate(("gate_proj", "up_proj")):
+                part = tensor[..., i::2]
+                result[f"{stem.removesuffix('gate_up_proj')}{which}.{kind}"] = part if is_bias else part.transpose(1, 2)
+        elif stem.endswith("experts.down_proj"):
+            result[f"{stem}.{kind}"] = tensor if is_bias else tensor.transpose(1, 2)
+        else:
+            result[f"{name}.weight" if name.endswith("sinks") else name] = tensor
+    return result
 
 
 def _halved(tensors: dict[str, torch.Tensor], config: dict[str, Any]) -> dict[str, torch.Tensor]:

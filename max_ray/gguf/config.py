@@ -102,6 +102,24 @@ def _gemma3(file: GgufFile, keys: Keys, values: Values) -> Values:
     return made if window is None else {**made, "sliding_window": window}
 
 
+def _gpt_oss(file: GgufFile, keys: Keys, values: Values) -> Values:
+    """Held as the family holds all its checkpoints: dequantized. Its yarn keeps the bounds of its ramp as they are,
+    which no key says."""
+    head_dim = values.get("head_dim") or 64
+    made = rope_values(file, keys, head_dim, values["max_position_embeddings"])
+    _check_heads(keys, head_dim, head_dim)
+    keys.must_be("rope.freq_base_swa", made["rope_theta"])
+    keys.must_be("expert_gating_func", 0, 3)  # 3: a softmax over the chosen ones
+    made.setdefault("rope_scaling", {"rope_type": "default"})["truncate"] = False
+    pattern = _layer_pattern(keys, values["num_hidden_layers"])
+    if pattern.pop("sliding_window_pattern", 2) != 2:
+        raise keys.wrong("attention.sliding_window_pattern", keys.get("attention.sliding_window_pattern"), "2")
+    width = keys.count("expert_feed_forward_length", False)
+    made |= {**_of_class("GptOss"), **(_experts(keys) or {}), "model_type": "gpt_oss", "intermediate_size": width}
+    window = keys.count("attention.sliding_window", False)
+    return {**made, **pattern, "head_dim": head_dim, "sliding_window": window, "dtype": "bfloat16"}
+
+
 def _deepseek2(file: GgufFile, keys: Keys, values: Values) -> Values:
     """A DeepSeek-V3 where experts are scored by a sigmoid, else a V2. `key_length` is that of what is cached in newer
     files, and a head's in older ones; layers that predict further tokens are counted among the others."""
@@ -218,6 +236,7 @@ _KINDS: Mapping[str, Callable[[GgufFile, Keys, Values], Values]] = {
     "qwen3moe": _qwen,
     "gemma3": _gemma3,
     "deepseek2": _deepseek2,
+    "gpt-oss": _gpt_oss,
 }
 
 

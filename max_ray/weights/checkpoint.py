@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from max_ray.errors import ModelPathError, WeightsError
 from max_ray.gguf import lone_gguf, read_gguf
 from max_ray.interfaces.encoding import WeightsFormat
+from max_ray.weights.gguf_fused_experts import FusedExpertsGguf
 from max_ray.weights.gguf_latent import LatentGguf
 from max_ray.weights.gguf_source import GgufSource
 from max_ray.weights.safetensors_header import TensorEntry, read_header
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 _SINGLE_FILE = "model.safetensors"
 _INDEX_FILE = "model.safetensors.index.json"
 _SHARD_NAME = re.compile(r"(?P<stem>.+)-\d+-of-(?P<total>\d+)\.safetensors")
-_LATENT = ("deepseek2",)  # kinds of GGUF models with latent attention
+_OF_GGUF = {"deepseek2": LatentGguf, "gpt-oss": FusedExpertsGguf}
 _LAYER = re.compile(r".*layers\.\d+\.")
 _PREDICTOR = re.compile(r"(?P<layer>.*layers\.\d+\.)eh_proj\..*")
 _PREDICTORS = re.compile(r"(model\.)?mtp(_layers)?\..*")
@@ -47,7 +48,7 @@ def open_weights(
         raise ModelPathError(f"{path} does not exist. Give the folder of a checkpoint, a .safetensors or .gguf file.")
     if format is WeightsFormat.gguf or path.suffix == ".gguf":
         file = read_gguf(_gguf_file(path))
-        kind = LatentGguf if file.metadata.get("general.architecture") in _LATENT else GgufSource
+        kind = _OF_GGUF.get(str(file.metadata.get("general.architecture")), GgufSource)
         return kind(file, keep_quantized=keep_quantized)
     if path.is_file():
         return _open_file(path)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import gguf
 import pytest
 import torch
+from gguf.constants import GGMLQuantizationType as Type
 
 from max_ray.config import PipelineConfig
 from max_ray.conformance.engine import random_tokens
@@ -49,6 +51,26 @@ def test_layers_that_predict_further_tokens_are_left_out(tmp_path: Path) -> None
     torch.testing.assert_close(
         logits_of(whole, sequences)[0], huggingface_reference(folder)(sequences)[0], atol=5e-4, rtol=0
     )
+
+
+def test_gpt_oss_as_it_is_published(tmp_path: Path) -> None:
+    """Experts in MXFP4, read as numbers: what the `gguf` package makes of them, fused and transposed."""
+    path = convert("gpt-oss", tiny("gpt-oss", tmp_path / "hf"), tmp_path / "mxfp4.gguf", "MXFP4")
+    assert resolve_plan(PipelineConfig(model_path=str(path), devices="cpu")).encoding.value == "bfloat16"
+    stored = {t.name: t for t in gguf.GGUFReader(path).tensors}
+    gate, up = (
+        torch.tensor(gguf.quants.dequantize(stored[f"blk.1.ffn_{which}_exps.weight"].data, Type.MXFP4))
+        for which in ("gate", "up")
+    )  # [E, F, D] each
+    source, name = open_weights(path), "blk.1.ffn_gate_up_exps.weight"
+    whole = source.get(name)
+    assert tuple(whole.shape) == source.shape(name) == (6, 64, 2 * 96)
+    assert torch.equal(whole[..., ::2], gate.transpose(1, 2))
+    assert torch.equal(whole[..., 1::2], up.transpose(1, 2))
+    for axis, start, stop in ((0, 2, 5), (1, 3, 40), (2, 96, 192), (2, 5, 10)):
+        assert torch.equal(source.get_slice(name, axis, start, stop), whole.narrow(axis, start, stop - start))
+    bias = source.get("blk.1.ffn_gate_up_exps.bias")
+    assert torch.equal(source.get_slice("blk.1.ffn_gate_up_exps.bias", 1, 4, 9), bias[:, 4:9])
 
 
 def test_a_rank_reads_the_heads_that_it_has(tmp_path: Path) -> None:
