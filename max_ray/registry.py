@@ -221,13 +221,14 @@ class PipelineRegistry:
         self._imported.add(name)
 
     def _not_found(self, names: list[str], task: PipelineTask, config: HuggingFaceConfig | None) -> str:
-        known = self.architecture_names()
-        other_tasks = {t.value for n, t in self._records if n in (*names, *self._meant_by(config))}
+        known, meant = self.architecture_names(), self._meant_by(config)
+        other_tasks = {t.value for n, t in self._records if n in (*names, *meant)}
         if config is not None:
             other_tasks |= {t.value for t in PipelineTask if self._fallback(config, t) is not None}
         if other_tasks:
-            return f"{' / '.join(names)} is known for {', '.join(sorted(other_tasks))}, but not for {task.value}."
-        meant = self._meant_by(config)
+            return (
+                f"{' / '.join(names or meant)} is known for {', '.join(sorted(other_tasks))}, but not for {task.value}."
+            )
         if not names and not meant:
             return f"config.json names no 'architectures'. Known are: {', '.join(known)}."
         if not known:

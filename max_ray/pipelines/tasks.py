@@ -29,8 +29,7 @@ def choose_task(
 ) -> PipelineTask:
     """`wanted`, the configuration's, or what the model is made for: embeddings where its family does nothing else, or
     where the folder has the files of a sentence-transformers model and its family does both, or config.json names the
-    network without a head. Raises ConfigError where the first two
-    differ."""
+    network without a head. Raises ConfigError where the first two differ."""
     if wanted is not None and config.task not in (None, wanted):
         raise ConfigError(
             f"The setting task is {config.task.value if config.task else None}, and this use of the model is for "
