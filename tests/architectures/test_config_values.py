@@ -74,7 +74,9 @@ def test_a_row_alone_has_the_bits_of_a_row_among_others(name: str, dtype: torch.
     assert all(torch.equal(gated(name)(x[i : i + 1])[0], together[i]) for i in range(5))
 
 
-@pytest.mark.parametrize("name", ["Llama 3", "Qwen3", "Mistral"])
+@pytest.mark.parametrize(
+    "name", ["Llama 3", *(pytest.param(name, marks=pytest.mark.slow) for name in ("Qwen3", "Mistral"))]
+)
 @pytest.mark.parametrize("more", [{}, {"attention_factor": 1.4}, {"factor": 2.0}])
 def test_longrope(name: str, more: dict[str, float], tmp_path: Path) -> None:
     check(name, tmp_path, [60, 32, 33], rope_parameters={**LONGROPE, **more})

@@ -31,7 +31,7 @@ def test_logits_equal_hugging_face(name: str, tmp_path: Path) -> None:
         torch.testing.assert_close(mine, theirs, atol=5e-4 if "DeepSeek" in name else 2e-4, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["DeepSeek V2 Lite", "DeepSeek V3"])
+@pytest.mark.parametrize("name", [pytest.param("DeepSeek V2 Lite", marks=pytest.mark.slow), "DeepSeek V3"])
 def test_older_files_of_latent_attention(name: str, tmp_path: Path) -> None:
     """The up-projection whole, and keys and values as long as a head's."""
     folder, sequences = tiny(name, tmp_path / "hf"), random_tokens([40], 160)

@@ -18,7 +18,7 @@ from max_ray.pipelines import resolve_plan
 from tests.gguf_families import convert, keys_of, logits_of, tiny
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "rope_theta": 10_000.0}
-DENSE = ["Llama 3", "Qwen2", "Qwen3"]
+DENSE = ["Llama 3", *(pytest.param(name, marks=pytest.mark.slow) for name in ("Qwen2", "Qwen3"))]
 LENGTHS = [60, 9]
 
 

@@ -70,7 +70,9 @@ DECODERS = [
 
 
 @pytest.mark.parametrize(("name", "base"), DECODERS)
-@pytest.mark.parametrize("new_name", [str, bare], ids=["whole names", "bare names"])
+@pytest.mark.parametrize(
+    "new_name", [pytest.param(str, marks=pytest.mark.slow), bare], ids=["whole names", "bare names"]
+)
 def test_a_decoder_by_its_base_class(name: str, base: str, new_name: Callable[[str], str], tmp_path: Path) -> None:
     folder, sequences = make_tiny(find_tiny(name), tmp_path), random_tokens([9], 160)
     expected = huggingface_reference(folder)(sequences)[0]
