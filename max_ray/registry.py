@@ -79,8 +79,9 @@ class PipelineRegistry:
         task: PipelineTask = PipelineTask.TEXT_GENERATION,
         custom_architectures: Sequence[str] = (),
     ) -> SupportedArchitecture:
-        """The record for a class name, or for the first known one of config.json's `architectures`, or the fallback
-        for a config.json that it covers, which is said in the log.
+        """The record for a class name, or for the first known one of config.json's `architectures`, or for the first
+        known one that they mean (see PipelineModel.class_names), or the fallback for a config.json that it covers. The
+        last two are said in the log.
 
         custom_architectures: folders or modules whose records are registered first, in place of built-in ones.
         Raises ArchitectureNotFoundError that lists what there is, nearest first; ConfigError for custom code that
@@ -93,6 +94,11 @@ class PipelineRegistry:
             if record is not None:
                 return record
         config = None if isinstance(name, str) else name
+        for meant in self._meant_by(config):
+            record = self._find(meant, task)
+            if record is not None:
+                _LOG.info("%s", _said(names, meant, config))
+                return record
         if config is not None and (fallback := self._fallback(config, task)) is not None:
             _LOG.info(
                 "%s: no family of ours; transformers' own code runs it, with our attention and KV cache (%s)",
@@ -108,7 +114,8 @@ class PipelineRegistry:
         """The tasks that a class name, or the first known one of config.json's, has records for; none where none is
         known."""
         self.register_custom(custom_architectures)
-        for candidate in [name] if isinstance(name, str) else name.architecture_names:
+        config = None if isinstance(name, str) else name
+        for candidate in [name] if isinstance(name, str) else [*name.architecture_names, *self._meant_by(config)]:
             tasks = frozenset(record.task for record in self.records_of(candidate))
             if tasks:
                 return tasks
@@ -191,6 +198,14 @@ class PipelineRegistry:
             self._import_installed(name)
         return self._records.get((name, task))
 
+    def _meant_by(self, config: HuggingFaceConfig | None) -> Sequence[str]:
+        """Class names that a config.json means whose own names are not known; none for one that the fallback's code
+        has under its own name."""
+        if config is None or any(self.records_of(name) for name in config.architecture_names):
+            return ()
+        record = self._find(FALLBACK, PipelineTask.TEXT_GENERATION)
+        return () if record is None else record.pipeline_model.class_names(config)
+
     def _fallback(self, config: HuggingFaceConfig, task: PipelineTask) -> SupportedArchitecture | None:
         """The record FALLBACK where it covers the model."""
         record = self._find(FALLBACK, task)
@@ -206,16 +221,20 @@ class PipelineRegistry:
         self._imported.add(name)
 
     def _not_found(self, names: list[str], task: PipelineTask, config: HuggingFaceConfig | None) -> str:
-        known = self.architecture_names()
-        other_tasks = {t.value for n, t in self._records if n in names}
+        known, meant = self.architecture_names(), self._meant_by(config)
+        other_tasks = {t.value for n, t in self._records if n in (*names, *meant)}
         if config is not None:
             other_tasks |= {t.value for t in PipelineTask if self._fallback(config, t) is not None}
         if other_tasks:
-            return f"{' / '.join(names)} is known for {', '.join(sorted(other_tasks))}, but not for {task.value}."
-        if not names:
+            return (
+                f"{' / '.join(names or meant)} is known for {', '.join(sorted(other_tasks))}, but not for {task.value}."
+            )
+        if not names and not meant:
             return f"config.json names no 'architectures'. Known are: {', '.join(known)}."
         if not known:
             return f"No architecture is known, so not {names[0]} either: install max_ray (pip install -e .)."
+        if config is not None and meant:
+            return f"{_said(names, meant[0], config)}. No family here runs it. Known are: {', '.join(known)}."
         first = sorted(known, key=lambda name: _distance(names[0], name))
         hint = nearest(names[0], [name for name in known if _digits(name) == _digits(names[0])])
         if config is not None and config.get("auto_map") is not None:
@@ -224,6 +243,16 @@ class PipelineRegistry:
             f"No architecture {' / '.join(names)} is known.{hint} Known are: {', '.join(first)}. "
             f"Another one can be added with --custom-architectures."
         )
+
+
+def _said(names: Sequence[str], meant: str, config: HuggingFaceConfig | None) -> str:
+    """One line for a config.json that means another class than it names."""
+    model_type = "" if config is None else config.get("model_type")
+    named = f"config.json names {' / '.join(names)}" if names else "config.json names no architectures"
+    own_code = ""
+    if config is not None and config.get("auto_map") is not None:
+        own_code = "; code that comes with the checkpoint (auto_map) is not run"
+    return f"{named}, which for model_type {model_type!r} is {meant} of transformers{own_code}"
 
 
 def _distance(wanted: str, name: str) -> tuple[float, str]:

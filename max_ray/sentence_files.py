@@ -5,7 +5,7 @@
     <dense>/config.json                   in_features, out_features, bias, activation_function
     sentence_bert_config.json             max_seq_length (special tokens included), do_lower_case; older models have
                                           the name of their family in place of "bert"
-    config_sentence_transformers.json     prompts, default_prompt_name
+    config_sentence_transformers.json     prompts, default_prompt_name, truncate_dim
 
 Without modules.json the family's own pooling holds, and nothing is normalized. No torch: the HTTP replica reads these.
 """
@@ -13,7 +13,7 @@ Without modules.json the family's own pooling holds, and nothing is normalized. 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,8 @@ class SentenceFiles:
     """What the files say. pooling: of POOLING_MODES, one or several to be joined.
 
     normalize: whether the vector is scaled to length 1 at the end. max_seq_length: None where they do not say.
-    default_prompt: text to put before every input; "" for none.
+    default_prompt: text to put before every input; "" for none. truncate_dim: how many numbers of the vector are kept,
+    after all stages, so that it is not scaled again; None for all.
     """
 
     pooling: tuple[str, ...]
@@ -59,21 +60,27 @@ class SentenceFiles:
     max_seq_length: int | None = None
     lower_case: bool = False
     default_prompt: str = ""
+    truncate_dim: int | None = None
 
     def embedding_size(self, hidden_size: int) -> int:
         """Length of the vector of a model with this hidden size."""
-        return self.dense[-1].out_features if self.dense else hidden_size * len(self.pooling)
+        size = self.dense[-1].out_features if self.dense else hidden_size * len(self.pooling)
+        return size if self.truncate_dim is None else min(size, self.truncate_dim)
 
     @classmethod
     def read(cls, folder: Path, default_pooling: str) -> SentenceFiles:
         """Raises ConfigError for a stage or a pooling that is not supported, and for files that contradict."""
         encoder = _encoder_file(folder)
-        prompt, prompt_name = _default_prompt(folder / "config_sentence_transformers.json")
+        file = folder / "config_sentence_transformers.json"
+        prompt, prompt_name = _default_prompt(file)
         files = cls(
             pooling=(default_pooling,),
-            max_seq_length=_length(encoder.get("max_seq_length"), folder),
+            max_seq_length=_count(
+                encoder.get("max_seq_length"), folder / "sentence_bert_config.json", "max_seq_length"
+            ),
             lower_case=bool(encoder.get("do_lower_case")),
             default_prompt=prompt,
+            truncate_dim=_count(_object(file).get("truncate_dim"), file, "truncate_dim"),
         )
         if not has_sentence_files(folder):
             return files
@@ -109,13 +116,11 @@ def _with_stages(
             f"{folder}: its pooling leaves out the tokens of the prompt (include_prompt=false) and prompt "
             f"{prompt_name!r} is put before every text; that is not supported."
         )
-    return SentenceFiles(
+    return replace(
+        files,
         pooling=_pooling(pooling, by_kind["Pooling"]),
         normalize="Normalize" in by_kind,
         dense=tuple(_dense(folder, path) for kind, path in stages if kind == "Dense"),
-        max_seq_length=files.max_seq_length,
-        lower_case=files.lower_case,
-        default_prompt=files.default_prompt,
     )
 
 
@@ -169,11 +174,9 @@ def _default_prompt(file: Path) -> tuple[str, str | None]:
     return str(prompts[name]), str(name)
 
 
-def _length(value: Any, folder: Path) -> int | None:
+def _count(value: Any, file: Path, name: str) -> int | None:
     if value is not None and not (type(value) is int and value > 0):
-        raise ConfigError(
-            f"{folder / 'sentence_bert_config.json'}: max_seq_length must be a positive integer, not {value!r}."
-        )
+        raise ConfigError(f"{file}: {name} must be a positive integer, not {value!r}.")
     return value
 
 

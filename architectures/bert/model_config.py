@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from max_ray.errors import ConfigError
-from max_ray.nn.encoder import activation, hidden_and_heads
+from max_ray.nn.activation import activation
+from max_ray.nn.encoder import hidden_and_heads
 from max_ray.nn.text_pipeline_model import required
 
 

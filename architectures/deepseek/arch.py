@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from architectures.deepseek.model import DeepseekV2Model, DeepseekV3Model
-from architectures.deepseek.weight_adapters import safetensors_name_map
+from architectures.deepseek.weight_adapters import gguf_name_map, safetensors_name_map
 from max_ray.interfaces import PipelineTask
 from max_ray.interfaces.encoding import EVERY_ENCODING
 from max_ray.pipelines.lib import RopeType, SupportedArchitecture, SupportedEncoding, TextTokenizer, WeightsFormat
@@ -17,7 +17,7 @@ deepseek_v2_arch = SupportedArchitecture(
     pipeline_model=DeepseekV2Model,
     tokenizer=TextTokenizer,
     default_weights_format=WeightsFormat.safetensors,
-    weight_adapters={WeightsFormat.safetensors: safetensors_name_map},
+    weight_adapters={WeightsFormat.safetensors: safetensors_name_map, WeightsFormat.gguf: gguf_name_map},
     rope_type=RopeType.normal,
     multi_gpu_supported=True,
 )
@@ -31,7 +31,7 @@ deepseek_v3_arch = SupportedArchitecture(
     pipeline_model=DeepseekV3Model,
     tokenizer=TextTokenizer,
     default_weights_format=WeightsFormat.safetensors,
-    weight_adapters={WeightsFormat.safetensors: safetensors_name_map},
+    weight_adapters={WeightsFormat.safetensors: safetensors_name_map, WeightsFormat.gguf: gguf_name_map},
     rope_type=RopeType.normal,
     multi_gpu_supported=True,
 )

@@ -20,6 +20,7 @@ from max_ray.nn import (
     TransformerBlock,
     keep_best_groups,
 )
+from max_ray.nn.activation import gated
 
 
 class DeepseekRouter(Module):
@@ -54,8 +55,21 @@ class DeepseekMoE(Module):
         dim, num_experts = config.hidden_size, config.routing.num_experts
         self._tp = tp
         self.router = DeepseekRouter(config.routing, dim, tp)
-        self.experts = Experts(num_experts, dim, config.expert_size, tp, spread=spread, reduce=False, dtype=dtype)
-        self.shared = GatedMLP(dim, config.shared_size, tp, reduce=False, dtype=dtype) if config.shared_size else None
+        self.experts = Experts(
+            num_experts,
+            dim,
+            config.expert_size,
+            tp,
+            spread=spread,
+            reduce=False,
+            gate=gated(config.activation),
+            dtype=dtype,
+        )
+        self.shared = (
+            GatedMLP(dim, config.shared_size, tp, reduce=False, gate=gated(config.activation), dtype=dtype)
+            if config.shared_size
+            else None
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y: torch.Tensor = self.experts(x, *self.router(x))
@@ -71,7 +85,7 @@ class DeepseekBlock(TransformerBlock):
         dim = config.hidden_size
         attention = LatentAttention(config.attention, layer_index, tp, dtype)
         mlp: Module = (
-            GatedMLP(dim, config.intermediate_size, tp, dtype=dtype)
+            GatedMLP(dim, config.intermediate_size, tp, gate=gated(config.activation), dtype=dtype)
             if layer_index < config.num_dense_layers
             else DeepseekMoE(config, tp, dtype, spread)
         )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from max_ray.errors import ConfigError
+from max_ray.nn.activation import activation_name
 from max_ray.nn.latent_attention import LatentAttentionShape
 from max_ray.nn.rope import RopeConfig
 from max_ray.nn.text_pipeline_model import required
@@ -48,6 +49,7 @@ class DeepseekConfig:
     num_layers: int
     num_dense_layers: int
     rms_norm_eps: float
+    activation: str
     rope: RopeConfig
     attention: LatentAttentionShape
     routing: RoutingConfig
@@ -130,9 +132,9 @@ class DeepseekConfig:
         _refuse_unknown(config, routing)
         num_layers = required(config, "num_hidden_layers")
         expert_size = required(config, "moe_intermediate_size")
-        rope = RopeConfig.from_huggingface(config, required(config, "qk_rope_head_dim"))
-        if rope.rope_type == "dynamic":
-            raise ConfigError("config.json: rope_type 'dynamic' is not supported for the DeepSeek family.")
+        rope = RopeConfig.of_whole_heads(config, required(config, "qk_rope_head_dim"))
+        if rope.depends_on_length:
+            raise ConfigError(f"config.json: rope_type {rope.rope_type!r} is not supported for the DeepSeek family.")
         return cls(
             vocab_size=required(config, "vocab_size"),
             hidden_size=required(config, "hidden_size"),
@@ -142,6 +144,7 @@ class DeepseekConfig:
             num_layers=num_layers,
             num_dense_layers=min(config.get("first_k_dense_replace") or 0, num_layers),
             rms_norm_eps=config.get("rms_norm_eps") or 1e-6,
+            activation=activation_name(config),
             rope=rope,
             attention=_attention(config, rope, interleaved),
             routing=routing,
@@ -150,9 +153,6 @@ class DeepseekConfig:
 
 
 def _refuse_unknown(config: Any, routing: RoutingConfig) -> None:
-    activation = config.get("hidden_act") or "silu"
-    if activation != "silu":
-        raise ConfigError(f"config.json: hidden_act={activation!r}, but the DeepSeek family has 'silu' only.")
     if config.get("mlp_bias"):
         raise ConfigError("config.json: mlp_bias=true is not supported for the DeepSeek family.")
     if (config.get("moe_layer_freq") or 1) != 1:

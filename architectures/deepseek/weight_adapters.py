@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from max_ray.weights.mapping import NameMap
+from max_ray.weights.mapping import NameMap, with_bare_names
 
 _ATTENTION = [
     ("q_a_proj", "query_down"),
@@ -21,6 +21,19 @@ _ATTENTION = [
 ]
 _MLP = [("gate_proj", "gate_up", ":gate"), ("up_proj", "gate_up", ":up"), ("down_proj", "down", "")]
 _PLACES = [("mlp", "mlp"), ("mlp.shared_experts", "mlp.shared"), ("mlp.experts.{}", "mlp.experts.all.{}")]
+
+
+_GGUF_ATTENTION = [
+    ("attn_q", "query"),
+    ("attn_q_a", "query_down"),
+    ("attn_q_a_norm", "query_norm"),
+    ("attn_q_b", "query"),
+    ("attn_kv_a_mqa", "latent_down"),
+    ("attn_kv_a_norm", "latent_norm"),
+    ("attn_kv_b", "up"),
+    ("attn_output", "out"),
+]
+_GGUF_PLACES = [("ffn_{}", "mlp"), ("ffn_{}_shexp", "mlp.shared"), ("ffn_{}_exps.{{}}", "mlp.experts.all.{}")]
 
 
 def safetensors_name_map(huggingface_config: Any) -> NameMap:
@@ -46,5 +59,31 @@ def safetensors_name_map(huggingface_config: Any) -> NameMap:
     for their_place, our_place in _PLACES:
         for theirs, ours, part in _MLP:
             name = f"model.layers.{{}}.{their_place}.{theirs}.weight"
+            table.append((name, f"layers.{{}}.{our_place}.{ours}.weight{part}"))
+    return NameMap(with_bare_names(table))
+
+
+def gguf_name_map(huggingface_config: Any) -> NameMap:
+    """The table for GGUF's names. A file without `output` is tied; layers after the last are dropped."""
+    num_layers = huggingface_config.num_hidden_layers
+    num_extra = huggingface_config.get("num_nextn_predict_layers") or 0
+    table: list[tuple[str, str | None]] = [
+        (f"blk.{layer}.*", None) for layer in range(num_layers, num_layers + num_extra)
+    ]
+    table += [
+        ("token_embd.weight", "embed_tokens.weight"),
+        ("output_norm.weight", "norm.weight"),
+        ("output.weight", None if huggingface_config.get("tie_word_embeddings") else "lm_head.weight"),
+        ("blk.{}.attn_norm.weight", "layers.{}.attention_norm.weight"),
+        ("blk.{}.ffn_norm.weight", "layers.{}.mlp_norm.weight"),
+        ("blk.{}.ffn_gate_inp.weight", "layers.{}.mlp.router.scores.weight"),
+        ("blk.{}.exp_probs_b.bias", "layers.{}.mlp.router.bias"),
+    ]
+    for theirs, ours in _GGUF_ATTENTION:
+        for kind in ("weight", "bias"):
+            table.append((f"blk.{{}}.{theirs}.{kind}", f"layers.{{}}.attention.{ours}.{kind}"))
+    for their_place, our_place in _GGUF_PLACES:
+        for theirs, ours, part in _MLP:
+            name = f"blk.{{}}.{their_place.format(theirs.removesuffix('_proj'))}.weight"
             table.append((name, f"layers.{{}}.{our_place}.{ours}.weight{part}"))
     return NameMap(table)

@@ -7,12 +7,12 @@ Axes: T new tokens of a ragged batch, N tokens whose logits are wanted, D hidden
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
 from architectures.gemma3.model_config import Gemma3Config
 from max_ray.distributed import TPGroup
 from max_ray.interfaces import KVCacheInputs
 from max_ray.nn import Attention, GatedMLP, Module, ParallelLMHead, RotaryEmbedding, VocabParallelEmbedding
+from max_ray.nn.activation import gated
 
 
 class Gemma3RMSNorm(Module):
@@ -56,7 +56,7 @@ class Gemma3Block(Module):
         )
         self.attention_out_norm = norm(dim)
         self.mlp_norm = norm(dim)
-        self.mlp = GatedMLP(dim, config.intermediate_size, tp, gate=gelu_and_mul, dtype=dtype)
+        self.mlp = GatedMLP(dim, config.intermediate_size, tp, gate=gated(config.activation), dtype=dtype)
         self.mlp_out_norm = norm(dim)
 
     def forward(
@@ -100,9 +100,3 @@ class Gemma3(Module):
         if self._logit_softcap is not None:
             logits = torch.tanh(logits / self._logit_softcap) * self._logit_softcap
         return logits
-
-
-def gelu_and_mul(x: torch.Tensor) -> torch.Tensor:
-    """gelu(gate) * up for x = [gate | up], [..., 2F] -> [..., F]; gelu in its tanh form (Hendrycks and Gimpel 2016)."""
-    gate, up = x.chunk(2, dim=-1)
-    return F.gelu(gate, approximate="tanh") * up

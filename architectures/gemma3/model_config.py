@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from max_ray.errors import ConfigError
+from max_ray.nn.activation import activation_name
 from max_ray.nn.layer_types import FULL, SLIDING, layer_types, layer_windows
 from max_ray.nn.rope import RopeConfig
 from max_ray.nn.text_pipeline_model import required
@@ -32,6 +33,7 @@ class Gemma3Config:
     num_kv_heads: int
     head_dim: int
     rms_norm_eps: float
+    activation: str
     rope: RopeConfig
     global_rope: RopeConfig
     windows: tuple[int | None, ...]
@@ -60,6 +62,7 @@ class Gemma3Config:
             num_kv_heads=config.get("num_key_value_heads") or num_heads,
             head_dim=size,
             rms_norm_eps=config.get("rms_norm_eps") or 1e-6,
+            activation=activation_name(config, "hidden_activation", "gelu_pytorch_tanh"),
             rope=_rope(config, SLIDING, size),
             global_rope=_rope(config, FULL, size),
             windows=_windows(config),
@@ -71,11 +74,6 @@ class Gemma3Config:
 
 
 def _refuse_unknown(config: Any) -> None:
-    activation = config.get("hidden_activation") or "gelu_pytorch_tanh"
-    if activation != "gelu_pytorch_tanh":
-        raise ConfigError(
-            f"config.json: hidden_activation={activation!r}, but the Gemma 3 family has 'gelu_pytorch_tanh' only."
-        )
     for name in ("use_bidirectional_attention", "attn_logit_softcapping"):
         if config.get(name):
             raise ConfigError(f"config.json: {name}={config.get(name)!r} is not supported for the Gemma 3 family.")
@@ -101,8 +99,12 @@ def _rope(config: Any, kind: str, size: int) -> RopeConfig:
         parameters |= config.get("rope_scaling") or {}
     theta = config.get("rope_theta" if kind == FULL else "rope_local_base_freq")
     parameters.setdefault("rope_theta", theta or _THETA[kind])
-    numbers = {"rope_parameters": parameters, "max_position_embeddings": required(config, "max_position_embeddings")}
-    rope = RopeConfig.from_huggingface(numbers, size)
-    if rope.rope_type == "dynamic":
-        raise ConfigError("config.json: rope_type 'dynamic' is not supported for the Gemma 3 family.")
+    numbers = {
+        "rope_parameters": parameters,
+        "max_position_embeddings": required(config, "max_position_embeddings"),
+        "partial_rotary_factor": config.get("partial_rotary_factor"),
+    }
+    rope = RopeConfig.of_whole_heads(numbers, size)
+    if rope.depends_on_length:
+        raise ConfigError(f"config.json: rope_type {rope.rope_type!r} is not supported for the Gemma 3 family.")
     return rope

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from architectures.gpt_oss.model import GptOssModel
-from architectures.gpt_oss.weight_adapters import safetensors_name_map
+from architectures.gpt_oss.weight_adapters import gguf_name_map, safetensors_name_map
 from max_ray.interfaces import KVCacheStrategy, PipelineTask
 from max_ray.pipelines.lib import RopeType, SupportedArchitecture, SupportedEncoding, TextTokenizer, WeightsFormat
 
@@ -20,7 +20,7 @@ gpt_oss_arch = SupportedArchitecture(
     pipeline_model=GptOssModel,
     tokenizer=TextTokenizer,
     default_weights_format=WeightsFormat.safetensors,
-    weight_adapters={WeightsFormat.safetensors: safetensors_name_map},
+    weight_adapters={WeightsFormat.safetensors: safetensors_name_map, WeightsFormat.gguf: gguf_name_map},
     rope_type=RopeType.neox,
     multi_gpu_supported=True,
 )

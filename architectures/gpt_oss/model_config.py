@@ -108,4 +108,4 @@ def _rope(config: Any, size: int) -> RopeConfig:
         "original_max_position_embeddings": config.get("original_max_position_embeddings"),
         "partial_rotary_factor": config.get("partial_rotary_factor"),
     }
-    return RopeConfig.from_huggingface(numbers, size, _DEFAULT_THETA)
+    return RopeConfig.of_whole_heads(numbers, size, _DEFAULT_THETA)

@@ -7,6 +7,7 @@ import torch
 from architectures.llama3.model_config import Llama3Config
 from max_ray.distributed import TPGroup
 from max_ray.nn import Attention, GatedMLP, Transformer, TransformerBlock
+from max_ray.nn.activation import gated
 
 
 class Llama3Block(TransformerBlock):
@@ -24,7 +25,9 @@ class Llama3Block(TransformerBlock):
             bias=config.attention_bias,
             dtype=dtype,
         )
-        mlp = GatedMLP(dim, config.intermediate_size, tp, bias=config.mlp_bias, dtype=dtype)
+        mlp = GatedMLP(
+            dim, config.intermediate_size, tp, bias=config.mlp_bias, gate=gated(config.activation), dtype=dtype
+        )
         super().__init__(config, attention, mlp, tp, dtype)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from max_ray.weights.mapping import NameMap
+from max_ray.weights.mapping import NameMap, with_bare_names
 
 _ATTENTION = [("q_proj", "qkv", ":q"), ("k_proj", "qkv", ":k"), ("v_proj", "qkv", ":v"), ("o_proj", "out", "")]
 _MLP = [("gate_proj", "gate_up", ":gate"), ("up_proj", "gate_up", ":up"), ("down_proj", "down", "")]
@@ -35,7 +35,7 @@ def safetensors_name_map(huggingface_config: Any) -> NameMap:
             table.append((f"model.layers.{{}}.self_attn.{theirs}.{kind}", f"layers.{{}}.attention.{ours}.{kind}{part}"))
         for theirs, ours, part in _MLP:
             table.append((f"model.layers.{{}}.mlp.{theirs}.{kind}", f"layers.{{}}.mlp.{ours}.{kind}{part}"))
-    return NameMap(table)
+    return NameMap(with_bare_names(table))
 
 
 def gguf_name_map(huggingface_config: Any) -> NameMap:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from architectures.mistral.model import MinistralModel, MistralModel
-from architectures.mistral.weight_adapters import safetensors_name_map
+from architectures.mistral.weight_adapters import gguf_name_map, safetensors_name_map
 from max_ray.interfaces import PipelineTask
 from max_ray.interfaces.encoding import EVERY_ENCODING
 from max_ray.pipelines.lib import RopeType, SupportedArchitecture, SupportedEncoding, TextTokenizer, WeightsFormat
@@ -17,7 +17,7 @@ mistral_arch = SupportedArchitecture(
     pipeline_model=MistralModel,
     tokenizer=TextTokenizer,
     default_weights_format=WeightsFormat.safetensors,
-    weight_adapters={WeightsFormat.safetensors: safetensors_name_map},
+    weight_adapters={WeightsFormat.safetensors: safetensors_name_map, WeightsFormat.gguf: gguf_name_map},
     rope_type=RopeType.neox,
     multi_gpu_supported=True,
 )

@@ -7,6 +7,7 @@ import torch
 from architectures.mistral.model_config import MistralConfig
 from max_ray.distributed import TPGroup
 from max_ray.nn import Attention, GatedMLP, Transformer, TransformerBlock
+from max_ray.nn.activation import gated
 
 
 class MistralBlock(TransformerBlock):
@@ -24,7 +25,7 @@ class MistralBlock(TransformerBlock):
             sliding_window=config.windows[layer_index],
             dtype=dtype,
         )
-        mlp = GatedMLP(dim, config.intermediate_size, tp, dtype=dtype)
+        mlp = GatedMLP(dim, config.intermediate_size, tp, gate=gated(config.activation), dtype=dtype)
         super().__init__(config, attention, mlp, tp, dtype)
 
 

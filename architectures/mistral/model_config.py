@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from max_ray.errors import ConfigError
+from max_ray.nn.activation import activation_name
 from max_ray.nn.layer_types import FULL, SLIDING, layer_types, layer_windows
 from max_ray.nn.rope import RopeConfig
 from max_ray.nn.text_pipeline_model import head_dim, required
@@ -28,6 +28,7 @@ class MistralConfig:
     num_kv_heads: int
     head_dim: int
     rms_norm_eps: float
+    activation: str
     rope: RopeConfig
     tie_word_embeddings: bool
     windows: tuple[int | None, ...]
@@ -57,9 +58,6 @@ class MistralConfig:
 
     @classmethod
     def _read(cls, config: Any, windows: tuple[int | None, ...]) -> MistralConfig:
-        activation = config.get("hidden_act") or "silu"
-        if activation != "silu":
-            raise ConfigError(f"config.json: hidden_act={activation!r}, but the Mistral family has 'silu' only.")
         num_heads = required(config, "num_attention_heads")
         size = head_dim(config)
         return cls(
@@ -71,7 +69,8 @@ class MistralConfig:
             num_kv_heads=config.get("num_key_value_heads") or num_heads,
             head_dim=size,
             rms_norm_eps=config.get("rms_norm_eps") or 1e-6,
-            rope=RopeConfig.from_huggingface(config, size),
+            activation=activation_name(config),
+            rope=RopeConfig.of_whole_heads(config, size),
             tie_word_embeddings=bool(config.get("tie_word_embeddings")),
             windows=windows,
         )

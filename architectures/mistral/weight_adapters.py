@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from max_ray.weights.mapping import NameMap
+from max_ray.weights.mapping import NameMap, with_bare_names
 
 _ATTENTION = [("q_proj", "qkv", ":q"), ("k_proj", "qkv", ":k"), ("v_proj", "qkv", ":v"), ("o_proj", "out", "")]
+_GGUF_ATTENTION = [
+    ("attn_q", "qkv", ":q"),
+    ("attn_k", "qkv", ":k"),
+    ("attn_v", "qkv", ":v"),
+    ("attn_output", "out", ""),
+]
 
 
 def safetensors_name_map(huggingface_config: Any) -> NameMap:
@@ -25,4 +31,22 @@ def safetensors_name_map(huggingface_config: Any) -> NameMap:
     ]
     for theirs, ours, part in _ATTENTION:
         table.append((f"model.layers.{{}}.self_attn.{theirs}.weight", f"layers.{{}}.attention.{ours}.weight{part}"))
+    return NameMap(with_bare_names(table))
+
+
+def gguf_name_map(huggingface_config: Any) -> NameMap:
+    """The table for GGUF's names. `rope_freqs` is in the configuration already; a file without `output` is tied."""
+    table: list[tuple[str, str | None]] = [
+        ("token_embd.weight", "embed_tokens.weight"),
+        ("output_norm.weight", "norm.weight"),
+        ("output.weight", None if huggingface_config.get("tie_word_embeddings") else "lm_head.weight"),
+        ("blk.{}.attn_norm.weight", "layers.{}.attention_norm.weight"),
+        ("blk.{}.ffn_norm.weight", "layers.{}.mlp_norm.weight"),
+        ("rope_freqs.weight", None),
+        ("blk.{}.ffn_gate.weight", "layers.{}.mlp.gate_up.weight:gate"),
+        ("blk.{}.ffn_up.weight", "layers.{}.mlp.gate_up.weight:up"),
+        ("blk.{}.ffn_down.weight", "layers.{}.mlp.down.weight"),
+    ]
+    for theirs, ours, part in _GGUF_ATTENTION:
+        table.append((f"blk.{{}}.{theirs}.weight", f"layers.{{}}.attention.{ours}.weight{part}"))
     return NameMap(table)

@@ -10,6 +10,7 @@ import torch
 from architectures.mixtral.model_config import MixtralConfig
 from max_ray.distributed import TPGroup
 from max_ray.nn import Attention, Experts, Linear, Module, Transformer, TransformerBlock, softmax_top_k
+from max_ray.nn.activation import gated
 
 
 class MixtralMoE(Module):
@@ -19,7 +20,9 @@ class MixtralMoE(Module):
         dim, num_experts = config.hidden_size, config.num_experts
         self._top_k = config.num_experts_per_token
         self.router = Linear(dim, num_experts, bias=False, dtype=dtype, device=tp.device)
-        self.experts = Experts(num_experts, dim, config.intermediate_size, tp, spread=spread, dtype=dtype)
+        self.experts = Experts(
+            num_experts, dim, config.intermediate_size, tp, spread=spread, gate=gated(config.activation), dtype=dtype
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y: torch.Tensor = self.experts(x, *softmax_top_k(self.router(x), self._top_k, renormalize=True))

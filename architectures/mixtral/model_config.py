@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from max_ray.errors import ConfigError
+from max_ray.nn.activation import activation_name
 from max_ray.nn.rope import RopeConfig
 from max_ray.nn.text_pipeline_model import head_dim, required
 
@@ -27,6 +27,7 @@ class MixtralConfig:
     num_kv_heads: int
     head_dim: int
     rms_norm_eps: float
+    activation: str
     rope: RopeConfig
     tie_word_embeddings: bool
     sliding_window: int | None
@@ -41,9 +42,6 @@ class MixtralConfig:
     @classmethod
     def from_huggingface(cls, config: Any) -> MixtralConfig:
         """From config.json as an attribute-style mapping. Raises ConfigError for a value that this family lacks."""
-        activation = config.get("hidden_act") or "silu"
-        if activation != "silu":
-            raise ConfigError(f"config.json: hidden_act={activation!r}, but the Mixtral family has 'silu' only.")
         num_heads = required(config, "num_attention_heads")
         size = head_dim(config)
         return cls(
@@ -55,7 +53,8 @@ class MixtralConfig:
             num_kv_heads=config.get("num_key_value_heads") or num_heads,
             head_dim=size,
             rms_norm_eps=config.get("rms_norm_eps") or 1e-5,
-            rope=RopeConfig.from_huggingface(config, size, _DEFAULT_THETA),
+            activation=activation_name(config),
+            rope=RopeConfig.of_whole_heads(config, size, _DEFAULT_THETA),
             tie_word_embeddings=bool(config.get("tie_word_embeddings")),
             sliding_window=config.get("sliding_window"),
             num_experts=required(config, "num_local_experts"),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from max_ray.weights.mapping import NameMap
+from max_ray.weights.mapping import NameMap, with_bare_names
 
 _ATTENTION = [("q_proj", "qkv", ":q"), ("k_proj", "qkv", ":k"), ("v_proj", "qkv", ":v"), ("o_proj", "out", "")]
 _GGUF_ATTENTION = [
@@ -35,7 +35,7 @@ def safetensors_name_map(huggingface_config: Any) -> NameMap:
     ]
     for theirs, ours, part in _ATTENTION:
         table.append((f"model.layers.{{}}.self_attn.{theirs}.weight", f"layers.{{}}.attention.{ours}.weight{part}"))
-    return NameMap(table)
+    return NameMap(with_bare_names(table))
 
 
 def gguf_name_map(huggingface_config: Any) -> NameMap:

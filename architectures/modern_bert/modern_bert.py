@@ -14,7 +14,8 @@ from architectures.modern_bert.model_config import ModernBertConfig
 from max_ray import kernels
 from max_ray.distributed import TPGroup
 from max_ray.nn import ColumnParallelLinear, Module, RotaryEmbedding, VocabParallelEmbedding
-from max_ray.nn.encoder import EqualRows, LayerNorm, activation, bidirectional_attention
+from max_ray.nn.activation import activation
+from max_ray.nn.encoder import EqualRows, LayerNorm, bidirectional_attention
 from max_ray.nn.layer_types import SLIDING
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from max_ray.errors import ConfigError
+from max_ray.nn.activation import activation_name
 from max_ray.nn.layer_types import FULL, SLIDING, layer_types, layer_windows
 from max_ray.nn.rope import RopeConfig
 from max_ray.nn.text_pipeline_model import head_dim, required
@@ -29,6 +29,7 @@ class QwenConfig:
     num_kv_heads: int
     head_dim: int
     rms_norm_eps: float
+    activation: str
     rope: RopeConfig
     tie_word_embeddings: bool
     qkv_bias: bool
@@ -56,9 +57,6 @@ class QwenConfig:
 
     @classmethod
     def _read(cls, config: Any, size: int, *, qkv_bias: bool, out_bias: bool, qk_norm: bool) -> QwenConfig:
-        activation = config.get("hidden_act") or "silu"
-        if activation != "silu":
-            raise ConfigError(f"config.json: hidden_act={activation!r}, but the Qwen family has 'silu' only.")
         num_heads = required(config, "num_attention_heads")
         return cls(
             vocab_size=required(config, "vocab_size"),
@@ -69,7 +67,8 @@ class QwenConfig:
             num_kv_heads=config.get("num_key_value_heads") or num_heads,
             head_dim=size,
             rms_norm_eps=config.get("rms_norm_eps") or 1e-6,
-            rope=RopeConfig.from_huggingface(config, size),
+            activation=activation_name(config),
+            rope=RopeConfig.of_whole_heads(config, size),
             tie_word_embeddings=bool(config.get("tie_word_embeddings")),
             qkv_bias=qkv_bias,
             out_bias=out_bias,

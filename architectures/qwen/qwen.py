@@ -9,6 +9,7 @@ import torch
 from architectures.qwen.model_config import QwenConfig
 from max_ray.distributed import TPGroup
 from max_ray.nn import Attention, GatedMLP, RMSNorm, Transformer, TransformerBlock
+from max_ray.nn.activation import gated
 
 
 class QwenBlock(TransformerBlock):
@@ -34,7 +35,7 @@ class QwenBlock(TransformerBlock):
             sliding_window=config.windows[layer_index],
             dtype=dtype,
         )
-        mlp = GatedMLP(dim, config.intermediate_size, tp, dtype=dtype)
+        mlp = GatedMLP(dim, config.intermediate_size, tp, gate=gated(config.activation), dtype=dtype)
         super().__init__(config, attention, mlp, tp, dtype)
 
 

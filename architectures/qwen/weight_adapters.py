@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from max_ray.weights.mapping import NameMap
+from max_ray.weights.mapping import NameMap, with_bare_names
 
 _ATTENTION = [("q_proj", "qkv", ":q"), ("k_proj", "qkv", ":k"), ("v_proj", "qkv", ":v"), ("o_proj", "out", "")]
 _GGUF_ATTENTION = [
@@ -18,13 +18,12 @@ _GGUF_ATTENTION = [
 def safetensors_name_map(huggingface_config: Any) -> NameMap:
     """The table for Hugging Face's names. A tied checkpoint may carry a copy of the embedding as its head: dropped."""
     tied = bool(huggingface_config.get("tie_word_embeddings"))
-    return NameMap(_table(None if tied else "lm_head.weight"))
+    return NameMap(with_bare_names(_table(None if tied else "lm_head.weight")))
 
 
 def embedder_name_map(huggingface_config: Any) -> NameMap:
     """The same for an embedder, which has no head; its names are bare where it was saved without one."""
-    table = _table(None)
-    return NameMap([*table, *[(theirs.removeprefix("model."), ours) for theirs, ours in table]])
+    return NameMap(with_bare_names(_table(None)))
 
 
 def _table(head: str | None) -> list[tuple[str, str | None]]:

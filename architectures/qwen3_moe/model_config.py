@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from max_ray.errors import ConfigError
+from max_ray.nn.activation import activation_name
 from max_ray.nn.rope import RopeConfig
 from max_ray.nn.text_pipeline_model import head_dim, required
 
@@ -27,6 +27,7 @@ class Qwen3MoeConfig:
     num_kv_heads: int
     head_dim: int
     rms_norm_eps: float
+    activation: str
     rope: RopeConfig
     tie_word_embeddings: bool
     attention_bias: bool
@@ -46,9 +47,6 @@ class Qwen3MoeConfig:
     @classmethod
     def from_huggingface(cls, config: Any) -> Qwen3MoeConfig:
         """From config.json as an attribute-style mapping. Raises ConfigError for a value that this family lacks."""
-        activation = config.get("hidden_act") or "silu"
-        if activation != "silu":
-            raise ConfigError(f"config.json: hidden_act={activation!r}, but the Qwen3Moe family has 'silu' only.")
         num_heads = required(config, "num_attention_heads")
         size = head_dim(config)
         return cls(
@@ -60,7 +58,8 @@ class Qwen3MoeConfig:
             num_kv_heads=config.get("num_key_value_heads") or num_heads,
             head_dim=size,
             rms_norm_eps=config.get("rms_norm_eps") or 1e-6,
-            rope=RopeConfig.from_huggingface(config, size),
+            activation=activation_name(config),
+            rope=RopeConfig.of_whole_heads(config, size),
             tie_word_embeddings=bool(config.get("tie_word_embeddings")),
             attention_bias=bool(config.get("attention_bias")),
             sliding_window=config.get("sliding_window", 4096) if config.get("use_sliding_window") else None,

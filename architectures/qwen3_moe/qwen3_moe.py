@@ -21,6 +21,7 @@ from max_ray.nn import (
     TransformerBlock,
     softmax_top_k,
 )
+from max_ray.nn.activation import gated
 
 
 class Qwen3MoeLayer(Module):
@@ -31,7 +32,9 @@ class Qwen3MoeLayer(Module):
         self._top_k = config.num_experts_per_token
         self._renormalize = config.renormalize
         self.router = Linear(dim, num_experts, bias=False, dtype=dtype, device=tp.device)
-        self.experts = Experts(num_experts, dim, config.expert_size, tp, spread=spread, dtype=dtype)
+        self.experts = Experts(
+            num_experts, dim, config.expert_size, tp, spread=spread, gate=gated(config.activation), dtype=dtype
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y: torch.Tensor = self.experts(x, *softmax_top_k(self.router(x), self._top_k, renormalize=self._renormalize))
@@ -58,7 +61,7 @@ class Qwen3MoeBlock(TransformerBlock):
             dtype=dtype,
         )
         mlp: Module = (
-            GatedMLP(dim, config.intermediate_size, tp, dtype=dtype)
+            GatedMLP(dim, config.intermediate_size, tp, gate=gated(config.activation), dtype=dtype)
             if is_dense
             else Qwen3MoeLayer(config, tp, dtype, spread)
         )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from max_ray.weights.mapping import NameMap
+from max_ray.weights.mapping import NameMap, with_bare_names
 
 _ATTENTION = [("q_proj", "qkv", ":q"), ("k_proj", "qkv", ":k"), ("v_proj", "qkv", ":v"), ("o_proj", "out", "")]
 _GGUF_ATTENTION = [
@@ -41,7 +41,7 @@ def safetensors_name_map(huggingface_config: Any) -> NameMap:
     for theirs, ours, part in _ATTENTION:
         for kind in ("weight", "bias"):
             table.append((f"model.layers.{{}}.self_attn.{theirs}.{kind}", f"layers.{{}}.attention.{ours}.{kind}{part}"))
-    return NameMap(table)
+    return NameMap(with_bare_names(table))
 
 
 def gguf_name_map(huggingface_config: Any) -> NameMap:

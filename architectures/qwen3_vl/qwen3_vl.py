@@ -65,6 +65,7 @@ class VisionTransformer(Transformer):
         if images is None:
             return super().forward(tokens, positions, qo_indptr, logit_indices, kv, rope_lengths)
         assert self.rotary.cos_sin_cache is not None, "dynamic rope has no three positions"
+        assert self.rotary.long_cos_sin_cache is None, "nor has longrope"
         places = images.positions[:, self._axis_of_value]  # [T, R]
         cos_sin = self.rotary.cos_sin_cache.gather(0, places)
         x = self.embed_tokens(tokens).index_copy(0, images.indices, images.features[0])

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from architectures.transformers_adapter.attention import PROBING
 from architectures.transformers_adapter.check import check_tokenwise
+from architectures.transformers_adapter.class_names import class_names
 from architectures.transformers_adapter.model_config import AdapterConfig, class_of
 from architectures.transformers_adapter.skeleton import build_skeleton, network_config
 from architectures.transformers_adapter.tensor_parallel import TensorParallelPlan, cut_axis
 from architectures.transformers_adapter.transformers_adapter import TransformersNetwork
 from architectures.transformers_adapter.weight_adapters import NetworkSource
 from max_ray.errors import ConfigError
-from max_ray.interfaces import KVCacheParams, ModelInputs, ModelOutputs
+from max_ray.interfaces import KVCacheInputs, KVCacheParams, ModelInputs, ModelOutputs, RunRow
 from max_ray.nn import TextPipelineModel
 from max_ray.nn.text_pipeline_model import required
 from max_ray.weights.load import load_weights
@@ -66,6 +67,11 @@ class TransformersAdapterModel(TextPipelineModel):
         return class_of(huggingface_config) is not None
 
     @classmethod
+    def class_names(cls, huggingface_config: Mapping[str, Any]) -> Sequence[str]:
+        """See PipelineModel; those of `transformers`."""
+        return class_names(huggingface_config)
+
+    @classmethod
     def calculate_max_seq_len(cls, pipeline_config: PipelineConfig, huggingface_config: Any) -> int:
         """`max_length` of the configuration, by default and at most the length that the network was made for."""
         config = AdapterConfig.from_huggingface(huggingface_config)
@@ -110,8 +116,10 @@ class TransformersAdapterModel(TextPipelineModel):
 
     @classmethod
     def prefix_is_reusable(cls, pipeline_config: PipelineConfig, huggingface_config: Any) -> bool:
-        """Always: networks whose keys depend on more than the tokens before them are refused (see check.py)."""
-        return True
+        """Networks whose keys depend on more than the tokens before them are refused (see check.py), but for those
+        whose rope depends on the length of the whole prompt."""
+        length = AdapterConfig.from_huggingface(huggingface_config).rope_length
+        return length is None or cls.calculate_max_seq_len(pipeline_config, huggingface_config) <= length
 
     @classmethod
     def _cuts_heads(cls, huggingface_config: Any) -> bool:
@@ -127,8 +135,26 @@ class TransformersAdapterModel(TextPipelineModel):
     def execute(self, model_inputs: ModelInputs) -> ModelOutputs:
         kv = model_inputs.kv_cache_inputs
         assert kv is not None, "a decoder runs with a KV cache"
+        lengths = getattr(model_inputs, "rope_lengths", None)
         with torch.inference_mode():
             logits = self.network(
-                model_inputs.tokens, model_inputs.positions, model_inputs.qo_indptr, model_inputs.logit_indices, kv
+                model_inputs.tokens,
+                model_inputs.positions,
+                model_inputs.qo_indptr,
+                model_inputs.logit_indices,
+                kv,
+                lengths,
             )
         return ModelOutputs(logits=logits)
+
+    def prepare_initial_token_inputs(
+        self,
+        context_batch: Sequence[RunRow],
+        kv_cache_inputs: KVCacheInputs | None = None,
+        return_n_logits: int = 1,
+    ) -> ModelInputs:
+        """See TextPipelineModel; with `rope_lengths` where the rope depends on the length of the sequence."""
+        inputs = super().prepare_initial_token_inputs(context_batch, kv_cache_inputs, return_n_logits)
+        if AdapterConfig.from_huggingface(self.huggingface_config).rope_length is None:
+            return inputs
+        return self.with_rope_lengths(inputs, context_batch)

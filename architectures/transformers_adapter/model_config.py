@@ -11,23 +11,27 @@ from typing import Any
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from architectures.transformers_adapter.attention import LayerCall
+from architectures.transformers_adapter.class_names import class_names
+from architectures.transformers_adapter.long_rope import KIND, pretraining_length
 from architectures.transformers_adapter.probe import probe
 from architectures.transformers_adapter.skeleton import network_config
 from max_ray.errors import ConfigError
 
 _RECURRENT = ("linear", "mamba", "conv", "recurrent", "rwkv", "ssm", "delta", "kda", "lightning")
 _LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "max_target_positions")
-_BY_LENGTH = ("dynamic", "longrope")  # kinds of rope whose angles depend on the longest position of a batch
+_BY_LENGTH = ("dynamic", KIND)  # kinds of rope whose angles depend on the longest position of a batch
 
 
 @dataclass(frozen=True)
 class AdapterConfig:
     """Counts are of the whole network. calls: one a layer of the cache. max_length: tokens that the network was made
-    for; None where its configuration does not say. tp_plan: module or parameter pattern -> `transformers`' style."""
+    for; None where its configuration does not say. rope_length: tokens up to which a rope that depends on the length of
+    the sequence does not (see long_rope.py). tp_plan: module or parameter pattern -> `transformers`' style."""
 
     class_name: str
     calls: tuple[LayerCall, ...]
     max_length: int | None
+    rope_length: int | None
     tp_plan: tuple[tuple[str, str], ...]
 
     @property
@@ -48,9 +52,9 @@ class AdapterConfig:
 
 
 def class_of(config: Mapping[str, Any]) -> str | None:
-    """The causal language model of `transformers` that config.json names; None where it names none."""
+    """The causal language model of `transformers` that config.json names or means; None where there is none."""
     known = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
-    names = config.get("architectures") or []
+    names = [*(config.get("architectures") or []), *class_names(config)]
     return next((name for name in names if name in known and "ConditionalGeneration" not in name), None)
 
 
@@ -66,7 +70,8 @@ def _looked_at(values_json: str) -> AdapterConfig:
     config = network_config(values)
     _check_kind(class_name, config)
     calls, plan = probe(class_name, config)
-    return AdapterConfig(class_name, calls, _max_length(config), tuple(sorted(plan.items())))
+    rope_length = pretraining_length(config)
+    return AdapterConfig(class_name, calls, _max_length(config), rope_length, tuple(sorted(plan.items())))
 
 
 def _check_kind(class_name: str, config: Any) -> None:
@@ -86,9 +91,13 @@ def _check_kind(class_name: str, config: Any) -> None:
 
 
 def _max_length(config: Any) -> int | None:
-    """Where the angles of the rope depend on the longest sequence, lengths up to which they do not."""
+    """Where the angles of the rope depend on the longest sequence, lengths up to which they do not, unless long_rope.py
+    takes them from each token's own."""
     rope = getattr(config, "rope_parameters", None) or {}
-    kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]
+    kinds = [
+        rope if pretraining_length(config) is None else {},
+        *(value for value in rope.values() if isinstance(value, dict)),
+    ]
     for kind in kinds:
         if kind.get("rope_type") in _BY_LENGTH and kind.get("original_max_position_embeddings"):
             return int(kind["original_max_position_embeddings"])

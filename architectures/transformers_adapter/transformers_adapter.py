@@ -15,6 +15,7 @@ import torch
 
 from architectures.transformers_adapter.attention import HANDLER, IMPLEMENTATION, Handler, PagedAttention
 from architectures.transformers_adapter.layers import Slot, linear_slot, vocabulary_slots
+from architectures.transformers_adapter.long_rope import place_long_ropes
 from architectures.transformers_adapter.model_config import AdapterConfig
 from architectures.transformers_adapter.skeleton import (
     build_skeleton,
@@ -59,6 +60,7 @@ class TransformersNetwork(Module):
         self._place_slots()
         self._place_rest(stored, computed)
         fill_computed_buffers(self._network, computed, tp.device)
+        self._long_ropes = place_long_ropes(self._network)
         self._sum_outputs()
         self._paged = PagedAttention(config.calls)
         self.set_handler(self._paged)
@@ -92,8 +94,14 @@ class TransformersNetwork(Module):
         qo_indptr: torch.Tensor,
         logit_indices: torch.Tensor,
         kv: KVCacheInputs,
+        rope_lengths: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """tokens, positions [T], logit_indices [N] -> logits [N, V]; the new keys and values go into `kv`."""
+        """tokens, positions [T], logit_indices [N] -> logits [N, V]; the new keys and values go into `kv`.
+
+        rope_lengths: [T], where the rope depends on the sequence length (see LongRope).
+        """
+        for rope in self._long_ropes:
+            rope.lengths = rope_lengths
         self._paged.begin(kv, qo_indptr)
         logits = self.logits(tokens, positions, logit_indices)
         self._paged.end()

@@ -82,10 +82,15 @@ def part_names(name: str) -> list[str]:
 
 
 def lone_gguf(folder: Path) -> Path | None:
-    """The GGUF file of a folder that holds one model; None without any. Raises ModelPathError for several models."""
+    """The GGUF file of a folder that holds one model; None without any. Raises ModelPathError for several models, or
+    parts without the first."""
     models = first_parts(file.name for file in folder.glob("*.gguf") if file.is_file())
     if len(models) > 1:
         raise ModelPathError(f"{folder} holds several GGUF files ({', '.join(models[:10])}): give the path of one.")
+    rest = [file.name for file in folder.glob("*.gguf") if _PART.fullmatch(file.name)]
+    if rest and not models:
+        first = part_names(rest[0])[0]
+        raise ModelPathError(f"{folder} holds {rest[0]}, a part of a model, and not the first, {first}. Fetch it.")
     return folder / models[0] if models else None
 
 

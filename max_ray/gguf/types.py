@@ -40,12 +40,13 @@ READABLE: dict[int, TensorType] = {
     20: TensorType("IQ4_NL", 32, 18, "q8_0"),
     23: TensorType("IQ4_XS", 256, 136, "q8_0"),
     30: TensorType("BF16", 1, 2, "bfloat16"),
+    39: TensorType("MXFP4", 32, 17, "q8_0"),
 }
 """By the number that stands in the file."""
 
 UNREADABLE: dict[int, str] = {
     **{9: "Q8_1", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 21: "IQ3_S", 22: "IQ2_S"},
     **{24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0"},
-    39: "MXFP4",
+    40: "NVFP4",
 }
 """Types that the format has and this reader has not, by number."""

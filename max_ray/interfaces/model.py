@@ -107,6 +107,12 @@ class PipelineModel(ABC):
         return False
 
     @classmethod
+    def class_names(cls, huggingface_config: Any) -> Sequence[str]:
+        """Of the registry's fallback: the class names that a config.json means whose own names are not known, as those
+        of base classes, or which has none. The most likely one first; none of all others."""
+        return ()
+
+    @classmethod
     @abstractmethod
     def calculate_max_seq_len(cls, pipeline_config: PipelineConfig, huggingface_config: Any) -> int:
         """The longest sequence (prompt + generated) this model supports under this configuration."""

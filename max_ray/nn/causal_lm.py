@@ -14,10 +14,8 @@ class MyModel(CausalLMModel):
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
 import torch
 
 from max_ray.errors import ConfigError, ParallelismError, WeightsError
@@ -56,27 +54,20 @@ class DecoderConfig(Protocol):
     def widths(self) -> Mapping[str, int]: ...
 
 
-@dataclass
-class RopeLengthInputs(ModelInputs):
-    """rope_lengths: int64 [T], for checkpoints whose rope depends on the sequence length (rope_type "dynamic")."""
-
-    rope_lengths: torch.Tensor | None = None
-
-
 class CausalLMModel(NetworkModel[DecoderConfig], TextPipelineModel):
     """A NetworkModel of a decoder-only network.
 
     A layer that has an attribute `waits_for_device`, and it is true, keeps decode steps out of CUDA graphs.
 
     The network is called as network(tokens, positions, qo_indptr, logit_indices, kv) -> logits [N, V], with
-    `rope_lengths=` besides where the rope is dynamic.
+    `rope_lengths=` besides where the rope depends on the length of the sequence.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._rope_is_dynamic = self.rope_config(self.huggingface_config).rope_type == "dynamic"
+        self._by_length = self.rope_config(self.huggingface_config).depends_on_length
         waits = any(getattr(module, "waits_for_device", False) for _, module in self.network.named_modules())
-        self.decode_is_capturable = not waits and not self._rope_is_dynamic
+        self.decode_is_capturable = not waits and not self._by_length
 
     @classmethod
     def get_kv_params(
@@ -157,15 +148,9 @@ class CausalLMModel(NetworkModel[DecoderConfig], TextPipelineModel):
         kv_cache_inputs: KVCacheInputs | None = None,
         return_n_logits: int = 1,
     ) -> ModelInputs:
-        """See TextPipelineModel; with `rope_lengths` where the rope is dynamic."""
+        """See TextPipelineModel; with `rope_lengths` where the rope depends on the length of the sequence."""
         inputs = super().prepare_initial_token_inputs(context_batch, kv_cache_inputs, return_n_logits)
-        if not self._rope_is_dynamic:
-            return inputs
-        prompts = np.array([row.prompt_length for row in context_batch], dtype=np.int64)
-        counts = [len(row.active_tokens) for row in context_batch]
-        prompt_lengths = self._to_device(np.repeat(prompts, counts))
-        lengths = torch.maximum(inputs.positions + 1, prompt_lengths)  # following steps: the default, position + 1
-        return RopeLengthInputs(**vars(inputs), rope_lengths=lengths)
+        return self.with_rope_lengths(inputs, context_batch) if self._by_length else inputs
 
 
 def _are_equal(weights: WeightSource, a: str, b: str) -> bool:

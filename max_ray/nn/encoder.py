@@ -7,7 +7,7 @@ one call of torch's attention: no token attends to another row, and none is padd
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Protocol
@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from max_ray.distributed import TPGroup
 from max_ray.driver import DeviceLike, as_torch_device
 from max_ray.errors import ConfigError
+from max_ray.nn.activation import activation
 from max_ray.nn.embedding import VocabParallelEmbedding
 from max_ray.nn.linear import ColumnParallelLinear, QKVParallelLinear, RowParallelLinear
 from max_ray.nn.module import Module
@@ -25,24 +26,6 @@ from max_ray.nn.text_pipeline_model import required
 
 LOCAL_CHUNK = 512
 """Queries of a local layer that attend together: their keys are this many and the window on either side."""
-
-ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "gelu": F.gelu,
-    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
-    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "relu": F.relu,
-    "silu": F.silu,
-    "swish": F.silu,
-}
-
-
-def activation(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
-    """By its name in config.json. Raises ConfigError for one that is not there."""
-    if name not in ACTIVATIONS:
-        raise ConfigError(
-            f"config.json: activation {name!r} is not supported; those that are: {', '.join(ACTIVATIONS)}."
-        )
-    return ACTIVATIONS[name]
 
 
 def hidden_and_heads(huggingface_config: Any) -> tuple[int, int]:

@@ -17,6 +17,7 @@ import torch
 from max_ray import kernels
 from max_ray.nn.linear import Packable, put_weight
 from max_ray.nn.module import Module
+from max_ray.weights.finite import check_finite
 from max_ray.weights.load import LoadReport, load_weights
 from max_ray.weights.mapping import NameMap
 from max_ray.weights.parameter import ShardedParameter, StoredPart
@@ -32,8 +33,8 @@ CHUNK_BYTES = 1 << 19
 _STRETCH_BYTES = 1 << 22
 """What a thread takes at a time: several chunks, so that opening the file is nothing, and a part of most weights."""
 
-_Stretch = tuple[TensorEntry, range, range, int]
-"""A tensor, its rows, its columns, where they land in the weight."""
+_Stretch = tuple[str, TensorEntry, range, range, int]
+"""A tensor, by name and place, its rows, its columns, where they land in the weight."""
 
 
 def load_network(network: Module, source: WeightSource, name_map: NameMap) -> LoadReport:
@@ -88,14 +89,16 @@ def _stretches(parts: Sequence[tuple[StoredPart, TensorEntry]], panel: int) -> I
         step = _rows_of(_STRETCH_BYTES, entry, part.columns, panel)
         for start in range(part.rows.start, part.rows.stop, step):
             rows = range(start, min(start + step, part.rows.stop))
-            yield entry, rows, part.columns, first + start - part.rows.start
+            yield part.tensor, entry, rows, part.columns, first + start - part.rows.start
         first += len(part.rows)
 
 
 def _pack_stretch(packed: PackedWeight, stretch: _Stretch, num_threads: int) -> None:
-    entry, rows, columns, first_row = stretch
+    name, entry, rows, columns, first_row = stretch
     for chunk in read_chunks(entry, rows, columns, _rows_of(CHUNK_BYTES, entry, columns, packed.PANEL)):
-        packed.write(first_row, chunk.to(packed.dtype), num_threads)
+        numbers = chunk.to(packed.dtype)
+        check_finite(name, numbers)
+        packed.write(first_row, numbers, num_threads)
         first_row += len(chunk)
 
 

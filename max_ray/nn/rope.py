@@ -8,12 +8,14 @@ with inv_freq[i] = theta ** (-2i / R) before scaling. Scaling by `rope_type`, as
     llama3   low frequencies divided by factor, high ones kept, a linear blend between (Llama 3.1)
     yarn     the same idea with a ramp over pairs, and an attention factor on cos and sin (Peng et al. 2023)
     dynamic  theta grows with the length of the sequence, once that exceeds max_position_embeddings (NTK)
+    longrope each frequency divided by a factor of its own, of one list up to the length of the pre-training
+             (original_max_position_embeddings) and of another beyond it, and an attention factor (Ding et al. 2024)
 
-`dynamic` in a server: Hugging Face takes the frequencies from the longest position seen in the whole batch, so a result
-there depends on the neighbours. Here they depend on the request alone: a token of the prompt uses the length of its
-whole prompt, a generated token the length up to itself. That is what Hugging Face gives for one request alone, and it
-does not change with batching, chunking or preemption. (Prompts longer than max_position_embeddings that share a cached
-prefix but differ in length would rotate that prefix differently: reuse is exact up to max_position_embeddings only.)
+`dynamic` and `longrope` in a server: Hugging Face takes the frequencies from the longest position seen in the whole
+batch, so a result there depends on the neighbours. Here they depend on the request alone: a token of the prompt uses
+the length of its whole prompt, a generated token the length up to itself. That is what Hugging Face gives for one
+request alone, and it does not change with batching, chunking or preemption. (Prompts longer than `fixed_length` that
+share a cached prefix but differ in length would rotate that prefix differently: reuse is exact up to there only.)
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ _REQUIRED = {
     "dynamic": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
     "yarn": (),
+    "longrope": ("short_factor", "long_factor"),
 }
+_WITH_ORIGINAL = ("llama3", "yarn", "longrope")
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,11 @@ class RopeConfig:
             raise ConfigError(f"config.json: rope_parameters of type {self.rope_type!r} lack {', '.join(missing)}.")
         if self.dim < 2 or self.dim % 2 or (self.rope_type == "dynamic" and self.dim == 2):
             raise ConfigError(f"config.json: {self.rope_type} rope cannot rotate heads of size {self.dim}.")
+        for name in ("short_factor", "long_factor") if self.rope_type == "longrope" else ():
+            if len(self.scaling[name]) != self.dim // 2:
+                raise ConfigError(
+                    f"config.json: {name} must have {self.dim // 2} numbers, one for each pair of a head."
+                )
 
     @classmethod
     def from_huggingface(cls, config: Any, head_dim: int, default_theta: float = 10_000.0) -> RopeConfig:
@@ -70,16 +79,39 @@ class RopeConfig:
         old_type = scaling.pop("type", None)
         rope_type = scaling.pop("rope_type", None) or old_type or "default"
         max_positions = int(config.get("max_position_embeddings") or 2048)
-        if rope_type in ("llama3", "yarn"):
+        if rope_type in _WITH_ORIGINAL:
             outside = config.get("original_max_position_embeddings")
             inside = scaling.get("original_max_position_embeddings")
             scaling["original_max_position_embeddings"] = outside or inside or max_positions
         return cls(int(head_dim * partial), float(theta), max_positions, rope_type, scaling)
 
+    @classmethod
+    def of_whole_heads(cls, config: Any, head_dim: int, default_theta: float = 10_000.0) -> RopeConfig:
+        """The same for a family that turns whole heads, as transformers does it there. Raises ConfigError for
+        config.json's `partial_rotary_factor`, too, unless it is 1."""
+        nested = config.get("rope_scaling") or config.get("rope_parameters") or {}
+        for partial in (nested.get("partial_rotary_factor"), config.get("partial_rotary_factor")):
+            if partial is not None and partial != 1.0:
+                raise ConfigError(
+                    f"config.json: partial_rotary_factor={partial!r}, but the heads of this family are turned whole."
+                )
+        return cls.from_huggingface(config, head_dim, default_theta)
+
+    @property
+    def depends_on_length(self) -> bool:
+        """Whether a token's rotation depends on the length of its sequence."""
+        return self.rope_type in ("dynamic", "longrope")
+
+    @property
+    def fixed_length(self) -> int:
+        """Of a rope that depends on the length: tokens up to which it does not."""
+        original = self.scaling.get("original_max_position_embeddings") if self.rope_type == "longrope" else None
+        return int(original or self.max_position_embeddings)
+
     @property
     def max_supported_length(self) -> int:
-        """Tokens that the rotation was made for. `llama3` checkpoints state the stretched length themselves; `linear`,
-        `dynamic` and `yarn` ones state the length before stretching."""
+        """Tokens that the rotation was made for. `llama3` and `longrope` checkpoints state the stretched length
+        themselves; `linear`, `dynamic` and `yarn` ones state the length before stretching."""
         factor = float(self.scaling.get("factor") or 1.0)
         if self.rope_type in ("linear", "dynamic"):
             return int(self.max_position_embeddings * factor)
@@ -93,38 +125,42 @@ class RotaryEmbedding(Module):
     """Positions -> cosines and sines, for all layers of a step at once.
 
     The table of the first `max_length` positions is computed in float32 and rounded to `dtype`, as Hugging Face
-    does; `dynamic` has no table, its frequencies are computed for each token.
+    does; `longrope` has two; `dynamic` has none, its frequencies are computed for each token.
     """
 
     cos_sin_cache: torch.Tensor | None
+    long_cos_sin_cache: torch.Tensor | None
 
     def __init__(
         self, rope: RopeConfig, max_length: int, *, dtype: torch.dtype = torch.float32, device: DeviceLike = "cpu"
     ) -> None:
         self._rope = rope
         self._dtype = dtype
-        self.cos_sin_cache = None
-        if not self.is_dynamic:
-            positions = torch.arange(max_length, device=as_torch_device(device))
-            inv_freq, attention_factor = inverse_frequencies(rope)
-            angles = positions.float().unsqueeze(-1) * inv_freq.to(positions.device)
-            self.cos_sin_cache = _cos_sin(angles, attention_factor, dtype)
-
-    @property
-    def is_dynamic(self) -> bool:
-        """Whether a token's rotation depends on the length of its sequence."""
-        return self._rope.rope_type == "dynamic"
+        self.cos_sin_cache, self.long_cos_sin_cache = None, None
+        positions = torch.arange(max_length, device=as_torch_device(device))
+        if rope.rope_type != "dynamic":
+            self.cos_sin_cache = _table(positions, *inverse_frequencies(rope), dtype)
+        if rope.rope_type == "longrope" and max_length > rope.fixed_length:
+            self.long_cos_sin_cache = _table(positions, *_longrope(rope, "long_factor"), dtype)
 
     def forward(self, positions: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
         """positions [T] -> [T, R]: P cosines, then P sines.
 
-        lengths: int [T], for `dynamic` only: the sequence length that sets each token's frequencies; by default the
-        length up to the token itself.
+        lengths: int [T], for ropes that depend on the length only: the sequence length that sets each token's
+        frequencies; by default the length up to the token itself.
         """
+        assert lengths is None or self._rope.depends_on_length, (
+            f"{self._rope.rope_type} rope does not depend on lengths"
+        )
+        lengths = positions + 1 if lengths is None and self._rope.depends_on_length else lengths
         if self.cos_sin_cache is not None:
-            assert lengths is None, f"{self._rope.rope_type} rope does not depend on lengths"
-            return kernels.gather_rows(self.cos_sin_cache, positions)
-        inv_freq = dynamic_frequencies(self._rope, positions + 1 if lengths is None else lengths)
+            short = kernels.gather_rows(self.cos_sin_cache, positions)
+            if self.long_cos_sin_cache is None or lengths is None:
+                return short
+            long = kernels.gather_rows(self.long_cos_sin_cache, positions)
+            return torch.where((lengths > self._rope.fixed_length).unsqueeze(-1), long, short)
+        assert lengths is not None, "a dynamic rope depends on the length"
+        inv_freq = dynamic_frequencies(self._rope, lengths)
         return _cos_sin(positions.float().unsqueeze(-1) * inv_freq, 1.0, self._dtype)
 
 
@@ -190,16 +226,32 @@ def _yarn_attention_factor(scaling: dict[str, Any], factor: float) -> float:
     return mscale(numerator) / mscale(denominator) if numerator and denominator else mscale(1.0)
 
 
+def _longrope(rope: RopeConfig, name: str = "short_factor") -> tuple[torch.Tensor, float]:
+    original, given = rope.fixed_length, rope.scaling.get("attention_factor")
+    factor = float(rope.scaling.get("factor") or rope.max_position_embeddings / original)
+    usual = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    divisors = torch.tensor(rope.scaling[name], dtype=torch.float32)
+    return 1.0 / (divisors * rope.theta ** _exponents(rope.dim)), usual if given is None else float(given)
+
+
 _FREQUENCIES: dict[str, Callable[[RopeConfig], tuple[torch.Tensor, float]]] = {
     "default": _default,
     "linear": _linear,
     "llama3": _llama3,
     "yarn": _yarn,
+    "longrope": _longrope,
 }
 
 
 def _exponents(dim: int) -> torch.Tensor:
     return torch.arange(0, dim, 2, dtype=torch.float32) / dim
+
+
+def _table(
+    positions: torch.Tensor, inv_freq: torch.Tensor, attention_factor: float, dtype: torch.dtype
+) -> torch.Tensor:
+    angles = positions.float().unsqueeze(-1) * inv_freq.to(positions.device)
+    return _cos_sin(angles, attention_factor, dtype)
 
 
 def _cos_sin(angles: torch.Tensor, attention_factor: float, dtype: torch.dtype) -> torch.Tensor:

@@ -6,6 +6,7 @@ Ragged layout of a batch of B rows with n_b new tokens each, T in all: row b is 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +23,13 @@ if TYPE_CHECKING:
     from max_ray.config import PipelineConfig
 
 IntArray = npt.NDArray[np.int64]
+
+
+@dataclass
+class RopeLengthInputs(ModelInputs):
+    """rope_lengths: int64 [T], for checkpoints whose rope depends on the sequence length (see RopeConfig)."""
+
+    rope_lengths: torch.Tensor | None = None
 
 
 class TextPipelineModel(PipelineModel):
@@ -55,11 +63,11 @@ class TextPipelineModel(PipelineModel):
 
     @classmethod
     def prefix_is_reusable(cls, pipeline_config: PipelineConfig, huggingface_config: Any) -> bool:
-        """Not where the rope of a prompt's first token depends on the prompt's length (see RopeConfig, `dynamic`)."""
-        if cls.rope_config(huggingface_config).rope_type != "dynamic":
+        """Not where the rope of a prompt's first token depends on the prompt's length (see RopeConfig)."""
+        rope = cls.rope_config(huggingface_config)
+        if not rope.depends_on_length:
             return True
-        trained: int = required(huggingface_config, "max_position_embeddings")
-        return cls.calculate_max_seq_len(pipeline_config, huggingface_config) <= trained
+        return cls.calculate_max_seq_len(pipeline_config, huggingface_config) <= rope.fixed_length
 
     def prepare_initial_token_inputs(
         self,
@@ -76,6 +84,14 @@ class TextPipelineModel(PipelineModel):
             logit_indices=self._to_device(logit_indices),
             kv_cache_inputs=kv_cache_inputs,
         )
+
+    def with_rope_lengths(self, inputs: ModelInputs, context_batch: Sequence[RunRow]) -> RopeLengthInputs:
+        """Inputs of a rope that depends on the length: a token of the prompt uses that of its whole prompt, a generated
+        one the length up to itself, which is the default of following steps."""
+        prompts = np.array([row.prompt_length for row in context_batch], dtype=np.int64)
+        counts = [len(row.active_tokens) for row in context_batch]
+        lengths = torch.maximum(inputs.positions + 1, self._to_device(np.repeat(prompts, counts)))
+        return RopeLengthInputs(**vars(inputs), rope_lengths=lengths)
 
     def prepare_next_token_inputs(self, next_tokens: torch.Tensor, prev_model_inputs: ModelInputs) -> ModelInputs:
         """See PipelineModel. Position of a row's token: its cache length, less what images before it save."""

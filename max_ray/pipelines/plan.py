@@ -210,9 +210,9 @@ def _with_exact_prefixes(
         return config
     if "enable_prefix_caching" in config.model_fields_set:
         raise ConfigError(
-            "This model's keys depend on the length of the whole prompt (rope type 'dynamic' beyond "
-            "max_position_embeddings), so no prefix can be reused: set enable_prefix_caching=False, or a smaller "
-            "max_length."
+            "This model's keys depend on the length of the whole prompt (rope type 'dynamic' or 'longrope' beyond "
+            "the length of its pre-training), so no prefix can be reused: set enable_prefix_caching=False, or a "
+            "smaller max_length."
         )
     origins["enable_prefix_caching"] = "model: its keys depend on the length of the whole prompt"
     return config.replace(enable_prefix_caching=False)

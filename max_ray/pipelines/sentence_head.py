@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from max_ray.errors import WeightsError
 from max_ray.sentence_files import DenseStage, SentenceFiles
 from max_ray.weights import open_weights
+from max_ray.weights.finite import check_finite
 
 _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "Identity": lambda x: x,
@@ -41,16 +42,19 @@ class _Dense:
 class SentenceHead:
     """All that comes after the network. Made by `load`."""
 
-    def __init__(self, pooling: tuple[str, ...], dense: list[_Dense], normalize: bool) -> None:
+    def __init__(
+        self, pooling: tuple[str, ...], dense: list[_Dense], normalize: bool, truncate_dim: int | None = None
+    ) -> None:
         self._pooling = pooling
         self._dense = dense
         self._normalize = normalize
+        self._truncate_dim = truncate_dim
 
     @classmethod
     def load(cls, files: SentenceFiles, model_dir: Path, device: torch.device) -> SentenceHead:
         """Raises WeightsError and ModelPathError where a dense stage's weights are not what its config.json says."""
         dense = [_load_dense(stage, model_dir / stage.folder, device) for stage in files.dense]
-        return cls(files.pooling, dense, files.normalize)
+        return cls(files.pooling, dense, files.normalize, files.truncate_dim)
 
     def __call__(self, hidden: torch.Tensor, indptr: torch.Tensor) -> torch.Tensor:
         """hidden [T, D], indptr int64 [B + 1] -> float32 [B, embedding size]."""
@@ -58,7 +62,8 @@ class SentenceHead:
         pooled = torch.cat([POOLINGS[mode](hidden, indptr) for mode in self._pooling], dim=-1)
         for stage in self._dense:
             pooled = stage(pooled)
-        return F.normalize(pooled, dim=-1) if self._normalize else pooled
+        pooled = F.normalize(pooled, dim=-1) if self._normalize else pooled
+        return pooled[:, : self._truncate_dim]
 
 
 def _load_dense(stage: DenseStage, folder: Path, device: torch.device) -> _Dense:
@@ -70,6 +75,8 @@ def _load_dense(stage: DenseStage, folder: Path, device: torch.device) -> _Dense
         found = {name: tuple(source.shape(name)) for name in source.names()}
         raise WeightsError(f"{folder} should hold the weights {shapes} and holds {found}. Is its config.json its own?")
     tensors = [source.get(name).float().to(device) for name in shapes]
+    for name, tensor in zip(shapes, tensors, strict=True):
+        check_finite(name, tensor)
     return _Dense(tensors[0], tensors[1] if stage.bias else None, stage.activation)
 
 

@@ -28,8 +28,8 @@ def choose_task(
     origins: dict[str, str],
 ) -> PipelineTask:
     """`wanted`, the configuration's, or what the model is made for: embeddings where its family does nothing else, or
-    does both and the folder has the files of a sentence-transformers model. Raises ConfigError where the first two
-    differ."""
+    where the folder has the files of a sentence-transformers model and its family does both, or config.json names the
+    network without a head. Raises ConfigError where the first two differ."""
     if wanted is not None and config.task not in (None, wanted):
         raise ConfigError(
             f"The setting task is {config.task.value if config.task else None}, and this use of the model is for "
@@ -44,7 +44,16 @@ def choose_task(
     if _EMBEDDINGS in tasks and _TEXT in tasks:
         origins["task"] = "model: modules.json" if has_sentence_files(model_dir) else "default of the architecture"
         return _EMBEDDINGS if has_sentence_files(model_dir) else _TEXT
+    if tasks and _is_without_head(name) and has_sentence_files(model_dir):
+        origins["task"] = "model: modules.json"
+        return _EMBEDDINGS
     return _EMBEDDINGS if _EMBEDDINGS in tasks else _TEXT
+
+
+def _is_without_head(name: str | HuggingFaceConfig) -> bool:
+    """Whether config.json names classes, and none that a family has: those of base classes."""
+    names = [] if isinstance(name, str) else name.architecture_names
+    return bool(names) and not any(PIPELINE_REGISTRY.records_of(each) for each in names)
 
 
 def sentence_files(architecture: SupportedArchitecture, model_dir: Path) -> SentenceFiles | None:

@@ -83,7 +83,7 @@ def checked_checkpoint(
     source = open_checkpoint(model_path, weights_format, hf_config, encoding)
     adapter = architecture.weight_adapters.get(weights_format)
     name_map = None if adapter is None else adapter(hf_config)
-    own = _own_names(source, name_map)
+    own = _own_names(source, name_map, hf_config.text_part.get("num_hidden_layers"))
     if isinstance(name_map, NameMap) and (problems := list(_misfits(source, name_map, own, hf_config.text_part))):
         raise mismatch(problems)
     return source, own
@@ -117,15 +117,25 @@ def _ranges(numbers: set[int]) -> str:
     return " and ".join(f"{a} to {b}" if a < b else str(a) for a, b in zip(starts, stops, strict=True))
 
 
-def _own_names(source: WeightSource, name_map: object) -> dict[str, OwnName]:
-    """Checkpoint tensor -> own name of every tensor that is loaded; with no table, its own. Raises WeightsError for
-    tensors that the table does not know."""
+def _own_names(source: WeightSource, name_map: object, num_layers: object) -> dict[str, OwnName]:
+    """Checkpoint tensor -> own name of every tensor that is loaded; with no table, its own. Layers after the last that
+    add nothing are left out. Raises WeightsError for tensors that the table does not know."""
     if not isinstance(name_map, NameMap):
         return {name: OwnName(name) for name in source.names()}
     renaming = name_map.rename(source.names())
     if left_over := [name for name in renaming.unknown if not source.adds_nothing(name)]:
         raise mismatch([no_place_for(left_over)])
-    return {tensor: own for own, tensors in renaming.sources.items() for tensor in tensors}
+    return {
+        tensor: own
+        for own, tensors in renaming.sources.items()
+        for tensor in tensors
+        if not (_is_after_the_last(own, num_layers) and source.adds_nothing(tensor))
+    }
+
+
+def _is_after_the_last(own: OwnName, num_layers: object) -> bool:
+    match = _LAYER.match(own.parameter)
+    return match is not None and isinstance(num_layers, int) and int(match[1]) >= num_layers
 
 
 def _tensor_bytes(source: WeightSource, tensor: str, encoding: SupportedEncoding, share: float) -> int:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from max_ray.errors import ModelPathError, WeightsError
 from max_ray.gguf import lone_gguf, read_gguf
 from max_ray.interfaces.encoding import WeightsFormat
+from max_ray.weights.gguf_fused_experts import FusedExpertsGguf
+from max_ray.weights.gguf_latent import LatentGguf
 from max_ray.weights.gguf_source import GgufSource
 from max_ray.weights.safetensors_header import TensorEntry, read_header
 from max_ray.weights.source import WeightSource, no_such_tensor
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
 _SINGLE_FILE = "model.safetensors"
 _INDEX_FILE = "model.safetensors.index.json"
 _SHARD_NAME = re.compile(r"(?P<stem>.+)-\d+-of-(?P<total>\d+)\.safetensors")
+_OF_GGUF = {"deepseek2": LatentGguf, "gpt-oss": FusedExpertsGguf}
+_LAYER = re.compile(r".*layers\.\d+\.")
+_PREDICTOR = re.compile(r"(?P<layer>.*layers\.\d+\.)eh_proj\..*")
+_PREDICTORS = re.compile(r"(model\.)?mtp(_layers)?\..*")
 _PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt"}
 
 
@@ -41,7 +47,9 @@ def open_weights(
     if not path.exists():
         raise ModelPathError(f"{path} does not exist. Give the folder of a checkpoint, a .safetensors or .gguf file.")
     if format is WeightsFormat.gguf or path.suffix == ".gguf":
-        return GgufSource(read_gguf(_gguf_file(path)), keep_quantized=keep_quantized)
+        file = read_gguf(_gguf_file(path))
+        kind = _OF_GGUF.get(str(file.metadata.get("general.architecture")), GgufSource)
+        return kind(file, keep_quantized=keep_quantized)
     if path.is_file():
         return _open_file(path)
     if (path / _SINGLE_FILE).is_file():
@@ -61,6 +69,7 @@ class SafetensorsSource(WeightSource):
     def __init__(self, files: Iterable[Path]) -> None:
         """Raises WeightsError for a damaged file, or a tensor that two files have."""
         self._entries: dict[str, TensorEntry] = {}
+        self._predictors: frozenset[str] | None = None
         for file in files:
             for name, entry in read_header(file).items():
                 if name in self._entries:
@@ -112,6 +121,15 @@ class SafetensorsSource(WeightSource):
     def file_entry(self, name: str) -> TensorEntry:
         return self._entry(name)
 
+    def adds_nothing(self, name: str) -> bool:
+        """Of layers that predict tokens further ahead than the next one: they come after all others, and what they give
+        changes nothing in the next token. DeepSeek's and GLM's have an `eh_proj`."""
+        if self._predictors is None:
+            found = (_PREDICTOR.fullmatch(other) for other in self._entries)
+            self._predictors = frozenset(match["layer"] for match in found if match)
+        layer = _LAYER.match(name)
+        return (layer is not None and layer[0] in self._predictors) or _PREDICTORS.fullmatch(name) is not None
+
     def _entry(self, name: str) -> TensorEntry:
         if name not in self._entries:
             raise no_such_tensor(name, self._entries)
@@ -148,11 +166,17 @@ def _read_weight_map(index: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise WeightsError(f"{index}: weight_map is not a table of tensor names and files.")
     for name, shard in weight_map.items():
-        if not isinstance(shard, str) or Path(shard).name != shard:
-            raise WeightsError(f"{index} places tensor {name!r} in {shard!r}, which is not a file name.")
+        if not isinstance(shard, str) or not _is_below(shard):
+            raise WeightsError(f"{index} places tensor {name!r} in {shard!r}, which is no file of its folder.")
         if not (index.parent / shard).is_file():
             raise WeightsError(f"{index} names {shard} (for tensor {name!r}), but there is no such file beside it.")
     return weight_map
+
+
+def _is_below(shard: str) -> bool:
+    """Whether a name leads to a file of the folder itself or of one in it."""
+    path = PurePosixPath(shard)
+    return bool(path.name) and not path.is_absolute() and ".." not in path.parts and "\\" not in shard
 
 
 def _check_all_shards_present(folder: Path, files: list[Path]) -> None:

@@ -4,6 +4,7 @@
 |--------------|---------|-------------------------------------------------------------------------------------------|
 | Q5_0, IQ4_NL | q8_0    | nothing: their codes are whole numbers below 128, with a scale for each group of 32       |
 | IQ4_XS       | q8_0    | the scale of a group is rounded to float16                                                |
+| MXFP4        | q8_0    | nothing, but for a group whose numbers are all below 2^-20                                |
 | Q3_K         | q6_k    | nothing: the same scales of groups of 16                                                  |
 | Q4_1, Q5_1   | q8_0    | a number is rounded to 8 bits, as q8_0 does it: offsets have no place there               |
 | Q2_K         | q8_0    | the same                                                                                  |
@@ -14,6 +15,7 @@ Layouts (ggml-common.h; d, m: float16):
 Q4_1    d | m | 16 bytes: element i low nibble, element i + 16 high
 Q5_0    d | 32 high bits | 16 bytes as in Q4_1          Q5_1    d | m | 32 high bits | 16 bytes
 IQ4_NL  d | 16 bytes as in Q4_1, into a table           IQ4_XS  d | 16 high bit pairs of 8 scales | 4 bytes low | 8 x 16
+MXFP4   scale, a power of two, 128 more | 16 bytes as in Q4_1, into a table of twice the numbers of an e2m1 float
 Q2_K    16 scales and mins of 4 bits | 2 halves of 32 bytes, pair j of byte i: element 32 j + i | d | m
 Q3_K    32 bytes of high bits, bit 4 half + j | 2 halves as in Q2_K | 16 scales of 6 bits | d
 """
@@ -28,6 +30,7 @@ import torch
 from max_ray.weights.quantize import quantize
 from max_ray.weights.quantized import MIDDLE_OF_SIX_BITS, QuantizedRows
 
+_MXFP4_TABLE = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 _IQ4_TABLE = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 
 
@@ -114,14 +117,20 @@ def _q5_0(blocks: torch.Tensor) -> QuantizedRows:
     return QuantizedRows("q8_0", 32, _five_bits(blocks, 2).to(torch.int8).flatten(1) - 16, half(blocks, 0))
 
 
-def _looked_up(packed: torch.Tensor) -> torch.Tensor:
+def _looked_up(packed: torch.Tensor, numbers: tuple[int, ...] = _IQ4_TABLE) -> torch.Tensor:
     """[R, n, bytes of groups of 32] -> int8 [R, K]."""
-    table = torch.tensor(_IQ4_TABLE, dtype=torch.int8)
+    table = torch.tensor(numbers, dtype=torch.int8)
     return table[nibbles(torch.unflatten(packed, -1, (-1, 16))).long()].flatten(1)
 
 
 def _iq4_nl(blocks: torch.Tensor) -> QuantizedRows:
     return QuantizedRows("q8_0", 32, _looked_up(blocks[..., 2:]), half(blocks, 0))
+
+
+def _mxfp4(blocks: torch.Tensor) -> QuantizedRows:
+    exponents = blocks[..., 0].int() - 128
+    scales = torch.ldexp(torch.ones(exponents.shape), exponents)
+    return QuantizedRows("q8_0", 32, _looked_up(blocks[..., 1:], _MXFP4_TABLE), scales)
 
 
 def _iq4_xs(blocks: torch.Tensor) -> QuantizedRows:
@@ -136,6 +145,7 @@ _EXACT: dict[str, Callable[[torch.Tensor], QuantizedRows]] = {
     "Q5_0": _q5_0,
     "IQ4_NL": _iq4_nl,
     "IQ4_XS": _iq4_xs,
+    "MXFP4": _mxfp4,
     "Q3_K": _q3_k,
 }
 _AFFINE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {

@@ -166,16 +166,23 @@ def _not_finite(tensor: GgufTensor) -> WeightsError:
 
 
 def _experts_apart(tensors: Mapping[str, GgufTensor]) -> Iterator[tuple[str, GgufTensor]]:
-    """The experts of a layer, stacked in one tensor of three axes, as matrices with a number in their names:
+    """All tensors; the experts of a layer, stacked in one of three axes, as matrices with a number in their names:
     blk.0.ffn_up_exps.weight as blk.0.ffn_up_exps.0.weight and so on."""
     for name, tensor in tensors.items():
         if not name.endswith("_exps.weight") or len(tensor.shape) != 3:
-            yield name, tensor
+            yield name, _heads_side_by_side(tensor)
             continue
         size, stem = tensor.nbytes // max(1, tensor.shape[0]), name.removesuffix("weight")
         for i in range(tensor.shape[0]):
             expert = f"{stem}{i}.weight"
             yield expert, replace(tensor, name=expert, shape=tensor.shape[1:], offset=tensor.offset + i * size)
+
+
+def _heads_side_by_side(tensor: GgufTensor) -> GgufTensor:
+    """The up-projections of latent attention, a matrix for each head, as one matrix of all rows."""
+    if len(tensor.shape) != 3 or not tensor.name.endswith(("attn_k_b.weight", "attn_v_b.weight")):
+        return tensor
+    return replace(tensor, shape=(tensor.shape[0] * tensor.shape[1], tensor.shape[2]))
 
 
 def _plain_entry(tensor: GgufTensor) -> TensorEntry:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from max_ray.errors import WeightsError
+from max_ray.weights.finite import check_finite
 from max_ray.weights.mapping import MAX_NAMED, NameMap, OwnName, Renaming, listed, mismatch, no_place_for
 from max_ray.weights.parameter import PartSpec, ShardedParameter, StoredPart
 from max_ray.weights.progress import LoadProgress
@@ -39,8 +40,8 @@ def load_weights(
     that has no memory yet gets it just before it is filled.
 
     Raises WeightsError, before any parameter is touched, when tensors are missing or left over, two tensors lead to
-    the same part, or a shape or kind of dtype is not what the network wants. (A file found damaged while it is read
-    raises too, with the parameters in any state.)
+    the same part, or a shape or kind of dtype is not what the network wants. (A file found damaged while it is read, or
+    a number that is not finite, raises too, with the parameters in any state.)
     """
     parameters = _by_name(module_parameters)
     renaming = name_map.rename(source.names())
@@ -147,8 +148,10 @@ def _fill_part(parameter: ShardedParameter, spec: PartSpec, source: WeightSource
     cut = (0, 0, whole) if spec.axis is None else (spec.axis, spec.start, spec.stop)
     entry = source.file_entry(tensor) if spec.local_shape == target.shape else None
     if entry is not None and read_slice_into(entry, *cut, target):
+        check_finite(tensor, target)
         return target.nbytes
     piece = source.get_slice(tensor, *cut)
     assert target.shape == piece.shape, f"{tensor}: {list(piece.shape)} does not fit {list(target.shape)}"
     target.copy_(piece)
+    check_finite(tensor, target)
     return piece.nbytes

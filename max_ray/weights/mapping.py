@@ -78,6 +78,12 @@ class NameMap:
         return _translate(self._to_checkpoint, str(own))[1]
 
 
+def with_bare_names(table: Sequence[tuple[str, str | None]], prefix: str = "model.") -> list[tuple[str, str | None]]:
+    """A table whose checkpoint patterns stand bare as well as behind `prefix`: a network that was saved without the
+    class around it has bare names."""
+    return [*table, *((theirs.removeprefix(prefix), own) for theirs, own in table if theirs.startswith(prefix))]
+
+
 def mismatch(problems: Sequence[str]) -> WeightsError:
     return WeightsError(f"Checkpoint and network do not match: {'; '.join(problems)}. Is config.json its own?")
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 
 from max_ray.errors import ParallelismError
+from max_ray.weights.finite import check_finite
 from max_ray.weights.quantized import MIDDLE_OF_SIX_BITS, SUPER_GROUP, QuantizedRows
 from max_ray.weights.safetensors_header import TensorEntry
 from max_ray.weights.source import WeightSource
@@ -56,9 +57,13 @@ class QuantizingSource(WeightSource):
                 f"through one of its {self.shape(name)[1] // group}: choose another tensor_parallel_size or encoding."
             )
 
+    def adds_nothing(self, name: str) -> bool:
+        return self._source.adds_nothing(name)
+
     def get_quantized(self, name: str, rows: range, columns: range) -> QuantizedRows:
         self.check_columns(name, columns)
         data = self._source.get_slice(name, 0, rows.start, rows.stop)[:, columns.start : columns.stop]
+        check_finite(name, data)
         return quantize(self._encoding, data.float())
 
 

@@ -101,6 +101,8 @@ class QuantizedCheckpoint(WeightSource):
         return self._scheme.method if self._keep_quantized and name in self._packed else ""
 
     def adds_nothing(self, name: str) -> bool:
+        if self._source.adds_nothing(name):
+            return True
         is_bias = f"{name.removesuffix('.bias')}.weight" in self._packed and name.endswith(".bias")
         return is_bias and not bool(self._source.get(name).any())
 

@@ -175,9 +175,8 @@ def test_bidirectional_attention_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_rope_that_depends_on_the_batch_limits_the_length(tmp_path: Path) -> None:
-    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
-    rope |= {"original_max_position_embeddings": 32, "factor": 4.0, "partial_rotary_factor": 1.0}
-    path = folder_of(tmp_path, "Phi3ForCausalLM", rope_parameters=rope, original_max_position_embeddings=32)
+    rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32}
+    path = folder_of(tmp_path, "GraniteForCausalLM", rope_parameters=rope)
     model = TransformersAdapterModel
     huggingface_config = load_huggingface_config(path)
     assert model.calculate_max_seq_len(config_of(path), huggingface_config) == 32

@@ -14,7 +14,7 @@ from architectures.modern_bert.model_config import ModernBertConfig
 from max_ray.config import PipelineConfig
 from max_ray.conformance.suite import Suite
 from max_ray.distributed import TPGroup
-from max_ray.errors import ConfigError, MaxRayError, ParallelismError, WeightsError
+from max_ray.errors import ConfigError, MaxRayError, ModelPathError, ParallelismError, WeightsError
 from max_ray.huggingface import HuggingFaceConfig, load_huggingface_config
 from max_ray.interfaces import SupportedEncoding
 from max_ray.pipelines.kv_storage import KVStorage
@@ -23,13 +23,13 @@ from max_ray.registry import PIPELINE_REGISTRY
 from tests.architectures.families import find_tiny, make_tiny, tiny_config
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
-    ("Qwen2", {"hidden_act": "gelu"}, "hidden_act='gelu'"),
+    ("Qwen2", {"hidden_act": "relu2"}, "hidden_act='relu2'"),
     ("Qwen3", {"num_hidden_layers": None}, "no 'num_hidden_layers'"),
     ("Qwen3", {"layer_types": ["sliding_attention"] * 3}, "sliding_window is None"),
     ("Ministral", {"layer_types": ["full_attention"] * 2}, "names 2 layers, num_hidden_layers is 3"),
     ("Ministral", {"layer_types": ["chunked_attention"] * 3}, "'chunked_attention'"),
-    ("Mistral", {"hidden_act": "relu"}, "hidden_act='relu'"),
-    ("Gemma 3", {"hidden_activation": "silu"}, "hidden_activation='silu'"),
+    ("Mistral", {"hidden_act": "tanh"}, "hidden_act='tanh'"),
+    ("Gemma 3", {"hidden_activation": "mish"}, "hidden_activation='mish'"),
     ("Gemma 3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping=50.0"),
     ("Gemma 3", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
     ("Mixtral", {"num_local_experts": None}, "no 'num_local_experts'"),
@@ -60,6 +60,12 @@ NOT_CUT: list[tuple[str, dict[str, Any], int, str]] = [
 ]
 
 
+OF_WHOLE_HEADS = [
+    *("Llama 3", "Qwen2", "Qwen3", "Mistral", "Ministral", "Gemma 3", "Mixtral", "Qwen3 MoE", "gpt-oss"),
+    *("DeepSeek V2", "DeepSeek V3"),
+]
+
+
 def config_folder(path: Path, name: str, changes: dict[str, Any]) -> Path:
     """A folder with config.json and nothing else."""
     values = tiny_config(find_tiny(name)).to_dict()
@@ -72,6 +78,25 @@ def config_folder(path: Path, name: str, changes: dict[str, Any]) -> Path:
 def test_a_config_that_the_family_lacks(tmp_path: Path, name: str, changes: dict[str, Any], message: str) -> None:
     config = PipelineConfig(model_path=str(config_folder(tmp_path, name, changes)), devices="cpu")
     with pytest.raises(ConfigError, match=message):
+        resolve_plan(config)
+
+
+@pytest.mark.parametrize("name", OF_WHOLE_HEADS)
+def test_heads_that_are_turned_in_part(tmp_path: Path, name: str) -> None:
+    """transformers has no `partial_rotary_factor` in these classes: it turns whole heads, or fails."""
+    config = PipelineConfig(
+        model_path=str(config_folder(tmp_path, name, {"partial_rotary_factor": 0.5})), devices="cpu"
+    )
+    with pytest.raises(ConfigError, match=r"partial_rotary_factor=0\.5"):
+        resolve_plan(config)
+    file = config_folder(tmp_path, name, {"partial_rotary_factor": 1.0}) / "config.json"
+    with pytest.raises(ModelPathError, match="has no weights"):
+        resolve_plan(config)
+    values = json.loads(file.read_text())
+    nested = values.get("rope_parameters") or {}
+    nested.get("full_attention", nested)["partial_rotary_factor"] = 0.25
+    file.write_text(json.dumps({**values, "rope_parameters": nested}))
+    with pytest.raises(ConfigError, match=r"partial_rotary_factor=0\.25"):
         resolve_plan(config)
 
 

@@ -181,7 +181,7 @@ def test_fused_experts_of_another_shape_are_named(lab_of: LabOf) -> None:
         ("vision_config", {"num_heads": 5}, "5 vision heads"),
         ("vision_config", {"deepstack_visual_indexes": [0, 3]}, "deepstack_visual_indexes"),
         ("vision_config", {"deepstack_visual_indexes": [0, 1, 2, 2]}, "deepstack_visual_indexes"),
-        ("text_config", {"hidden_act": "gelu"}, "hidden_act='gelu'"),
+        ("text_config", {"hidden_act": "tanh"}, "hidden_act='tanh'"),
         ("text_config", {"rope_parameters": {"mrope_section": [4, 2, 2], "mrope_interleaved": False}}, "interleaved"),
         ("text_config", {"rope_parameters": {"mrope_section": [4, 4]}}, "three numbers"),
         ("text_config", None, "no 'text_config'"),

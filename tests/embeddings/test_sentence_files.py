@@ -181,3 +181,20 @@ def test_the_plan_has_no_cache(tiny_bert: Path) -> None:
     assert (plan.num_blocks, plan.memory.kv_cache, plan.memory.shortage) == (0, 0, 0)
     assert plan.memory.requests_at_once(64) == plan.max_batch_size
     assert "none: a text is embedded in one step" in plan.memory.text()
+
+
+@pytest.mark.parametrize(("dim", "kept"), [(5, 5), (32, 32), (900, 32)])
+def test_vectors_that_are_cut(dim: int, kept: int, tmp_path: Path) -> None:
+    """sentence-transformers keeps the first numbers of the vector at the end, and does not scale it again."""
+    folder = make_encoder(tmp_path / "model", "bert")
+    whole = embed_in_process(folder, ["a text", "another one"])
+    write_json(folder / "config_sentence_transformers.json", {"truncate_dim": dim})
+    np.testing.assert_array_equal(embed_in_process(folder, ["a text", "another one"]), whole[:, :kept])
+    assert resolve_plan(PipelineConfig(model_path=str(folder))).embedding_size == kept
+
+
+def test_a_cut_that_is_no_number(tmp_path: Path) -> None:
+    folder = make_encoder(tmp_path / "model", "bert")
+    write_json(folder / "config_sentence_transformers.json", {"truncate_dim": 0})
+    with pytest.raises(ConfigError, match="truncate_dim must be a positive integer, not 0"):
+        resolve_plan(PipelineConfig(model_path=str(folder)))

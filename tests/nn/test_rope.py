@@ -110,6 +110,27 @@ def test_dynamic_decodes_as_hugging_face_token_by_token() -> None:
         )
 
 
+@pytest.mark.parametrize("length", [1, 31, 32, 33, 100])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_longrope_follows_the_length_of_the_sequence(length: int, dtype: torch.dtype) -> None:
+    """A whole prompt of `length`, alone, then a token behind it."""
+    scaling = {
+        "rope_type": "longrope",
+        "short_factor": [1.0 + 0.1 * i for i in range(8)],
+        "long_factor": [1.0 + i for i in range(8)],
+        "original_max_position_embeddings": 32,
+    }
+    positions, rotary = torch.arange(length), ours({"rope_parameters": scaling}, dtype=dtype)
+    tolerance = 2e-5 if dtype == torch.float32 else 8e-3
+    for at, lengths in ((positions, torch.full((length,), length)), (torch.tensor([length]), None)):
+        theirs = their_cos_sin(scaling, at, dtype)
+        torch.testing.assert_close(rotary(at, lengths), theirs, atol=tolerance, rtol=tolerance)
+    rope = RopeConfig.from_huggingface(
+        HuggingFaceConfig({"rope_parameters": scaling, "max_position_embeddings": MAX_POSITIONS}), HEAD_DIM
+    )
+    assert (rope.max_supported_length, rope.fixed_length) == (MAX_POSITIONS, 32)
+
+
 def test_dynamic_rows_do_not_touch_each_other() -> None:
     rope = RopeConfig(HEAD_DIM, 10_000.0, MAX_POSITIONS, "dynamic", {"factor": 2.0})
     together = dynamic_frequencies(rope, torch.tensor([10, 100, 64, 200]))
@@ -145,9 +166,16 @@ def test_supported_length(config: dict[str, Any], length: int) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"rope_scaling": {"type": "spiral"}}, "rope_type 'spiral'; supported are default, dynamic, linear"),
+        (
+            {"rope_scaling": {"type": "spiral"}},
+            "rope_type 'spiral'; supported are default, dynamic, linear, llama3, longrope",
+        ),
         ({"rope_scaling": {"type": "linear"}}, "type 'linear' lack factor"),
         ({"rope_parameters": {"rope_type": "llama3", "factor": 2}}, "lack low_freq_factor, high_freq_factor"),
+        (
+            {"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}},
+            "short_factor must have 8 numbers",
+        ),
         ({"partial_rotary_factor": 0.06}, "cannot rotate heads of size 0"),
     ],
 )

@@ -23,7 +23,7 @@ from max_ray.weights.quantize import quantize
 from tests.gguf_files import write
 
 TYPES = ["F32", "F16", "BF16", "Q4_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K"]
-OTHER_TYPES = ["Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "IQ4_NL", "IQ4_XS"]
+OTHER_TYPES = ["Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "IQ4_NL", "IQ4_XS", "MXFP4"]
 """Kept in another encoding. As random blocks: the `gguf` package cannot write all of them."""
 SCALES_AT = {"Q4_1": (0, 2), "Q5_1": (0, 2), "Q2_K": (80, 82), "Q3_K": (108,)}
 ROWS, COLUMNS = 24, 512
@@ -33,6 +33,9 @@ def random_blocks(kind: str) -> torch.Tensor:
     """uint8 [ROWS, bytes a row], with scales between 0.01 and 0.02."""
     size, nbytes = gguf.GGML_QUANT_SIZES[Type[kind]]
     blocks = torch.randint(0, 256, (ROWS, COLUMNS // size, nbytes), dtype=torch.uint8)
+    if kind == "MXFP4":  # a power of two in a byte
+        blocks[..., 0] = torch.randint(118, 124, (ROWS, COLUMNS // size), dtype=torch.uint8)
+        return blocks.flatten(1)
     for at in SCALES_AT.get(kind, (0,)):
         scales = (torch.rand(ROWS, COLUMNS // size, 1) * 0.01 + 0.01).half()
         blocks[..., at : at + 2] = scales.view(torch.uint8)
@@ -69,7 +72,7 @@ def test_types_without_a_kernel_are_kept_in_an_encoding_that_has_one(every_type:
     assert source.quantization(kind) == rows.kind == ("q6_k" if kind == "Q3_K" else "q8_0")
     assert rows.scales.dtype in (torch.float16, torch.int8)
     step = exact.unflatten(-1, (-1, 32)).abs().amax(-1, keepdim=True).expand(-1, -1, 32).flatten(1) / 127
-    most = {"Q5_0": 0.0, "IQ4_NL": 0.0, "Q3_K": 0.0, "IQ4_XS": 0.07}.get(kind, 0.57)  # of a step of q8_0
+    most = {"Q5_0": 0.0, "MXFP4": 0.0, "IQ4_NL": 0.0, "Q3_K": 0.0, "IQ4_XS": 0.07}.get(kind, 0.57)  # of a step of q8_0
     assert ((rows.dequantize() - exact).abs() <= most * step + 1e-7).all()
     part = StoredPart(source, kind, range(3, 20), range(256, 512), rows.kind)
     matrix, _ = pack([part], 0, torch.device("cpu"))
@@ -231,4 +234,12 @@ def test_a_folder_with_several_models(tmp_path: Path) -> None:
     assert resolve_model_path(tmp_path) == one
     write(tmp_path / "other.gguf", {"a": ("F32", torch.ones(2, 2))})
     with pytest.raises(ModelPathError, match=r"several GGUF files \(m.gguf, other.gguf\)"):
+        resolve_model_path(tmp_path)
+
+
+def test_a_folder_with_later_parts_only(tmp_path: Path) -> None:
+    from max_ray.huggingface import resolve_model_path
+
+    write(tmp_path / "m-00002-of-00003.gguf", {"a": ("F32", torch.ones(2, 2))})
+    with pytest.raises(ModelPathError, match=r"a part of a model, and not the first, m-00001-of-00003\.gguf"):
         resolve_model_path(tmp_path)
