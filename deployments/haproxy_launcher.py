@@ -29,11 +29,14 @@ _OWN_ERROR_FILES = re.compile(r"^[ \t]*errorfile .*\n", re.MULTILINE)
 _NOT_FOUND = re.compile(r"^([ \t]*http-request return status 404) content-type text/plain .*$", re.MULTILINE)
 _LOOPBACK_HOST = r"'^(localhost|ip6-localhost|127(\.[0-9]{1,3}){3}|\[::1\])\.?$'"  # quoted: one word of HAProxy's
 
+_METHODS = "GET HEAD POST PUT PATCH DELETE OPTIONS TRACE CONNECT"
+
 _TRY_AGAIN = "Try again in a few seconds."
 _ERRORS = {
     400: ("Bad Request", "invalid_request_error", "This is not a valid HTTP request.", None),
     403: ("Forbidden", "permission_denied", "This is not for web pages, nor under this Host.", "host_not_allowed"),
     404: ("Not Found", "invalid_request_error", "There is no such route.", "route_not_found"),
+    405: ("Method Not Allowed", "invalid_request_error", "This is no method of HTTP.", "method_not_allowed"),
     408: ("Request Timeout", "timeout", "The request did not arrive in time.", "request_timeout"),
     413: ("Content Too Large", "invalid_request_error", "The request is too large.", "request_too_large"),
     500: ("Internal Server Error", "internal_error", "The front of the server failed; its log says why.", None),
@@ -77,11 +80,13 @@ def with_error_files(configuration: str, folder: Path) -> str:
 def with_rules(configuration: str, *, is_loopback: bool) -> str:
     """The configuration with rules for what Serve's HAProxy answers itself, and without what clients may not set.
 
-    /-/routes is not there. /-/healthz is for probes: on a laptop not for web pages, which it tells that a server runs.
+    A method that is none would be passed on, and refused in plain text. /-/routes is not there. /-/healthz is for
+    probes: on a laptop not for web pages, which it tells that a server runs.
     """
     answer = "http-request return default-errorfiles status"
     rules = [
         "http-request del-header x-request-disconnect-disabled",
+        f"{answer} 405 if !{{ method {_METHODS} }}",
         f"{answer} 404 if {{ path -i -m beg /-/routes }}",
         f"{answer} 403 if {{ path -i /-/healthz }} {{ req.hdr(origin) -m found }}",
         f"{answer} 403 if {{ path -i /-/healthz }} {{ req.hdr(sec-fetch-site) -m found }}",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,14 +29,17 @@ CONTENT_TYPES = (
     *("multipart/form-data", "application/x-www-form-urlencoded", "application/vnd.api+json", "nonsense", "a" * 300),
 )
 
+_TARGET = re.compile(r"(http://127\.0\.0\.1)?/[A-Za-z0-9._~:/?\[\]@!$&'()*+,;=%-]*")  # RFC 9112, 3.2
+
 
 @dataclass
 class Malformed:
-    """One request. `has_body_in_answer` is False for HEAD."""
+    """One request. `has_body_in_answer` is False for HEAD. `is_http`: a parser of HTTP may take it."""
 
     data: bytes
     note: str
     has_body_in_answer: bool = True
+    is_http: bool = True
 
 
 @dataclass
@@ -106,7 +110,7 @@ class Generator:
             place = self._random.choice(inner)
         if isinstance(place, list):
             place[self._random.randrange(len(place))] = self._junk()
-        elif self._random.random() < 0.2:
+        elif place and self._random.random() < 0.2:
             place.pop(self._random.choice(list(place)))
         else:
             names = FIELDS if place is body else ("role", "content", "type", "text", "image_url", "name", *FIELDS[-4:])
@@ -173,7 +177,8 @@ class Generator:
         request = Request(rng.choice(METHODS), path, [("Host", "127.0.0.1"), *self._headers])
         if request.method in ("POST", "PUT", "PATCH") or rng.random() < 0.1:
             request = self._post(path, json.dumps(self.valid_body(POST_ROUTES[0])).encode(), request.method)
-        return Malformed(request.encode(), f"{request.method} {path[:80]}", request.method != "HEAD")
+        is_http = _TARGET.fullmatch(path) is not None or (path, request.method) == ("*", "OPTIONS")
+        return Malformed(request.encode(), f"{request.method} {path[:80]}", request.method != "HEAD", is_http)
 
     # Headers.
 
@@ -217,7 +222,8 @@ class Generator:
         request.headers.append((name, value))
         if rng.random() < 0.2:
             request.version = "HTTP/1.0"
-        return Malformed(request.encode(), f"{route} {name}: {value[:60]}")
+        has_one_host = sum(header[0] == "Host" for header in request.headers) == 1
+        return Malformed(request.encode(), f"{route} {name}: {value[:60]}", is_http=has_one_host)
 
     # Broken HTTP.
 
@@ -244,10 +250,9 @@ class Generator:
                 lambda: good.replace(b"\r\n", b"\n", 3),
                 lambda: rng.randbytes(rng.randrange(1, 200)) + b"\r\n\r\n",
                 lambda: b"\r\n\r\n" + rng.randbytes(10) + b"\r\n\r\n",
-                lambda: b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
             ]
         )()
-        return Malformed(bad, f"broken {bad[:80]!r}")
+        return Malformed(bad, f"broken {bad[:80]!r}", is_http=False)
 
     def _post(self, path: str, body: bytes, method: str = "POST") -> Request:
         headers = [("Host", "127.0.0.1"), *self._headers, ("Content-Type", "application/json")]

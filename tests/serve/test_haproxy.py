@@ -140,6 +140,12 @@ def test_errors_of_haproxy_are_error_objects(tmp_path: Path, host: str) -> None:
         assert error_of(front.get("/elsewhere"), 404)["code"] == "route_not_found"
         assert error_of(front.get("/-/routes"), 404)["code"] == "route_not_found"
         assert httpx.head(f"http://127.0.0.1:{front.port}/-/routes").status_code == 404
+        for method in (b"post", b"Get", b"QUERY", b"X"):  # uvicorn refuses them in plain text
+            with socket.create_connection(("127.0.0.1", front.port)) as client:
+                client.sendall(method + b" /v1/models HTTP/1.0\r\n\r\n")
+                head, _, body = client.makefile("rb").read().partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 405"), head
+            assert json.loads(body)["error"]["code"] == "method_not_allowed"
         with socket.create_connection(("127.0.0.1", front.port)) as client:
             client.sendall(b"GET /v1/models HTTP/1.0\r\n\r\n")
             assert client.makefile("rb").read().endswith(b"}}")
