@@ -146,7 +146,7 @@ def _of_integers(method: str, quantization: Mapping[str, Any]) -> Scheme:
     """GPTQ's and AWQ's numbers."""
     bits, size = quantization.get("bits"), quantization.get("group_size")
     readable = _GPTQ_BITS if method == "gptq" else (4,)
-    if bits not in readable:
+    if not isinstance(bits, int) or bits not in readable:
         raise _Unread("bits", bits, f"{' and '.join(map(str, readable))} bits")
     if not isinstance(size, int) or size not in (-1, *_GROUP_SIZES):
         raise _Unread("group_size", size, f"{_readable_sizes()}, and -1 for whole rows")
@@ -160,7 +160,7 @@ def _of_integers(method: str, quantization: Mapping[str, Any]) -> Scheme:
     packing = quantization.get("checkpoint_format") or quantization.get("format") or "gptq"
     if packing not in _GPTQ_PACKINGS:
         raise _Unread("checkpoint_format", packing, " and ".join(_GPTQ_PACKINGS))
-    return Scheme("gptq", group_size, 1 if packing == "gptq" else 0, bits=int(bits))
+    return Scheme("gptq", group_size, 1 if packing == "gptq" else 0, bits=bits)
 
 
 def _of_compressed_tensors(quantization: Mapping[str, Any]) -> Schemes:
