@@ -32,6 +32,7 @@ _GEMMA: dict[str, Any] = {
     **{"max_position_embeddings": 64, "num_key_value_heads": 1, "head_dim": 16, "query_pre_attn_scalar": 24},
     **{"sliding_window": 9, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"]},
 }
+_DISTILBERT = {"max_position_embeddings": 64, "hidden_dim": 48}
 _SPREAD = 0.7
 
 
@@ -153,6 +154,32 @@ FAMILIES = {
         transformers.Gemma3TextModel,
         transformers.Gemma3TextModel,
         changes=_GEMMA,
+    ),
+    "distilbert": Family(
+        transformers.DistilBertConfig,
+        transformers.DistilBertModel,
+        transformers.DistilBertModel,
+        changes=_DISTILBERT,
+    ),
+    "distilbert with a head": Family(
+        transformers.DistilBertConfig,
+        transformers.DistilBertModel,
+        transformers.DistilBertForMaskedLM,
+        changes={**_DISTILBERT, "sinusoidal_pos_embds": True, "activation": "relu"},
+    ),
+    "nomic_bert": Family(
+        transformers.NomicBertConfig,
+        transformers.NomicBertModel,
+        transformers.NomicBertModel,
+        changes={"max_position_embeddings": 64},
+        ranks=(),
+    ),
+    "nomic_bert with a head": Family(
+        transformers.NomicBertConfig,
+        transformers.NomicBertModel,
+        transformers.NomicBertForMaskedLM,
+        changes={"max_position_embeddings": 64},
+        ranks=(),
     ),
 }
 

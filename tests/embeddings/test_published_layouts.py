@@ -31,6 +31,9 @@ def changed(folder: Path, **changes: object) -> Path:
         ("roberta", "RobertaModel"),
         ("roberta with a head", "RobertaForMaskedLM"),
         ("camembert", "CamembertModel"),
+        ("distilbert", "DistilBertModel"),
+        ("distilbert with a head", "DistilBertForMaskedLM"),
+        ("nomic_bert", "NomicBertModel"),
         ("e5-mistral", "MistralModel"),
         ("embedding gemma", "Gemma3TextModel"),
         ("gte-qwen2", "Qwen2ForCausalLM"),
@@ -101,6 +104,9 @@ def test_two_dense_stages_without_bias(tmp_path: Path) -> None:
         ("gte-qwen2", {}, {"task": "text_generation"}, "is_causal=false"),
         ("e5-mistral", {"is_causal": False}, {}, "is_causal=false"),
         ("embedding gemma", {}, {"task": "text_generation"}, "use_bidirectional_attention=True"),
+        ("nomic_bert", {"rotary_scaling_factor": 2}, {}, "rotary_scaling_factor=2"),
+        ("nomic_bert", {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, {}, "rope_type 'dynamic'"),
+        ("distilbert", {"activation": "mish"}, {}, "activation='mish'"),
         ("roberta", {"is_decoder": True}, {}, "describes a decoder"),
     ],
 )
@@ -110,3 +116,19 @@ def test_what_is_not_supported_is_said(
     folder = changed(make_encoder(tmp_path / "model", name), **changes)
     with pytest.raises(ConfigError, match=sentence):
         resolve_plan(PipelineConfig.model_validate({"model_path": str(folder), **settings}))
+
+
+def test_nomic_under_the_names_of_its_published_code(tmp_path: Path) -> None:
+    folder = make_encoder(tmp_path / "model", "nomic_bert", pooling="mean")
+    rows = random_rows([4, 64])
+    expected = reference_vectors(folder, rows, "nomic_bert")
+    config = json.loads((folder / "config.json").read_text())
+    published = {
+        **{"architectures": ["NomicBertModel"], "model_type": "nomic_bert", "n_embd": 32, "n_head": 4, "n_layer": 3},
+        **{"n_inner": 48, "layer_norm_epsilon": 1e-12, "activation_function": "swiglu", "rotary_emb_base": 1000},
+        **{"rotary_emb_fraction": 1.0, "rotary_scaling_factor": None, "qkv_proj_bias": False, "prenorm": False},
+        **{"n_positions": 8192, "max_trained_positions": 64, "type_vocab_size": 2, "causal": False},
+    }
+    write_json(folder / "config.json", {**published, "vocab_size": config["vocab_size"]})
+    assert np.abs(embed_in_process(folder, rows) - expected).max() < LIMIT
+    assert resolve_plan(PipelineConfig(model_path=str(folder))).max_length == 64
