@@ -181,7 +181,15 @@ CASES: dict[str, Callable[[Path], Made]] = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+_REPEATED = (
+    *("compression_config", "8 bits", "whole rows, said to be in act-order", "awq, whole rows", "mixed with 8 bits"),
+    *("auto-round as awq", "auto-round by its older name", "8 bits, version 2", "whole rows"),
+)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in _REPEATED else []) for name in CASES]
+)
 def test_logits_equal_those_of_what_the_checkpoint_means(name: str, tmp_path: Path) -> None:
     path, reference = CASES[name](tmp_path)
     sequences = random_tokens([9], 272)
@@ -197,7 +205,9 @@ def test_logits_equal_those_of_what_the_checkpoint_means(name: str, tmp_path: Pa
     assert planned == pytest.approx(held, rel=0.05)  # plain ones are planned in bfloat16
 
 
-@pytest.mark.parametrize("name", ["8 bits", "whole rows", "mixed with 4 bits", "auto-round"])
+@pytest.mark.parametrize(
+    "name", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("8 bits", "whole rows")), "mixed with 4 bits"]
+)
 def test_a_plain_encoding_dequantizes(name: str, tmp_path: Path) -> None:
     path, reference = CASES[name](tmp_path)
     sequences = random_tokens([9], 272)
@@ -205,7 +215,9 @@ def test_a_plain_encoding_dequantizes(name: str, tmp_path: Path) -> None:
     torch.testing.assert_close(ours, reference_logits(reference, sequences)[0], atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["8 bits", "8 bits, whole rows", "whole rows", "mixed with 4 bits"])
+@pytest.mark.parametrize(
+    "name", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("8 bits", "whole rows")), "8 bits, whole rows"]
+)
 def test_two_ranks_equal_one(name: str, tmp_path: Path) -> None:
     path, reference = CASES[name](tmp_path)
     sequences = random_tokens([9], 272)
