@@ -101,7 +101,7 @@ def _schemes(quantization: Mapping[str, Any]) -> Schemes:
 
 def _check_modelopt(quantization: Mapping[str, Any]) -> None:
     """Raises _Unread for another algorithm than fp8, in any layer."""
-    layers = quantization.get("quantized_layers") or {}
+    layers = _objects(quantization, "quantized_layers")
     algorithms = {str(layer.get("quant_algo")) for layer in layers.values()}
     if not algorithms or quantization.get("quant_algo") != "MIXED_PRECISION":
         algorithms |= {str(quantization.get("quant_algo"))}
@@ -113,9 +113,9 @@ def _of_layers(method: str, quantization: Mapping[str, Any]) -> Schemes:
     """GPTQ and AWQ. GPTQModel's `dynamic` has settings by pattern: "-:" for layers that are not quantized, "+:" or
     nothing before a pattern for others that differ."""
     default, rules = _of_integers(method, quantization), []
-    for pattern, changes in (quantization.get("dynamic") or {}).items():
+    for pattern, changes in _objects(quantization, "dynamic").items():
         if not pattern.startswith("-:"):
-            scheme = _of_integers(method, {**quantization, **(changes or {})})
+            scheme = _of_integers(method, {**quantization, **changes})
             rules.append((_compiled(pattern.removeprefix("+:")), scheme))
     return Schemes(default, tuple(rules))
 
@@ -127,13 +127,13 @@ def _of_auto_round(quantization: Mapping[str, Any]) -> Schemes:
     method = _AUTO_ROUND.get(":".join(packing.split(":")[:2]))
     if method is None:
         raise _Unread("packing_format", packing, ", ".join(_AUTO_ROUND))
-    if quantization.get("data_type", "int") != "int":
+    if (quantization.get("data_type") or "int") != "int":
         raise _Unread("data_type", quantization.get("data_type"), "int")
-    if quantization.get("act_bits", 16) < 16:
+    if (quantization.get("act_bits") or 16) < 16:
         raise _Unread("act_bits", quantization.get("act_bits"), "unquantized activations (16)")
     exact, rules = [], []
-    for name, changes in (quantization.get("extra_config") or {}).items():
-        if changes.get("bits", 4) >= 16:
+    for name, changes in _objects(quantization, "extra_config").items():
+        if (changes.get("bits") or 4) >= 16:
             continue
         scheme = _of_integers(method, {**quantization, **changes})
         exact.append((_compiled(f"{re.escape(name)}$"), scheme))
@@ -185,7 +185,7 @@ def _by_target(groups: list[tuple[str, Mapping[str, Any], Scheme]]) -> Schemes:
     patterns: list[Rule] = []
     classes: dict[Scheme, str] = {}
     for name, group, scheme in groups:
-        for target in group.get("targets") or [_EVERY_LAYER]:
+        for target in map(str, group.get("targets") or [_EVERY_LAYER]):
             if target.startswith("re:"):
                 patterns.append((_compiled(target.removeprefix("re:")), scheme))
             elif "." in target:
@@ -239,6 +239,14 @@ def _check_transforms(quantization: Mapping[str, Any]) -> None:
         places = [applied.get("location") for applied in scheme.get("apply") or []]
         if unread := [place for place in places if place not in _DONE_BEFOREHAND]:
             raise _Unread(f"transform_config: {name}", unread, f"transforms at {' and '.join(_DONE_BEFOREHAND)}")
+
+
+def _objects(quantization: Mapping[str, Any], key: str) -> dict[str, Mapping[str, Any]]:
+    """The settings by name that stand at `key`; none where it is not there. Raises _Unread for another kind."""
+    values = quantization.get(key) or {}
+    if not isinstance(values, Mapping) or not all(isinstance(value or {}, Mapping) for value in values.values()):
+        raise _Unread(key, dict(values) if isinstance(values, Mapping) else values, "an object of objects")
+    return {name: value or {} for name, value in values.items()}
 
 
 def _compiled(pattern: str) -> re.Pattern[str]:

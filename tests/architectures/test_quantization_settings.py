@@ -262,6 +262,7 @@ MIXED = {
         (lambda folder: auto_round(folder, "auto_round"), "packing_format 'auto_round'; what can be read"),
         (lambda folder: auto_round(folder, "auto_round:gptq", act_bits=8), "act_bits 8"),
         (lambda folder: auto_round(folder, "auto_round:gptq", data_type="mx_fp"), "data_type 'mx_fp'"),
+        (lambda folder: plain_gptq(folder, 4, 32, dynamic={"a": 8}), "dynamic {'a': 8}; what can be read: an object"),
         (lambda folder: plain_gptq(folder, 4, 32, dynamic={"+:(": {}}), r"the pattern '\('"),
         (
             lambda folder: beside(plain_gptq(folder, 4, 32), "quantize_config.json", {**OLD_GPTQ, "bits": 2}),

@@ -13,7 +13,6 @@ from tests.embeddings.checkpoints import FAMILIES, make_encoder, random_rows, re
 from tests.embeddings.in_process import embed_in_process
 from tests.embeddings.parity import LIMIT, are_within_limits, measure
 
-
 _REPEATED = (
     *("roberta with a head", "camembert", "qwen2 without a head", "qwen3 both ways", "gemma3 without a head"),
     *("distilbert with a head", "nomic_bert with a head"),
