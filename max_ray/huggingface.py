@@ -11,6 +11,7 @@ from typing import Any
 from max_ray.errors import ConfigError, ModelPathError, nearest
 from max_ray.gguf import huggingface_values, lone_gguf, read_gguf
 from max_ray.hub import is_repository, local_copy
+from max_ray.quantization_files import quantization_settings
 
 _COUNTS = (
     "vocab_size",
@@ -43,7 +44,7 @@ class HuggingFaceConfig(Mapping[str, Any]):
         object.__setattr__(
             self,
             "_values",
-            {k: HuggingFaceConfig(v, f"{path}: {k}") if isinstance(v, Mapping) else v for k, v in values.items()},
+            {k: _nested(v, f"{path}: {k}") for k, v in values.items()},
         )
 
     def __getattr__(self, name: str) -> Any:
@@ -77,6 +78,11 @@ class HuggingFaceConfig(Mapping[str, Any]):
         return {k: v.to_dict() if isinstance(v, HuggingFaceConfig) else v for k, v in self._values.items()}
 
     @property
+    def place(self) -> str:
+        """The file, and the key in it, for messages."""
+        return str(self._path)
+
+    @property
     def text_part(self) -> HuggingFaceConfig:
         """What describes the text model: multimodal models nest it in `text_config`, all others are it."""
         nested = self._values.get("text_config")
@@ -99,9 +105,16 @@ class HuggingFaceConfig(Mapping[str, Any]):
         return frozenset(given if isinstance(given, list) else [given])
 
 
+def _nested(value: Any, place: str) -> Any:
+    if isinstance(value, HuggingFaceConfig) or not isinstance(value, Mapping):
+        return value
+    return HuggingFaceConfig(value, place)
+
+
 def load_huggingface_config(path: str | Path) -> HuggingFaceConfig:
-    """config.json of a local model folder, or what a .gguf file says in its place. Raises ModelPathError (no such
-    file), ConfigError (not JSON, or a number that no network can have), WeightsError (a damaged .gguf file)."""
+    """config.json of a local model folder, or what a .gguf file says in its place. Settings of quantized weights that
+    lie beside it (`quantization_files`) are its `quantization_config`. Raises ModelPathError (no such file),
+    ConfigError (not JSON, or a number that no network can have), WeightsError (a damaged .gguf file)."""
     if Path(path).suffix == ".gguf":
         values = huggingface_values(read_gguf(path))
         _check_values(values, str(path))
@@ -111,6 +124,10 @@ def load_huggingface_config(path: str | Path) -> HuggingFaceConfig:
         raise ModelPathError(f"There is no config.json in {path}: give the folder of a model in Hugging Face's layout.")
     values = read_json(file)
     _check_values(values, str(file))
+    found = quantization_settings(values, Path(path), read_json)
+    values.pop("quantization_config", None)
+    if found is not None:
+        values["quantization_config"] = HuggingFaceConfig(*found)
     return HuggingFaceConfig(values, str(file))
 
 

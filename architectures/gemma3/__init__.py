@@ -1,7 +1,7 @@
-"""The Gemma 3 family, text only."""
+"""The Gemma 3 family, text only, as an embedder too."""
 
-from architectures.gemma3.arch import gemma3_arch
+from architectures.gemma3.arch import gemma3_arch, gemma3_embedder_arch
 
-ARCHITECTURES = [gemma3_arch]
+ARCHITECTURES = [gemma3_arch, gemma3_embedder_arch]
 
-__all__ = ["ARCHITECTURES", "gemma3_arch"]
+__all__ = ["ARCHITECTURES", "gemma3_arch", "gemma3_embedder_arch"]

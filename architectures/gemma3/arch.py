@@ -1,12 +1,19 @@
-"""The record of the Gemma 3 family: data only."""
+"""The records of the Gemma 3 family: data only."""
 
 from __future__ import annotations
 
-from architectures.gemma3.model import Gemma3Model
-from architectures.gemma3.weight_adapters import gguf_name_map, safetensors_name_map
-from max_ray.interfaces import PipelineTask
+from architectures.gemma3.model import Gemma3Embedder, Gemma3Model
+from architectures.gemma3.weight_adapters import embedder_name_map, gguf_name_map, safetensors_name_map
+from max_ray.interfaces import EmbeddingsContext, PipelineTask
 from max_ray.interfaces.encoding import EVERY_ENCODING
-from max_ray.pipelines.lib import RopeType, SupportedArchitecture, SupportedEncoding, TextTokenizer, WeightsFormat
+from max_ray.pipelines.lib import (
+    EmbeddingsTokenizer,
+    RopeType,
+    SupportedArchitecture,
+    SupportedEncoding,
+    TextTokenizer,
+    WeightsFormat,
+)
 
 gemma3_arch = SupportedArchitecture(
     name="Gemma3ForCausalLM",
@@ -18,6 +25,25 @@ gemma3_arch = SupportedArchitecture(
     tokenizer=TextTokenizer,
     default_weights_format=WeightsFormat.safetensors,
     weight_adapters={WeightsFormat.safetensors: safetensors_name_map, WeightsFormat.gguf: gguf_name_map},
+    rope_type=RopeType.neox,
+    multi_gpu_supported=True,
+)
+
+gemma3_embedder_arch = SupportedArchitecture(
+    name="Gemma3ForCausalLM",
+    task=PipelineTask.EMBEDDINGS_GENERATION,
+    example_repo_ids=["google/embeddinggemma-300m"],
+    default_encoding=SupportedEncoding.bfloat16,
+    supported_encodings={
+        SupportedEncoding.bfloat16: [],
+        SupportedEncoding.float16: [],
+        SupportedEncoding.float32: [],
+    },
+    pipeline_model=Gemma3Embedder,
+    tokenizer=EmbeddingsTokenizer,
+    context_type=EmbeddingsContext,
+    default_weights_format=WeightsFormat.safetensors,
+    weight_adapters={WeightsFormat.safetensors: embedder_name_map},
     rope_type=RopeType.neox,
     multi_gpu_supported=True,
 )

@@ -50,7 +50,18 @@ class Gemma3Config:
     @classmethod
     def from_huggingface(cls, config: Any) -> Gemma3Config:
         """From config.json as an attribute-style mapping. Raises ConfigError for a value that this family lacks."""
-        _refuse_unknown(config)
+        _refuse(config, "use_bidirectional_attention")
+        return cls._read(config, _number(config, "sliding_window"))
+
+    @classmethod
+    def embedder(cls, config: Any) -> Gemma3Config:
+        """The same of an embedder. Where its tokens see later ones, half of the window lies on either side."""
+        window = _number(config, "sliding_window")
+        return cls._read(config, window // 2 + 1 if config.get("use_bidirectional_attention") else window)
+
+    @classmethod
+    def _read(cls, config: Any, window: int) -> Gemma3Config:
+        _refuse(config, "attn_logit_softcapping")
         num_heads = required(config, "num_attention_heads")
         size = _number(config, "head_dim")
         return cls(
@@ -65,7 +76,7 @@ class Gemma3Config:
             activation=activation_name(config, "hidden_activation", "gelu_pytorch_tanh"),
             rope=_rope(config, SLIDING, size),
             global_rope=_rope(config, FULL, size),
-            windows=_windows(config),
+            windows=_windows(config, window),
             attention_scale=_number(config, "query_pre_attn_scalar") ** -0.5,
             attention_bias=bool(config.get("attention_bias")),
             tie_word_embeddings=bool(config.get("tie_word_embeddings", True)),
@@ -73,21 +84,20 @@ class Gemma3Config:
         )
 
 
-def _refuse_unknown(config: Any) -> None:
-    for name in ("use_bidirectional_attention", "attn_logit_softcapping"):
-        if config.get(name):
-            raise ConfigError(f"config.json: {name}={config.get(name)!r} is not supported for the Gemma 3 family.")
+def _refuse(config: Any, name: str) -> None:
+    if config.get(name):
+        raise ConfigError(f"config.json: {name}={config.get(name)!r} is not supported for the Gemma 3 family.")
 
 
 def _number(config: Any, name: str) -> int:
     return int(config.get(name) or _DEFAULTS[name])
 
 
-def _windows(config: Any) -> tuple[int | None, ...]:
+def _windows(config: Any, window: int) -> tuple[int | None, ...]:
     """Without `layer_types`, every sixth layer sees everything (or every `sliding_window_pattern`-th)."""
     num_layers, pattern = required(config, "num_hidden_layers"), _number(config, "sliding_window_pattern")
     default = [SLIDING if (layer + 1) % pattern else FULL for layer in range(num_layers)]
-    return layer_windows(layer_types(config, num_layers, default), _number(config, "sliding_window"))
+    return layer_windows(layer_types(config, num_layers, default), window)
 
 
 def _rope(config: Any, kind: str, size: int) -> RopeConfig:

@@ -26,10 +26,19 @@ _GGUF_ATTENTION = [
 def safetensors_name_map(huggingface_config: Any) -> NameMap:
     """The table for Hugging Face's names. Embedding and head are one weight unless config.json says otherwise."""
     tied = bool(huggingface_config.get("tie_word_embeddings", True))
+    return NameMap(with_bare_names(_table(None if tied else "lm_head.weight")))
+
+
+def embedder_name_map(huggingface_config: Any) -> NameMap:
+    """The same for an embedder, which has no head."""
+    return NameMap(with_bare_names(_table(None)))
+
+
+def _table(head: str | None) -> list[tuple[str, str | None]]:
     table: list[tuple[str, str | None]] = [
         ("model.embed_tokens.weight", "embed_tokens.weight"),
         ("model.norm.weight", "norm.weight"),
-        ("lm_head.weight", None if tied else "lm_head.weight"),
+        ("lm_head.weight", head),
         ("model.layers.{}.self_attn.rotary_emb.inv_freq", None),
         ("model.layers.{}.mlp.gate_proj.weight", "layers.{}.mlp.gate_up.weight:gate"),
         ("model.layers.{}.mlp.up_proj.weight", "layers.{}.mlp.gate_up.weight:up"),
@@ -40,7 +49,7 @@ def safetensors_name_map(huggingface_config: Any) -> NameMap:
     for theirs, ours, part in _ATTENTION:
         for kind in ("weight", "bias"):
             table.append((f"model.layers.{{}}.self_attn.{theirs}.{kind}", f"layers.{{}}.attention.{ours}.{kind}{part}"))
-    return NameMap(with_bare_names(table))
+    return table
 
 
 def gguf_name_map(huggingface_config: Any) -> NameMap:

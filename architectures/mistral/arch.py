@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from architectures.mistral.model import MinistralModel, MistralModel
-from architectures.mistral.weight_adapters import gguf_name_map, safetensors_name_map
-from max_ray.interfaces import PipelineTask
+from architectures.mistral.model import MinistralModel, MistralEmbedder, MistralModel
+from architectures.mistral.weight_adapters import embedder_name_map, gguf_name_map, safetensors_name_map
+from max_ray.interfaces import EmbeddingsContext, PipelineTask
 from max_ray.interfaces.encoding import EVERY_ENCODING
-from max_ray.pipelines.lib import RopeType, SupportedArchitecture, SupportedEncoding, TextTokenizer, WeightsFormat
+from max_ray.pipelines.lib import (
+    EmbeddingsTokenizer,
+    RopeType,
+    SupportedArchitecture,
+    SupportedEncoding,
+    TextTokenizer,
+    WeightsFormat,
+)
 
 mistral_arch = SupportedArchitecture(
     name="MistralForCausalLM",
@@ -32,6 +39,25 @@ ministral_arch = SupportedArchitecture(
     tokenizer=TextTokenizer,
     default_weights_format=WeightsFormat.safetensors,
     weight_adapters={WeightsFormat.safetensors: safetensors_name_map},
+    rope_type=RopeType.neox,
+    multi_gpu_supported=True,
+)
+
+mistral_embedder_arch = SupportedArchitecture(
+    name="MistralForCausalLM",
+    task=PipelineTask.EMBEDDINGS_GENERATION,
+    example_repo_ids=["intfloat/e5-mistral-7b-instruct", "Salesforce/SFR-Embedding-Mistral"],
+    default_encoding=SupportedEncoding.bfloat16,
+    supported_encodings={
+        SupportedEncoding.bfloat16: [],
+        SupportedEncoding.float16: [],
+        SupportedEncoding.float32: [],
+    },
+    pipeline_model=MistralEmbedder,
+    tokenizer=EmbeddingsTokenizer,
+    context_type=EmbeddingsContext,
+    default_weights_format=WeightsFormat.safetensors,
+    weight_adapters={WeightsFormat.safetensors: embedder_name_map},
     rope_type=RopeType.neox,
     multi_gpu_supported=True,
 )

@@ -1,4 +1,4 @@
-"""MistralModel and MinistralModel: the Mistral network as the pipeline sees it."""
+"""MistralModel, MinistralModel and MistralEmbedder: the Mistral network as the pipeline sees it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import torch
 
 from architectures.mistral.mistral import Mistral
 from architectures.mistral.model_config import MistralConfig
-from architectures.mistral.weight_adapters import safetensors_name_map
+from architectures.mistral.weight_adapters import embedder_name_map, safetensors_name_map
 from max_ray.nn import CausalLMModel
+from max_ray.nn.causal_embedder import CausalEmbedder, without_head
 
 
 class MistralModel(CausalLMModel):
@@ -31,3 +32,12 @@ class MinistralModel(MistralModel):
     @classmethod
     def config_of(cls, huggingface_config: Any) -> MistralConfig:
         return MistralConfig.ministral(huggingface_config)
+
+
+class MistralEmbedder(CausalEmbedder, MistralModel):
+    """One rank of a Mistral that makes embeddings (E5-Mistral, Wang et al. 2024)."""
+
+    weight_names = staticmethod(embedder_name_map)
+
+    def build_network(self, max_length: int, dtype: torch.dtype) -> Mistral:
+        return without_head(super().build_network(max_length, dtype))

@@ -18,10 +18,19 @@ _GGUF_ATTENTION = [
 def safetensors_name_map(huggingface_config: Any) -> NameMap:
     """The table for Hugging Face's names. A tied checkpoint may carry a copy of the embedding as its head: dropped."""
     tied = bool(huggingface_config.get("tie_word_embeddings"))
+    return NameMap(with_bare_names(_table(None if tied else "lm_head.weight")))
+
+
+def embedder_name_map(huggingface_config: Any) -> NameMap:
+    """The same for an embedder, which has no head."""
+    return NameMap(with_bare_names(_table(None)))
+
+
+def _table(head: str | None) -> list[tuple[str, str | None]]:
     table: list[tuple[str, str | None]] = [
         ("model.embed_tokens.weight", "embed_tokens.weight"),
         ("model.norm.weight", "norm.weight"),
-        ("lm_head.weight", None if tied else "lm_head.weight"),
+        ("lm_head.weight", head),
         ("model.layers.{}.input_layernorm.weight", "layers.{}.attention_norm.weight"),
         ("model.layers.{}.self_attn.rotary_emb.inv_freq", None),
         ("model.layers.{}.post_attention_layernorm.weight", "layers.{}.mlp_norm.weight"),
@@ -31,7 +40,7 @@ def safetensors_name_map(huggingface_config: Any) -> NameMap:
     ]
     for theirs, ours, part in _ATTENTION:
         table.append((f"model.layers.{{}}.self_attn.{theirs}.weight", f"layers.{{}}.attention.{ours}.weight{part}"))
-    return NameMap(with_bare_names(table))
+    return table
 
 
 def gguf_name_map(huggingface_config: Any) -> NameMap:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from architectures.qwen.model import Qwen2Model, Qwen3Embedder, Qwen3Model
+from dataclasses import replace
+
+from architectures.qwen.model import Qwen2Embedder, Qwen2Model, Qwen3Embedder, Qwen3Model
 from architectures.qwen.weight_adapters import embedder_name_map, gguf_name_map, safetensors_name_map
 from max_ray.interfaces import EmbeddingsContext, KVCacheStrategy, PipelineTask
 from max_ray.interfaces.encoding import EVERY_ENCODING
@@ -62,4 +64,11 @@ qwen3_embedder_arch = SupportedArchitecture(
     weight_adapters={WeightsFormat.safetensors: embedder_name_map},
     rope_type=RopeType.neox,
     multi_gpu_supported=True,
+)
+
+qwen2_embedder_arch = replace(
+    qwen3_embedder_arch,
+    name="Qwen2ForCausalLM",
+    example_repo_ids=["Alibaba-NLP/gte-Qwen2-1.5B-instruct", "Alibaba-NLP/gte-Qwen2-7B-instruct"],
+    pipeline_model=Qwen2Embedder,
 )

@@ -1,4 +1,4 @@
-"""Qwen2Model, Qwen3Model and Qwen3Embedder: the dense Qwen network as the pipelines see it."""
+"""Qwen2Model, Qwen3Model and their embedders: the dense Qwen network as the pipelines see it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from architectures.qwen.model_config import QwenConfig
 from architectures.qwen.qwen import Qwen
 from architectures.qwen.weight_adapters import embedder_name_map, safetensors_name_map
+from max_ray.errors import ConfigError
 from max_ray.nn import CausalLMModel
 from max_ray.nn.causal_embedder import CausalEmbedder, without_head
 
@@ -34,10 +35,25 @@ class Qwen3Model(Qwen2Model):
         return QwenConfig.qwen3(huggingface_config)
 
 
-class Qwen3Embedder(CausalEmbedder, Qwen3Model):
-    """One rank of a Qwen3 that makes embeddings (Qwen3-Embedding, Zhang et al. 2025)."""
+class Qwen2Embedder(CausalEmbedder, Qwen2Model):
+    """One rank of a Qwen2 that makes embeddings (gte-Qwen2, Li et al. 2023, whose tokens see the whole text)."""
 
     weight_names = staticmethod(embedder_name_map)
 
+    @classmethod
+    def sees_both_ways(cls, huggingface_config: Any) -> bool:
+        """As `is_causal` says."""
+        return huggingface_config.get("is_causal") is False
+
+    @classmethod
+    def check_direction(cls, huggingface_config: Any) -> None:
+        """Raises ConfigError for layers with a sliding window where tokens see later ones: nobody has said how far."""
+        if cls.sees_both_ways(huggingface_config) and any(cls.config_of(huggingface_config).windows):
+            raise ConfigError("config.json: is_causal=false together with a sliding window is not supported.")
+
     def build_network(self, max_length: int, dtype: torch.dtype) -> Qwen:
         return without_head(super().build_network(max_length, dtype))
+
+
+class Qwen3Embedder(Qwen2Embedder, Qwen3Model):
+    """One rank of a Qwen3 that makes embeddings (Qwen3-Embedding, Zhang et al. 2025)."""

@@ -1,6 +1,8 @@
-"""The record of the XLM-RoBERTa family: data only."""
+"""The records of the XLM-RoBERTa family, and of what has the same network: data only."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from architectures.xlm_roberta.model import XLMRobertaEncoder
 from architectures.xlm_roberta.model_config import XLMRobertaConfig
@@ -25,4 +27,12 @@ xlm_roberta_arch = SupportedArchitecture(
     default_weights_format=WeightsFormat.safetensors,
     weight_adapters={WeightsFormat.safetensors: safetensors_name_map},
     multi_gpu_supported=True,
+)
+
+roberta_arch = replace(
+    xlm_roberta_arch, name="RobertaModel", example_repo_ids=["sentence-transformers/all-distilroberta-v1"]
+)
+
+camembert_arch = replace(
+    xlm_roberta_arch, name="CamembertModel", example_repo_ids=["dangvantuan/sentence-camembert-base"]
 )

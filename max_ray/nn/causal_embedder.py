@@ -5,7 +5,8 @@ class MyEmbedder(CausalEmbedder, MyModel):
         return without_head(super().build_network(max_length, dtype))
 
 The family's attention layers write keys and values and read them again in the same step, so they get a scratch cache of
-one layer, as long as the step, which all layers use in turn: nothing outlives the step.
+one layer, as long as the step, which all layers use in turn: nothing outlives the step. Where tokens see later ones
+(`sees_both_ways`) there is no cache at all.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ import torch
 
 from max_ray.driver import upload
 from max_ray.interfaces import KVCacheInputs, KVCacheParams, ModelInputs, ModelOutputs, RunRow
+from max_ray.nn.attention import TwoWayRows
 from max_ray.nn.causal_lm import CausalLMModel
+from max_ray.nn.encoder import equal_rows
 from max_ray.nn.module import Module
 from max_ray.nn.text_pipeline_model import spans
 
@@ -54,6 +57,11 @@ class CausalEmbedder(CausalLMModel):
         return "lasttoken"
 
     @classmethod
+    def sees_both_ways(cls, huggingface_config: Any) -> bool:
+        """Whether each token sees the whole text, as an encoder's does; by default none does."""
+        return False
+
+    @classmethod
     def get_kv_params(
         cls, pipeline_config: PipelineConfig, huggingface_config: Any, encoding: Any, tp_size: int = 1
     ) -> KVCacheParams:
@@ -75,12 +83,31 @@ class CausalEmbedder(CausalLMModel):
         """Inputs of the one step there is, with a scratch cache."""
         assert kv_cache_inputs is None, "an embedder makes its own scratch cache"
         lengths = np.array([len(row.active_tokens) for row in context_batch], dtype=np.int64)
-        return super().prepare_initial_token_inputs(context_batch, self._scratch(lengths), return_n_logits)
+        scratch = self._two_ways(lengths) if self._sees_both_ways else self._scratch(lengths)
+        return super().prepare_initial_token_inputs(context_batch, scratch, return_n_logits)
 
     def execute(self, model_inputs: ModelInputs) -> ModelOutputs:
         """hidden_states [N, D] of the tokens `logit_indices`; they stand in for the logits, which there are none of."""
         hidden = super().execute(model_inputs).logits
         return ModelOutputs(logits=hidden, hidden_states=hidden)
+
+    @cached_property
+    def _sees_both_ways(self) -> bool:
+        return self.sees_both_ways(self.huggingface_config)
+
+    def _two_ways(self, lengths: np.ndarray[Any, np.dtype[np.int64]]) -> TwoWayRows:
+        """Rows come in the order of their lengths."""
+        empty = torch.zeros(0, dtype=torch.int64, device=self.device)
+        return TwoWayRows(
+            keys=[],
+            values=[],
+            block_tables=empty,
+            cache_lengths=torch.zeros(len(lengths), dtype=torch.int32, device=self.device),
+            slot_mapping=empty,
+            max_kv_length=int(lengths.max()),
+            page_size=self._decoder_params.page_size,
+            groups=equal_rows(lengths.tolist()),
+        )
 
     @cached_property
     def _decoder_params(self) -> KVCacheParams:

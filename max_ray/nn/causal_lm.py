@@ -96,11 +96,8 @@ class CausalLMModel(NetworkModel[DecoderConfig], TextPipelineModel):
 
     @classmethod
     def check_settings(cls, pipeline_config: PipelineConfig, huggingface_config: Any) -> None:
-        """See PipelineModel; ParallelismError where the ranks do not divide the experts; and ConfigError for a decoder
-        that was made an encoder (`is_causal` of transformers): its tokens see later ones, which a cache cannot have."""
-        for part in (huggingface_config, huggingface_config.get("text_config") or {}):
-            if part.get("is_causal") is False:
-                raise ConfigError("config.json: is_causal=false: tokens that see later tokens are not supported.")
+        """See PipelineModel and `check_direction`; ParallelismError where the ranks do not divide the experts."""
+        cls.check_direction(huggingface_config)
         num_experts, size = cls.num_experts(huggingface_config), pipeline_config.tensor_parallel_size
         if not num_experts:
             super().check_settings(pipeline_config, huggingface_config)
@@ -109,6 +106,14 @@ class CausalLMModel(NetworkModel[DecoderConfig], TextPipelineModel):
                 f"expert_parallel=True: {num_experts} experts cannot be spread evenly over tensor_parallel_size={size}."
                 f" Leave expert_parallel out, or take a size that divides {num_experts}."
             )
+
+    @classmethod
+    def check_direction(cls, huggingface_config: Any) -> None:
+        """Raises ConfigError for a decoder that was made an encoder (`is_causal` of transformers): its tokens see later
+        ones, which a cache cannot have."""
+        for part in (huggingface_config, huggingface_config.get("text_config") or {}):
+            if part.get("is_causal") is False:
+                raise ConfigError("config.json: is_causal=false: tokens that see later tokens are not supported.")
 
     def check_weights(self, weights: WeightSource, name_map: NameMap) -> None:
         """A tied checkpoint may carry its embedding again as its head, but no head with numbers of its own."""

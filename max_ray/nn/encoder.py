@@ -68,8 +68,9 @@ def bidirectional_attention(
     *,
     reach: int | None = None,
     biases: Mapping[int, torch.Tensor] | None = None,
+    scale: float | None = None,
 ) -> torch.Tensor:
-    """softmax(q k^T / sqrt(d) + bias) v within each row: [T, H, d] -> [T, H, d].
+    """softmax(scale * q k^T + bias) v within each row: [T, H, d] -> [T, H, d]. scale: 1 / sqrt(d) by default.
 
     reach: a token sees those at most so far from it, on either side; None: its whole row. biases: [H, length, length]
     by length of a row, added to the scores; not together with `reach`.
@@ -79,15 +80,17 @@ def bidirectional_attention(
     for group in groups:
         queries, keys, values = group.view(q), group.view(k), group.view(v)
         if reach is not None and reach < group.length - 1:
-            attended = _local_attention(queries, keys, values, reach)
+            attended = _local_attention(queries, keys, values, reach, scale)
         else:
             bias = None if biases is None else biases[group.length].expand(group.num_rows, -1, -1, -1)
-            attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias)
+            attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias, scale=scale)
         group.view(out).copy_(attended)
     return out
 
 
-def _local_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, reach: int) -> torch.Tensor:
+def _local_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, reach: int, scale: float | None
+) -> torch.Tensor:
     """[rows, H, length, d] -> the same, chunk by chunk of the queries, so that work and memory grow with the length
     and not with its square."""
     length, chunks = q.shape[2], []
@@ -97,7 +100,8 @@ def _local_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, reach: i
         near = torch.arange(start, stop, device=q.device).unsqueeze(-1) - torch.arange(first, end, device=q.device)
         keys, values = k[:, :, first:end], v[:, :, first:end]
         mask = near.abs() <= reach
-        chunks.append(F.scaled_dot_product_attention(q[:, :, start:stop], keys, values, attn_mask=mask))
+        queries = q[:, :, start:stop]
+        chunks.append(F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale))
     return torch.cat(chunks, dim=2)
 
 

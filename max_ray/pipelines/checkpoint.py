@@ -22,10 +22,11 @@ def open_checkpoint(
 
         source = Mxfp4Checkpoint(source)
     elif quantization is not None:
-        from max_ray.weights.quantization_scheme import Scheme
+        from max_ray.weights.quantization_scheme import Schemes
         from max_ray.weights.quantized_checkpoint import QuantizedCheckpoint
 
-        return QuantizedCheckpoint(source, Scheme.of(quantization), keep_quantized=encoding.is_quantized)
+        schemes = Schemes.read(quantization, quantization.place)
+        return QuantizedCheckpoint(source, schemes, keep_quantized=encoding.is_quantized)
     stored = stored_encoding(hf_config)
     if encoding.is_quantized and not (stored is not None and stored.is_quantized):
         from max_ray.weights.quantize import QuantizingSource

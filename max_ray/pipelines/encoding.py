@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from max_ray.config import PipelineConfig
 from max_ray.errors import ConfigError, EncodingNotSupportedError
 from max_ray.huggingface import HuggingFaceConfig
 from max_ray.interfaces import SupportedEncoding
 from max_ray.registry import SupportedArchitecture
-from max_ray.weights.quantization_scheme import Scheme
+from max_ray.weights.quantization_scheme import METHODS, Schemes
 
 _QUANTIZED_WHILE_READ = (
     SupportedEncoding.q8_0,
@@ -20,8 +19,15 @@ _QUANTIZED_WHILE_READ = (
     SupportedEncoding.q4_0,
 )
 
-_OF_COMPRESSED_TENSORS = {"int4": SupportedEncoding.gptq, "int8": SupportedEncoding.q8_0}
-"""Packed integers of compressed-tensors go by the name of an encoding that is held and executed alike."""
+_OF_SCHEME = {
+    "fp8": SupportedEncoding.float8_e4m3fn,
+    "gptq": SupportedEncoding.gptq,
+    "awq": SupportedEncoding.awq,
+    "int4": SupportedEncoding.gptq,
+    "int8": SupportedEncoding.q8_0,
+}
+"""Packed integers of compressed-tensors, and GPTQ of 8 bits, go by the name of an encoding that is held and executed
+alike."""
 
 DEQUANTIZED_METHOD = "mxfp4"
 """The `quant_method` of checkpoints that count as plain ones: they are dequantized while they are read."""
@@ -77,25 +83,17 @@ def stored_encoding(hf_config: HuggingFaceConfig) -> SupportedEncoding | None:
     return SupportedEncoding(stored) if stored in SupportedEncoding.__members__ else None
 
 
-def _of_method(quantization: Any) -> SupportedEncoding:
-    """Raises ConfigError for methods, and schemes of compressed-tensors, that are not read."""
-    method = str(quantization.get("quant_method"))
-    known = {
-        "fp8": SupportedEncoding.float8_e4m3fn,
-        "fbgemm_fp8": SupportedEncoding.float8_e4m3fn,
-        "modelopt": SupportedEncoding.float8_e4m3fn,
-        "compressed-tensors": SupportedEncoding.float8_e4m3fn,
-        "gptq": SupportedEncoding.gptq,
-        "awq": SupportedEncoding.awq,
-    }
-    if method not in known:
+def _of_method(quantization: HuggingFaceConfig) -> SupportedEncoding:
+    """Raises ConfigError for methods and schemes that are not read. Where layers differ, the encoding is that of the
+    fewest bits."""
+    method = quantization.get("quant_method")
+    if method not in METHODS:
         raise ConfigError(
-            f"config.json: quantization_config has quant_method={method!r}; those that can be read: "
-            f"{', '.join([*known, DEQUANTIZED_METHOD])}."
+            f"{quantization.place} has quant_method={method!r}; those that can be read: "
+            f"{', '.join([*METHODS, DEQUANTIZED_METHOD])}."
         )
-    if method == "compressed-tensors":
-        return _OF_COMPRESSED_TENSORS.get(Scheme.of(quantization).method, known[method])
-    return known[method]
+    scheme = Schemes.read(quantization, quantization.place).all()[0]
+    return SupportedEncoding.q8_0 if scheme.method == "gptq" and scheme.bits == 8 else _OF_SCHEME[scheme.method]
 
 
 def _refusal(

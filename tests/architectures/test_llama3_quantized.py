@@ -25,7 +25,7 @@ from max_ray.nn.quantized_linear import QuantizedWeight
 from max_ray.pipelines import resolve_plan
 from max_ray.pipelines.checkpoint import open_checkpoint
 from max_ray.weights import DictWeightSource
-from max_ray.weights.quantization_scheme import Scheme
+from max_ray.weights.quantization_scheme import Scheme, Schemes
 from max_ray.weights.quantized_checkpoint import QuantizedCheckpoint
 from tests.architectures.engine import Engine, random_tokens
 from tests.architectures.reference import reference_logits
@@ -298,8 +298,10 @@ def test_ranks_that_would_cut_through_a_group_are_refused(name: str, message: st
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"bits": 8}, "bits 8; what can be read: 4 bits"),
-        ({"group_size": -1}, "group_size -1"),
+        ({"bits": 3}, "bits 3; what can be read: 4 and 8 bits"),
+        ({"bits": 8, "sym": False}, "sym False; what can be read: of 8 bits, symmetric weights"),
+        ({"group_size": 16}, "group_size 16"),
+        ({"checkpoint_format": "marlin"}, "checkpoint_format 'marlin'"),
         ({"quant_method": "compressed-tensors", "config_groups": {"FP8": ["Linear"]}}, "config_groups: FP8"),
         ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "quant_algo 'NVFP4'; what can be read: FP8"),
         ({"quant_method": "bitsandbytes"}, "quant_method='bitsandbytes'"),
@@ -398,7 +400,7 @@ def test_a_checkpoint_of_many_experts_is_opened_in_no_time() -> None:
     experts = [f"model.layers.{i // 256}.mlp.experts.{i % 256}.up_proj" for i in range(40_000)]
     tensors = {f"{name}.weight": code for name in experts} | {f"{name}.weight_scale": scale for name in experts}
     start = time.perf_counter()
-    QuantizedCheckpoint(DictWeightSource(tensors), Scheme("fp8", 0), keep_quantized=True)
+    QuantizedCheckpoint(DictWeightSource(tensors), Schemes(Scheme("fp8", 0)), keep_quantized=True)
     assert time.perf_counter() - start < 5
 
 
@@ -518,7 +520,7 @@ def test_a_row_that_ends_within_an_int32_is_refused(tmp_path: Path) -> None:
 def test_zeros_of_rows_that_are_no_multiple_of_8() -> None:
     parts, meant = integers(4, 32, True, False, torch.Generator().manual_seed(6), (13, 64))
     source = DictWeightSource({f"x.{name}": tensor for name, tensor in parts.items()})
-    checkpoint = QuantizedCheckpoint(source, Scheme("int4", 32, has_zeros=True), keep_quantized=True)
+    checkpoint = QuantizedCheckpoint(source, Schemes(Scheme("int4", 32, has_zeros=True)), keep_quantized=True)
     for rows in (range(13), range(9, 13), range(3, 9)):
         read = checkpoint.get_quantized("x.weight", rows, range(32, 64)).dequantize()
         torch.testing.assert_close(read, meant[rows.start : rows.stop, 32:])

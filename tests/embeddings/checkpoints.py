@@ -28,6 +28,11 @@ _SHAPE: dict[str, Any] = {
     "pad_token_id": 1,
     "tie_word_embeddings": True,
 }
+_GEMMA: dict[str, Any] = {
+    **{"max_position_embeddings": 64, "num_key_value_heads": 1, "head_dim": 16, "query_pre_attn_scalar": 24},
+    **{"sliding_window": 9, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"]},
+}
+_DISTILBERT = {"max_position_embeddings": 64, "hidden_dim": 48}
 _SPREAD = 0.7
 
 
@@ -96,6 +101,86 @@ FAMILIES = {
         transformers.Qwen3Model,
         changes={"max_position_embeddings": 64, "num_key_value_heads": 1, "head_dim": 8},
     ),
+    "roberta": Family(
+        transformers.RobertaConfig,
+        transformers.RobertaModel,
+        transformers.RobertaModel,
+        changes={"max_position_embeddings": 66, "type_vocab_size": 1, "layer_norm_eps": 1e-5},
+    ),
+    "roberta with a head": Family(
+        transformers.RobertaConfig,
+        transformers.RobertaModel,
+        transformers.RobertaForMaskedLM,
+        changes={"max_position_embeddings": 66, "type_vocab_size": 1},
+    ),
+    "camembert": Family(
+        transformers.CamembertConfig,
+        transformers.CamembertModel,
+        transformers.CamembertModel,
+        changes={"max_position_embeddings": 66, "type_vocab_size": 1},
+    ),
+    "e5-mistral": Family(
+        transformers.MistralConfig,
+        transformers.MistralModel,
+        transformers.MistralModel,
+        changes={"max_position_embeddings": 64, "num_key_value_heads": 2, "sliding_window": 12},
+    ),
+    "gte-qwen2": Family(
+        transformers.Qwen2Config,
+        transformers.Qwen2Model,
+        transformers.Qwen2ForCausalLM,
+        changes={"max_position_embeddings": 64, "num_key_value_heads": 2, "is_causal": False},
+    ),
+    "qwen2 without a head": Family(
+        transformers.Qwen2Config,
+        transformers.Qwen2Model,
+        transformers.Qwen2Model,
+        changes={"max_position_embeddings": 64, "num_key_value_heads": 2},
+    ),
+    "qwen3 both ways": Family(
+        transformers.Qwen3Config,
+        transformers.Qwen3Model,
+        transformers.Qwen3Model,
+        changes={"max_position_embeddings": 64, "num_key_value_heads": 2, "head_dim": 16, "is_causal": False},
+    ),
+    "embedding gemma": Family(
+        transformers.Gemma3TextConfig,
+        transformers.Gemma3TextModel,
+        transformers.Gemma3TextModel,
+        changes={**_GEMMA, "use_bidirectional_attention": True},
+    ),
+    "gemma3 without a head": Family(
+        transformers.Gemma3TextConfig,
+        transformers.Gemma3TextModel,
+        transformers.Gemma3TextModel,
+        changes=_GEMMA,
+    ),
+    "distilbert": Family(
+        transformers.DistilBertConfig,
+        transformers.DistilBertModel,
+        transformers.DistilBertModel,
+        changes=_DISTILBERT,
+    ),
+    "distilbert with a head": Family(
+        transformers.DistilBertConfig,
+        transformers.DistilBertModel,
+        transformers.DistilBertForMaskedLM,
+        changes={**_DISTILBERT, "sinusoidal_pos_embds": True, "activation": "relu"},
+    ),
+    "nomic_bert": Family(
+        transformers.NomicBertConfig,
+        transformers.NomicBertModel,
+        transformers.NomicBertModel,
+        changes={"max_position_embeddings": 64},
+        ranks=(),
+    ),
+    "nomic_bert with a head": Family(
+        transformers.NomicBertConfig,
+        transformers.NomicBertModel,
+        transformers.NomicBertForMaskedLM,
+        changes={"max_position_embeddings": 64},
+        ranks=(),
+    ),
 }
 
 
@@ -114,7 +199,7 @@ def make_encoder(folder: Path, name: str, *, pooling: str = "mean", normalize: b
                     parameter.normal_(0.0, _SPREAD / parameter.shape[-1] ** 0.5 if "embed" not in parameter_name else 1)
     model.save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
-    if name.startswith("qwen3"):  # as the published embedders say, whatever they were saved from
+    if name in ("qwen3", "qwen3 without a head"):  # as the published embedders say, whatever they were saved from
         config["architectures"] = ["Qwen3ForCausalLM"]
     (folder / "config.json").write_text(json.dumps(config))
     write_sentence_files(folder, pooling=pooling, normalize=normalize)

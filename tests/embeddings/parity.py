@@ -37,7 +37,13 @@ normalized.
 
 def pooling_of(name: str) -> str:
     """The pooling that models of the kind are trained with."""
-    return "lasttoken" if name.startswith("qwen3") else "cls" if name == "modern_bert" else "mean"
+    return (
+        "lasttoken"
+        if name.startswith(("qwen", "gte-qwen", "e5-mistral"))
+        else "cls"
+        if name == "modern_bert"
+        else "mean"
+    )
 
 
 def lengths_of(name: str) -> list[int]:

@@ -13,8 +13,15 @@ from tests.embeddings.checkpoints import FAMILIES, make_encoder, random_rows, re
 from tests.embeddings.in_process import embed_in_process
 from tests.embeddings.parity import LIMIT, are_within_limits, measure
 
+_REPEATED = (
+    *("roberta with a head", "camembert", "qwen2 without a head", "qwen3 both ways", "gemma3 without a head"),
+    *("distilbert with a head", "nomic_bert with a head"),
+)
 
-@pytest.mark.parametrize("name", FAMILIES)
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in _REPEATED else []) for name in FAMILIES]
+)
 def test_parity(name: str, tmp_path: Path) -> None:
     for ranks, numbers in measure(name, tmp_path / "model").items():
         assert are_within_limits(numbers), f"{ranks} ranks: {numbers}"

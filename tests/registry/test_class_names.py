@@ -118,8 +118,8 @@ def test_an_embedder_by_another_name(name: str, masked: str | None, tmp_path: Pa
 
 
 def test_a_decoder_without_a_head_in_sentence_files_is_no_writer(tmp_path: Path) -> None:
-    folder = change(make_encoder(tmp_path, "qwen3"), architectures=["Qwen2Model"], model_type="qwen2")
-    with pytest.raises(ArchitectureNotFoundError, match="Qwen2Model is known for text_generation, but not for emb"):
+    folder = change(make_encoder(tmp_path, "qwen3"), architectures=["MixtralModel"], model_type="mixtral")
+    with pytest.raises(ArchitectureNotFoundError, match="MixtralModel is known for text_generation, but not for emb"):
         resolve_plan(PipelineConfig(model_path=str(folder), devices="cpu"))
 
 
