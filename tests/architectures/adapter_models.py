@@ -121,7 +121,7 @@ def make_adapter_checkpoint(class_name: str, directory: Path, seed: int = 0, **c
         network = getattr(transformers, class_name)(config).float().eval()
         with torch.no_grad():
             for name, parameter in network.named_parameters():
-                _randomize(name, parameter)
+                randomize(name, parameter)
             for module in network.modules():  # as training leaves it; some networks of transformers zero it anew
                 if isinstance(module, torch.nn.Embedding) and module.padding_idx is not None:
                     module.weight[module.padding_idx] = 0.0
@@ -129,7 +129,7 @@ def make_adapter_checkpoint(class_name: str, directory: Path, seed: int = 0, **c
     return directory
 
 
-def _randomize(name: str, parameter: torch.Tensor) -> None:
+def randomize(name: str, parameter: torch.Tensor) -> None:
     """Weights large enough that logits differ clearly between tokens; norm weights and biases are not trivial."""
     if "norm" in name or "ln_" in name or (parameter.dim() == 1 and "bias" not in name):
         parameter.add_(torch.empty_like(parameter).uniform_(-0.3, 0.3))
