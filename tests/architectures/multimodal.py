@@ -146,8 +146,9 @@ MULTIMODAL = [
     Multimodal("Qwen2_5_VLForConditionalGeneration", "qwen2_5_vl", "Qwen2ForCausalLM", MROPE),
     Multimodal("Llama4ForConditionalGeneration", "llama4", "Llama4ForCausalLM"),
     Multimodal("Qwen3_5ForConditionalGeneration", "qwen3_5", "Qwen3_5ForCausalLM"),
+    Multimodal("Qwen3_5MoeForConditionalGeneration", "qwen3_5_moe", "Qwen3_5MoeForCausalLM"),
 ]
 
-NOT_SERVED = ("llama4", "qwen3_5")
+NOT_SERVED = ("llama4", "qwen3_5", "qwen3_5_moe")
 SERVED = [model for model in MULTIMODAL if model.model_type not in NOT_SERVED and not model.tower_alone]
 """Those whose text network runs here, and whose whole `transformers` can build."""
