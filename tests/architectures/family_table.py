@@ -131,7 +131,9 @@ def _names_only(row: Row, folder: Path) -> None:
 
 def _embedder(row: Row, folder: Path) -> None:
     write_byte_level(folder)
-    config = tiny_config(CONFIG_MAPPING[row.model_type], **{"vocab_size": VOCAB_SIZE + 3, "is_decoder": False, **row.changes})
+    config = tiny_config(
+        CONFIG_MAPPING[row.model_type], **{"vocab_size": VOCAB_SIZE + 3, "is_decoder": False, **row.changes}
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = getattr(transformers, row.native or row.class_name)(config).float().eval()

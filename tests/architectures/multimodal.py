@@ -144,11 +144,12 @@ MULTIMODAL = [
     Multimodal("Exaone4_5_ForConditionalGeneration", "exaone4_5", "Exaone4ForCausalLM"),
     Multimodal("Qwen2VLForConditionalGeneration", "qwen2_vl", "Qwen2ForCausalLM", MROPE),
     Multimodal("Qwen2_5_VLForConditionalGeneration", "qwen2_5_vl", "Qwen2ForCausalLM", MROPE),
+    Multimodal("Lfm2VlForConditionalGeneration", "lfm2_vl", "Lfm2ForCausalLM"),
     Multimodal("Llama4ForConditionalGeneration", "llama4", "Llama4ForCausalLM"),
     Multimodal("Qwen3_5ForConditionalGeneration", "qwen3_5", "Qwen3_5ForCausalLM"),
     Multimodal("Qwen3_5MoeForConditionalGeneration", "qwen3_5_moe", "Qwen3_5MoeForCausalLM"),
 ]
 
-NOT_SERVED = ("llama4", "qwen3_5", "qwen3_5_moe")
+NOT_SERVED = ("lfm2_vl", "qwen3_5", "qwen3_5_moe")
 SERVED = [model for model in MULTIMODAL if model.model_type not in NOT_SERVED and not model.tower_alone]
 """Those whose text network runs here, and whose whole `transformers` can build."""
