@@ -10,19 +10,8 @@ from max_ray.pipelines.encoding import DEQUANTIZED_METHOD, stored_encoding
 from max_ray.weights import WeightSource, open_weights
 from max_ray.weights.text_part import TextPart
 
-_HEAD = "lm_head."
-
-
 TEXT_PART_OF = "text_part_of"
 """Key of a text network's config.json: the class of the multimodal model whose checkpoint it is."""
-
-
-def with_head_of_checkpoint(path: Path, hf_config: HuggingFaceConfig) -> HuggingFaceConfig:
-    """config.json of a text network, tied where the checkpoint stores no head: config.json of the whole and its
-    `text_config` may say it differently, and versions of transformers do not agree which one counts. Reads headers."""
-    names = TextPart(open_weights(path)).names()
-    tied = not any(name.startswith(_HEAD) for name in names)
-    return HuggingFaceConfig({**hf_config.to_dict(), "tie_word_embeddings": tied}, "config.json: text_config")
 
 
 def open_checkpoint(

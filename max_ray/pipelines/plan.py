@@ -23,11 +23,11 @@ from max_ray.huggingface import (
 from max_ray.interfaces import KVCacheParams, PipelineTask, SupportedEncoding, WeightsFormat
 from max_ray.interfaces.request import not_honoured
 from max_ray.log import get_logger
-from max_ray.pipelines.checkpoint import TEXT_PART_OF, with_head_of_checkpoint
 from max_ray.pipelines.encoding import choose_encoding
 from max_ray.pipelines.fit import ModelFacts, fit_memory
 from max_ray.pipelines.hardware import Hardware
 from max_ray.pipelines.memory_plan import MemoryPlan
+from max_ray.pipelines.served_config import served_config
 from max_ray.pipelines.tasks import choose_task, sentence_files
 from max_ray.registry import PIPELINE_REGISTRY, SupportedArchitecture
 from max_ray.sentence_files import SentenceFiles
@@ -106,7 +106,9 @@ def resolve_plan(
     weights. task: by default the configuration's, else what the model is made for."""
     hardware = hardware or Hardware.local()
     model_dir = resolve_model_path(config.model_path, config.revision)
-    hf_config = _served_config(config, model_dir, override_architecture)
+    hf_config = (
+        served_config(config, model_dir) if override_architecture is None else load_huggingface_config(model_dir)
+    )
     origins: dict[str, str] = {"architecture": "model: config.json"}
     task = choose_task(config, task, override_architecture or hf_config, model_dir, origins)
     architecture = PIPELINE_REGISTRY.retrieve_architecture(
@@ -155,22 +157,6 @@ def resolve_plan(
         custom_code=pack_architectures(config.custom_architectures),
         origins=origins,
     )
-
-
-def _served_config(config: PipelineConfig, model_dir: Path, override_architecture: str | None) -> HuggingFaceConfig:
-    """config.json, or that of the text network of a multimodal model that is served without the rest."""
-    hf_config = load_huggingface_config(model_dir)
-    served = hf_config
-    if override_architecture is None:
-        served = PIPELINE_REGISTRY.served_config(hf_config, config.custom_architectures)
-    if served is hf_config:
-        return hf_config
-    _LOG.info(
-        "%s: its text network alone is served; what sees images or hears is not loaded, and requests with images are "
-        "refused",
-        served.get(TEXT_PART_OF),
-    )
-    return with_head_of_checkpoint(model_dir, served)
 
 
 def _stock_tokenizer(architecture: SupportedArchitecture) -> type[TextTokenizer] | None:

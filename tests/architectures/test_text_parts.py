@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from deployments import cli
 from max_ray.config import PipelineConfig
 from max_ray.conformance.reference import huggingface_reference
 from max_ray.errors import ConfigError, InputError, WeightsError
@@ -198,3 +199,28 @@ def test_images_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="takes text only and cannot see images"):
         tokenizer.render_chat([{"role": "user", "content": [image]}])
     assert {2, 7} <= tokenizer.eos_token_ids
+
+
+def test_warm_cache_checks_what_is_served(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_multimodal(find_multimodal("gemma3"), tmp_path)
+    make_tokenizer().save_pretrained(folder)
+    assert cli.main(["warm-cache", "--model-path", str(folder)]) == 0
+    num_text = sum("language_model" in name or "lm_head" in name for name in load_file(folder / "model.safetensors"))
+    assert f"Gemma3ForCausalLM, {num_text} tensors" in capsys.readouterr().out
+
+
+def test_a_family_of_the_whole_goes_first(tmp_path: Path) -> None:
+    folder = make_multimodal(find_multimodal("gemma3"), tmp_path / "model")
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "__init__.py").write_text(
+        "from dataclasses import replace\n"
+        "from architectures.qwen3_vl import qwen3_vl_arch\n"
+        "ARCHITECTURES = [replace(qwen3_vl_arch, name='Gemma3ForConditionalGeneration')]\n"
+    )
+    config = load_huggingface_config(folder)
+    custom = [str(tmp_path / "own")]
+    try:
+        assert PIPELINE_REGISTRY.served_config(config, custom) is config
+    finally:
+        PIPELINE_REGISTRY.reset()
+    assert PIPELINE_REGISTRY.served_config(config) is not config
