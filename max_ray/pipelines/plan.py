@@ -17,7 +17,6 @@ from max_ray.errors import ConfigError, ParallelismError
 from max_ray.huggingface import (
     HuggingFaceConfig,
     load_generation_config,
-    load_huggingface_config,
     resolve_model_path,
 )
 from max_ray.interfaces import KVCacheParams, PipelineTask, SupportedEncoding, WeightsFormat
@@ -106,9 +105,7 @@ def resolve_plan(
     weights. task: by default the configuration's, else what the model is made for."""
     hardware = hardware or Hardware.local()
     model_dir = resolve_model_path(config.model_path, config.revision)
-    hf_config = (
-        served_config(config, model_dir) if override_architecture is None else load_huggingface_config(model_dir)
-    )
+    hf_config = served_config(config, model_dir, override_architecture)
     origins: dict[str, str] = {"architecture": "model: config.json"}
     task = choose_task(config, task, override_architecture or hf_config, model_dir, origins)
     architecture = PIPELINE_REGISTRY.retrieve_architecture(

@@ -16,10 +16,16 @@ _LOG = get_logger(__name__)
 _HEAD = "lm_head."
 
 
-def served_config(config: PipelineConfig, model_dir: Path) -> HuggingFaceConfig:
-    """Reads config.json, and for a text network the headers of the weights; says in the log what is left out. Raises
-    ConfigError, ModelPathError and WeightsError for files that cannot be used."""
+def served_config(
+    config: PipelineConfig, model_dir: Path, override_architecture: str | None = None
+) -> HuggingFaceConfig:
+    """Reads config.json, and for a text network the headers of the weights; says in the log what is left out.
+
+    override_architecture: a family that gets config.json as it is. Raises ConfigError, ModelPathError and WeightsError
+    for files that cannot be used."""
     whole = load_huggingface_config(model_dir)
+    if override_architecture is not None:
+        return whole
     served = PIPELINE_REGISTRY.served_config(whole, config.custom_architectures)
     if served is whole:
         return whole
