@@ -112,7 +112,7 @@ EMBEDDERS = [
     Row("bge-m3", "XLMRobertaModel", "xlm-roberta", "embedder", changes={"pad_token_id": 1}),
     Row("DistilBERT embed", "DistilBertModel", "distilbert", "embedder", changes={"hidden_dim": 64}),
     Row("RoBERTa embed", "RobertaModel", "roberta", "embedder", changes={"pad_token_id": 1}),
-    Row("Nomic embed", "NomicBertModel", "nomic_bert", "embedder"),
+    Row("Nomic embed", "NomicBertModel", "nomic_bert", "embedder", changes={"head_dim": 8}),
     Row("EmbeddingGemma", "Gemma3TextModel", "gemma3_text", "embedder", changes={"use_bidirectional_attention": True}),
     Row("E5-Mistral", "MistralModel", "mistral", "embedder", pooling="lasttoken"),
     Row("gte-Qwen2", "Qwen2Model", "qwen2", "embedder", pooling="lasttoken"),
