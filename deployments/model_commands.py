@@ -28,9 +28,10 @@ def run_plan(options: dict[str, Any], defaults: Mapping[str, Any]) -> None:
 def run_warm_cache(options: dict[str, Any]) -> None:
     """Fetches a model into the hub's cache, and checks what a start would check first: configuration, headers of the
     weights, tokenizer. Raises ConfigError and WeightsError."""
-    from max_ray.huggingface import load_huggingface_config, resolve_model_path
+    from max_ray.huggingface import resolve_model_path
     from max_ray.pipelines.encoding import choose_encoding
     from max_ray.pipelines.plan import weights_format_of
+    from max_ray.pipelines.served_config import served_config
     from max_ray.pipelines.tasks import task_of
     from max_ray.pipelines.weight_sizes import checked_checkpoint
     from max_ray.registry import PIPELINE_REGISTRY
@@ -38,7 +39,7 @@ def run_warm_cache(options: dict[str, Any]) -> None:
 
     config = PipelineConfig(**options)
     path = resolve_model_path(config.model_path, config.revision)
-    hf_config = load_huggingface_config(path)
+    hf_config = served_config(config, path)
     task = task_of(config)
     record = PIPELINE_REGISTRY.retrieve_architecture(hf_config, task, config.custom_architectures)
     record.pipeline_model.check_tensor_parallel(hf_config, 1)  # what is in config.json, as the family reads it

@@ -108,6 +108,16 @@ class PipelineRegistry:
             return fallback
         raise ArchitectureNotFoundError(self._not_found(names, task, config))
 
+    def served_config(self, config: HuggingFaceConfig, custom_architectures: Sequence[str] = ()) -> HuggingFaceConfig:
+        """config.json itself, or that of its text network (with `text_part_of`) for a multimodal model that no family
+        has as a whole. Raises ConfigError for values that such a network cannot have."""
+        self.register_custom(custom_architectures)
+        if any(self.records_of(name) for name in config.architecture_names):
+            return config
+        record = self._find(FALLBACK, PipelineTask.TEXT_GENERATION)
+        text = None if record is None else record.pipeline_model.text_network(config)
+        return config if text is None else HuggingFaceConfig(text, "config.json: text_config")
+
     def tasks_of(
         self, name: str | HuggingFaceConfig, custom_architectures: Sequence[str] = ()
     ) -> frozenset[PipelineTask]:
@@ -171,7 +181,8 @@ class PipelineRegistry:
     ) -> type[Any]:
         """The class of the contexts that this configuration's tokenizer makes."""
         model_config = load_huggingface_config(resolve_model_path(config.model_path, config.revision))
-        return self.retrieve_architecture(model_config, task, config.custom_architectures).context_type
+        served = self.served_config(model_config, config.custom_architectures)
+        return self.retrieve_architecture(served, task, config.custom_architectures).context_type
 
     def records_of(self, name: str) -> list[SupportedArchitecture]:
         """The records of a class name, one a task; none where it is not known."""

@@ -95,7 +95,7 @@ class TextTokenizer:
         self.special_ids = self._find_special_ids()
         self.special_names = {self.token_piece(i): i for i in self.special_ids if i < self.vocab_size}
         self.added_ids = frozenset(self._hf.added_tokens_decoder)
-        configs = (generation_config, _text_config(model_config))
+        configs = (generation_config, _text_config(model_config), model_config)
         self._eos = self._find_ends(configs) if eos_token_ids is None else as_ids(list(eos_token_ids))
         self.eos_token_ids = frozenset(self._eos)
 

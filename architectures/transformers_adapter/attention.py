@@ -30,7 +30,8 @@ SINKS = ("s_aux", "sinks")
 class LayerCall:
     """One call of the attention function in a forward pass, as the probe saw it. Counts are of the whole model.
 
-    module: the calling module's name. window: of a sliding window; None where a token sees all before it.
+    module: the calling module's name. window: of a sliding window; None where a token sees all before it. limit: tokens
+    up to which it does, where attention is in chunks; None without a limit.
     """
 
     module: str
@@ -39,6 +40,7 @@ class LayerCall:
     key_dim: int
     value_dim: int
     window: int | None
+    limit: int | None = None
 
 
 class Handler(Protocol):

@@ -13,6 +13,7 @@ from architectures.transformers_adapter.class_names import class_names
 from architectures.transformers_adapter.model_config import AdapterConfig, class_of
 from architectures.transformers_adapter.skeleton import build_skeleton, network_config
 from architectures.transformers_adapter.tensor_parallel import TensorParallelPlan, cut_axis
+from architectures.transformers_adapter.text_parts import text_network
 from architectures.transformers_adapter.transformers_adapter import TransformersNetwork
 from architectures.transformers_adapter.weight_adapters import NetworkSource
 from max_ray.errors import ConfigError
@@ -70,6 +71,11 @@ class TransformersAdapterModel(TextPipelineModel):
     def class_names(cls, huggingface_config: Mapping[str, Any]) -> Sequence[str]:
         """See PipelineModel; those of `transformers`."""
         return class_names(huggingface_config)
+
+    @classmethod
+    def text_network(cls, huggingface_config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """See PipelineModel."""
+        return text_network(huggingface_config)
 
     @classmethod
     def calculate_max_seq_len(cls, pipeline_config: PipelineConfig, huggingface_config: Any) -> int:

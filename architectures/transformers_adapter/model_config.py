@@ -25,8 +25,9 @@ _BY_LENGTH = ("dynamic", KIND)  # kinds of rope whose angles depend on the longe
 @dataclass(frozen=True)
 class AdapterConfig:
     """Counts are of the whole network. calls: one a layer of the cache. max_length: tokens that the network was made
-    for; None where its configuration does not say. rope_length: tokens up to which a rope that depends on the length of
-    the sequence does not (see long_rope.py). tp_plan: module or parameter pattern -> `transformers`' style."""
+    for, and not more than a chunk where its attention is in chunks; None where its configuration does not say.
+    rope_length: tokens up to which a rope that depends on the length of the sequence does not (see long_rope.py).
+    tp_plan: module or parameter pattern -> `transformers`' style."""
 
     class_name: str
     calls: tuple[LayerCall, ...]
@@ -71,7 +72,8 @@ def _looked_at(values_json: str) -> AdapterConfig:
     _check_kind(class_name, config)
     calls, plan = probe(class_name, config)
     rope_length = pretraining_length(config)
-    return AdapterConfig(class_name, calls, _max_length(config), rope_length, tuple(sorted(plan.items())))
+    limits = [length for length in (_max_length(config), *(call.limit for call in calls)) if length is not None]
+    return AdapterConfig(class_name, calls, min(limits, default=None), rope_length, tuple(sorted(plan.items())))
 
 
 def _check_kind(class_name: str, config: Any) -> None:

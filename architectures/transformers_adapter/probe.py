@@ -54,7 +54,7 @@ class Recorder:
             raise _Refusal(str(error)) from error
         window = _window_without_mask(module, options) if said is None else said.window
         shapes = (q.shape[1], k.shape[1], k.shape[3], v.shape[3])
-        self.calls.append(LayerCall(name, *shapes, window))
+        self.calls.append(LayerCall(name, *shapes, window, None if said is None else said.limit))
         return v.new_zeros(1, q.shape[2], q.shape[1], v.shape[3])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -111,6 +111,12 @@ class PipelineModel(ABC):
         """Of the registry's fallback: the class names that a config.json means whose own names are not known, as those
         of base classes, or which has none. The most likely one first; none of all others."""
         return ()
+
+    @classmethod
+    def text_network(cls, huggingface_config: Any) -> Mapping[str, Any] | None:
+        """Of the registry's fallback: config.json of the text network of a multimodal model, where it can be served
+        without the rest. Its `text_part_of` names the class of the whole. None for all others."""
+        return None
 
     @classmethod
     @abstractmethod

@@ -17,7 +17,6 @@ from max_ray.errors import ConfigError, ParallelismError
 from max_ray.huggingface import (
     HuggingFaceConfig,
     load_generation_config,
-    load_huggingface_config,
     resolve_model_path,
 )
 from max_ray.interfaces import KVCacheParams, PipelineTask, SupportedEncoding, WeightsFormat
@@ -27,6 +26,7 @@ from max_ray.pipelines.encoding import choose_encoding
 from max_ray.pipelines.fit import ModelFacts, fit_memory
 from max_ray.pipelines.hardware import Hardware
 from max_ray.pipelines.memory_plan import MemoryPlan
+from max_ray.pipelines.served_config import served_config
 from max_ray.pipelines.tasks import choose_task, sentence_files
 from max_ray.registry import PIPELINE_REGISTRY, SupportedArchitecture
 from max_ray.sentence_files import SentenceFiles
@@ -105,7 +105,7 @@ def resolve_plan(
     weights. task: by default the configuration's, else what the model is made for."""
     hardware = hardware or Hardware.local()
     model_dir = resolve_model_path(config.model_path, config.revision)
-    hf_config = load_huggingface_config(model_dir)
+    hf_config = served_config(config, model_dir, override_architecture)
     origins: dict[str, str] = {"architecture": "model: config.json"}
     task = choose_task(config, task, override_architecture or hf_config, model_dir, origins)
     architecture = PIPELINE_REGISTRY.retrieve_architecture(

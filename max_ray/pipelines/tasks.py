@@ -17,7 +17,8 @@ _EMBEDDINGS, _TEXT = PipelineTask.EMBEDDINGS_GENERATION, PipelineTask.TEXT_GENER
 def task_of(config: PipelineConfig) -> PipelineTask:
     """The task that `config` is served for; reads config.json. Raises ConfigError where there is no such model."""
     model_dir = resolve_model_path(config.model_path, config.revision)
-    return choose_task(config, None, load_huggingface_config(model_dir), model_dir, {})
+    served = PIPELINE_REGISTRY.served_config(load_huggingface_config(model_dir), config.custom_architectures)
+    return choose_task(config, None, served, model_dir, {})
 
 
 def choose_task(

@@ -95,7 +95,11 @@ def is_composite(class_name: str) -> bool:
 
 def tiny_adapter_config(class_name: str, **changes: Any) -> Any:
     """A small configuration of the class: usual fields, then OVERRIDES, then `changes`."""
-    config_class = config_class_of(class_name)
+    return tiny_config(config_class_of(class_name), **{**OVERRIDES.get(class_name, {}), **changes})
+
+
+def tiny_config(config_class: Any, **changes: Any) -> Any:
+    """A small configuration: usual fields, then `changes`."""
     attribute_map = getattr(config_class, "attribute_map", {})
     default = config_class().to_dict()
     values: dict[str, Any] = {}
@@ -110,7 +114,7 @@ def tiny_adapter_config(class_name: str, **changes: Any) -> Any:
         values["rotary_dim"] = 4
     if "is_decoder" in default:
         values["is_decoder"] = True
-    return config_class(**{**values, "eos_token_id": EOS, **OVERRIDES.get(class_name, {}), **changes})
+    return config_class(**{**values, "eos_token_id": EOS, **changes})
 
 
 def make_adapter_checkpoint(class_name: str, directory: Path, seed: int = 0, **changes: Any) -> Path:
@@ -121,7 +125,7 @@ def make_adapter_checkpoint(class_name: str, directory: Path, seed: int = 0, **c
         network = getattr(transformers, class_name)(config).float().eval()
         with torch.no_grad():
             for name, parameter in network.named_parameters():
-                _randomize(name, parameter)
+                randomize(name, parameter)
             for module in network.modules():  # as training leaves it; some networks of transformers zero it anew
                 if isinstance(module, torch.nn.Embedding) and module.padding_idx is not None:
                     module.weight[module.padding_idx] = 0.0
@@ -129,7 +133,7 @@ def make_adapter_checkpoint(class_name: str, directory: Path, seed: int = 0, **c
     return directory
 
 
-def _randomize(name: str, parameter: torch.Tensor) -> None:
+def randomize(name: str, parameter: torch.Tensor) -> None:
     """Weights large enough that logits differ clearly between tokens; norm weights and biases are not trivial."""
     if "norm" in name or "ln_" in name or (parameter.dim() == 1 and "bias" not in name):
         parameter.add_(torch.empty_like(parameter).uniform_(-0.3, 0.3))

@@ -28,6 +28,7 @@ from max_ray.pipelines import PIPELINE_REGISTRY
 from max_ray.pipelines.plan import resolve_plan
 from tests.architectures.adapter_models import make_adapter_checkpoint, tiny_adapter_config
 from tests.architectures.adapter_table import line_of
+from tests.architectures.greedy import PROMPT, served_logits
 from tests.checkpoints import make_tokenizer
 from tests.pipelines.conftest import VOCAB_SIZE, make_context, random_prompt, run_to_end
 
@@ -234,6 +235,7 @@ def test_networks_that_number_their_tokens_by_themselves(tmp_path: Path, class_n
         (lambda b, h, q, k: k <= q, None, MaskSaid()),
         (lambda b, h, q, k: (k <= q) & (k > q - 7), 7, MaskSaid(7)),
         (lambda b, h, q, k: (k <= q) & (k > q - 1), 1, MaskSaid(1)),
+        (lambda b, h, q, k: (k <= q) & (k // 8 == q // 8), 8, MaskSaid(limit=8)),
     ],
 )
 def test_masks_that_are_served(function: Any, local_size: int | None, said: MaskSaid) -> None:
@@ -243,7 +245,8 @@ def test_masks_that_are_served(function: Any, local_size: int | None, said: Mask
 @pytest.mark.parametrize(
     ("function", "local_size", "reason"),
     [
-        (lambda b, h, q, k: (k <= q) & (k // 8 == q // 8), 8, "chunked"),
+        (lambda b, h, q, k: (k <= q) & (k // 8 == q // 8), 7, "neither causal nor a sliding window"),
+        (lambda b, h, q, k: (k <= q) & ((k + 1) // 8 == (q + 1) // 8), 8, "neither causal nor a sliding window"),
         (lambda b, h, q, k: (k <= q) & (k > q - 100), None, "neither causal nor"),
         (lambda b, h, q, k: k >= 0, None, "bidirectional"),
         (lambda b, h, q, k: (k - q).abs() < 5, 5, "bidirectional"),
@@ -294,3 +297,15 @@ def test_a_tied_head_that_is_stored_too(tmp_path: Path, factor: float) -> None:
     edited(path, lambda t: t.pop("model.embed_tokens.weight"))
     if factor == 1.0:
         assert [verdict for verdict in suite.run(1, FLOAT32) if not verdict.passed] == []
+
+
+def test_attention_in_chunks_up_to_the_end_of_the_first_one(tmp_path: Path) -> None:
+    """Llama 4: within a chunk its layers see all before, so a text that fits into one is computed as it should be."""
+    path = make_adapter_checkpoint("Llama4ForCausalLM", tmp_path, attention_chunk_size=24, floor_scale=4)
+    config = config_of(path)
+    plan = resolve_plan(config)
+    assert plan.max_length == 24
+    with pytest.raises(ConfigError, match="supports through transformers' code: 24 tokens"):
+        resolve_plan(config.replace(max_length=25))
+    expected = huggingface_reference(path)([PROMPT])[0]
+    torch.testing.assert_close(served_logits(path), expected, atol=1e-3, rtol=0)
