@@ -37,7 +37,7 @@ class DeepseekRouter(Module):
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         config = self._config
         logits = self.scores(x.float())
-        scores = logits.sigmoid() if config.sigmoid else logits.softmax(-1)  # [T, E]
+        scores = _sigmoid(logits) if config.sigmoid else logits.softmax(-1)  # [T, E]
         ranking = scores + self.bias if config.sigmoid else scores
         if config.num_groups > 1:
             ranking = keep_best_groups(ranking, config.num_groups, config.num_groups_kept, config.best_of_group)
@@ -46,6 +46,12 @@ class DeepseekRouter(Module):
         if config.renormalize:
             weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
         return weights * config.scale, experts
+
+
+def _sigmoid(x: torch.Tensor) -> torch.Tensor:
+    """The sigmoid, on a CPU as a softmax of x and 0: torch's own takes another exponential for the numbers that fill no
+    vector at the end, so that a token's scores would depend on how many tokens there are."""
+    return x.sigmoid() if x.is_cuda else torch.stack((x, torch.zeros_like(x)), dim=-1).softmax(-1)[..., 0]
 
 
 class DeepseekMoE(Module):

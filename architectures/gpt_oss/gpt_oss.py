@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 
 from architectures.gpt_oss.model_config import GptOssConfig
+from max_ray import kernels
 from max_ray.distributed import TPGroup, all_reduce
 from max_ray.nn import (
     Attention,
@@ -22,16 +23,20 @@ from max_ray.nn import (
     run_by_expert,
     softmax_top_k,
 )
-from max_ray.nn.linear import shard_range
+from max_ray.nn.linear import LayerWeight, Packable, shard_range
 from max_ray.weights.parameter import PartSpec
 
+Matrices = torch.Tensor | list[LayerWeight]  # of all experts: [E, in, out], or packed ones of shape [out, in]
 
-class GptOssExperts(Module):
-    """All experts of a layer; weights are [E, in, out] as in a checkpoint, gate and up columns alternating."""
 
-    gate_up: torch.Tensor
+class GptOssExperts(Packable):
+    """All experts of a layer; weights are [E, in, out] as in a checkpoint, gate and up columns alternating. On a CPU
+    with the C++ kernels each matrix of float32 is packed: torch's sums of float32 depend on the number of rows. (Those
+    of halves do not, and its products of long prompts are several times faster.)"""
+
+    gate_up: Matrices
     gate_up_bias: torch.Tensor
-    down: torch.Tensor
+    down: Matrices
     down_bias: torch.Tensor
 
     def __init__(self, config: GptOssConfig, tp: TPGroup, dtype: torch.dtype) -> None:
@@ -52,7 +57,24 @@ class GptOssExperts(Module):
     @property
     def waits_for_device(self) -> bool:
         """Whether a forward pass asks the device how many tokens each expert got."""
-        return any(grouped_matmul_waits(weights) for weights in (self.gate_up, self.down))
+        stacks = (self.gate_up, self.down)
+        return any(isinstance(weights, list) or grouped_matmul_waits(weights) for weights in stacks)
+
+    def pack(self) -> bool:
+        """See Packable. One stack of matrices is there twice meanwhile."""
+        return all([self._pack("gate_up"), self._pack("down")])
+
+    def _pack(self, name: str) -> bool:
+        """Whether the matrices of this name are packed now."""
+        plain = self.__dict__[name]
+        is_packable = isinstance(plain, torch.Tensor) and plain.dtype == torch.float32
+        packed = [kernels.pack_weight(weight.T) for weight in plain] if is_packable else []
+        known = [weight for weight in packed if weight is not None]
+        if not known:
+            return False
+        self.drop_parameter(name)
+        self.__dict__[name] = known
+        return True
 
     def forward(self, x: torch.Tensor, weights: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
         """x [T, D], weights and experts [T, K] -> [T, D], summed over the ranks."""
@@ -62,8 +84,8 @@ class GptOssExperts(Module):
         """x [M, D] sorted by expert -> [M, D]: this rank's summand; the bias after the sum is rank 0's."""
         ends = counts.cumsum(0).to(torch.int32)
         expert_of_row = torch.searchsorted(ends, torch.arange(len(x), dtype=torch.int32, device=x.device), right=True)
-        gate_up = grouped_matmul(x, self.gate_up, ends) + self.gate_up_bias[expert_of_row]
-        y = grouped_matmul(self._gated(gate_up), self.down, ends)
+        gate_up = _multiply(x, self.gate_up, ends) + self.gate_up_bias[expert_of_row]
+        y = _multiply(self._gated(gate_up), self.down, ends)
         return y + self.down_bias[expert_of_row] if self._tp.rank == 0 else y
 
     def _gated(self, gate_up: torch.Tensor) -> torch.Tensor:
@@ -71,6 +93,19 @@ class GptOssExperts(Module):
         limit = self._config.gate_limit
         gate, up = gate_up[..., ::2].clamp(max=limit), gate_up[..., 1::2].clamp(-limit, limit)
         return (up + 1) * gate * torch.sigmoid(gate * self._config.gate_alpha)
+
+
+def _multiply(x: torch.Tensor, matrices: Matrices, ends: torch.Tensor) -> torch.Tensor:
+    """See grouped_matmul."""
+    if isinstance(matrices, torch.Tensor):
+        return grouped_matmul(x, matrices, ends)
+    out = x.new_empty(len(x), matrices[0].shape[0])
+    start = 0
+    for matrix, end in zip(matrices, ends.tolist(), strict=True):
+        if start < end:
+            out[start:end] = matrix.linear(x[start:end], None)
+        start = end
+    return out
 
 
 class GptOssMoE(Module):

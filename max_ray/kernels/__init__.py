@@ -268,7 +268,7 @@ def latent_attention(
 
     cache: [num_blocks, page_size, 1, L + R], a token's latent and its rotated rope key. up: [H, P + V, L]; head h has
     the key [up[h, :P] latent | rope key] and the value up[h, P:] latent. scale: multiplies q k^T.
-    On a CPU the torch twin serves.
+    The C++ twin takes an L + R that is a multiple of 16.
     """
     result: torch.Tensor = _twin(q).latent_attention(q, cache, kv, qo_indptr, up=up, scale=scale)
     return result

@@ -1,8 +1,8 @@
 """Multi-head latent attention (DeepSeek-V2, DeepSeek-AI 2024, section 2.1): the cache holds one latent and one rotated
 key a token, for all heads together.
 
-A head's key is [W_uk latent | rope key] and its value W_uv latent. For decode rows, W_uk and W_uv are absorbed into the
-query and the result, and the heads attend to the latents themselves: see kernels.latent_attention.
+A head's key is [W_uk latent | rope key] and its value W_uv latent. W_uk and W_uv can be absorbed into the query
+and the result, so that the heads attend to the latents themselves: see kernels.latent_attention.
 
 Axes: T new tokens, H heads of this rank, L latent width, P width of the part without position, R rotated width, V of a
 value head, Q width of the compressed query.
@@ -68,7 +68,7 @@ class LatentAttention(Module):
 
     @property
     def waits_for_device(self) -> bool:
-        """On a CPU, where the torch twin plans on the host: no tape holds that."""
+        """On a CPU, where the torch twin may serve, which plans on the host: no tape holds that."""
         return self._on_cpu
 
     def forward(

@@ -19,6 +19,19 @@ def test_all_reduce_sums_on_every_rank(size: int, dtype: torch.dtype) -> None:
         assert result.tolist() == [[size * (size + 1) / 2] * 3] * 2
 
 
+@pytest.mark.parametrize("size", [2, 3, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_row_gets_the_same_sum_alone_and_among_others(size: int, dtype: torch.dtype) -> None:
+    """Long tensors go in parts, shorter ones whole: the sums are those in rank order either way."""
+    parts = [torch.randn(257, 521, generator=torch.Generator().manual_seed(rank)).to(dtype) for rank in range(size)]
+    expected = parts[0].float().clone()
+    for part in parts[1:]:
+        expected += part
+    for rows in (1, 2, 3, 8, 16, 257):
+        for result in run_ranks(size, lambda tp, rows=rows: all_reduce(parts[tp.rank][-rows:].clone(), tp)):
+            assert torch.equal(result, expected[-rows:].to(dtype)), f"{rows} rows"
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_all_reduce_min(size: int) -> None:
     for result in run_ranks(size, lambda tp: all_reduce_min(torch.tensor([tp.rank, -tp.rank]), tp)):

@@ -16,7 +16,14 @@ import pytest
 from max_ray.kernels import native
 
 HERE = Path(__file__).parent
-FILES = ["test_native.py", "test_quantized.py", "test_sinks.py", "test_paged_attention.py", "test_tape.py"]
+FILES = [
+    "test_native.py",
+    "test_native_latent.py",
+    "test_quantized.py",
+    "test_sinks.py",
+    "test_paged_attention.py",
+    "test_tape.py",
+]
 MAIN = """
 import sys
 import pytest

@@ -1,14 +1,15 @@
 """The C++ twins for CPUs, and packed weights. Compiled on the first use by the machine's compiler; never required."""
 
-from max_ray.kernels.cpu import append_latent, latent_attention
 from max_ray.kernels.native.build import library
 from max_ray.kernels.native.ops import (
+    append_latent,
     append_paged_kv_cache,
     apply_rope,
     argmax,
     decode_slots,
     fused_add_rmsnorm,
     gather_rows,
+    latent_attention,
     paged_attention,
     positions,
     rmsnorm,

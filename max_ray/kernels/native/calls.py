@@ -41,6 +41,14 @@ class AttentionShape(ctypes.Structure):
     ]
 
 
+class LatentShape(ctypes.Structure):
+    """As in csrc/kernels.h."""
+
+    _fields_ = [(name, ctypes.c_int64) for name in ("B", "H", "P", "R", "L", "V", "page_size", "table_width")] + [
+        ("scale", ctypes.c_float)
+    ]
+
+
 _P, _L, _I, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 _SIGNATURES: dict[str, list[type]] = {
     "linear": [_P, _L, _L, _L, _P, _L, _P, _P, _I],
@@ -56,6 +64,7 @@ _SIGNATURES: dict[str, list[type]] = {
     "positions": [_P, _L, _P],
     "rope_and_append": [_P, _P, _P, _P, _P, _P, _P, _P, _P, ctypes.POINTER(RopeShape), _I],
     "paged_attention": [_P, _P, _P, _P, _P, _P, _P, _P, ctypes.POINTER(AttentionShape), _I],
+    "latent_attention": [_P, _P, _P, _P, _P, _P, _P, ctypes.POINTER(LatentShape), _I],
 }
 for _kind in ("q4k", "q5k", "q6k", "q8", "q4"):
     for _way in ("linear", "int8"):

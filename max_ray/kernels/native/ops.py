@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from max_ray.kernels import cpu
-from max_ray.kernels.native.calls import AttentionShape, RopeShape, kernel
+from max_ray.kernels.native.calls import AttentionShape, LatentShape, RopeShape, kernel
 
 if TYPE_CHECKING:
     from max_ray.interfaces.model import KVCacheInputs
@@ -94,6 +94,7 @@ def positions(cache_lengths: torch.Tensor) -> torch.Tensor:
 
 
 apply_rope = cpu.apply_rope
+append_latent = cpu.append_latent
 append_paged_kv_cache = cpu.append_paged_kv_cache
 
 
@@ -181,4 +182,24 @@ def paged_attention(
     sink_scores = None if sinks is None else sinks.float().contiguous()
     sinks_address = None if sink_scores is None else sink_scores.data_ptr()
     run(q.data_ptr(), *caches, *rows, sinks_address, out.data_ptr(), shape, torch.get_num_threads())
+    return out
+
+
+def latent_attention(
+    q: torch.Tensor, cache: torch.Tensor, kv: KVCacheInputs, qo_indptr: torch.Tensor, *, up: torch.Tensor, scale: float
+) -> torch.Tensor:
+    run = kernel("latent_attention", q.dtype)
+    num_heads, size, latent_dim = up.shape
+    rope_dim = cache.shape[3] - latent_dim
+    if run is None or cache.shape[3] % 16 or {up.dtype, cache.dtype} != {q.dtype}:
+        return cpu.latent_attention(q, cache, kv, qo_indptr, up=up, scale=scale)
+    plain_dim = q.shape[2] - rope_dim
+    num_rows, width = kv.block_tables.shape
+    value_dim = size - plain_dim
+    sizes = (num_rows, num_heads, plain_dim, rope_dim, latent_dim, value_dim, kv.page_size, width)
+    q, up = q.contiguous(), up.contiguous()
+    out = torch.empty((*q.shape[:2], value_dim), dtype=q.dtype)
+    rows = (kv.block_tables.data_ptr(), kv.cache_lengths.data_ptr(), qo_indptr.data_ptr())
+    inputs = (q.data_ptr(), up.data_ptr(), cache.data_ptr(), *rows)
+    run(*inputs, out.data_ptr(), LatentShape(*sizes, scale), torch.get_num_threads())
     return out

@@ -15,6 +15,12 @@ struct AttentionShape {
     float scale, softcap;  // softcap 0: none
 };
 
+// Widths: P of a head's part without position, R of its rotated part, L of a latent, V of a value.
+struct LatentShape {
+    int64_t B, H, P, R, L, V, page_size, table_width;
+    float scale;
+};
+
 // A matrix of max_ray/kernels/quantized.py. mins: also the zeros of plain 4-bit groups; super_scales: also the only scales of
 // 8-bit and plain 4-bit groups.
 struct QuantizedMatrix {
@@ -44,7 +50,9 @@ struct QuantizedMatrix {
                                 const int64_t *positions, const int64_t *slots, const RopeShape *shape, int threads);     \
     void paged_attention_##NAME(const T *q, const T *k_cache, const T *v_cache, const int32_t *tables,                    \
                                 const int32_t *lengths, const int32_t *indptr, const float *sinks, T *y,                  \
-                                const AttentionShape *shape, int threads);
+                                const AttentionShape *shape, int threads);                                                \
+    void latent_attention_##NAME(const T *q, const T *up, const T *cache, const int32_t *tables, const int32_t *lengths,  \
+                                 const int32_t *indptr, T *y, const LatentShape *shape, int threads);
 
 extern "C" {
 MAX_RAY_DECLARE(f32, float)
