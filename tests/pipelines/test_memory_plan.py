@@ -182,7 +182,7 @@ def test_warm_cache_checks_a_model(model_path: Path, capsys: pytest.CaptureFixtu
 def test_warm_cache_refuses_what_a_start_would(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_llama(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "gptq", "bits": 8, "group_size": 128}
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 3, "group_size": 128}
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert cli.main(["warm-cache", "--model-path", str(tmp_path)]) == 2
-    assert "has bits 8; what can be read: 4 bits" in capsys.readouterr().err
+    assert "has bits 3; what can be read: 4 and 8 bits" in capsys.readouterr().err

@@ -143,7 +143,6 @@ def test_internlm3_is_a_llama(biases: bool, tmp_path: Path) -> None:
         ("KimiK25ForConditionalGeneration", "kimi_k25", "Kimi_K25ForConditionalGeneration"),
         ("NewModel", "new", "GteModel"),
         ("XLMRobertaLoRA", "xlm-roberta", "JinaEmbeddingsV3Model"),
-        ("DistilBertForMaskedLM", "distilbert", "DistilBertModel"),
     ],
 )
 def test_the_native_class_is_named_where_no_family_has_it(name: str, model_type: str, theirs: str) -> None:

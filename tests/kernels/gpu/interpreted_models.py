@@ -65,8 +65,9 @@ def test_prompts_ask_nothing_either() -> None:
         gpu.paged_attention(*arguments, **options, sinks=torch.zeros(4))
 
 
-def test_a_step_that_reads_a_tensor_is_noticed(tmp_path: Path) -> None:
+def test_a_step_that_reads_a_tensor_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The torch twin of attention over latents plans on the host."""
+    monkeypatch.setattr(kernels, "has_native", lambda: False)
     lab = Lab(make_family(DENSE_DEEPSEEK, tmp_path), torch.device("cpu"))
     with pytest.raises(NotRecordableError):
         tokens_of(lab.runner(GuardedRecorder(), 0), request(PROMPTS, NUM_STEPS, [{}]))
