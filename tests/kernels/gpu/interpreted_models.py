@@ -67,7 +67,7 @@ def test_prompts_ask_nothing_either() -> None:
 
 def test_a_step_that_reads_a_tensor_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The torch twin of attention over latents plans on the host."""
-    monkeypatch.setattr(kernels, "has_native", lambda: False)
+    monkeypatch.setattr(kernels, "_twin", lambda x: kernels.cpu)
     lab = Lab(make_family(DENSE_DEEPSEEK, tmp_path), torch.device("cpu"))
     with pytest.raises(NotRecordableError):
         tokens_of(lab.runner(GuardedRecorder(), 0), request(PROMPTS, NUM_STEPS, [{}]))
