@@ -89,7 +89,7 @@ FENCES: dict[str, set[str]] = {
     "uvicorn": {"deployments"},
     "triton": {"max_ray.kernels.gpu"},
     "transformers": {
-        *("max_ray.tokenizer_files", "max_ray.conformance.reference", "deployments.demo"),
+        *("max_ray.tokenization.loading", "max_ray.conformance.reference", "deployments.demo"),
         *("max_ray.benchmark.synthetic", "max_ray.benchmark.transformers_peer"),
         "architectures.transformers_adapter",
     },
@@ -117,24 +117,24 @@ WITHOUT_TORCH = [
     "max_ray.custom_code",
     "max_ray.kv_cache",
     "max_ray.scheduler",
-    "max_ray.tokenizer",
-    "max_ray.detokenizer",
+    "max_ray.tokenization.tokenizer",
+    "max_ray.tokenization.detokenizer",
     "max_ray.images.tokenizer",
     "max_ray.graph.weights",
     "max_ray.pipelines",
     "max_ray.pipelines.core",
     "max_ray.pipelines.lib",
-    "max_ray.pipelines.plan",
+    "max_ray.planning.plan",
     "max_ray.pipelines.factory",
     "max_ray.pipelines.text_generation",
     "max_ray.pipelines.embeddings",
-    "max_ray.embeddings_tokenizer",
+    "max_ray.tokenization.embeddings_tokenizer",
     "deployments",
-    "deployments.cli",
+    "max_ray.cli.main",
     "max_ray.benchmark.serving",
-    "deployments.routes",
+    "max_ray.serve.api.routes",
 ]
-WITHOUT_TORCH_BUT_WITH_RAY = ["max_ray.actors.registry", "max_ray.actors.kv_manager", "deployments.ingress"]
+WITHOUT_TORCH_BUT_WITH_RAY = ["max_ray.actors.registry", "max_ray.actors.kv_manager", "max_ray.serve.ingress"]
 
 
 def short(unit: str) -> str:
@@ -233,7 +233,7 @@ def test_light_processes_load_no_heavy_library() -> None:
 
 def test_a_bare_gpu_machine_needs_no_pydantic() -> None:
     """Networks, the runner and the benchmarks of a device run where only torch and transformers are."""
-    modules = ["max_ray.pipelines.runner", "max_ray.pipelines.graphs", "architectures.llama3.model"]
+    modules = ["max_ray.engine.runner", "max_ray.engine.graphs", "architectures.llama3.model"]
     modules += ["max_ray.benchmark.kernels", "max_ray.benchmark.offline"]
     assert loaded_by(modules, {"pydantic", "ray", "fastapi"}) == ""
 

@@ -20,7 +20,8 @@ from max_ray.pipelines import PIPELINE_REGISTRY
 
 INIT = "from .arch import my_arch\n\nARCHITECTURES = [my_arch]\n"
 ARCH = """
-from max_ray.interfaces import PipelineModel, PipelineTask
+from max_ray.interfaces import PipelineTask
+from max_ray.modeling import PipelineModel
 from max_ray.pipelines.lib import SupportedArchitecture, SupportedEncoding
 
 class MyModel(PipelineModel):
