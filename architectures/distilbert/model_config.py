@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from architectures.bert.model_config import BertConfig
-from max_ray.modeling.text_pipeline_model import required
+from max_ray.huggingface import required
 from max_ray.nn.activation import activation_name
 from max_ray.nn.encoder import hidden_and_heads
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from max_ray.errors import ConfigError
-from max_ray.modeling.text_pipeline_model import required
+from max_ray.huggingface import required
 from max_ray.nn.activation import activation_name
 from max_ray.nn.layer_types import FULL, SLIDING, layer_types, layer_windows
 from max_ray.nn.rope import RopeConfig

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from max_ray.errors import ConfigError
-from max_ray.modeling.text_pipeline_model import required
+from max_ray.huggingface import required
 from max_ray.nn.activation import activation_name
 from max_ray.nn.encoder import hidden_and_heads
 from max_ray.nn.rope import RopeConfig

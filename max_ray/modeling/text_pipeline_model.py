@@ -16,6 +16,7 @@ import torch
 from max_ray import kernels
 from max_ray.driver import upload
 from max_ray.errors import ConfigError, ParallelismError
+from max_ray.huggingface import head_dim, required
 from max_ray.interfaces import KVCacheInputs, ModelInputs, RunRow
 from max_ray.modeling import PipelineModel
 from max_ray.nn.rope import RopeConfig
@@ -136,38 +137,6 @@ def spans(starts: IntArray, lengths: IntArray) -> IntArray:
     ends = np.cumsum(lengths)
     within: IntArray = np.arange(ends[-1], dtype=np.int64) + np.repeat(starts - (ends - lengths), lengths)
     return within
-
-
-def required(huggingface_config: Any, name: str) -> Any:
-    """A value of config.json that the model cannot do without. Raises ConfigError naming it, also where it is a list
-    with a value for each layer."""
-    value = _given(huggingface_config, name)
-    if isinstance(value, list):
-        raise ConfigError(f"config.json has a {name!r} for each layer; this model family has one for all.")
-    return value
-
-
-def required_list(huggingface_config: Any, name: str) -> list[Any]:
-    """A list of config.json that the model cannot do without. Raises ConfigError naming it."""
-    value = _given(huggingface_config, name)
-    if not isinstance(value, list):
-        raise ConfigError(f"config.json has {name}={value!r}, which is no list.")
-    return value
-
-
-def _given(huggingface_config: Any, name: str) -> Any:
-    value = huggingface_config.get(name)
-    if value is None:
-        raise ConfigError(f"config.json has no {name!r}; this model family needs it.")
-    return value
-
-
-def head_dim(huggingface_config: Any) -> int:
-    """Size of one attention head: `head_dim`, by default hidden_size / num_attention_heads."""
-    given = huggingface_config.get("head_dim")
-    return int(
-        given or required(huggingface_config, "hidden_size") // required(huggingface_config, "num_attention_heads")
-    )
 
 
 def check_cut(tp_size: int, num_heads: int, num_kv_heads: int, widths: Mapping[str, int]) -> None:

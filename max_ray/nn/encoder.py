@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from max_ray.distributed import TPGroup
 from max_ray.driver import DeviceLike, as_torch_device
 from max_ray.errors import ConfigError
-from max_ray.modeling.text_pipeline_model import required
+from max_ray.huggingface import required
 from max_ray.nn.activation import activation
 from max_ray.nn.embedding import VocabParallelEmbedding
 from max_ray.nn.linear import ColumnParallelLinear, QKVParallelLinear, RowParallelLinear

@@ -12,7 +12,6 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from max_ray.config import PipelineConfig
-from max_ray.custom_code import install_packed
 from max_ray.engine.process_memory import held_bytes, return_freed_memory
 from max_ray.errors import ConfigError
 from max_ray.images.limits import ImageLimits
@@ -132,7 +131,7 @@ def build_runner(plan: PipelinePlan, tp: TPGroup, durations: dict[str, float] | 
     """Loads one rank's shard and allocates its cache. Raises WeightsError and ConfigError.
 
     durations: gets the seconds of each phase."""
-    install_packed(plan.custom_code)
+    PIPELINE_REGISTRY.register_packed(plan.custom_code)
     architecture = PIPELINE_REGISTRY.retrieve_architecture(plan.architecture, task=plan.task)
     return_freed_memory()
     before = held_bytes(tp.device)

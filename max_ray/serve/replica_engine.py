@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 from max_ray.actors.leased_group import LeasedGroup
 from max_ray.actors.messages import GroupSpec
-from max_ray.custom_code import install_packed
 from max_ray.errors import MaxRayError, StaleLeaseError, WorkerGroupError
 from max_ray.interfaces import (
     EmbeddingsContext,
@@ -30,6 +29,7 @@ from max_ray.pipelines.embeddings import EmbeddingsPipeline
 from max_ray.pipelines.factory import build_tokenizer
 from max_ray.pipelines.text_generation import TextGenerationPipeline
 from max_ray.planning.plan import PipelinePlan
+from max_ray.registry import PIPELINE_REGISTRY
 from max_ray.scheduler import EmbeddingsLoop, GenerationLoop, SchedulerLimits
 from max_ray.serve.api.metrics import LoopNumbers, Metrics, MetricsSnapshot
 from max_ray.tokenization.tokenizer import TextTokenizer
@@ -72,7 +72,7 @@ class ReplicaEngine:
     @classmethod
     async def start(cls, spec: GroupSpec, max_queued_requests: int, identity: ReplicaIdentity) -> ReplicaEngine:
         """Leases a group and makes the tokenizer meanwhile. Raises what loading raises."""
-        install_packed(spec.plan.custom_code)
+        PIPELINE_REGISTRY.register_packed(spec.plan.custom_code)
         acquiring = asyncio.create_task(LeasedGroup.acquire(spec, identity.rank, identity.owner_id))
         tokenizer = await asyncio.to_thread(_ready_tokenizer, spec.plan)
         group = await acquiring
