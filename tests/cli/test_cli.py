@@ -243,7 +243,7 @@ def test_help_prints_each_default_once(capsys: pytest.CaptureFixture[str]) -> No
 def test_light_commands_import_nothing_heavy() -> None:
     code = (
         "import sys\n"
-        "from deployments import cli\n"
+        "from max_ray.cli import main as cli\n"
         "assert cli.main(['version']) == 0\n"
         "assert cli.main(['serve', '--prot', '1']) == 2\n"
         "heavy = {'torch', 'ray', 'transformers', 'fastapi'} & set(sys.modules)\n"
