@@ -86,9 +86,6 @@ class LeaseRequest:
     releases: list[str] = field(default_factory=list)
     wants: list[LeaseWant] = field(default_factory=list)
 
-    def __bool__(self) -> bool:
-        return bool(self.commits or self.releases or self.wants)
-
 
 @dataclass(slots=True)
 class LeaseReply:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from max_ray.errors import InsufficientBlocksError
-from max_ray.interfaces import KVCacheParams, LeaseReply, TextContext
+from max_ray.interfaces import KVCacheParams, LeaseReply, LeaseRequest, TextContext
 from max_ray.kv_cache import PagedKVCacheManager
 from max_ray.scheduler import Batch, Batcher, Decision, Row, SchedulerLimits, SchedulerStats
 from tests.scheduler.fakes import make_context
@@ -211,19 +211,6 @@ def test_restart_keeps_the_order_and_the_tokens() -> None:
     assert decision.leases.commits == [], "what was computed is lost"
 
 
-def test_workers_hear_of_ended_and_preempted_rows_but_not_of_those_that_run_again() -> None:
-    books = Books()
-    first, second = books.add("a", 3), books.add("b", 3, start=9)
-    _, batch = books.decide()
-    books.run(batch, num_steps=1)
-    books.batcher.end(first)
-    books.batcher.end(second)
-    assert books.batcher.has_releases
-    again = Row(make_context("b", range(3)), arrival=0.0)
-    assert books.batcher.take_released([again]) == ["a"]
-    assert books.batcher.take_released([]) == []
-
-
 def test_full_blocks_are_committed_once_and_ended_rows_leave_them_behind() -> None:
     books = Books(max_num_steps=1)
     row = books.add("a", 9)
@@ -236,11 +223,13 @@ def test_full_blocks_are_committed_once_and_ended_rows_leave_them_behind() -> No
         decision, batch = books.decide()
     assert [(key, first, len(hashes)) for key, first, hashes in decision.leases.commits] == [("a", 2, 1)]
     books.batcher.end(row)
+    assert books.batcher.has_releases
     flush = books.batcher.flush()
     assert (flush.commits, flush.releases) == ([], ["a"])
     books.batcher.note_reply(flush, books.manager.exchange(flush))
     assert books.manager.num_free_blocks == 16
-    assert not books.batcher.flush()
+    assert not books.batcher.has_releases
+    assert books.batcher.flush() == LeaseRequest()
 
 
 def test_a_row_that_outgrew_the_cache_fails_alone() -> None:
