@@ -21,7 +21,7 @@ from collections import OrderedDict
 import numpy as np
 
 from max_ray.errors import InsufficientBlocksError
-from max_ray.interfaces import LeaseGrant, LeaseReply, LeaseRequest, LeaseWant, TextContext
+from max_ray.interfaces import BlockGrant, BlockRequest, CacheReply, CacheUpdate, TextContext
 from max_ray.kv_cache import commit_hashes, insufficient_blocks, lookup_hashes, tokens_to_cover
 from max_ray.scheduler.prefixes import KnownPrefixes, PrefixesInProgress
 from max_ray.scheduler.row import Batch, Decision, Row, SchedulerLimits
@@ -73,7 +73,7 @@ class Batcher:
         wants += [self._want(row, num_steps) for row in candidates] + [self._want(row, 1) for row in hopeful]
         return Decision(self._message(wants), candidates + hopeful, num_steps)
 
-    def apply(self, decision: Decision, reply: LeaseReply) -> Batch:
+    def apply(self, decision: Decision, reply: CacheReply) -> Batch:
         """Takes the grants in and forms the batch: empty when nobody can run before another decision."""
         self._take(decision, reply)
         self._admit(decision.candidates, reply)
@@ -99,20 +99,20 @@ class Batcher:
         wants = [self._want(row, num_steps) for row in present if self._missing(row.context, num_steps)]
         return Decision(self._message(wants), [], num_steps)
 
-    def apply_extension(self, decision: Decision, reply: LeaseReply) -> bool:
+    def apply_extension(self, decision: Decision, reply: CacheReply) -> bool:
         """Takes the grants in; whether all were given. Rows may have ended meanwhile."""
         self._take(decision, reply)
         return None not in reply.grants.values()
 
-    def flush(self) -> LeaseRequest:
+    def flush(self) -> CacheUpdate:
         """Commits and releases without a decision, for an idle loop."""
         return self._message([])
 
-    def note_reply(self, leases: LeaseRequest, reply: LeaseReply) -> None:
+    def note_reply(self, leases: CacheUpdate, reply: CacheReply) -> None:
         """The ledger has applied `leases`."""
         del self._releases[: len(leases.releases)]
-        self.total_blocks = reply.total_blocks
-        self.free_blocks = min(reply.total_blocks, reply.free_blocks + self._num_given_back)
+        self.total_blocks = reply.num_blocks
+        self.free_blocks = min(reply.num_blocks, reply.num_free_blocks + self._num_given_back)
 
     # Arrivals and ends.
 
@@ -252,26 +252,26 @@ class Batcher:
             num_steps //= 2
         return num_steps
 
-    def _want(self, row: Row, num_steps: int) -> LeaseWant:
+    def _want(self, row: Row, num_steps: int) -> BlockRequest:
         is_new = row.key in self.waiting
         hashes = lookup_hashes(row.context, self.page_size) if is_new else None
-        return LeaseWant(row.key, tokens_to_cover(row.context, num_steps), hashes)
+        return BlockRequest(row.key, tokens_to_cover(row.context, num_steps), hashes)
 
-    def _message(self, wants: list[LeaseWant]) -> LeaseRequest:
+    def _message(self, wants: list[BlockRequest]) -> CacheUpdate:
         commits, self._commits = self._commits, []
         self._num_given_back = 0
-        return LeaseRequest(commits, list(self._releases), wants)
+        return CacheUpdate(commits, list(self._releases), wants)
 
-    def _take(self, decision: Decision, reply: LeaseReply) -> None:
+    def _take(self, decision: Decision, reply: CacheReply) -> None:
         """Gives the running rows their blocks."""
         self.note_reply(decision.leases, reply)
-        for want in decision.leases.wants:
+        for want in decision.leases.requests:
             grant = reply.grants[want.request_id]
             row = self.running.get(want.request_id)
             if row is not None and grant is not None:
                 _append_blocks(row.context, grant)
 
-    def _admit(self, candidates: list[Row], reply: LeaseReply) -> None:
+    def _admit(self, candidates: list[Row], reply: CacheReply) -> None:
         """Moves granted candidates to `running`. A grant behind a refusal is given back: nobody is overtaken."""
         is_open = True
         for row in candidates:
@@ -285,7 +285,7 @@ class Batcher:
             else:
                 self._releases.append(row.key)
 
-    def _first_grant(self, row: Row, grant: LeaseGrant) -> None:
+    def _first_grant(self, row: Row, grant: BlockGrant) -> None:
         context = row.context
         context.processed_length = grant.cached_tokens
         row.num_committed = grant.cached_tokens // self.page_size
@@ -339,7 +339,7 @@ class Batcher:
                 self.fail(row, _blocks_held_elsewhere(self.free_blocks, self.total_blocks))
 
 
-def _append_blocks(context: TextContext, grant: LeaseGrant) -> None:
+def _append_blocks(context: TextContext, grant: BlockGrant) -> None:
     if len(grant.block_ids):
         context.block_table = np.concatenate([context.block_table, grant.block_ids])
 

@@ -22,7 +22,7 @@ from typing import Protocol
 from max_ray.errors import InputError, MaxRayError, QueueFullError, StaleLeaseError, WorkerGroupError
 from max_ray.interfaces import (
     GenerationStatus,
-    KVLedger,
+    KVCacheClient,
     RequestID,
     TextContext,
     TextGenerationInputs,
@@ -78,7 +78,7 @@ class GenerationLoop:
     def __init__(
         self,
         pipeline: TextPipeline,
-        ledger: KVLedger,
+        ledger: KVCacheClient,
         limits: SchedulerLimits,
         recover: Recover | None = None,
         flush_after_s: float = 0.02,
@@ -89,7 +89,7 @@ class GenerationLoop:
         self._recovery = Recovery(recover)
         self._flush_after_s = flush_after_s
         self._stats = SchedulerStats()
-        self._batcher = Batcher(limits, ledger.page_size, ledger.total_blocks, self._stats)
+        self._batcher = Batcher(limits, ledger.page_size, ledger.num_blocks, self._stats)
         self._completions = CompletionRate()
         self._wake = asyncio.Event()
         self._can_interrupt = False
@@ -184,7 +184,7 @@ class GenerationLoop:
         """One decision: one exchange with the ledger, one run."""
         self._stats.decisions += 1
         decision = self._batcher.decide()
-        reply = await self._ledger.exchange(decision.leases)
+        reply = await self._ledger.update(decision.leases)
         batch = self._batcher.apply(decision, reply)
         if batch.rows:
             await self._execute(batch)
@@ -215,7 +215,7 @@ class GenerationLoop:
         if decision is None:
             return
         self._stats.extensions += 1
-        reply = await self._ledger.exchange(decision.leases)
+        reply = await self._ledger.update(decision.leases)
         if self._batcher.apply_extension(decision, reply) and self._can_interrupt:
             longer.num_steps += self.limits.max_num_steps
             longer.is_tried = False
@@ -227,7 +227,7 @@ class GenerationLoop:
         if self._batcher.has_releases and self._can_flush and not await self._is_woken_soon():
             self._can_flush = False
             leases = self._batcher.flush()
-            self._batcher.note_reply(leases, await self._ledger.exchange(leases))
+            self._batcher.note_reply(leases, await self._ledger.update(leases))
         await self._wake.wait()
         self._can_flush = True
 
@@ -322,7 +322,7 @@ class GenerationLoop:
         if is_back:
             self._reported = None  # what was said of the workers before
             self._ledger = ledger or self._ledger
-            self._batcher.use_ledger(self._ledger.page_size, self._ledger.total_blocks)
+            self._batcher.use_ledger(self._ledger.page_size, self._ledger.num_blocks)
             self._stats.healthy = True
 
     def _blame(self, error: WorkerGroupError) -> None:

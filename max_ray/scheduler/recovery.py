@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from max_ray.errors import MaxRayError, StaleLeaseError
-from max_ray.interfaces import KVLedger
+from max_ray.interfaces import KVCacheClient
 from max_ray.log import get_logger
 
 _LOG = get_logger(__name__)
@@ -18,7 +18,7 @@ MAX_FAILURES = 4  # attempts in a row for which requests wait
 _FIRST_PAUSE_S = 0.25
 _LONGEST_PAUSE_S = 15.0
 
-Recover = Callable[[], Awaitable[KVLedger | None]]
+Recover = Callable[[], Awaitable[KVCacheClient | None]]
 
 
 class Recovery:
@@ -33,7 +33,7 @@ class Recovery:
         self.is_needed = False
         self._num_attempts = 0
 
-    async def attempt(self) -> tuple[bool, KVLedger | None]:
+    async def attempt(self) -> tuple[bool, KVCacheClient | None]:
         """One attempt, after a pause that grows with the failures before it: (whether the workers are back, their
         ledger).
 

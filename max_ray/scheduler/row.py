@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from max_ray.errors import ConfigError
-from max_ray.interfaces import LeaseRequest, TextContext
+from max_ray.interfaces import CacheUpdate, TextContext
 from max_ray.scheduler.channel import Channel
 
 
@@ -74,7 +74,7 @@ class Decision:
     """What one decision asks of the ledger, and for how long a run. candidates: waiting rows that come in if their
     wants are granted, in order."""
 
-    leases: LeaseRequest
+    leases: CacheUpdate
     candidates: list[Row]
     num_steps: int
 

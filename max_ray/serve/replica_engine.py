@@ -18,7 +18,7 @@ from max_ray.errors import MaxRayError, StaleLeaseError, WorkerGroupError
 from max_ray.interfaces import (
     EmbeddingsContext,
     EmbeddingsGenerationOutput,
-    KVLedger,
+    KVCacheClient,
     PipelineTask,
     RequestID,
     TextContext,
@@ -156,7 +156,7 @@ class ReplicaEngine:
             self._group.info.phases,
         )
 
-    async def _recover(self) -> KVLedger:
+    async def _recover(self) -> KVCacheClient:
         """The loop's way back after a WorkerGroupError."""
         try:
             return await self._group.rebuild()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from max_ray.errors import InsufficientBlocksError
-from max_ray.interfaces import KVCacheParams, LeaseReply, LeaseRequest, TextContext
+from max_ray.interfaces import CacheReply, CacheUpdate, KVCacheParams, TextContext
 from max_ray.kv_cache import PagedKVCacheManager
 from max_ray.scheduler import Batch, Batcher, Decision, Row, SchedulerLimits, SchedulerStats
 from tests.scheduler.fakes import make_context
@@ -29,13 +29,13 @@ class Books:
     def decide(self, *refuse: str) -> tuple[Decision, Batch]:
         """One decision; the wants of `refuse` are refused whatever the manager says."""
         decision = self.batcher.decide()
-        asked, decision.leases.wants = decision.leases.wants, []
+        asked, decision.leases.requests = decision.leases.requests, []
         kept = [want for want in asked if want.request_id not in refuse]
-        decision.leases.wants = kept
-        reply = self.manager.exchange(decision.leases)
-        decision.leases.wants = asked
+        decision.leases.requests = kept
+        reply = self.manager.update(decision.leases)
+        decision.leases.requests = asked
         grants = {**reply.grants, **dict.fromkeys(refuse)}
-        batch = self.batcher.apply(decision, LeaseReply(grants, reply.free_blocks, reply.total_blocks))
+        batch = self.batcher.apply(decision, CacheReply(grants, reply.num_free_blocks, reply.num_blocks))
         self.manager.assert_invariants()
         return decision, batch
 
@@ -57,7 +57,7 @@ def keys(batch: Batch) -> list[str]:
 
 
 def wanted(decision: Decision) -> dict[str, int]:
-    return {want.request_id: want.num_tokens for want in decision.leases.wants}
+    return {want.request_id: want.num_tokens for want in decision.leases.requests}
 
 
 def test_decode_rows_come_before_prompts_and_leases_are_in_bulk() -> None:
@@ -167,7 +167,7 @@ def test_an_arrival_during_the_exchange_makes_the_run_short() -> None:
     books = Books()
     books.add("a", 3)
     decision = books.batcher.decide()
-    reply = books.manager.exchange(decision.leases)
+    reply = books.manager.update(decision.leases)
     books.add("b", 3, start=9)
     assert books.batcher.apply(decision, reply).num_steps == 1
 
@@ -176,7 +176,7 @@ def test_an_arrival_that_cannot_come_in_leaves_the_run_long() -> None:
     books = Books(batch_size=1)
     books.add("a", 3)
     decision = books.batcher.decide()
-    reply = books.manager.exchange(decision.leases)
+    reply = books.manager.update(decision.leases)
     books.add("b", 3, start=9)
     assert books.batcher.apply(decision, reply).num_steps == 8
     assert not books.batcher.could_admit()
@@ -226,10 +226,10 @@ def test_full_blocks_are_committed_once_and_ended_rows_leave_them_behind() -> No
     assert books.batcher.has_releases
     flush = books.batcher.flush()
     assert (flush.commits, flush.releases) == ([], ["a"])
-    books.batcher.note_reply(flush, books.manager.exchange(flush))
+    books.batcher.note_reply(flush, books.manager.update(flush))
     assert books.manager.num_free_blocks == 16
     assert not books.batcher.has_releases
-    assert books.batcher.flush() == LeaseRequest()
+    assert books.batcher.flush() == CacheUpdate()
 
 
 def test_a_row_that_outgrew_the_cache_fails_alone() -> None:
