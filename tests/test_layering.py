@@ -33,6 +33,7 @@ TABLE: dict[str, set[str]] = {
     "distributed": {"driver", "interfaces"},
     "kernels": {"interfaces", "settings", "host_memory"},
     "weights": {"interfaces", "gguf", "host_memory"},
+    "transport": {"interfaces"},
     "hub": {"gguf"},
     "huggingface": {"gguf", "hub", "quantization_files"},
     "sentence_files": {"huggingface"},
@@ -58,7 +59,7 @@ TABLE: dict[str, set[str]] = {
     },
     "scheduler": {"interfaces", "config", "kv_cache"},
     "actors": {
-        *("interfaces", "settings", "config", "kv_cache", "planning", "pipelines", "distributed"),
+        *("interfaces", "settings", "config", "kv_cache", "planning", "pipelines", "distributed", "transport"),
     },
     "architectures": {
         *("interfaces", "config", "weights", "nn", "modeling", "kernels", "distributed", "images", "huggingface"),
@@ -123,6 +124,8 @@ WITHOUT_TORCH = [
     "max_ray.registry",
     "max_ray.custom_code",
     "max_ray.kv_cache",
+    "max_ray.transport.listener",
+    "max_ray.transport.worker_connection",
     "max_ray.scheduler",
     "max_ray.tokenization.tokenizer",
     "max_ray.tokenization.detokenizer",
@@ -243,6 +246,7 @@ def test_a_bare_gpu_machine_needs_no_pydantic() -> None:
     """Networks, the runner and the benchmarks of a device run where only torch and transformers are."""
     modules = ["max_ray.engine.runner", "max_ray.engine.graphs", "architectures.llama3.model"]
     modules += ["max_ray.benchmark.kernels", "max_ray.benchmark.offline"]
+    modules += ["max_ray.transport.worker_connection", "max_ray.transport.listener"]
     assert loaded_by(modules, {"pydantic", "ray", "fastapi"}) == ""
 
 

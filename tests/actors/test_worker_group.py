@@ -127,7 +127,7 @@ async def test_a_successor_takes_over_a_warm_group_and_its_blocks(
     spec = make_spec(tiny_llama, "warm")
     old = await LeasedGroup.acquire(spec, 0, "first")
     old_info, old_pids = old.info, pids(old.info)
-    await old.ledger.update(CacheUpdate(requests=[BlockRequest("a", 40)]))
+    await old.kv_cache.update(CacheUpdate(requests=[BlockRequest("a", 40)]))
     abandoned = old.executor.stream(make_run(1, num_steps=40))
     await anext(abandoned)  # the owner dies in the middle of a run
 
@@ -135,7 +135,7 @@ async def test_a_successor_takes_over_a_warm_group_and_its_blocks(
     assert new.info.group_id == old_info.group_id
     assert new.info.epoch == old_info.epoch + 1
     assert pids(new.info) == old_pids
-    reply = await new.ledger.update(CacheUpdate())
+    reply = await new.kv_cache.update(CacheUpdate())
     assert reply.num_free_blocks == reply.num_blocks == spec.plan.num_blocks
     assert await run_all(new.executor, make_run(1)) == local_tokens[0.0]
 
@@ -171,7 +171,7 @@ async def test_a_dead_kv_manager_is_replaced_and_the_workers_stay(
     before = pids(group.info)
     kill(group.info.kv_manager)
     with pytest.raises(WorkerGroupError):
-        await group.ledger.update(CacheUpdate(requests=[BlockRequest("a", 4)]))
+        await group.kv_cache.update(CacheUpdate(requests=[BlockRequest("a", 4)]))
     ledger = await group.rebuild()
     assert pids(group.info) == before
     reply = await ledger.update(CacheUpdate(requests=[BlockRequest("a", 4)]))
