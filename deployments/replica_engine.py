@@ -12,7 +12,7 @@ import pickle
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import dataclass
 
-from deployments.metrics import LoopNumbers, Metrics, MetricsSnapshot
+from deployments.metrics import Metrics, MetricsSnapshot
 from max_ray.actors.leased_group import LeasedGroup
 from max_ray.actors.messages import GroupSpec
 from max_ray.custom_code import install_packed
@@ -141,20 +141,7 @@ class ReplicaEngine:
             _LOG.warning("the group was not released: %s", error)
 
     def _snapshot(self) -> MetricsSnapshot:
-        stats = self._loop.stats
-        return self._metrics.snapshot(
-            LoopNumbers(
-                queued=stats.queued,
-                running=stats.running,
-                kv_blocks_used=stats.kv_used_blocks,
-                kv_blocks_total=stats.kv_total_blocks,
-                prefix_hit_tokens=stats.prefix_hit_tokens,
-                steps=stats.steps,
-                runs=stats.runs,
-                preemptions=stats.preemptions,
-            ),
-            self._group.info.phases,
-        )
+        return self._metrics.snapshot(self._loop.stats, self._group.info.phases)
 
     async def _recover(self) -> KVLedger:
         """The loop's way back after a WorkerGroupError."""

@@ -13,7 +13,7 @@ import numpy as np
 import openai
 import pytest
 
-from deployments.metrics import LoopNumbers, Metrics, MetricsSnapshot
+from deployments.metrics import Metrics, MetricsSnapshot
 from deployments.routes import build_api
 from max_ray.config import PipelineConfig
 from max_ray.interfaces import (
@@ -64,7 +64,7 @@ class LocalEngine:
         return self.loop.healthy
 
     async def metrics_snapshots(self) -> Sequence[MetricsSnapshot]:
-        return [self.metrics.snapshot(LoopNumbers(steps=self.loop.stats.steps))]
+        return [self.metrics.snapshot(self.loop.stats)]
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from architectures.qwen3_vl import qwen3_vl_arch
-from deployments.metrics import LoopNumbers, Metrics, MetricsSnapshot
+from deployments.metrics import Metrics, MetricsSnapshot
 from deployments.routes import build_api
 from max_ray.errors import InputError
 from max_ray.images.limits import ImageLimits
@@ -60,7 +60,7 @@ class LoopEngine:
         return True
 
     async def metrics_snapshots(self) -> Sequence[MetricsSnapshot]:
-        return [self.metrics.snapshot(LoopNumbers())]
+        return [self.metrics.snapshot(self.loop.stats)]
 
 
 class ServedModel:

@@ -10,8 +10,8 @@ import pytest
 from fastapi import FastAPI
 
 from deployments.engine import ApiOptions
-from deployments.metrics import LoopNumbers
 from deployments.routes import build_api
+from max_ray.scheduler import SchedulerStats
 from tests.http.fake_engine import FakeEngine
 from tests.http.test_errors import error_of
 
@@ -118,7 +118,7 @@ async def test_an_application_below_a_prefix(engine: FakeEngine) -> None:
         assert (await client.post("/v1/completions/", json=COMPLETION, headers=key)).status_code == 200
         streamed = await client.post("/v1/completions", json={**COMPLETION, "stream": True}, headers=key)
         assert streamed.text.endswith("data: [DONE]\n\n")
-    requests = engine.metrics.snapshot(LoopNumbers()).requests
+    requests = engine.metrics.snapshot(SchedulerStats()).requests
     assert requests == {("/v1/models", 401): 1, ("/v1/completions", 200): 2}
 
 
@@ -129,7 +129,7 @@ async def test_requests_are_counted_by_the_routes_template(client: httpx.AsyncCl
     await client.head("/v1/models")
     await client.post("/v1/completions", json=COMPLETION)
     await client.post("/v1/completions", content=b"{", headers={"Content-Type": "text/plain"})
-    requests = engine.metrics.snapshot(LoopNumbers()).requests
+    requests = engine.metrics.snapshot(SchedulerStats()).requests
     assert requests == {
         ("/v1/models", 200): 3,
         ("/v1/models/{model}", 200): 1,
