@@ -148,6 +148,6 @@ async def test_durations_do_not_mix_generations_with_the_rest(client: httpx.Asyn
     text = (await client.get("/metrics")).text
     counts = {line.rpartition(" ")[0]: line.rpartition(" ")[2] for line in text.splitlines() if "seconds_count" in line}
     label = 'max_ray_request_duration_seconds_count{model_name="fake",replica="r0",route="%s",status="%s"}'
-    assert counts[label % ("/v1/completions", "2xx")] == "1"
-    assert counts[label % ("/v1/completions", "4xx")] == "3"
-    assert counts[label % ("/v1/models", "2xx")] == "3"
+    assert counts[label % ("/v1/completions", "2xx")] == "1.0"
+    assert counts[label % ("/v1/completions", "4xx")] == "3.0"
+    assert counts[label % ("/v1/models", "2xx")] == "3.0"
