@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
-from deployments.metrics import Metrics, MetricsSnapshot
 from max_ray.errors import MaxRayError
 from max_ray.interfaces import (
     EmbeddingsContext,
@@ -18,7 +17,8 @@ from max_ray.interfaces import (
     TextGenerationOutput,
 )
 from max_ray.scheduler import SchedulerStats
-from max_ray.tokenizer import TextTokenizer
+from max_ray.serve.api.metrics import Metrics, MetricsSnapshot
+from max_ray.tokenization.tokenizer import TextTokenizer
 
 Script = Callable[[TextContext], str | list[int]]
 

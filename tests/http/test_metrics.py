@@ -11,8 +11,8 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 import max_ray
-from deployments.metrics import Histogram, Metrics, render_metrics
 from max_ray.scheduler import SchedulerStats
+from max_ray.serve.api.metrics import Histogram, Metrics, render_metrics
 from tests.http.fake_engine import FakeEngine
 
 NOT_EXPORTED = {
