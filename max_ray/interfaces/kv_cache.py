@@ -100,17 +100,23 @@ class CacheUpdate:
 
 @dataclass(slots=True)
 class CacheReply:
-    """The KV manager's answer to a CacheUpdate.
+    """The KV manager's answer to a CacheUpdate. All counts are of blocks, after the update.
 
     Args:
         grants: An entry for every BlockRequest, None where it was refused.
-        num_free_blocks: Free blocks after the update, cached blocks that no request holds included.
-        num_blocks: All blocks.
+        num_free_blocks: Blocks that no request holds; cached ones are among them.
+        num_blocks: Size of the cache.
+        prefix_cache_hits: Blocks found in the prefix cache since the manager was made.
+        prefix_cache_misses: Blocks looked up there and not found.
+        prefix_cache_evictions: Cached blocks that were given out for other tokens.
     """
 
     grants: dict[str, BlockGrant | None]
     num_free_blocks: int
     num_blocks: int
+    prefix_cache_hits: int = 0
+    prefix_cache_misses: int = 0
+    prefix_cache_evictions: int = 0
 
 
 class KVCacheClient(Protocol):

@@ -184,7 +184,14 @@ class PagedKVCacheManager:
             self.release(request_id)
         grants = {wanted.request_id: self._grant(wanted) for wanted in request.requests}
         assert len(grants) == len(request.requests), "two block requests for one request in one update"
-        return CacheReply(grants, num_free_blocks=self._pool.num_free, num_blocks=self._pool.num_blocks)
+        return CacheReply(
+            grants=grants,
+            num_free_blocks=self._pool.num_free,
+            num_blocks=self._pool.num_blocks,
+            prefix_cache_hits=self.metrics.cache_hits,
+            prefix_cache_misses=self.metrics.cache_misses,
+            prefix_cache_evictions=self.metrics.evictions,
+        )
 
     def assert_invariants(self) -> None:
         """Every block is free or counted once a table that names it; no table names one twice; the hashes agree."""

@@ -113,6 +113,9 @@ class Batcher:
         del self._releases[: len(leases.releases)]
         self.total_blocks = reply.num_blocks
         self.free_blocks = min(reply.num_blocks, reply.num_free_blocks + self._num_given_back)
+        self.stats.prefix_cache_hits = reply.prefix_cache_hits
+        self.stats.prefix_cache_misses = reply.prefix_cache_misses
+        self.stats.prefix_cache_evictions = reply.prefix_cache_evictions
 
     # Arrivals and ends.
 

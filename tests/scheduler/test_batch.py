@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from max_ray.errors import InsufficientBlocksError
-from max_ray.interfaces import CacheReply, CacheUpdate, KVCacheParams, TextContext
+from max_ray.interfaces import CacheUpdate, KVCacheParams, TextContext
 from max_ray.kv_cache import PagedKVCacheManager
 from max_ray.scheduler import Batch, Batcher, Decision, Row, SchedulerLimits, SchedulerStats
 from tests.scheduler.fakes import make_context
@@ -35,7 +37,7 @@ class Books:
         reply = self.manager.update(decision.leases)
         decision.leases.requests = asked
         grants = {**reply.grants, **dict.fromkeys(refuse)}
-        batch = self.batcher.apply(decision, CacheReply(grants, reply.num_free_blocks, reply.num_blocks))
+        batch = self.batcher.apply(decision, replace(reply, grants=grants))
         self.manager.assert_invariants()
         return decision, batch
 
@@ -230,6 +232,18 @@ def test_full_blocks_are_committed_once_and_ended_rows_leave_them_behind() -> No
     assert books.manager.num_free_blocks == 16
     assert not books.batcher.has_releases
     assert books.batcher.flush() == CacheUpdate()
+
+
+def test_hits_misses_and_evictions_of_the_prefix_cache_are_counted_in_blocks() -> None:
+    books = Books(num_blocks=4, max_num_steps=1)
+    for start in (0, 0, 50):  # the second finds both blocks of the first, the third takes them
+        row = books.add("a", 9, start=start, max_new_tokens=1)
+        _, batch = books.decide()
+        books.run(batch)
+        books.batcher.end(row)
+    stats = books.stats
+    assert (stats.prefix_cache_hits, stats.prefix_cache_misses) == (2, 4)
+    assert stats.prefix_cache_evictions == books.manager.metrics.evictions > 0
 
 
 def test_a_row_that_outgrew_the_cache_fails_alone() -> None:
