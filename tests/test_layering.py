@@ -47,6 +47,7 @@ TABLE: dict[str, set[str]] = {
     "sentence_files": {"huggingface"},
     "embeddings_tokenizer": {"interfaces", "tokenizer", "sentence_files"},
     "kv_cache": {"interfaces"},
+    "structured_output": {"interfaces"},
     "weights": {"interfaces", "gguf", "host_memory"},
     "config": {"settings", "interfaces"},
     "nn": {"interfaces", "kernels", "distributed", "driver", "weights", "huggingface", "host_memory"},
@@ -95,6 +96,7 @@ FENCES: dict[str, set[str]] = {
     },
     "yaml": {"max_ray.config", "deployments"},
     "PIL": {"max_ray.images"},
+    "llguidance": {"max_ray.structured_output"},
     "torch": {
         *("max_ray.driver", "max_ray.distributed", "max_ray.kernels", "max_ray.nn", "max_ray.weights"),
         *("max_ray.pipelines", "max_ray.actors", "max_ray.conformance", "architectures", "deployments.demo"),
@@ -116,6 +118,7 @@ WITHOUT_TORCH = [
     "max_ray.registry",
     "max_ray.custom_code",
     "max_ray.kv_cache",
+    "max_ray.structured_output",
     "max_ray.scheduler",
     "max_ray.tokenizer",
     "max_ray.detokenizer",

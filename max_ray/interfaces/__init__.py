@@ -9,6 +9,7 @@ from max_ray.interfaces.embeddings import (
 )
 from max_ray.interfaces.encoding import KVCacheStrategy, RopeType, SupportedEncoding, WeightsFormat
 from max_ray.interfaces.executor import Executor, Extensions, RunExtension, Runner, RunRequest, RunRow, StepOutput
+from max_ray.interfaces.grammar import GrammarSpec
 from max_ray.interfaces.image import PromptImage
 from max_ray.interfaces.kv_cache import (
     KVCacheParams,
@@ -40,6 +41,7 @@ __all__ = [
     "Executor",
     "Extensions",
     "GenerationStatus",
+    "GrammarSpec",
     "KVCacheInputs",
     "KVCacheParams",
     "KVCacheStrategy",
