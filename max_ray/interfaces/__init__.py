@@ -19,7 +19,7 @@ from max_ray.interfaces.kv_cache import (
     LeaseRequest,
     LeaseWant,
 )
-from max_ray.interfaces.model import KVCacheInputs, ModelInputs, ModelOutputs, PipelineModel
+from max_ray.interfaces.model_inputs import KVCacheInputs, ModelInputs, ModelOutputs
 from max_ray.interfaces.pipeline import (
     Pipeline,
     PipelineInputs,
@@ -55,7 +55,6 @@ __all__ = [
     "ModelOutputs",
     "Pipeline",
     "PipelineInputs",
-    "PipelineModel",
     "PipelineOutput",
     "PipelineOutputsDict",
     "PipelineTask",
