@@ -28,7 +28,8 @@ class RunRow:
     block_table: int32, covers processed_length + n + (steps this row may take - 1) tokens.
     max_new_tokens: tokens the row may sample in this run; 0 for a prompt chunk that is not the last.
     generated_length: tokens generated before this run; numbers the random draws (0 for the first one).
-    history: int64 prompt + generated tokens before this run, only when penalties need it; `prompt_length` splits it.
+    history: int64 prompt + generated tokens before this run, only where the sampling parameters need it;
+    `prompt_length` splits it.
     log_probabilities: alternatives to report per sampled token; None for nothing.
     echo: report log probabilities of the active prompt tokens too; `echo_next`: the token that follows the last
     active one in the prompt (-1 when that is the end), so that chunks join up.
@@ -87,7 +88,7 @@ class RunRow:
             stop_ids=context.stop_ids,
             generated_length=context.tokens.generated_length,
             prompt_length=context.tokens.prompt_length,
-            history=context.tokens.all.copy() if params.needs_penalties else None,
+            history=context.tokens.all.copy() if params.needs_history else None,
             log_probabilities=context.log_probabilities,
             echo=echo,
             echo_next=int(context.tokens.all[context.active_end]) if echo and not samples else -1,
@@ -142,6 +143,7 @@ class StepOutput:
     (None for the first token of a prompt), first step only.
     `last`: no further step of this run follows (done or interrupted).
     embeddings: of the embeddings task, float32 [B, D], one vector a row.
+    errors: row -> why it ended without a token in this step.
     """
 
     step: int
@@ -150,6 +152,7 @@ class StepOutput:
     log_probabilities: dict[int, LogProbabilities] | None = None
     prompt_log_probabilities: dict[int, list[LogProbabilities | None]] | None = None
     embeddings: npt.NDArray[np.float32] | None = None
+    errors: dict[int, str] | None = None
 
 
 class Executor(Protocol):

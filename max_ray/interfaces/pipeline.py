@@ -80,6 +80,7 @@ class TextGenerationOutput:
     `log_probabilities`: one entry a token of `tokens` when asked for.
     `prompt_log_probabilities`: for `echo`, one entry a prompt token of this chunk; None for the very first token,
     which nothing precedes.
+    `error`: why the request ended, with the status FAILED.
     """
 
     request_id: RequestID
@@ -88,6 +89,7 @@ class TextGenerationOutput:
     log_probabilities: list[LogProbabilities] | None = None
     prompt_log_probabilities: list[LogProbabilities | None] | None = None
     num_cached_tokens: int = 0
+    error: str | None = None
 
     @property
     def is_done(self) -> bool:
@@ -97,6 +99,7 @@ class TextGenerationOutput:
         """Appends what a later step gave."""
         self.tokens += later.tokens
         self.final_status = later.final_status
+        self.error = self.error or later.error
         if later.log_probabilities is not None:
             self.log_probabilities = (self.log_probabilities or []) + later.log_probabilities
         if later.prompt_log_probabilities is not None:

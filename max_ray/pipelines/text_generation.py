@@ -15,6 +15,7 @@ import numpy as np
 
 from max_ray.interfaces import (
     Executor,
+    GenerationStatus,
     LogProbabilities,
     Pipeline,
     RequestID,
@@ -165,6 +166,9 @@ def _apply(contexts: list[TextContext], request: RunRequest, step: StepOutput) -
     for index, (context, token) in enumerate(zip(contexts, step.tokens.tolist(), strict=True)):
         if context.is_done:
             continue
+        if step.errors is not None and index in step.errors:
+            outputs[context.request_id] = _failed(context, step.errors[index])
+            continue
         echo = _echoed(context, request.rows[index], index, step) if reports_prompt else None
         if token >= 0:
             context.update(token)
@@ -182,6 +186,16 @@ def _apply(contexts: list[TextContext], request: RunRequest, step: StepOutput) -
             num_cached_tokens=context.cached_prefix_length,
         )
     return outputs
+
+
+def _failed(context: TextContext, error: str) -> TextGenerationOutput:
+    context.status = GenerationStatus.FAILED
+    return TextGenerationOutput(
+        request_id=context.request_id,
+        final_status=context.status,
+        num_cached_tokens=context.cached_prefix_length,
+        error=error,
+    )
 
 
 def _echoed(context: TextContext, row: RunRow, index: int, step: StepOutput) -> list[LogProbabilities | None] | None:

@@ -19,7 +19,14 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Protocol
 
-from max_ray.errors import InputError, MaxRayError, QueueFullError, StaleLeaseError, WorkerGroupError
+from max_ray.errors import (
+    InputError,
+    MaxRayError,
+    QueueFullError,
+    StaleLeaseError,
+    StructuredOutputError,
+    WorkerGroupError,
+)
 from max_ray.interfaces import (
     GenerationStatus,
     KVLedger,
@@ -256,6 +263,10 @@ class GenerationLoop:
                 self._reply(row, output)
 
     def _reply(self, row: Row, output: TextGenerationOutput) -> None:
+        if output.error is not None:
+            self._batcher.fail(row, StructuredOutputError(output.error))
+            self._interrupt_for_waiting()
+            return
         row.num_delivered += len(output.tokens)
         row.num_failures = 0 if output.tokens else row.num_failures
         self._stats.generated_tokens += len(output.tokens)

@@ -10,7 +10,7 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-from max_ray.errors import ConfigError, InputError, StructuredOutputError
+from max_ray.errors import InputError, StructuredOutputError
 from max_ray.interfaces.grammar import GrammarSpec
 from max_ray.structured_output.grammar_text import grammar_text
 from max_ray.structured_output.matcher import GrammarMatcher, error_line
@@ -91,12 +91,14 @@ class GrammarCompiler:
         return GrammarMatcher(prototype.deep_copy(), stop_ids, self._tokenizer.result().vocab_size)
 
     def _prototype(self, spec: GrammarSpec) -> LLMatcher:
+        future = self.start(spec)
         try:
-            return self.start(spec).result(COMPILE_SECONDS)
+            error = future.exception(COMPILE_SECONDS)
         except FutureTimeoutError:
             raise StructuredOutputError(f"The grammar was not compiled within {COMPILE_SECONDS:.0f} s.") from None
-        except (InputError, ConfigError) as error:
+        if error is not None:  # whatever it is, it ends this request alone
             raise StructuredOutputError(str(error)) from error
+        return future.result()
 
     def _compile(self, spec: GrammarSpec) -> LLMatcher:
         return compile_grammar(self._tokenizer.result(), spec)
