@@ -44,7 +44,7 @@ class SamplingParams:
     """How the next token is picked.
 
     Order of operations on the logits: penalties, min-tokens and grammar masks, then (greedy: argmax) or temperature,
-    top-k, top-p, min-p, one draw. `temperature=0` or `top_k=1` is greedy. `top_k=-1` and `top_p=1` and `min_p=0` are off.
+    top-k, top-p, min-p, one draw. `temperature=0` or `top_k=1` is greedy. `top_k=-1`, `top_p=1` and `min_p=0` are off.
     Repetition penalty looks at prompt and output (Keskar et al. 2019, CTRL, sec. 4.1); frequency and presence
     penalties at the output only (the OpenAI API reference). `seed`: 64 bits; drawn at random when not given.
     `structured_output`: what the text must match. Tokens that do not fit are masked before temperature; the text ends

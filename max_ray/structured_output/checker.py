@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections import OrderedDict
+from pathlib import Path
 
 from max_ray.errors import InputError, MaxRayError
 from max_ray.interfaces.grammar import GrammarSpec
@@ -14,7 +15,11 @@ from max_ray.structured_output.grammar_text import MAX_TEXT_BYTES
 
 WALL_SECONDS = 20.0
 MAX_REMEMBERED = 1024
-_COMMAND = [sys.executable, "-m", "max_ray.structured_output.check_process"]
+_PACKAGES = str(Path(__file__).parents[2])  # where this package was found; the process may have another path
+_CODE = (
+    f"import sys; sys.path.insert(0, {_PACKAGES!r}); from max_ray.structured_output.check_process import main; main()"
+)
+_COMMAND = [sys.executable, "-c", _CODE]
 _TOO_MUCH = "The grammar is too complex: it cannot be compiled within the limits of time and memory."
 
 
