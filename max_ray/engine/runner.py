@@ -237,8 +237,7 @@ class _Run:
         if self._some_ended:  # a row that ended while the step was under way does not count
             counted = ~self._ended[rows]
             rows, tokens = rows[counted], tokens[counted]
-        output = StepOutput(step=launched.step, tokens=np.full(len(self._rows), -1, dtype=np.int64), last=False)
-        output.tokens[rows] = tokens
+        output = StepOutput(launched.step, tokens, _one_token_indptr(rows, len(self._rows)), last=False)
         output.prompt_log_probabilities = launched.prompt_log_probabilities
         if launched.sampled is not None:
             output.log_probabilities = _of_rows(launched.sampled.log_probabilities, rows)
@@ -271,11 +270,21 @@ def _is_decode(row: RunRow) -> bool:
     return len(row.active_tokens) == 1 and row.samples and not row.echo and not row.images
 
 
-def _of_rows(entries: dict[int, LogProbabilities] | None, rows: TokenArray) -> dict[int, LogProbabilities] | None:
+def _one_token_indptr(rows: TokenArray, num_rows: int) -> TokenArray:
+    """`StepOutput.indptr`, int64 [num_rows + 1], of a step that gave one token to each of `rows` (ascending)."""
+    if len(rows) == num_rows:
+        return np.arange(num_rows + 1, dtype=np.int64)
+    indptr = np.zeros(num_rows + 1, dtype=np.int64)
+    indptr[rows + 1] = 1
+    return np.cumsum(indptr, dtype=np.int64)
+
+
+def _of_rows(entries: dict[int, LogProbabilities] | None, rows: TokenArray) -> dict[int, list[LogProbabilities]] | None:
+    """Entries of the one token of each of `rows`."""
     if entries is None:
         return None
     wanted = set(rows.tolist())
-    return {row: entry for row, entry in entries.items() if row in wanted}
+    return {row: [entry] for row, entry in entries.items() if row in wanted}
 
 
 def _prompt_entries(row: RunRow, logits: torch.Tensor) -> list[LogProbabilities | None]:

@@ -131,19 +131,27 @@ class Extensions(Protocol):
 
 @dataclass(slots=True)
 class StepOutput:
-    """What one step gave. Row i is RunRequest.rows[i]; tokens[i] = -1 where the row did not sample in this step
-    (a prompt chunk, or a row that ended earlier).
+    """Result of one step, ragged: row i is RunRequest.rows[i] and gained tokens[indptr[i]:indptr[i + 1]].
 
-    log_probabilities: row -> entry for its token. prompt_log_probabilities: row -> one entry an active prompt token
-    (None for the first token of a prompt), first step only.
-    `last`: no further step of this run follows (done or interrupted).
-    embeddings: of the embeddings task, float32 [B, D], one vector a row.
+    A row that gained nothing ran a prompt chunk, has ended, or was not part of the step. After the step, every token
+    of a row but the last one has keys and values.
+
+    Attributes:
+        step: Number of the step in its run, from 0.
+        tokens: int64 [n], new tokens, row after row.
+        indptr: int64 [rows + 1], where the tokens of each row start; indptr[rows] = n.
+        last: No further step of this run follows (it is done, or was interrupted).
+        log_probabilities: Row -> one entry a new token, for rows that asked.
+        prompt_log_probabilities: Row -> one entry an active prompt token (None for the first token of a prompt);
+            first step only.
+        embeddings: float32 [rows, D], one vector a row; embeddings task only.
     """
 
     step: int
     tokens: npt.NDArray[np.int64]
+    indptr: npt.NDArray[np.int64]
     last: bool
-    log_probabilities: dict[int, LogProbabilities] | None = None
+    log_probabilities: dict[int, list[LogProbabilities]] | None = None
     prompt_log_probabilities: dict[int, list[LogProbabilities | None]] | None = None
     embeddings: npt.NDArray[np.float32] | None = None
 
