@@ -47,8 +47,7 @@ class ModelRunner:
     graphs: replays decode steps that fit it; None: every step is launched kernel by kernel. lookahead: steps launched
     before an earlier one is collected; the same on all ranks. By default 1 on a GPU and 0 on a CPU; 0 in runs with a
     row whose next token depends on the host. grammars: of structured output; on rank 0 only.
-    `forward_calls` counts forward passes since the start; block tables are kept only so that the KV ledger can be
-    checked against them or rebuilt from them.
+    `forward_calls` counts forward passes since the start. Nothing of a request is kept between two runs.
     """
 
     def __init__(
@@ -69,7 +68,6 @@ class ModelRunner:
         self._lookahead = int(tp.device.type == "cuda") if lookahead is None else lookahead
         self._grammars = grammars
         self.num_blocks = storage.num_blocks
-        self._block_tables: dict[str, npt.NDArray[np.int32]] = {}
         self.forward_calls = 0
 
     @property
@@ -84,9 +82,6 @@ class ModelRunner:
         extensions: Extensions | None = None,
     ) -> Generator[StepOutput]:
         """Yields one StepOutput a step. `should_stop` is asked at each step boundary, on rank 0 only."""
-        self.release(request.released)
-        for row in request.rows:
-            self._block_tables[row.request_id] = row.block_table
         with torch.inference_mode():
             sampler = self._sampler(request.rows) if self._tp.rank == 0 else None
             tables = RunTables(request.rows, self._storage, self._tp.device)
@@ -98,22 +93,12 @@ class ModelRunner:
             with torch.inference_mode():
                 output = run.step(should_stop, lookahead)
             self.forward_calls += run.num_launched - before
-            self._block_tables.update(run.take_grown_tables())
             yield output
             if output.last:
                 return
 
     def _sampler(self, rows: list[RunRow]) -> Sampler:
         return Sampler(rows, self._vocab_size, self._tp.device, grammars=self._grammars)
-
-    def release(self, request_ids: list[str]) -> None:
-        """Forgets the block tables of requests that ended."""
-        for request_id in request_ids:
-            self._block_tables.pop(request_id, None)
-
-    def block_tables(self) -> dict[str, npt.NDArray[np.int32]]:
-        """Block table of every request that ran here and was not released."""
-        return dict(self._block_tables)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +134,6 @@ class _Run:
         self._run_id = request.run_id
         self._extensions = extensions
         self._num_extended = 0
-        self._grown_tables: dict[str, npt.NDArray[np.int32]] = {}
         self._model = model
         self._tp = tp
         self._rows = request.rows
@@ -171,11 +155,6 @@ class _Run:
         while len(self._in_flight) <= lookahead and self._may_launch():
             self._launch(should_stop)
         return self._collect(self._in_flight.popleft())
-
-    def take_grown_tables(self) -> dict[str, npt.NDArray[np.int32]]:
-        """Block tables that extensions have brought since the last call, by request."""
-        grown, self._grown_tables = self._grown_tables, {}
-        return grown
 
     def _may_launch(self) -> bool:
         if self.num_launched == 0:
@@ -269,16 +248,18 @@ class _Run:
         if self._some_ended:  # a row that ended while the step was under way does not count
             counted = ~self._ended[rows]
             rows, tokens = rows[counted], tokens[counted]
-        output = StepOutput(step=launched.step, tokens=np.full(len(self._rows), -1, dtype=np.int64), last=False)
-        output.tokens[rows] = tokens
-        output.prompt_log_probabilities = launched.prompt_log_probabilities
-        if launched.sampled is not None:
-            output.log_probabilities = _of_rows(launched.sampled.log_probabilities, rows)
-        if self._sampler is not None and self._sampler.needs_host:
-            output.errors = self._sampler.accept(rows.tolist(), tokens.tolist())
         for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
             if self._ends(row, token, launched.step):
                 self._ended[row] = self._some_ended = True
+        errors = None
+        if self._sampler is not None and self._sampler.needs_host:
+            errors = self._sampler.accept(rows.tolist(), tokens.tolist())
+            gained = tokens != NO_TOKEN
+            rows, tokens = rows[gained], tokens[gained]
+        output = StepOutput(launched.step, tokens, _one_token_indptr(rows, len(self._rows)), last=False, errors=errors)
+        output.prompt_log_probabilities = launched.prompt_log_probabilities
+        if launched.sampled is not None:
+            output.log_probabilities = _of_rows(launched.sampled.log_probabilities, rows)
         while self._in_flight and self._ended[self._in_flight[0].rows].all():
             self._in_flight.popleft()
         output.last = not self._in_flight and not self._may_launch()
@@ -293,7 +274,6 @@ class _Run:
         self._max_new = extension.max_new_tokens
         self._least_new = int(min(self._max_new[[row.samples for row in self._rows]], default=0))
         self._tables.grow(extension.block_tables)
-        self._grown_tables |= {self._rows[i].request_id: table for i, table in extension.block_tables.items()}
 
     def _ends(self, row_index: int, token: int, step: int) -> bool:
         """Whether a row ends with this token, or without one (that it has no tokens left to sample is known before)."""
@@ -305,14 +285,24 @@ class _Run:
 
 def _is_decode(row: RunRow) -> bool:
     """Whether a row's first step is like its following ones: one token, one row of logits."""
-    return len(row.active_tokens) == 1 and row.samples and not row.echo and row.extra is None and not row.images
+    return len(row.active_tokens) == 1 and row.samples and not row.echo and not row.images
 
 
-def _of_rows(entries: dict[int, LogProbabilities] | None, rows: TokenArray) -> dict[int, LogProbabilities] | None:
+def _one_token_indptr(rows: TokenArray, num_rows: int) -> TokenArray:
+    """`StepOutput.indptr`, int64 [num_rows + 1], of a step that gave one token to each of `rows` (ascending)."""
+    if len(rows) == num_rows:
+        return np.arange(num_rows + 1, dtype=np.int64)
+    indptr = np.zeros(num_rows + 1, dtype=np.int64)
+    indptr[rows + 1] = 1
+    return np.cumsum(indptr, dtype=np.int64)
+
+
+def _of_rows(entries: dict[int, LogProbabilities] | None, rows: TokenArray) -> dict[int, list[LogProbabilities]] | None:
+    """Entries of the one token of each of `rows`."""
     if entries is None:
         return None
     wanted = set(rows.tolist())
-    return {row: entry for row, entry in entries.items() if row in wanted}
+    return {row: [entry] for row, entry in entries.items() if row in wanted}
 
 
 def _prompt_entries(row: RunRow, logits: torch.Tensor) -> list[LogProbabilities | None]:
