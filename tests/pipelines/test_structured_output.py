@@ -157,6 +157,22 @@ def test_a_failing_grammar_ends_its_row_alone(lab: Lab, monkeypatch: pytest.Monk
     assert len(output.tokens) == matcher_module.MAX_SLOW_MASKS
 
 
+def test_two_ranks_equal_one_and_a_failing_row_ends_on_both(lab: Lab, tokenizer: TextTokenizer) -> None:
+    def all_contexts() -> list[TextContext]:
+        return [
+            *(constrained(spec, i) for i, spec in enumerate(SPECS)),
+            constrained(GrammarSpec("regex", "a(")),
+            free(1),
+        ]
+
+    one, two = all_contexts(), all_contexts()
+    run_to_end(lab.pipeline(), one)
+    run_to_end(lab.pipeline(tensor_parallel_size=2), two)
+    assert [c.tokens.all.tolist() for c in one] == [c.tokens.all.tolist() for c in two]
+    assert [c.status for c in one] == [c.status for c in two]
+    assert two[len(SPECS)].status is GenerationStatus.FAILED
+
+
 @asynccontextmanager
 async def serving(pipeline: TextGenerationPipeline, num_blocks: int) -> AsyncIterator[GenerationLoop]:
     manager = PagedKVCacheManager(pipeline.kv_manager.params, num_blocks)
