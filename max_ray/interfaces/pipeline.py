@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
+from max_ray.errors import StructuredOutputError
 from max_ray.interfaces.context import LogProbabilities
 from max_ray.interfaces.request import RequestID
 from max_ray.interfaces.task import GenerationStatus
@@ -94,6 +95,11 @@ class TextGenerationOutput:
     @property
     def is_done(self) -> bool:
         return self.final_status is not GenerationStatus.ACTIVE
+
+    @property
+    def failure(self) -> StructuredOutputError | None:
+        """`error` as the exception that the request ends with."""
+        return None if self.error is None else StructuredOutputError(self.error)
 
     def merge(self, later: TextGenerationOutput) -> None:
         """Appends what a later step gave."""

@@ -19,14 +19,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Protocol
 
-from max_ray.errors import (
-    InputError,
-    MaxRayError,
-    QueueFullError,
-    StaleLeaseError,
-    StructuredOutputError,
-    WorkerGroupError,
-)
+from max_ray.errors import InputError, MaxRayError, QueueFullError, StaleLeaseError, WorkerGroupError
 from max_ray.interfaces import (
     GenerationStatus,
     KVLedger,
@@ -258,10 +251,9 @@ class GenerationLoop:
                 self._reply(row, output)
 
     def _reply(self, row: Row, output: TextGenerationOutput) -> None:
-        if output.error is not None:
-            self._batcher.fail(row, StructuredOutputError(output.error))
-            self._interrupt_for_waiting()
-            return
+        if output.failure is not None:
+            self._batcher.fail(row, output.failure)
+            return self._interrupt_for_waiting()
         row.num_delivered += len(output.tokens)
         row.num_failures = 0 if output.tokens else row.num_failures
         self._stats.generated_tokens += len(output.tokens)
