@@ -38,8 +38,13 @@ NUM_CACHE_GROUPS = 1
 HASH_BYTES = 16
 
 _NUMBER = struct.Struct("<q")
-_STEP = struct.Struct("<qIBB")  # run id, step, flags, cache groups
-_LAST, _LOGPROBS, _PROMPT_LOGPROBS, _EMBEDDINGS = 1, 2, 4, 8
+_STEP = struct.Struct("<qIB")  # run id, step, flags
+_LAST = 1
+_RARE_FLAGS = _LOGPROBS, _PROMPT_LOGPROBS, _EMBEDDINGS, _ERRORS_OF_ROWS = 2, 4, 8, 16
+_IS_REGULAR = 32  # every row gained one token: no offsets follow
+_REGULAR = np.arange(4097, dtype=np.int64)
+_REGULAR.flags.writeable = False
+_REGULAR_BYTES = _REGULAR.tobytes()
 _EXTENSION = struct.Struct("<qIIB")  # run id, number, steps, cache groups
 _UPDATE = struct.Struct("<qBIII")  # number, cache group, commits, releases, requests
 _REPLY = struct.Struct("<qIII")  # number, grants, free blocks, blocks
@@ -81,15 +86,16 @@ def decode_error(payload: bytes) -> MaxRayError:
 def encode_step(run_id: int, output: StepOutput) -> bytes:
     """What one step of a run gave."""
     writer = PayloadWriter()
+    rare = (output.log_probabilities, output.prompt_log_probabilities, output.embeddings, output.errors)
     flags = _LAST if output.last else 0
-    if output.log_probabilities is not None:
-        flags |= _LOGPROBS
-    if output.prompt_log_probabilities is not None:
-        flags |= _PROMPT_LOGPROBS
-    if output.embeddings is not None:
-        flags |= _EMBEDDINGS
-    writer.pack(_STEP, run_id, output.step, flags, 0)
+    for flag, part in zip(_RARE_FLAGS, rare, strict=True):
+        flags |= 0 if part is None else flag
+    offsets = output.indptr.tobytes()
+    is_regular = offsets == _REGULAR_BYTES[: len(offsets)]
+    writer.pack(_STEP, run_id, output.step, flags | _IS_REGULAR if is_regular else flags)
     writer.array(output.tokens)
+    if not is_regular:
+        writer.array(output.indptr)
     if flags > _LAST:
         _write_rare(writer, output)
     return writer.bytes()
@@ -97,37 +103,53 @@ def encode_step(run_id: int, output: StepOutput) -> bytes:
 
 def _write_rare(writer: PayloadWriter, output: StepOutput) -> None:
     if output.log_probabilities is not None:
-        _write_entries(writer, {row: [entry] for row, entry in output.log_probabilities.items()})
+        _write_entries(writer, output.log_probabilities)
     if output.prompt_log_probabilities is not None:
         _write_entries(writer, output.prompt_log_probabilities)
     if output.embeddings is not None:
-        writer.array(np.asarray(output.embeddings, dtype=np.float32))
+        writer.array(np.asarray(output.embeddings, dtype=FLOAT32))
+    if output.errors is not None:
+        writer.counts(list(output.errors))
+        writer.texts(list(output.errors.values()))
 
 
 def decode_step(payload: bytes) -> tuple[int, StepOutput]:
     """(run id, what the step gave)."""
     reader = PayloadReader(payload)
-    run_id, step, flags, _ = reader.unpack(_STEP)
-    output = StepOutput(step, reader.array(INT64), bool(flags & _LAST))
-    if flags > _LAST:
+    run_id, step, flags = reader.unpack(_STEP)
+    tokens = reader.array(INT64)
+    if flags & _IS_REGULAR and len(tokens) < len(_REGULAR):
+        indptr = _REGULAR[: len(tokens) + 1]
+    else:
+        indptr = reader.array(INT64)
+        if not len(indptr) or indptr[0] != 0 or indptr[-1] != len(tokens) or (indptr[1:] < indptr[:-1]).any():
+            raise TransportError("A step has tokens that do not fit its rows.")
+    output = StepOutput(step, tokens, indptr, bool(flags & _LAST))
+    if flags & ~(_LAST | _IS_REGULAR):
         _read_rare(reader, output, flags)
     reader.finish()
     return run_id, output
 
 
 def _read_rare(reader: PayloadReader, output: StepOutput, flags: int) -> None:
-    num_rows = len(output.tokens)
+    num_rows = len(output.indptr) - 1
     if flags & _LOGPROBS:
         entries = _read_entries(reader, num_rows)
-        if not all(len(found) == 1 and found[0] is not None for found in entries.values()):
-            raise TransportError("A step has another number of log probabilities than one a row.")
-        output.log_probabilities = {row: found[0] for row, found in entries.items() if found[0] is not None}
+        present = {row: [entry for entry in found if entry is not None] for row, found in entries.items()}
+        if any(len(found) != output.indptr[row + 1] - output.indptr[row] for row, found in present.items()):
+            raise TransportError("A step has another number of log probabilities than of tokens.")
+        output.log_probabilities = present
     if flags & _PROMPT_LOGPROBS:
         output.prompt_log_probabilities = _read_entries(reader, num_rows)
     if flags & _EMBEDDINGS:
         output.embeddings = reader.array(FLOAT32, 2)
         if len(output.embeddings) != num_rows:
             raise TransportError(f"A step has {len(output.embeddings)} vectors for {num_rows} rows.")
+    if flags & _ERRORS_OF_ROWS:
+        rows = reader.counts()
+        output.errors = dict(zip(rows, reader.texts(len(rows)), strict=True))
+        if not _are_rows(rows, num_rows):
+            raise TransportError("A step has errors of rows that it has not.")
 
 
 def _write_entries(writer: PayloadWriter, entries: Mapping[int, Sequence[LogProbabilities | None]]) -> None:

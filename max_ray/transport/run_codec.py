@@ -1,11 +1,12 @@
 """The payload of a run: tables of numbers, and ragged columns for what has different lengths.
 
-    header         run id, steps, rows, cache groups, sets of stop ids, histories, stop texts, images
+    header         run id, steps, rows, cache groups, sets of stop ids, histories, stop texts, images,
+                   grammars
     int64          16 numbers a row: lengths of what follows, limits, and sampling parameters
     float64        6 numbers a row: sampling parameters
     joined         request ids; active tokens; a block table a row, for each cache group
     sets           the different sets of stop ids
-    rare           histories, stop texts, images: only for the rows that have any
+    rare           histories, stop texts, images, grammars: only for the rows that have any
 
 Every field of RunRow and SamplingParams has its place here; a test compares the lists.
 """
@@ -17,17 +18,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from itertools import islice
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from max_ray.errors import InputError, TransportError
-from max_ray.interfaces import PromptImage, RunRequest, RunRow, SamplingParams
+from max_ray.interfaces import GrammarSpec, PromptImage, RunRequest, RunRow, SamplingParams
+from max_ray.interfaces.grammar import GrammarKind, Whitespace
 from max_ray.transport.arrays import FLOAT32, INT32, INT64, UINT8, PayloadReader, PayloadWriter, text_bytes
 from max_ray.transport.codec import NUM_CACHE_GROUPS, check_cache_groups
 
-_HEADER = struct.Struct("<qIIBIIII")
+_HEADER = struct.Struct("<qIIBIIIII")
+_KINDS: dict[str, GrammarKind] = {kind: kind for kind in get_args(GrammarKind)}
+_WHITESPACES: dict[str, Whitespace] = {kind: kind for kind in get_args(Whitespace)}
 NumberT = TypeVar("NumberT", int, float)
 _NONE = -1  # no alternatives to report; no limit of new tokens
 _MAX_INTEGER = 2**62  # limits beyond it are none
@@ -73,9 +77,9 @@ def decode_run(payload: bytes) -> RunRequest:
     stops = [sets[number] for number in which]
     try:
         rows = [_row(*row) for row in zip(names, by_row, active, tables, stops, strict=True)]
+        _Rare(*rare).read(reader, rows)
     except InputError as error:
         raise TransportError(f"A run has wrong sampling parameters: {error}") from None
-    _Rare(*rare).read(reader, rows)
     reader.finish()
     return RunRequest(run_id, rows, num_steps)
 
@@ -195,15 +199,17 @@ class _Rare(NamedTuple):
     num_histories: int
     num_stops: int
     num_images: int
+    num_grammars: int
 
     @classmethod
     def of(cls, rows: Sequence[RunRow]) -> _Rare:
-        histories = stops = images = 0
+        histories = stops = images = grammars = 0
         for row in rows:
             histories += row.history is not None
             stops += _has_stops(row)
             images += len(row.images)
-        return cls(histories, stops, images)
+            grammars += row.sampling_params.structured_output is not None
+        return cls(histories, stops, images, grammars)
 
     def write(self, writer: PayloadWriter, rows: Sequence[RunRow]) -> None:
         if not any(self):
@@ -221,6 +227,11 @@ class _Rare(NamedTuple):
             for image in row.images:
                 writer.counts((i,))
                 _write_image(writer, image)
+        for i, row in enumerate(rows):
+            grammar = row.sampling_params.structured_output
+            if grammar is not None:
+                writer.counts((i,))
+                writer.texts((grammar.kind, grammar.text, grammar.whitespace))
 
     def read(self, reader: PayloadReader, rows: list[RunRow]) -> None:
         for _ in range(self.num_histories):
@@ -233,6 +244,9 @@ class _Rare(NamedTuple):
         for _ in range(self.num_images):
             row = _next_row(reader, rows)
             row.images += (_read_image(reader),)
+        for _ in range(self.num_grammars):
+            row = _next_row(reader, rows)
+            row.sampling_params = replace(row.sampling_params, structured_output=_read_grammar(reader))
 
 
 def _has_stops(row: RunRow) -> bool:
@@ -244,6 +258,13 @@ def _next_row(reader: PayloadReader, rows: list[RunRow]) -> RunRow:
     if number >= len(rows):
         raise TransportError("A run names a row that it has not.")
     return rows[number]
+
+
+def _read_grammar(reader: PayloadReader) -> GrammarSpec:
+    kind, text, whitespace = reader.texts(3)
+    if kind not in _KINDS or whitespace not in _WHITESPACES:
+        raise TransportError("A run has a grammar of an unknown kind.")
+    return GrammarSpec(_KINDS[kind], text, _WHITESPACES[whitespace])
 
 
 def _write_image(writer: PayloadWriter, image: PromptImage) -> None:

@@ -13,6 +13,7 @@ from max_ray.interfaces import (
     BlockRequest,
     CacheReply,
     CacheUpdate,
+    GrammarSpec,
     LogProbabilities,
     PromptImage,
     RunExtension,
@@ -26,7 +27,9 @@ from max_ray.transport.frames import MessageType
 
 
 def sampling_params(rng: random.Random) -> SamplingParams:
+    grammar = rng.choice([None, None, GrammarSpec("json_schema", '{"type": "object"}', "flexible")])
     return SamplingParams(
+        structured_output=grammar,
         top_k=rng.choice([-1, 0, 1, 50]),
         top_p=rng.choice([1.0, 0.9, 1e-9]),
         min_p=rng.random(),
@@ -35,8 +38,8 @@ def sampling_params(rng: random.Random) -> SamplingParams:
         presence_penalty=rng.uniform(-2, 2),
         repetition_penalty=rng.uniform(0.1, 3),
         max_new_tokens=rng.choice([None, 1, 2**31]),
-        min_new_tokens=rng.choice([0, 2**31 - 1]),
-        ignore_eos=rng.random() < 0.5,
+        min_new_tokens=0 if grammar else rng.choice([0, 2**31 - 1]),
+        ignore_eos=not grammar and rng.random() < 0.5,
         stop=rng.choice([(), ("a", "\udc80é", "")]),
         stop_token_ids=rng.choice([(), (1, 2**31)]),
         seed=rng.choice([0, 1, -(2**63), 2**63, 2**64 - 1, 2**63 - 1, -1, rng.getrandbits(32)]),
@@ -95,15 +98,20 @@ def _entry(rng: random.Random) -> LogProbabilities:
 
 
 def step_output(rng: random.Random) -> StepOutput:
+    """Ragged: rows gain 0 to 3 tokens."""
     num_rows = rng.choice([0, 1, 3, 32])
-    output = StepOutput(rng.getrandbits(31), np.arange(num_rows, dtype=np.int64) - 1, rng.random() < 0.5)
+    counts = [rng.choice([0, 1, 1, 3]) for _ in range(num_rows)]
+    indptr = np.cumsum([0, *counts], dtype=np.int64)
+    output = StepOutput(rng.getrandbits(31), np.arange(indptr[-1], dtype=np.int64), indptr, rng.random() < 0.5)
     rows = [i for i in range(num_rows) if rng.random() < 0.5]
     if rng.random() < 0.5:
-        output.log_probabilities = {i: _entry(rng) for i in rows}
+        output.log_probabilities = {i: [_entry(rng) for _ in range(counts[i])] for i in rows}
     if rng.random() < 0.5:
         output.prompt_log_probabilities = {i: [None, *[_entry(rng) for _ in range(rng.randint(0, 3))]] for i in rows}
     if rng.random() < 0.3:
         output.embeddings = np.random.default_rng(1).random((num_rows, 5), dtype=np.float32)
+    if rng.random() < 0.3:
+        output.errors = {i: f"row {i} é" for i in rows}
     return output
 
 

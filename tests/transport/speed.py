@@ -40,7 +40,7 @@ def decode_row(i: int) -> RunRow:
 def messages(num_rows: int) -> dict[str, tuple[MessageType, Any, Callable[[Any], bytes], Callable[[bytes], Any]]]:
     """Name -> (type, message, its encoder, its decoder)."""
     run = RunRequest(7, [decode_row(i) for i in range(num_rows)], 32)
-    step = (7, StepOutput(3, np.arange(num_rows, dtype=np.int64), False))
+    step = (7, StepOutput(3, np.arange(num_rows), np.arange(num_rows + 1), False))
     tables = {i: np.arange(36, dtype=np.int32) for i in range(num_rows)}
     extension = RunExtension(7, 1, 64, np.full(num_rows, 64), tables)
     update = (9, CacheUpdate(requests=[BlockRequest(f"{i:032x}", 600) for i in range(num_rows)]))

@@ -52,10 +52,10 @@ def test_every_field_travels() -> None:
     }
     assert {f.name for f in fields(SamplingParams)} == {
         *("top_k", "top_p", "min_p", "temperature", "frequency_penalty", "presence_penalty", "repetition_penalty"),
-        *("max_new_tokens", "min_new_tokens", "ignore_eos", "stop", "stop_token_ids", "seed"),
+        *("max_new_tokens", "min_new_tokens", "ignore_eos", "stop", "stop_token_ids", "seed", "structured_output"),
     }
     assert {f.name for f in fields(StepOutput)} == {
-        *("step", "tokens", "last", "log_probabilities", "prompt_log_probabilities", "embeddings"),
+        *("step", "tokens", "indptr", "last", "log_probabilities", "prompt_log_probabilities", "embeddings", "errors"),
     }
 
 
@@ -87,7 +87,7 @@ def test_arrays_that_come_out_can_be_written_and_are_aligned() -> None:
         assert row.active_tokens.flags.writeable
         assert row.active_tokens.flags.aligned
         assert row.block_table.flags.aligned
-    _, output = codec.decode_step(codec.encode_step(1, StepOutput(0, np.arange(3), False)))
+    _, output = codec.decode_step(codec.encode_step(1, StepOutput(0, np.arange(3), np.arange(4), False)))
     assert output.tokens.flags.writeable
 
 
