@@ -75,7 +75,9 @@ class Admission:
             return
         self.waiting[connection] = None
         if len(self.waiting) > MAX_WAITING:
-            next(iter(self.waiting)).close()
+            oldest = next(iter(self.waiting))
+            del self.waiting[oldest]
+            oldest.close()
 
     def note_proved(self, connection: ReplicaConnection, member: Member) -> None:
         """A peer that has proved itself. Raises TransportError when the member is connected already."""
