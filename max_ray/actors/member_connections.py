@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Coroutine, Mapping
 from typing import Any
 
 from max_ray.actors.messages import ActorHandle, GroupInfo
@@ -72,14 +72,11 @@ class MemberConnections:
         try:
             async with listening(admission, peer_address=peer, port_range=ports, tls=tls_files()) as endpoint:
                 calls = [actor.serve.remote(endpoint, self._info.epoch) for actor in members.values()]
-                serving = [asyncio.ensure_future(outcome(call)) for call in calls]
-                self._watch = asyncio.create_task(self._watch_over(serving))
-                await _until_connected(admission.all_connected, [*serving, self._watch])
+                self._watch = asyncio.create_task(self._watch_over([_started(outcome(call)) for call in calls]))
+                await _until_connected(admission.all_connected, self._watch)
         except BaseException:
             self.close()
             raise
-        if admission.missing and self.error is None:
-            await self._watch
         if self.error is not None:
             self.close()
             raise self.error
@@ -139,9 +136,8 @@ class MemberConnections:
             if not done and self.is_open:
                 self.check_clock()
                 self._ping_idle()
-        error = next(iter(done)).exception()
-        self.fail(error if isinstance(error, MaxRayError) else WorkerGroupError("A member of the group hung up."))
-        await asyncio.gather(*serving, return_exceptions=True)
+        errors = [error for call in done if isinstance(error := call.exception(), MaxRayError)]
+        self.fail(errors[0] if errors else WorkerGroupError("A member of the group hung up."))
 
     def _ping_idle(self) -> None:
         for number, connection in enumerate(self._connections):
@@ -161,11 +157,18 @@ def _address_from_here(places: list[NodeAddress]) -> str | None:
     return None if places[0].node_id == this_node().node_id else places[0].ip
 
 
-async def _until_connected(connected: asyncio.Event, ends: Collection[asyncio.Future[Any]]) -> None:
-    """Until all have connected, or one of the members' calls has ended."""
+def _started(call: Coroutine[Any, Any, None]) -> asyncio.Future[None]:
+    """A task whose error nobody need ask for: the first of several calls to end says why."""
+    task = asyncio.ensure_future(call)
+    task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+    return task
+
+
+async def _until_connected(connected: asyncio.Event, watch: asyncio.Future[None]) -> None:
+    """Until all have connected, or a member's call has ended."""
     waiting = asyncio.create_task(connected.wait())
     try:
-        await asyncio.wait([waiting, *ends], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([waiting, watch], return_when=asyncio.FIRST_COMPLETED)
     finally:
         waiting.cancel()
         with contextlib.suppress(asyncio.CancelledError):

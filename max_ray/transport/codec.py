@@ -47,7 +47,7 @@ _REGULAR.flags.writeable = False
 _REGULAR_BYTES = _REGULAR.tobytes()
 _EXTENSION = struct.Struct("<qIIB")  # run id, number, steps, cache groups
 _UPDATE = struct.Struct("<qBIII")  # number, cache group, commits, releases, requests
-_REPLY = struct.Struct("<qIII")  # number, grants, free blocks, blocks
+_REPLY = struct.Struct("<qIIIqqq")  # number, grants, free blocks, blocks; hits, misses and evictions
 _ERRORS: dict[str, type[MaxRayError]] = {"stale_lease": StaleLeaseError, "worker_group": WorkerGroupError}
 _MAX_ERROR_CHARACTERS = 8000
 
@@ -275,7 +275,8 @@ def _read_named(reader: PayloadReader, count: int) -> list[tuple[str, int, list[
 def encode_reply(number: int, reply: CacheReply) -> bytes:
     """The answer to update `number`."""
     writer = PayloadWriter()
-    writer.pack(_REPLY, number, len(reply.grants), reply.num_free_blocks, reply.num_blocks)
+    prefix_cache = reply.prefix_cache_hits, reply.prefix_cache_misses, reply.prefix_cache_evictions
+    writer.pack(_REPLY, number, len(reply.grants), reply.num_free_blocks, reply.num_blocks, *prefix_cache)
     if reply.grants:
         names = list(map(text_bytes, reply.grants))
         grants = [_REFUSED if grant is None else grant for grant in reply.grants.values()]
@@ -289,12 +290,12 @@ def encode_reply(number: int, reply: CacheReply) -> bytes:
 def decode_reply(payload: bytes) -> tuple[int, CacheReply]:
     """(number of the update, the answer)."""
     reader = PayloadReader(payload)
-    number, num_grants, num_free_blocks, num_blocks = reader.unpack(_REPLY)
+    number, num_grants, num_free_blocks, num_blocks, *prefix_cache = reader.unpack(_REPLY)
     grants = _read_grants(reader, num_grants) if num_grants else {}
     reader.finish()
     if num_free_blocks > num_blocks:
         raise TransportError("A reply has more free blocks than blocks.")
-    return number, CacheReply(grants, num_free_blocks, num_blocks)
+    return number, CacheReply(grants, num_free_blocks, num_blocks, *prefix_cache)
 
 
 def _read_grants(reader: PayloadReader, count: int) -> dict[str, BlockGrant | None]:

@@ -132,7 +132,7 @@ def cache_reply(rng: random.Random) -> CacheReply:
         f"w{i}": rng.choice([None, BlockGrant(np.arange(rng.randint(0, 9), dtype=np.int32), 16 * rng.randint(0, 9))])
         for i in range(rng.randint(0, 4))
     }
-    return CacheReply(grants, rng.randint(0, 50), 50)
+    return CacheReply(grants, rng.randint(0, 50), 50, *(rng.getrandbits(40) for _ in range(3)))
 
 
 MAKERS: dict[MessageType, Any] = {

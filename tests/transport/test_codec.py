@@ -14,7 +14,20 @@ import numpy as np
 import pytest
 
 from max_ray.errors import MaxRayError, StaleLeaseError, TransportError, WorkerGroupError
-from max_ray.interfaces import RunRequest, RunRow, SamplingParams, StepOutput
+from max_ray.interfaces import (
+    BlockGrant,
+    BlockRequest,
+    CacheReply,
+    CacheUpdate,
+    GrammarSpec,
+    LogProbabilities,
+    PromptImage,
+    RunExtension,
+    RunRequest,
+    RunRow,
+    SamplingParams,
+    StepOutput,
+)
 from max_ray.transport import codec, run_codec
 from max_ray.transport.arrays import PayloadReader, PayloadWriter
 from max_ray.transport.frames import MessageType
@@ -56,6 +69,24 @@ def test_every_field_travels() -> None:
     }
     assert {f.name for f in fields(StepOutput)} == {
         *("step", "tokens", "indptr", "last", "log_probabilities", "prompt_log_probabilities", "embeddings", "errors"),
+    }
+
+
+def test_every_field_of_cache_messages_travels() -> None:
+    assert {f.name for f in fields(CacheUpdate)} == {"commits", "releases", "requests", "cache_group"}
+    assert {f.name for f in fields(BlockRequest)} == {"request_id", "num_tokens", "block_hashes"}
+    assert {f.name for f in fields(BlockGrant)} == {"block_ids", "cached_tokens"}
+    assert {f.name for f in fields(CacheReply)} == {
+        *("grants", "num_free_blocks", "num_blocks"),
+        *("prefix_cache_hits", "prefix_cache_misses", "prefix_cache_evictions"),
+    }
+    assert {f.name for f in fields(GrammarSpec)} == {"kind", "text", "whitespace"}
+    assert {f.name for f in fields(PromptImage)} == {
+        *("pixels", "scale", "shift", "start", "rows", "columns", "digest"),
+    }
+    assert {f.name for f in fields(LogProbabilities)} == {"token_id", "log_probability", "top"}
+    assert {f.name for f in fields(RunExtension)} == {
+        *("run_id", "number", "num_steps", "max_new_tokens", "block_tables"),
     }
 
 
