@@ -167,8 +167,9 @@ def _started(call: Coroutine[Any, Any, None]) -> asyncio.Future[None]:
 async def _until_connected(connected: asyncio.Event, watch: asyncio.Future[None]) -> None:
     """Until all have connected, or a member's call has ended."""
     waiting = asyncio.create_task(connected.wait())
+    either: list[asyncio.Future[Any]] = [waiting, watch]
     try:
-        await asyncio.wait([waiting, watch], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
     finally:
         waiting.cancel()
         with contextlib.suppress(asyncio.CancelledError):

@@ -6,6 +6,7 @@ The ranks are threads of this process behind objects that look like Ray's handle
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
@@ -79,20 +80,19 @@ class Rank:
     def run(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
         reached = endpoint if self.can_reach else replace(endpoint, path="/nowhere/socket")
-        connection = WorkerConnection.connect(reached, self.rank, self.stop)
         try:
-            self.take_runs(connection)
+            connection = WorkerConnection.connect(reached, self.rank, self.stop)
+            try:
+                self.take_runs(connection)
+            finally:
+                connection.close()
         finally:
-            connection.close()
             self.is_ended = True
 
     def take_runs(self, connection: WorkerConnection) -> None:
         while not connection.is_closed:
             if self.deaf:
-                import time
-
                 time.sleep(0.05)
-                self.deaf = connection._connection._sock.fileno() >= 0 and not self.is_ended
                 continue
             request = connection.next_run(0.02)
             if request is None:
@@ -272,7 +272,7 @@ async def test_idle_members_are_pinged_and_one_that_does_not_answer_is_found_out
     async with asyncio.timeout(10):
         while connection.is_open:
             await asyncio.sleep(0.02)
-    deaf.is_ended = True
+    deaf.deaf = False
     assert "answers no ping" in str(connection.error)
 
 
