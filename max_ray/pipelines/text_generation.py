@@ -160,9 +160,10 @@ def _apply(contexts: list[TextContext], request: RunRequest, step: StepOutput) -
             continue
         echo = _echoed(context, request.rows[index], index, step) if reports_prompt else None
         new = tokens[indptr[index] : indptr[index + 1]]
-        if new:
-            num_taken = context.extend(new)
-            new = new if num_taken == len(new) else new[:num_taken]
+        if len(new) == 1:
+            context.update(new[0])
+        elif new:
+            new = new[: context.extend(new)]
         elif step.step == 0 and context.prompt_in_chunks:
             context.advance()
         if not new and echo is None:

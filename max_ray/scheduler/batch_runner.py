@@ -62,6 +62,7 @@ class BatchRunner:
         self._delivery = delivery
         self._exchange = exchange
         self._stats = scheduler.stats
+        self._max_num_steps = scheduler.limits.max_num_steps
         self._can_interrupt = False
 
     async def run(self, batch: Batch) -> None:
@@ -78,8 +79,6 @@ class BatchRunner:
         run = RunExtender(batch)
         try:
             async for outputs in self._pipeline.stream(inputs):
-                self._stats.steps += 1
-                self._stats.healthy = True
                 quarantine.note_step()
                 self._read(run, outputs)
             quarantine.end_run()
@@ -101,17 +100,20 @@ class BatchRunner:
 
     def _read(self, run: RunExtender, outputs: StepOutputs) -> None:
         """Delivers one step, and starts to extend the run when that is due."""
+        self._stats.steps += 1
+        self._stats.healthy = True
         ends, is_ragged = self._delivery.deliver(outputs)
         run.num_read += 1
-        run.is_ragged = run.is_ragged or is_ragged
+        if is_ragged:
+            run.is_ragged = True
         if ends:
             self.interrupt_for_waiting()
-        if self._can_interrupt and run.is_due(self._scheduler.limits.max_num_steps) and self._pipeline.can_extend:
+        if self._can_interrupt and run.is_due(self._max_num_steps) and self._pipeline.can_extend:
             run.start(self._extend(run))
 
     async def _extend(self, run: RunExtender) -> None:
         """Makes the next decision while the run continues."""
-        num_steps = self._scheduler.limits.max_num_steps
+        num_steps = self._max_num_steps
         decision = self._scheduler.schedule_extension(run.requests, run.tokens_left, num_steps)
         if decision is None:
             return

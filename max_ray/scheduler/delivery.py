@@ -23,6 +23,8 @@ class Delivery:
         self.completions = completions
         self._scheduler = scheduler
         self._stats = scheduler.stats
+        self._running = scheduler.queues.running
+        self._quarantine = scheduler.quarantine
 
     def deliver(self, outputs: StepOutputs) -> tuple[bool, bool]:
         """Delivers the outputs of one step.
@@ -30,39 +32,43 @@ class Delivery:
         Returns:
             Whether a request ended, and whether one got several tokens.
         """
-        running = self._scheduler.queues.running
-        ends = is_ragged = False
+        ended: list[ScheduledRequest] = []
+        num_delivered, is_ragged = 0, False
         for request_id, output in outputs.items():
-            request = running.get(request_id)
-            if request is not None:
-                is_ragged = is_ragged or len(output.tokens) > 1
-                ends = ends or output.is_done
-                self._deliver(request, output)
-        return ends, is_ragged
+            request = self._running.get(request_id)
+            if request is None:
+                continue
+            num_tokens = len(output.tokens)
+            request.num_delivered += num_tokens
+            num_delivered += num_tokens
+            request.outputs.put(output)
+            if num_tokens > 1:
+                is_ragged = True
+            if output.final_status is not GenerationStatus.ACTIVE:
+                ended.append(request)
+        self._stats.generated_tokens += num_delivered
+        if self._quarantine.has_suspects:
+            self._quarantine.note_tokens(self._running.get(key) for key, output in outputs.items() if output.tokens)
+        for request in ended:
+            self._finish(request)
+        return bool(ended), is_ragged
 
     def deliver_missing(self) -> None:
         """Delivers tokens that a failing pipeline put into the contexts and did not hand out."""
-        for request in list(self._scheduler.queues.running.values()):
+        for request in list(self._running.values()):
             tokens = request.context.tokens.generated[request.num_delivered :].tolist()
             if tokens:
-                self._deliver(request, _output(request, request.context.status, tokens))
+                self.deliver({request.request_id: _output(request, request.context.status, tokens)})
 
     def cancel(self, request: ScheduledRequest) -> None:
         """Tells the reader that its request was cancelled."""
         self._stats.cancelled += 1
         request.outputs.put(_output(request, GenerationStatus.CANCELLED, []))
 
-    def _deliver(self, request: ScheduledRequest, output: TextGenerationOutput) -> None:
-        num_tokens = len(output.tokens)
-        if num_tokens:
-            request.num_delivered += num_tokens
-            self._stats.generated_tokens += num_tokens
-            self._scheduler.quarantine.release(request)
-        request.outputs.put(output)
-        if output.is_done:
-            self._stats.finished += 1
-            self.completions.note(time.monotonic())
-            self._scheduler.end(request)
+    def _finish(self, request: ScheduledRequest) -> None:
+        self._stats.finished += 1
+        self.completions.note(time.monotonic())
+        self._scheduler.end(request)
 
 
 def _output(request: ScheduledRequest, status: GenerationStatus, tokens: list[int]) -> TextGenerationOutput:

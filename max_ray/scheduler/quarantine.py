@@ -33,6 +33,11 @@ class Quarantine:
         """Whether so many failures followed each other that all requests must fail."""
         return self._num_failures >= MAX_FAILURES
 
+    @property
+    def has_suspects(self) -> bool:
+        """Whether a request took part in a failed run and got no token since."""
+        return bool(self._num_failed_runs)
+
     def holds(self, request: ScheduledRequest) -> bool:
         """Whether a request must run alone."""
         return self._num_failed_runs.get(request, 0) >= QUARANTINE_FAILURES
@@ -55,10 +60,15 @@ class Quarantine:
         """A step came back: earlier failures are no longer consecutive."""
         self._num_failures = self._num_poison = 0
 
+    def note_tokens(self, requests: Iterable[ScheduledRequest | None]) -> None:
+        """These requests got tokens (None: one that has ended)."""
+        for request in requests:
+            if request is not None:
+                self.release(request)
+
     def release(self, request: ScheduledRequest) -> None:
         """A request got a token, or ended."""
-        if self._num_failed_runs:
-            self._num_failed_runs.pop(request, None)
+        self._num_failed_runs.pop(request, None)
 
     def attribute_failure(self) -> ScheduledRequest | None:
         """Counts a failure of the workers; the request that caused it, once that is known."""

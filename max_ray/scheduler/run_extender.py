@@ -41,11 +41,13 @@ class RunExtender:
 
     def is_due(self, max_num_steps: int) -> bool:
         """Whether half of the steps, or of some request's tokens, are used up, and the run can still be extended."""
+        if self.is_tried:
+            return False
         steps_left = self.num_steps - self.num_read
         if self.is_ragged:
             live = zip(self.requests, self.tokens_left, strict=True)
             steps_left = min([steps_left, *(left for request, left in live if not request.context.is_done)])
-        return not self.is_tried and 0 < steps_left <= max_num_steps // 2
+        return 0 < steps_left <= max_num_steps // 2
 
     def start(self, attempt: Coroutine[None, None, None]) -> None:
         """Starts an attempt to extend the run; the run continues meanwhile."""
