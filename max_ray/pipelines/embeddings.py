@@ -1,6 +1,6 @@
-"""EmbeddingsPipeline: tokenized texts in, one vector a text out. No KV cache, no padding, one step a batch.
+"""EmbeddingsPipeline: computes one vector for each tokenized text. No KV cache, no padding, one step a batch.
 
-The pipeline of a library user and of a serving replica is the same object; they differ in the executor it holds.
+Library users and serving replicas use the same class with different executors.
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ _NO_SAMPLING = SamplingParams(temperature=0.0, seed=0)
 class EmbeddingsPipeline(Pipeline[_Inputs, EmbeddingsGenerationOutput]):
     """Embeds batches through an executor.
 
-    max_batch_size: most texts of a step. max_batch_input_tokens: most tokens of a step; a longer text runs alone.
+    Args:
+        executor: Runs one step at a time.
+        max_batch_size: Texts of a step, at most.
+        max_batch_input_tokens: Tokens of a step, at most; a longer text runs alone.
     """
 
     def __init__(self, executor: Executor, max_batch_size: int, max_batch_input_tokens: int) -> None:

@@ -230,6 +230,14 @@ async def test_the_fastest_row_decides_when_a_run_is_extended() -> None:
     assert served.executor.num_extensions >= 4
 
 
+async def test_a_row_that_lags_behind_may_catch_up_after_an_extension() -> None:
+    """Blocks cover the tokens that a run may give a row, and not its steps that are left."""
+    async with serving(lambda key, step: 1 if key == "a" else 20 * (step >= 6), page_size=1) as served:
+        contexts = [make_context("a", [5, 6], 30), make_context("b", [9, 1], 30)]
+        await asyncio.gather(*map(served.generate, contexts))
+        assert served.executor.runs[0][6] == {"a": 1, "b": 16}
+
+
 @pytest.mark.parametrize("open_at", [4, 9, 14, 18])
 async def test_tokens_that_come_while_an_extension_is_decided(open_at: int) -> None:
     async with serving(lambda key, step: 1 + step % 2, max_num_steps=16, page_size=1) as served:
