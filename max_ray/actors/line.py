@@ -49,7 +49,7 @@ def encode_frame(message: Any) -> bytes:
 
 def encode_step(run_id: int, output: StepOutput) -> bytes:
     """The frame of (run id, output)."""
-    more = (output.log_probabilities, output.prompt_log_probabilities, output.embeddings)
+    more = (output.log_probabilities, output.prompt_log_probabilities, output.embeddings, output.errors)
     if any(part is not None for part in more):
         return encode_frame((run_id, output))
     arrays = output.indptr.tobytes() + output.tokens.tobytes()

@@ -29,7 +29,8 @@ class RunRow:
     block_table: int32, covers processed_length + n + (steps this row may take - 1) tokens.
     max_new_tokens: tokens the row may sample in this run; 0 for a prompt chunk that is not the last.
     generated_length: tokens generated before this run; numbers the random draws (0 for the first one).
-    history: int64 prompt + generated tokens before this run, only when penalties need it; `prompt_length` splits it.
+    history: int64 prompt + generated tokens before this run, only where the sampling parameters need it;
+    `prompt_length` splits it.
     log_probabilities: alternatives to report per sampled token; None for nothing.
     echo: report log probabilities of the active prompt tokens too; `echo_next`: the token that follows the last
     active one in the prompt (-1 when that is the end), so that chunks join up.
@@ -86,7 +87,7 @@ class RunRow:
             stop_ids=context.stop_ids,
             generated_length=context.tokens.generated_length,
             prompt_length=context.tokens.prompt_length,
-            history=context.tokens.all.copy() if params.needs_penalties else None,
+            history=context.tokens.all.copy() if params.needs_history else None,
             log_probabilities=context.log_probabilities,
             echo=echo,
             echo_next=int(context.tokens.all[context.active_end]) if echo and not samples else -1,
@@ -146,6 +147,7 @@ class StepOutput:
         prompt_log_probabilities: Row -> one entry an active prompt token (None for the first token of a prompt);
             first step only.
         embeddings: float32 [rows, D], one vector a row; embeddings task only.
+        errors: Row -> why it ended, without a token in this step.
     """
 
     step: int
@@ -155,6 +157,7 @@ class StepOutput:
     log_probabilities: dict[int, list[LogProbabilities]] | None = None
     prompt_log_probabilities: dict[int, list[LogProbabilities | None]] | None = None
     embeddings: npt.NDArray[np.float32] | None = None
+    errors: dict[int, str] | None = None
 
 
 class Executor(Protocol):

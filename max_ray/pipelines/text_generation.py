@@ -184,6 +184,9 @@ def _apply(contexts: list[TextContext], request: RunRequest, step: StepOutput) -
     for index, context in enumerate(contexts):
         if context.status is not GenerationStatus.ACTIVE:
             continue
+        if step.errors is not None and index in step.errors:
+            outputs[context.request_id] = _failed(context, step.errors[index])
+            continue
         echo = _echoed(context, request.rows[index], index, step) if reports_prompt else None
         new = tokens[indptr[index] : indptr[index + 1]]
         if len(new) == 1:
@@ -204,6 +207,16 @@ def _apply(contexts: list[TextContext], request: RunRequest, step: StepOutput) -
             num_cached_tokens=context.cached_prefix_length,
         )
     return outputs
+
+
+def _failed(context: TextContext, error: str) -> TextGenerationOutput:
+    context.status = GenerationStatus.FAILED
+    return TextGenerationOutput(
+        request_id=context.request_id,
+        final_status=context.status,
+        num_cached_tokens=context.cached_prefix_length,
+        error=error,
+    )
 
 
 def _echoed(context: TextContext, row: RunRow, index: int, step: StepOutput) -> list[LogProbabilities | None] | None:

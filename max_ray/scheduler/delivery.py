@@ -32,25 +32,27 @@ class Delivery:
         Returns:
             Whether a request ended, and whether one got several tokens.
         """
-        ended: list[ScheduledRequest] = []
+        ended: list[tuple[ScheduledRequest, TextGenerationOutput]] = []
         num_delivered, is_ragged = 0, False
         for request_id, output in outputs.items():
             request = self._running.get(request_id)
             if request is None:
                 continue
+            if output.final_status is not GenerationStatus.ACTIVE:
+                ended.append((request, output))
+                if output.error is not None:
+                    continue
             num_tokens = len(output.tokens)
             request.num_delivered += num_tokens
             num_delivered += num_tokens
-            request.outputs.put(output)
             if num_tokens > 1:
                 is_ragged = True
-            if output.final_status is not GenerationStatus.ACTIVE:
-                ended.append(request)
+            request.outputs.put(output)
         self._stats.generated_tokens += num_delivered
         if self._quarantine.has_suspects:
             self._quarantine.note_tokens(self._running.get(key) for key, output in outputs.items() if output.tokens)
-        for request in ended:
-            self._finish(request)
+        for request, output in ended:
+            self._finish(request, output.failure)
         return bool(ended), is_ragged
 
     def deliver_missing(self) -> None:
@@ -65,7 +67,10 @@ class Delivery:
         self._stats.cancelled += 1
         request.outputs.put(_output(request, GenerationStatus.CANCELLED, []))
 
-    def _finish(self, request: ScheduledRequest) -> None:
+    def _finish(self, request: ScheduledRequest, failure: Exception | None) -> None:
+        if failure is not None:
+            self._scheduler.fail(request, failure)
+            return
         self._stats.finished += 1
         self.completions.note(time.monotonic())
         self._scheduler.end(request)
