@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Protocol
 
-from max_ray.interfaces import LeaseReply, LeaseRequest, TextContext, TextGenerationInputs
+from max_ray.interfaces import CacheReply, CacheUpdate, TextContext, TextGenerationInputs
 from max_ray.scheduler.decision import Batch
 from max_ray.scheduler.delivery import Delivery, StepOutputs
 from max_ray.scheduler.run_extender import RunExtender
@@ -47,7 +47,7 @@ class BatchRunner:
         pipeline: What runs the batches.
         scheduler: What schedules extensions.
         delivery: Where the outputs go.
-        exchange: Sends a message to the KV manager.
+        update_cache: Sends a message to the KV manager.
     """
 
     def __init__(
@@ -55,12 +55,12 @@ class BatchRunner:
         pipeline: TextPipeline,
         scheduler: Scheduler,
         delivery: Delivery,
-        exchange: Callable[[LeaseRequest], Awaitable[LeaseReply]],
+        update_cache: Callable[[CacheUpdate], Awaitable[CacheReply]],
     ) -> None:
         self._pipeline = pipeline
         self._scheduler = scheduler
         self._delivery = delivery
-        self._exchange = exchange
+        self._update_cache = update_cache
         self._stats = scheduler.stats
         self._max_num_steps = scheduler.limits.max_num_steps
         self._can_interrupt = False
@@ -118,7 +118,7 @@ class BatchRunner:
         if decision is None:
             return
         self._stats.extensions += 1
-        reply = await self._exchange(decision.update)
+        reply = await self._update_cache(decision.update)
         if self._scheduler.apply_extension(decision, reply) and self._can_interrupt:
             run.num_steps += num_steps
             run.is_tried = False

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from max_ray.interfaces import LeaseGrant, LeaseReply, LeaseRequest, LeaseWant, RequestID, TextContext
+from max_ray.interfaces import BlockGrant, BlockRequest, CacheReply, CacheUpdate, RequestID, TextContext
 from max_ray.kv_cache import commit_hashes, lookup_hashes, tokens_to_cover
 from max_ray.scheduler.prefixes import KnownPrefixes
 from max_ray.scheduler.stats import SchedulerStats
@@ -68,7 +68,7 @@ class BlockBudget:
 
     # What requests hold.
 
-    def first_grant(self, context: TextContext, grant: LeaseGrant) -> None:
+    def first_grant(self, context: TextContext, grant: BlockGrant) -> None:
         """Takes in the first blocks of a request; the cached ones among them need not be computed."""
         num_cached_blocks = grant.cached_tokens // self.page_size
         context.processed_length = grant.cached_tokens
@@ -76,7 +76,7 @@ class BlockBudget:
         self.known_prefixes.note(context.block_hashes[:num_cached_blocks])
         self.grant(context, grant)
 
-    def grant(self, context: TextContext, grant: LeaseGrant) -> None:
+    def grant(self, context: TextContext, grant: BlockGrant) -> None:
         """Takes in further blocks of a request."""
         if len(grant.block_ids):
             context.block_table = np.concatenate([context.block_table, grant.block_ids])
@@ -110,23 +110,23 @@ class BlockBudget:
 
     # Messages.
 
-    def want(self, context: TextContext, num_steps: int, *, is_new: bool) -> LeaseWant:
+    def block_request(self, context: TextContext, num_steps: int, *, is_new: bool) -> BlockRequest:
         """The wish for blocks that cover a run of `num_steps`; of a new request, also for its cached prefix."""
         hashes = lookup_hashes(context, self.page_size) if is_new else None
-        return LeaseWant(context.request_id.value, tokens_to_cover(context, num_steps), hashes)
+        return BlockRequest(context.request_id.value, tokens_to_cover(context, num_steps), hashes)
 
-    def take_update(self, wants: list[LeaseWant]) -> LeaseRequest:
-        """The message to the KV manager: pending commits and releases, and `wants`."""
+    def take_update(self, block_requests: list[BlockRequest]) -> CacheUpdate:
+        """The message to the KV manager: pending commits and releases, and `block_requests`."""
         commits, self._commits = self._commits, []
         self._num_given_back = 0
-        return LeaseRequest(commits, list(self._releases), wants)
+        return CacheUpdate(commits, list(self._releases), block_requests)
 
-    def apply_reply(self, update: LeaseRequest, reply: LeaseReply) -> list[LeaseGrant | None]:
-        """Corrects the account: the KV manager applied `update`. Returns a grant for each want of it."""
+    def apply_reply(self, update: CacheUpdate, reply: CacheReply) -> list[BlockGrant | None]:
+        """Corrects the account: the KV manager applied `update`. Returns a grant, or None, for each of its requests."""
         del self._releases[: len(update.releases)]
-        self.num_blocks = reply.total_blocks
-        self.num_free_blocks = min(reply.total_blocks, reply.free_blocks + self._num_given_back)
+        self.num_blocks = reply.num_blocks
+        self.num_free_blocks = min(reply.num_blocks, reply.num_free_blocks + self._num_given_back)
         self._stats.prefix_cache_hits = reply.prefix_cache_hits
         self._stats.prefix_cache_misses = reply.prefix_cache_misses
         self._stats.prefix_cache_evictions = reply.prefix_cache_evictions
-        return [reply.grants[want.request_id] for want in update.wants]
+        return [reply.grants[wanted.request_id] for wanted in update.requests]

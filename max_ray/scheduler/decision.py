@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from max_ray.errors import ConfigError
-from max_ray.interfaces import LeaseRequest
+from max_ray.interfaces import CacheUpdate
 from max_ray.scheduler.scheduled_request import ScheduledRequest
 
 
@@ -49,12 +49,12 @@ class ScheduleDecision:
 
     Attributes:
         update: The message to the KV manager.
-        growing: Running requests for which `update` wants more blocks.
+        growing: Running requests for which `update` asks for more blocks.
         candidates: Waiting requests that are admitted, in this order, if their blocks are granted.
-        num_steps: Steps of the run that the wanted blocks cover.
+        num_steps: Steps of the run that the requested blocks cover.
     """
 
-    update: LeaseRequest
+    update: CacheUpdate
     growing: list[ScheduledRequest]
     candidates: list[ScheduledRequest]
     num_steps: int

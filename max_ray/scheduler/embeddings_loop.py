@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from max_ray.errors import WorkerGroupError
-from max_ray.interfaces import EmbeddingsContext, EmbeddingsGenerationOutput, KVLedger, RequestID
+from max_ray.interfaces import EmbeddingsContext, EmbeddingsGenerationOutput, KVCacheClient, RequestID
 from max_ray.log import get_logger
 from max_ray.scheduler.decision import SchedulerLimits
 from max_ray.scheduler.engine_loop import EngineLoop
@@ -216,7 +216,7 @@ class EmbeddingsLoop(EngineLoop):
         logger.warning("The worker group failed (%s); bringing it back.", error)
         self._recovery.is_needed = True
 
-    def _on_recovered(self, ledger: KVLedger | None) -> None:
+    def _on_recovered(self, kv_cache: KVCacheClient | None) -> None:
         """Nothing to do: a text keeps nothing in a cache."""
 
     def _finish(self, job: _Job) -> None:

@@ -7,7 +7,7 @@ import time
 from abc import ABC, abstractmethod
 
 from max_ray.errors import MaxRayError, QueueFullError, StaleLeaseError, WorkerGroupError
-from max_ray.interfaces import KVLedger
+from max_ray.interfaces import KVCacheClient
 from max_ray.log import get_logger
 from max_ray.scheduler.decision import SchedulerLimits
 from max_ray.scheduler.recovery import Recover, Recovery
@@ -74,8 +74,8 @@ class EngineLoop(ABC):
         """The workers failed: requests recovery, or ends requests."""
 
     @abstractmethod
-    def _on_recovered(self, ledger: KVLedger | None) -> None:
-        """The workers are back. `ledger`: the client of an empty KV manager; None: the one before, emptied."""
+    def _on_recovered(self, kv_cache: KVCacheClient | None) -> None:
+        """The workers are back. `kv_cache`: the client of an empty KV manager; None: the one before, emptied."""
 
     async def _turn(self) -> None:
         """Whatever goes wrong, every request gets an answer and the loop continues."""
@@ -100,10 +100,10 @@ class EngineLoop(ABC):
     async def _recover_once(self) -> None:
         """One attempt. Raises if requests need not wait for the next one."""
         self._stats.recoveries += 1
-        is_back, ledger = await self._recovery.attempt()
+        is_back, kv_cache = await self._recovery.attempt()
         if is_back:
             self._reported = None  # it was said of the workers before
-            self._on_recovered(ledger)
+            self._on_recovered(kv_cache)
             self._stats.healthy = True
 
     def _end_all(self, error: Exception) -> None:

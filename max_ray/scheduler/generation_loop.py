@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from max_ray.errors import InputError, WorkerGroupError
-from max_ray.interfaces import GenerationStatus, KVLedger, LeaseReply, LeaseRequest, RequestID, TextContext
+from max_ray.interfaces import CacheReply, CacheUpdate, GenerationStatus, KVCacheClient, RequestID, TextContext
 from max_ray.kv_cache import insufficient_blocks
 from max_ray.log import get_logger
 from max_ray.scheduler.batch_runner import BatchRunner, TextPipeline
@@ -39,7 +39,7 @@ class GenerationLoop(EngineLoop):
 
     Args:
         pipeline: What runs batches.
-        ledger: Client of the KV manager.
+        kv_cache: Client of the KV manager.
         limits: Limits of batches and of the queue.
         recover: Called after a WorkerGroupError, once all contexts are reset. It brings the workers back and returns
             the client of an empty KV manager (None: the one before, which it has emptied); it is called again if it
@@ -52,18 +52,18 @@ class GenerationLoop(EngineLoop):
     def __init__(
         self,
         pipeline: TextPipeline,
-        ledger: KVLedger,
+        kv_cache: KVCacheClient,
         limits: SchedulerLimits,
         recover: Recover | None = None,
         flush_after_s: float = 0.02,
     ) -> None:
         super().__init__(limits, recover)
-        self._ledger = ledger
+        self._kv_cache = kv_cache
         self._flush_after_s = flush_after_s
         self._can_flush = True
-        self._scheduler = Scheduler(limits, ledger.page_size, ledger.total_blocks, self._stats)
+        self._scheduler = Scheduler(limits, kv_cache.page_size, kv_cache.num_blocks, self._stats)
         self._delivery = Delivery(self._scheduler, self._completions)
-        self._runner = BatchRunner(pipeline, self._scheduler, self._delivery, self._exchange)
+        self._runner = BatchRunner(pipeline, self._scheduler, self._delivery, self._update_cache)
 
     def submit(self, context: TextContext) -> TokenStream:
         """Queues a request.
@@ -113,15 +113,15 @@ class GenerationLoop(EngineLoop):
             return
         self._stats.decisions += 1
         decision = self._scheduler.schedule()
-        reply = await self._exchange(decision.update)
+        reply = await self._update_cache(decision.update)
         batch = self._scheduler.apply(decision, reply)
         if batch.requests:
             await self._runner.run(batch)
         self._end_cancelled()
 
-    async def _exchange(self, update: LeaseRequest) -> LeaseReply:
+    async def _update_cache(self, update: CacheUpdate) -> CacheReply:
         """Sends a message to the present KV manager."""
-        return await self._ledger.exchange(update)
+        return await self._kv_cache.update(update)
 
     async def _rest(self) -> None:
         """Sends pending releases, once, and sleeps until a request arrives."""
@@ -130,7 +130,7 @@ class GenerationLoop(EngineLoop):
         if budget.has_releases and self._can_flush and not await self._is_woken_soon():
             self._can_flush = False
             update = budget.take_update([])
-            budget.apply_reply(update, await self._exchange(update))
+            budget.apply_reply(update, await self._update_cache(update))
         await self._wake.wait()
         self._can_flush = True
 
@@ -184,9 +184,9 @@ class GenerationLoop(EngineLoop):
         quarantine.reset_failures()
         self._fail_all(error)
 
-    def _on_recovered(self, ledger: KVLedger | None) -> None:
-        self._ledger = ledger or self._ledger
-        self._scheduler.budget.reset(self._ledger.page_size, self._ledger.total_blocks)
+    def _on_recovered(self, kv_cache: KVCacheClient | None) -> None:
+        self._kv_cache = kv_cache or self._kv_cache
+        self._scheduler.budget.reset(self._kv_cache.page_size, self._kv_cache.num_blocks)
 
     def _check(self, context: TextContext) -> None:
         """Whether a request, and its siblings behind it, may be queued. Raises what `submit` raises."""

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from max_ray.errors import MaxRayError, StaleLeaseError
-from max_ray.interfaces import KVLedger
+from max_ray.interfaces import KVCacheClient
 from max_ray.log import get_logger
 
 _LOG = get_logger(__name__)
@@ -19,7 +19,7 @@ MAX_FAILURES = 4
 _FIRST_PAUSE_S = 0.25
 _LONGEST_PAUSE_S = 15.0
 
-Recover = Callable[[], Awaitable[KVLedger | None]]
+Recover = Callable[[], Awaitable[KVCacheClient | None]]
 
 
 class Recovery:
@@ -38,7 +38,7 @@ class Recovery:
         self.is_needed = False
         self._num_attempts = 0
 
-    async def attempt(self) -> tuple[bool, KVLedger | None]:
+    async def attempt(self) -> tuple[bool, KVCacheClient | None]:
         """One attempt, after a pause that grows with the failures before it.
 
         Returns:
@@ -54,7 +54,7 @@ class Recovery:
             await asyncio.sleep(min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** (self._num_attempts - 1)))
         self._num_attempts += 1
         try:
-            ledger = await self.recover()
+            kv_cache = await self.recover()
         except StaleLeaseError:
             self._end()
             raise
@@ -64,7 +64,7 @@ class Recovery:
                 raise
             return False, None
         self._end()
-        return True, ledger
+        return True, kv_cache
 
     def _end(self) -> None:
         self.is_needed = False

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from max_ray.errors import InsufficientBlocksError
-from max_ray.interfaces import LeaseGrant, LeaseReply
+from max_ray.interfaces import BlockGrant, CacheReply
 from max_ray.kv_cache import insufficient_blocks
 from max_ray.scheduler.admission import Admission
 from max_ray.scheduler.batch_builder import BatchBuilder
@@ -62,14 +62,14 @@ class Scheduler:
         for request in running:
             self.budget.commit(request.context)
         growing = [request for request in running if self.budget.num_missing(request.context, num_steps)]
-        wants = [self.budget.want(request.context, num_steps, is_new=False) for request in growing]
-        wants += [self.budget.want(request.context, num_steps, is_new=True) for request in candidates]
+        block_requests = [self.budget.block_request(request.context, num_steps, is_new=False) for request in growing]
+        block_requests += [self.budget.block_request(request.context, num_steps, is_new=True) for request in candidates]
         if speculative is not None:
-            wants.append(self.budget.want(speculative.context, 1, is_new=True))
+            block_requests.append(self.budget.block_request(speculative.context, 1, is_new=True))
             candidates.append(speculative)
-        return ScheduleDecision(self.budget.take_update(wants), growing, candidates, num_steps)
+        return ScheduleDecision(self.budget.take_update(block_requests), growing, candidates, num_steps)
 
-    def apply(self, decision: ScheduleDecision, reply: LeaseReply) -> Batch:
+    def apply(self, decision: ScheduleDecision, reply: CacheReply) -> Batch:
         """Takes in the granted blocks and builds the batch; an empty one if no request can run."""
         grants = self._take_grants(decision, reply)
         self._admit(decision.candidates, grants)
@@ -109,10 +109,14 @@ class Scheduler:
         for request, _ in present:
             self.budget.commit(request.context)
         growing = [pair for pair, num_blocks in zip(present, missing, strict=True) if num_blocks]
-        wants = [self.budget.want(request.context, left + num_steps, is_new=False) for request, left in growing]
-        return ScheduleDecision(self.budget.take_update(wants), [request for request, _ in growing], [], num_steps)
+        block_requests = [
+            self.budget.block_request(request.context, left + num_steps, is_new=False) for request, left in growing
+        ]
+        return ScheduleDecision(
+            self.budget.take_update(block_requests), [request for request, _ in growing], [], num_steps
+        )
 
-    def apply_extension(self, decision: ScheduleDecision, reply: LeaseReply) -> bool:
+    def apply_extension(self, decision: ScheduleDecision, reply: CacheReply) -> bool:
         """Takes in the granted blocks; whether all were granted. Requests may have ended meanwhile."""
         return None not in self._take_grants(decision, reply)
 
@@ -160,7 +164,7 @@ class Scheduler:
             self.stats.preemptions += 1
             self._must_preempt = False
 
-    def _take_grants(self, decision: ScheduleDecision, reply: LeaseReply) -> list[LeaseGrant | None]:
+    def _take_grants(self, decision: ScheduleDecision, reply: CacheReply) -> list[BlockGrant | None]:
         """Gives the running requests their blocks. Returns the grants of those, then of the candidates."""
         grants = self.budget.apply_reply(decision.update, reply)
         for request, grant in zip(decision.growing, grants, strict=False):
@@ -168,7 +172,7 @@ class Scheduler:
                 self.budget.grant(request.context, grant)
         return grants
 
-    def _admit(self, candidates: list[ScheduledRequest], grants: list[LeaseGrant | None]) -> None:
+    def _admit(self, candidates: list[ScheduledRequest], grants: list[BlockGrant | None]) -> None:
         """Moves granted candidates to the running requests. A grant behind a refusal is declined, to keep the order.
 
         Args:

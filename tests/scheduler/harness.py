@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 from max_ray.errors import WorkerGroupError
-from max_ray.interfaces import KVLedger, TextGenerationOutput
+from max_ray.interfaces import KVCacheClient, TextGenerationOutput
 from max_ray.scheduler import GenerationLoop, SchedulerLimits
 from tests.scheduler.fakes import CountingLedger, FakePipeline, expected_tokens, make_context
 
@@ -81,13 +81,13 @@ async def running(
     pipeline = FakePipeline(page_size, error, ledger.manager, can_extend=can_extend)
     ledgers = [ledger]
 
-    async def bring_back() -> KVLedger:
+    async def bring_back() -> KVCacheClient:
         await asyncio.sleep(0)
         ledgers.append(CountingLedger(num_blocks, page_size))
         pipeline.manager = ledgers[-1].manager
         return ledgers[-1]
 
-    callback: Callable[[], Awaitable[KVLedger | None]] | None = bring_back if recover else None
+    callback: Callable[[], Awaitable[KVCacheClient | None]] | None = bring_back if recover else None
     loop = GenerationLoop(pipeline, ledger, limits, callback, flush_after_s)
     task = asyncio.create_task(loop.run())
     harness = Harness(loop, pipeline, ledger, ledgers)

@@ -12,7 +12,7 @@ from itertools import pairwise
 import pytest
 
 from max_ray.errors import MaxRayError, StaleLeaseError, WorkerGroupError
-from max_ray.interfaces import GenerationStatus, KVLedger, RequestID
+from max_ray.interfaces import GenerationStatus, KVCacheClient, RequestID
 from max_ray.scheduler import recovery
 from tests.scheduler.fakes import expected_tokens, make_context
 from tests.scheduler.harness import Harness, running
@@ -223,7 +223,7 @@ def failing(h: Harness, error: Callable[[], Exception], times: int) -> list[floa
     recover, moments = h.loop._recovery.recover, []
     assert recover is not None
 
-    async def attempt() -> KVLedger | None:
+    async def attempt() -> KVCacheClient | None:
         moments.append(time.monotonic())
         if len(moments) <= times:
             raise error()

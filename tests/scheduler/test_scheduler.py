@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from max_ray.errors import InsufficientBlocksError
-from max_ray.interfaces import KVCacheParams, LeaseRequest, TextContext
+from max_ray.interfaces import CacheUpdate, KVCacheParams, TextContext
 from max_ray.kv_cache import PagedKVCacheManager
 from max_ray.scheduler import Batch, ScheduleDecision, ScheduledRequest, Scheduler, SchedulerLimits, SchedulerStats
 from tests.scheduler.fakes import make_context
@@ -31,11 +31,11 @@ class Books:
     def schedule(self, *refuse: str) -> tuple[ScheduleDecision, Batch]:
         """One decision; the wants of `refuse` are refused whatever the manager says."""
         decision = self.scheduler.schedule()
-        asked, decision.update.wants = decision.update.wants, []
+        asked, decision.update.requests = decision.update.requests, []
         kept = [want for want in asked if want.request_id not in refuse]
-        decision.update.wants = kept
-        reply = self.manager.exchange(decision.update)
-        decision.update.wants = asked
+        decision.update.requests = kept
+        reply = self.manager.update(decision.update)
+        decision.update.requests = asked
         grants = {**reply.grants, **dict.fromkeys(refuse)}
         batch = self.scheduler.apply(decision, replace(reply, grants=grants))
         self.manager.assert_invariants()
@@ -67,7 +67,7 @@ def running(books: Books) -> list[str]:
 
 
 def wanted(decision: ScheduleDecision) -> dict[str, int]:
-    return {want.request_id: want.num_tokens for want in decision.update.wants}
+    return {want.request_id: want.num_tokens for want in decision.update.requests}
 
 
 def test_decode_rows_come_before_prompts_and_leases_are_in_bulk() -> None:
@@ -177,7 +177,7 @@ def test_an_arrival_during_the_exchange_makes_the_run_short() -> None:
     books = Books()
     books.add("a", 3)
     decision = books.scheduler.schedule()
-    reply = books.manager.exchange(decision.update)
+    reply = books.manager.update(decision.update)
     books.add("b", 3, start=9)
     assert books.scheduler.apply(decision, reply).num_steps == 1
 
@@ -186,7 +186,7 @@ def test_an_arrival_that_cannot_come_in_leaves_the_run_long() -> None:
     books = Books(batch_size=1)
     books.add("a", 3)
     decision = books.scheduler.schedule()
-    reply = books.manager.exchange(decision.update)
+    reply = books.manager.update(decision.update)
     books.add("b", 3, start=9)
     assert books.scheduler.apply(decision, reply).num_steps == 8
     assert not books.scheduler.admission.could_admit()
@@ -236,10 +236,10 @@ def test_full_blocks_are_committed_once_and_ended_rows_leave_them_behind() -> No
     assert books.scheduler.budget.has_releases
     flush = books.scheduler.budget.take_update([])
     assert (flush.commits, flush.releases) == ([], ["a"])
-    books.scheduler.budget.apply_reply(flush, books.manager.exchange(flush))
+    books.scheduler.budget.apply_reply(flush, books.manager.update(flush))
     assert books.manager.num_free_blocks == 16
     assert not books.scheduler.budget.has_releases
-    assert books.scheduler.budget.take_update([]) == LeaseRequest()
+    assert books.scheduler.budget.take_update([]) == CacheUpdate()
 
 
 def test_hits_misses_and_evictions_of_the_prefix_cache_are_counted_in_blocks() -> None:
