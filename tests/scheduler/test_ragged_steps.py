@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from max_ray.errors import StructuredOutputError
 from max_ray.interfaces import (
     Executor,
     GenerationStatus,
@@ -139,6 +140,25 @@ async def test_a_row_without_a_token_stays_as_it_is() -> None:
 async def test_a_step_of_another_batch_is_a_mistake() -> None:
     with pytest.raises(AssertionError, match="another batch"):
         await outputs_of([make_context("a"), make_context("b")], step_output(0, [4]))
+
+
+async def test_a_row_that_fails_ends_alone_with_its_error() -> None:
+    step = step_output(0, [4, 5], [], [6])
+    step.errors = {1: "the grammar ran out of fuel"}
+    contexts = [make_context(name, max_new_tokens=len(name)) for name in ("aa", "b", "c")]
+    last = step_output(1, [], [], [])
+    last.last = True
+    loop = GenerationLoop(
+        TextGenerationPipeline(Script(step, last)), CountingLedger(64, 4), SchedulerLimits(4, 16, 64, 8)
+    )
+    streams = [loop.submit(context) for context in contexts]
+    task = asyncio.create_task(loop.run())
+    assert (await anext(streams[0])).tokens == [4, 5]
+    with pytest.raises(StructuredOutputError, match="ran out of fuel"):
+        await anext(streams[1])
+    assert (await anext(streams[2])).is_done
+    assert (loop.stats.failed, loop.stats.finished, loop.stats.running) == (1, 2, 0)
+    task.cancel()
 
 
 @dataclass

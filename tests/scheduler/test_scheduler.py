@@ -29,7 +29,7 @@ class Books:
         return request
 
     def schedule(self, *refuse: str) -> tuple[ScheduleDecision, Batch]:
-        """One decision; the wants of `refuse` are refused whatever the manager says."""
+        """One decision; the block requests of `refuse` are refused whatever the manager says."""
         decision = self.scheduler.schedule()
         asked, decision.update.requests = decision.update.requests, []
         kept = [want for want in asked if want.request_id not in refuse]
@@ -70,7 +70,7 @@ def wanted(decision: ScheduleDecision) -> dict[str, int]:
     return {want.request_id: want.num_tokens for want in decision.update.requests}
 
 
-def test_decode_rows_come_before_prompts_and_leases_are_in_bulk() -> None:
+def test_decode_requests_come_before_prompts_and_blocks_are_requested_in_bulk() -> None:
     books = Books(budget=10)
     books.add("a", 3)
     decision, batch = books.schedule()
@@ -80,17 +80,17 @@ def test_decode_rows_come_before_prompts_and_leases_are_in_bulk() -> None:
     decision, batch = books.schedule()
     assert wanted(decision) == {"b": 20}, "a has room for the one step to come"
     assert (keys(batch), batch.num_steps) == (["a", "b"], 1)
-    assert [row.context.active_length for row in batch.requests] == [1, 9]
+    assert [request.context.active_length for request in batch.requests] == [1, 9]
     books.run(batch)
     _, batch = books.schedule()
-    assert [row.context.active_length for row in batch.requests] == [1, 9]
+    assert [request.context.active_length for request in batch.requests] == [1, 9]
     books.run(batch)
     _, batch = books.schedule()
-    assert [row.context.active_length for row in batch.requests] == [1, 2]
+    assert [request.context.active_length for request in batch.requests] == [1, 2]
     assert batch.num_steps == 8, "the prompt ends in this step: the run may go on"
 
 
-def test_a_refused_decode_row_makes_the_next_decision_preempt() -> None:
+def test_a_refused_decode_request_makes_the_next_decision_preempt() -> None:
     """The estimate was too good (blocks that are shared do not come back): the ledger has the last word."""
     books = Books(max_num_steps=1)
     first, second = books.add("a", 4), books.add("b", 4, start=20)
@@ -107,7 +107,7 @@ def test_a_refused_decode_row_makes_the_next_decision_preempt() -> None:
     assert not first.context.is_done
 
 
-def test_a_refused_row_with_room_for_some_steps_takes_those() -> None:
+def test_a_refused_request_with_room_for_some_steps_takes_those() -> None:
     books = Books(max_num_steps=2)
     books.add("a", 3)
     _, batch = books.schedule()
@@ -117,7 +117,7 @@ def test_a_refused_row_with_room_for_some_steps_takes_those() -> None:
     assert books.stats.preemptions == 0
 
 
-def test_luck_is_for_the_head_of_the_queue_and_does_not_shorten_runs() -> None:
+def test_speculative_admission_is_for_the_head_of_the_queue_and_does_not_shorten_runs() -> None:
     books = Books(num_blocks=6, max_num_steps=8)
     books.add("a", 8)
     _, batch = books.schedule()
@@ -148,7 +148,7 @@ def test_preemption_makes_the_cache_tight_and_an_end_relaxes_it() -> None:
     assert "a" in decision.update.releases
 
 
-def test_when_somebody_ends_the_head_of_the_queue_may_hope_again() -> None:
+def test_when_a_request_ends_the_head_of_the_queue_is_admitted_speculatively_again() -> None:
     books = Books(num_blocks=6, max_num_steps=1)
     first, _ = books.add("a", 4), books.add("b", 8, start=20)
     _, batch = books.schedule()
@@ -208,22 +208,22 @@ def test_newcomers_leave_a_block_for_each_running_row() -> None:
 
 def test_restart_keeps_the_order_and_the_tokens() -> None:
     books = Books(batch_size=2, max_num_steps=2)
-    rows = [books.add(name, 4, start=20 * i) for i, name in enumerate("abc")]
+    requests = [books.add(name, 4, start=20 * i) for i, name in enumerate("abc")]
     _, batch = books.schedule()
     books.run(batch, num_steps=2)
-    generated = [row.context.tokens.generated_length for row in rows]
+    generated = [request.context.tokens.generated_length for request in requests]
     assert generated == [2, 2, 0]
     books.scheduler.restart()
     assert waiting(books) == ["a", "b", "c"]
-    assert [row.context.tokens.generated_length for row in rows] == generated
-    assert all(row.context.processed_length == 0 for row in rows)
+    assert [request.context.tokens.generated_length for request in requests] == generated
+    assert all(request.context.processed_length == 0 for request in requests)
     decision = books.scheduler.schedule()
     assert decision.update.commits == [], "what was computed is lost"
 
 
-def test_full_blocks_are_committed_once_and_ended_rows_leave_them_behind() -> None:
+def test_full_blocks_are_committed_once_and_ended_requests_leave_them_behind() -> None:
     books = Books(max_num_steps=1)
-    row = books.add("a", 9)
+    request = books.add("a", 9)
     _, batch = books.schedule()
     books.run(batch)
     decision, batch = books.schedule()
@@ -232,7 +232,7 @@ def test_full_blocks_are_committed_once_and_ended_rows_leave_them_behind() -> No
         books.run(batch)
         decision, batch = books.schedule()
     assert [(key, first, len(hashes)) for key, first, hashes in decision.update.commits] == [("a", 2, 1)]
-    books.scheduler.end(row)
+    books.scheduler.end(request)
     assert books.scheduler.budget.has_releases
     flush = books.scheduler.budget.take_update([])
     assert (flush.commits, flush.releases) == ([], ["a"])
@@ -245,34 +245,34 @@ def test_full_blocks_are_committed_once_and_ended_rows_leave_them_behind() -> No
 def test_hits_misses_and_evictions_of_the_prefix_cache_are_counted_in_blocks() -> None:
     books = Books(num_blocks=4, max_num_steps=1)
     for start in (0, 0, 50):  # the second finds both blocks of the first, the third takes them
-        row = books.add("a", 9, start=start, max_new_tokens=1)
+        request = books.add("a", 9, start=start, max_new_tokens=1)
         _, batch = books.schedule()
         books.run(batch)
-        books.scheduler.end(row)
+        books.scheduler.end(request)
     stats = books.stats
     assert (stats.prefix_cache_hits, stats.prefix_cache_misses) == (2, 4)
     assert stats.prefix_cache_evictions == books.manager.metrics.evictions > 0
 
 
-def test_a_row_that_outgrew_the_cache_fails_alone() -> None:
+def test_a_request_that_outgrew_the_cache_fails_alone() -> None:
     books = Books(num_blocks=2, max_num_steps=1)
-    row = books.add("a", 7)
+    request = books.add("a", 7)
     books.add("b", 3, start=30)
     for _ in range(2):
         _, batch = books.schedule()
         books.run(batch)
     books.schedule()
-    assert row.outputs.closed
+    assert request.outputs.closed
     assert running(books) == ["b"]
     assert books.stats.failed == 1
 
 
-def test_nobody_can_run_and_nothing_can_be_preempted() -> None:
+def test_no_request_can_run_and_none_can_be_preempted() -> None:
     books = Books()
-    row = books.add("a", 3)
+    request = books.add("a", 3)
     _, batch = books.schedule("a")
     assert batch.requests == []
     assert books.scheduler.queues.is_empty
-    assert row.outputs.closed
+    assert request.outputs.closed
     with pytest.raises(InsufficientBlocksError, match="16 of 16 KV cache blocks are free"):
-        raise row.outputs.error or AssertionError
+        raise request.outputs.error or AssertionError
