@@ -58,8 +58,8 @@ class Admission:
                 continue
             num_missing = self._budget.num_missing(request.context, 1)
             if num_missing + num_running > num_free_blocks:
-                is_hopeless = num_running and (selected or self.under_memory_pressure)
-                return selected, None if is_hopeless else request
+                is_refused = num_running and (selected or self.under_memory_pressure)
+                return selected, None if is_refused else request
             selected.append(request)
             in_progress.add(request)
             num_free_blocks -= num_missing

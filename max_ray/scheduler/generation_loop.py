@@ -177,7 +177,7 @@ class GenerationLoop(EngineLoop):
             self._scheduler.fail(poison, error)
         self._scheduler.restart()
         self._recovery.is_needed = self._recovery.recover is not None
-        if self._recovery.is_needed and not quarantine.is_hopeless:
+        if self._recovery.is_needed and not quarantine.must_fail_all:
             logger.warning("The worker group failed (%s); bringing it back.", error)
             return
         logger.error("The worker group failed (%s); all streams end.", error)

@@ -1,7 +1,7 @@
 """Quarantine: finds the request that takes the workers down (a poison request), and counts failures.
 
 A request that took part in two failed runs without a token between them is quarantined: it is admitted alone and runs
-alone, while the others keep their blocks and pause. A token clears it. Two more failures alone prove it guilty.
+alone, while the others keep their blocks and pause. A token clears it. After two more failures alone, it is the cause.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Quarantine:
         self._num_poison = 0
 
     @property
-    def is_hopeless(self) -> bool:
+    def must_fail_all(self) -> bool:
         """Whether so many failures followed each other that all requests must fail."""
         return self._num_failures >= MAX_FAILURES
 

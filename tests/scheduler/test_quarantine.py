@@ -66,20 +66,20 @@ def test_a_request_that_ended_before_the_failure_is_not_kept() -> None:
 def test_consecutive_failures_end_all_and_a_step_breaks_the_row() -> None:
     quarantine, requests = Quarantine(), make_requests("a", "b")
     fail(quarantine, *requests, times=MAX_FAILURES - 1)
-    assert not quarantine.is_hopeless
+    assert not quarantine.must_fail_all
     quarantine.note_step()
     fail(quarantine, *requests, times=MAX_FAILURES - 1)
-    assert not quarantine.is_hopeless
+    assert not quarantine.must_fail_all
     fail(quarantine, *requests)
-    assert quarantine.is_hopeless
+    assert quarantine.must_fail_all
     quarantine.reset_failures()
-    assert not quarantine.is_hopeless
+    assert not quarantine.must_fail_all
 
 
 def test_many_poison_requests_are_no_poison() -> None:
     quarantine, requests = Quarantine(), make_requests(*"abcd"[: MAX_POISON_REQUESTS + 1])
     for request in requests:
-        assert not quarantine.is_hopeless
+        assert not quarantine.must_fail_all
         assert fail(quarantine, request, times=POISON_FAILURES) is request
         quarantine.release(request)
-    assert quarantine.is_hopeless
+    assert quarantine.must_fail_all
