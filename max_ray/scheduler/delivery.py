@@ -49,7 +49,7 @@ class Delivery:
                 is_ragged = True
             request.outputs.put(output)
         self._stats.generated_tokens += num_delivered
-        if self._quarantine.has_suspects:
+        if self._quarantine.has_failed_runs:
             self._quarantine.note_tokens(self._running.get(key) for key, output in outputs.items() if output.tokens)
         for request, output in ended:
             self._finish(request, output.failure)

@@ -34,7 +34,7 @@ class Quarantine:
         return self._num_failures >= MAX_FAILURES
 
     @property
-    def has_suspects(self) -> bool:
+    def has_failed_runs(self) -> bool:
         """Whether a request took part in a failed run and got no token since."""
         return bool(self._num_failed_runs)
 

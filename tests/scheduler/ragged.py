@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from max_ray.errors import WorkerGroupError
 from max_ray.interfaces import LogProbabilities, RunExtension, RunRequest, RunRow, StepOutput
 from tests.scheduler.fakes import next_token
 
@@ -38,11 +39,16 @@ class RowInRun:
 
 @dataclass
 class RaggedExecutor:
-    """can_extend: as an Executor has it. runs: for each run, the tokens that each of its rows gained in each step."""
+    """Attributes:
+    can_extend: As an Executor has it.
+    fail_at: The step, counted over all runs, at which the workers die, once.
+    runs: For each run, the tokens that each of its rows gained in each step.
+    """
 
     page_size: int
     widths: Widths
     can_extend: bool = True
+    fail_at: int | None = None
     slots: dict[int, int] = field(default_factory=dict)
     runs: list[list[dict[str, int]]] = field(default_factory=list)
     num_extensions: int = 0
@@ -58,6 +64,10 @@ class RaggedExecutor:
         while not last:
             await asyncio.sleep(0)
             new = [self._advance(row, step) for row in self._rows]
+            if sum(map(len, self.runs)) == self.fail_at:
+                self.fail_at = None
+                self.slots.clear()
+                raise WorkerGroupError("rank 1 died")
             self.runs[-1].append({row.row.request_id: len(n) for row, n in zip(self._rows, new, strict=True)})
             can_continue = step + 1 < self._num_steps and any(row.num_left > 0 for row in self._rows)
             last = not can_continue or self._interrupted >= request.run_id

@@ -44,7 +44,7 @@ def test_a_token_clears_a_request() -> None:
     quarantine.note_tokens([a, None])
     assert (quarantine.holds(a), quarantine.holds(b)) == (False, True)
     quarantine.note_tokens([b])
-    assert not quarantine.has_suspects
+    assert not quarantine.has_failed_runs
 
 
 def test_a_failure_outside_a_run_is_no_requests() -> None:
@@ -52,7 +52,7 @@ def test_a_failure_outside_a_run_is_no_requests() -> None:
     quarantine.begin_run([a])
     quarantine.end_run()
     assert quarantine.attribute_failure() is None
-    assert not quarantine.has_suspects
+    assert not quarantine.has_failed_runs
 
 
 def test_a_request_that_ended_before_the_failure_is_not_kept() -> None:
@@ -60,7 +60,7 @@ def test_a_request_that_ended_before_the_failure_is_not_kept() -> None:
     a.outputs.discard()
     assert fail(quarantine, a, b) is None
     quarantine.release(b)
-    assert not quarantine.has_suspects
+    assert not quarantine.has_failed_runs
 
 
 def test_consecutive_failures_end_all_and_a_step_breaks_the_row() -> None:

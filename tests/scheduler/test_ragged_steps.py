@@ -15,6 +15,7 @@ from max_ray.errors import StructuredOutputError
 from max_ray.interfaces import (
     Executor,
     GenerationStatus,
+    KVCacheClient,
     LogProbabilities,
     RequestID,
     RunExtension,
@@ -194,18 +195,24 @@ async def serving(
     budget: int = 16,
     max_num_steps: int = 8,
     can_extend: bool = True,
+    fail_at: int | None = None,
 ) -> AsyncIterator[Served]:
     """Checks at the end that all blocks are back."""
-    ledger = CountingLedger(num_blocks, page_size)
-    executor = RaggedExecutor(page_size, widths, can_extend)
+    ledgers = [CountingLedger(num_blocks, page_size)]
+    executor = RaggedExecutor(page_size, widths, can_extend, fail_at)
     limits = SchedulerLimits(max_batch_size, budget, 64, max_num_steps)
-    loop = GenerationLoop(TextGenerationPipeline(executor), ledger, limits, flush_after_s=0.0)
+
+    async def recover() -> KVCacheClient:
+        ledgers.append(CountingLedger(num_blocks, page_size))
+        return ledgers[-1]
+
+    loop = GenerationLoop(TextGenerationPipeline(executor), ledgers[0], limits, recover, flush_after_s=0.0)
     task = asyncio.create_task(loop.run())
     try:
-        yield Served(loop, executor, ledger)
+        yield Served(loop, executor, ledgers[0])
         for _ in range(50):
             await asyncio.sleep(0)
-        assert (ledger.used, loop.stats.running, loop.stats.queued) == (0, 0, 0)
+        assert (ledgers[-1].used, loop.stats.running, loop.stats.queued) == (0, 0, 0)
     finally:
         task.cancel()
         with suppress(asyncio.CancelledError):
@@ -303,8 +310,10 @@ async def test_random_traffic(seed: int) -> None:
         budget=rng.choice([4, 16]),
         max_num_steps=rng.choice([1, 2, 3, 8]),
         can_extend=rng.random() < 0.8,
+        fail_at=rng.choice([None, rng.randrange(60)]),
     ) as served:
         await asyncio.gather(*(_visit(served, f"r{i}", rng) for i in range(10)))
+        assert served.loop.healthy
 
 
 async def _visit(served: Served, name: str, rng: random.Random) -> None:
