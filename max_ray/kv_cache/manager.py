@@ -47,8 +47,10 @@ class _Table:
 
 
 def tokens_to_cover(context: TextContext, num_steps: int) -> int:
-    """Tokens whose keys and values a run of `num_steps` writes for `context`, those before it included: the active
-    ones, and one a further step that the row can take. The last sampled token is not among them."""
+    """Tokens that have keys and values after a run that gives `context` up to `num_steps` new tokens.
+
+    These are the active tokens, those before them, and the new tokens but for the last one.
+    """
     if context.prompt_in_chunks:
         return context.active_end
     return context.active_end + max(0, min(num_steps, context.remaining_new_tokens) - 1)

@@ -56,7 +56,7 @@ class Harness:
         assert ledger.used == 0, "blocks were not given back"
         assert ledger.manager.request_ids == []
         stats = self.loop.stats
-        assert (stats.queued, stats.running, stats.kv_used_blocks) == (0, 0, 0)
+        assert (stats.queued, stats.running, stats.num_used_blocks) == (0, 0, 0)
 
 
 @asynccontextmanager
@@ -73,9 +73,10 @@ async def running(
     check: bool = True,
     can_extend: bool = False,
     flush_after_s: float = 0.0,
+    prefix_caching: bool = True,
 ) -> AsyncIterator[Harness]:
     """recover: bring the workers back with a fresh ledger after a WorkerGroupError."""
-    limits = SchedulerLimits(max_batch_size, budget, max_queued, max_num_steps, chunked)
+    limits = SchedulerLimits(max_batch_size, budget, max_queued, max_num_steps, chunked, prefix_caching)
     ledger = CountingLedger(num_blocks, page_size)
     pipeline = FakePipeline(page_size, error, ledger.manager, can_extend=can_extend)
     ledgers = [ledger]
