@@ -137,7 +137,7 @@ class MemberConnections:
                 self.check_clock()
                 self._ping_idle()
         errors = [error for call in done if isinstance(error := call.exception(), MaxRayError)]
-        self.fail(errors[0] if errors else WorkerGroupError("A member of the group hung up."))
+        self.fail(errors[0] if errors else WorkerGroupError("A member of the group closed its connection."))
 
     def _ping_idle(self) -> None:
         for number, connection in enumerate(self._connections):
