@@ -170,8 +170,10 @@ async def test_a_registry_that_was_stopped_ends_no_group_whose_owner_lives(
 async def test_a_group_is_placed_on_its_owners_node_and_successors_prefer_their_own(
     cluster: FakeCluster, spec: GroupSpec, registries: Registries
 ) -> None:
-    first = await registries.now.acquire(spec, 0, "first", "node a")
+    first = await registries.now.acquire(spec, 0, "owner", "node a")
+    keeping = asyncio.create_task(keep(cluster))
     second = await registries.now.acquire(spec, 1, "second", "node b")
+    keeping.cancel()
     assert [cluster.nodes[f"placement of {info.group_id}"] for info in (first, second)] == ["node a", "node b"]
     for group in registries.now._groups.values():
         group.renewed_at -= 60
