@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from max_ray.errors import ConfigError, nearest
+from max_ray.errors import ConfigError, nearest, quoted
 from max_ray.output_parsers.base import ChainedParser, GeneratorParser, OutputParser, ParserInput
 from max_ray.output_parsers.harmony import HarmonyParser
 from max_ray.output_parsers.json_calls import (
@@ -73,7 +73,7 @@ def tool_parser_name(name: str) -> str:
     Raises:
         ConfigError: No parser has this name.
     """
-    return _resolved(name, TOOL_PARSERS, _TOOL_ALIASES, "tool_call_parser")
+    return _resolved(name, TOOL_PARSERS, _TOOL_ALIASES)
 
 
 def reasoning_parser_name(name: str) -> str:
@@ -85,7 +85,7 @@ def reasoning_parser_name(name: str) -> str:
     Raises:
         ConfigError: No parser has this name.
     """
-    return _resolved(name, REASONING_PARSERS, _REASONING_ALIASES, "reasoning_parser")
+    return _resolved(name, REASONING_PARSERS, _REASONING_ALIASES)
 
 
 def create_parser(tool_parser: str | None, reasoning_parser: str | None, given: ParserInput) -> OutputParser | None:
@@ -107,10 +107,10 @@ def create_parser(tool_parser: str | None, reasoning_parser: str | None, given: 
     return ChainedParser(reasoning(given), tools(given))
 
 
-def _resolved(name: str, known: Iterable[str], aliases: dict[str, str], setting: str) -> str:
+def _resolved(name: str, known: Iterable[str], aliases: dict[str, str]) -> str:
     names = [AUTO, NONE, *known]
     resolved = aliases.get(name, name)
     if resolved not in names:
         hint = nearest(name, [*names, *aliases])
-        raise ConfigError(f"{setting} is one of {', '.join(names)}, not {name!r}.{hint}")
+        raise ConfigError(f"one of {', '.join(names)}, not {quoted(name)}.{hint}")
     return resolved
