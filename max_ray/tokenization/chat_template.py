@@ -175,7 +175,7 @@ class ChatTemplate:
         if options.get("tools") and self.facts.is_known and not self.facts.tools:
             raise InputError("This model's chat template writes no tools. Leave them out.", param="tools")
         if options.get("documents") and "documents" not in variables:
-            raise InputError("This model's chat template writes no documents.", param="chat_template_options")
+            raise InputError("This model's chat template writes no documents.", param="documents")
 
     def _check_role(self, role: Any, index: int) -> None:
         is_word = isinstance(role, str) and len(role) <= _LONGEST_ROLE

@@ -17,6 +17,7 @@ from max_ray.interfaces import (
     TextGenerationOutput,
 )
 from max_ray.serve.api.metrics import LoopNumbers, Metrics, MetricsSnapshot
+from max_ray.serve.api.model_parsers import ModelParsers
 from max_ray.tokenization.tokenizer import TextTokenizer
 
 Script = Callable[[TextContext], str | list[int]]
@@ -35,6 +36,7 @@ class FakeEngine:
         self.task = PipelineTask.TEXT_GENERATION
         self.embedding_size: int | None = None
         self.tokenizer = tokenizer
+        self.parsers = ModelParsers.of(tokenizer)
         self.metrics = Metrics("fake", "r0")
         self.script = script
         self.contexts: list[TextContext] = []
