@@ -33,6 +33,7 @@ TABLE: dict[str, set[str]] = {
     "kv_cache": {"interfaces"},
     "distributed": {"driver", "interfaces"},
     "kernels": {"interfaces", "settings", "host_memory"},
+    "structured_output": {"interfaces"},
     "weights": {"interfaces", "gguf", "host_memory"},
     "hub": {"gguf"},
     "huggingface": {"gguf", "hub", "quantization_files"},
@@ -52,10 +53,11 @@ TABLE: dict[str, set[str]] = {
     },
     "engine": {
         *("interfaces", "weights", "kernels", "distributed", "driver", "modeling", "host_memory", "sentence_files"),
+        "structured_output",
     },
     "pipelines": {
         *("interfaces", "config", "registry", "architecture", "huggingface", "tokenization", "images", "kv_cache"),
-        *("distributed", "modeling", "nn", "planning", "engine"),
+        *("distributed", "modeling", "nn", "planning", "engine", "structured_output"),
     },
     "scheduler": {"interfaces", "config", "kv_cache"},
     "actors": {
@@ -74,18 +76,8 @@ TABLE: dict[str, set[str]] = {
         *("distributed", "modeling", "nn", "engine"),
     },
     "serve": {
-        *(
-            "interfaces",
-            "settings",
-            "config",
-            "output_parsers",
-            "tokenization",
-            "registry",
-            "planning",
-            "pipelines",
-            "scheduler",
-        ),
-        "actors",
+        *("interfaces", "settings", "config", "output_parsers", "tokenization", "registry", "planning", "pipelines"),
+        *("scheduler", "actors", "structured_output"),
     },
     "deployments": {  # with the examples and the demo's training
         *("interfaces", "settings", "config", "serve"),
@@ -112,6 +104,7 @@ FENCES: dict[str, set[str]] = {
     },
     "yaml": {"max_ray.config", "max_ray.cli"},
     "PIL": {"max_ray.images"},
+    "llguidance": {"max_ray.structured_output"},
     "torch": {
         *("max_ray.driver", "max_ray.distributed", "max_ray.kernels", "max_ray.nn", "max_ray.weights"),
         *("max_ray.modeling", "max_ray.engine", "max_ray.pipelines", "max_ray.actors", "max_ray.conformance"),
@@ -135,6 +128,7 @@ WITHOUT_TORCH = [
     "max_ray.registry",
     "max_ray.custom_code",
     "max_ray.kv_cache",
+    "max_ray.structured_output",
     "max_ray.scheduler",
     "max_ray.tokenization.tokenizer",
     "max_ray.tokenization.detokenizer",

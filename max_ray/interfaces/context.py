@@ -9,8 +9,8 @@ Regions of `tokens` (length L = prompt + generated):
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -103,7 +103,6 @@ class TextContext:
     block_hashes: list[bytes] = field(default_factory=list)
     images: tuple[PromptImage, ...] = ()
     num_siblings: int = 0
-    extra: dict[str, Any] = field(default_factory=dict)
     stop_ids: frozenset[int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -165,6 +164,21 @@ class TextContext:
             self.status = GenerationStatus.END_OF_SEQUENCE
         elif self.remaining_new_tokens <= 0:
             self.status = GenerationStatus.MAXIMUM_LENGTH
+
+    def extend(self, tokens: Sequence[int]) -> int:
+        """The active tokens and all of `tokens` but the last have run; `tokens` follow the active ones.
+
+        Args:
+            tokens: New tokens in order. Those behind the one that ends the request are dropped.
+
+        Returns:
+            How many were taken.
+        """
+        for number, token in enumerate(tokens, start=1):
+            self.update(token)
+            if self.status is not GenerationStatus.ACTIVE:
+                return number
+        return len(tokens)
 
     def reset(self) -> None:
         """Forgets the KV cache (preemption, a rebuilt worker group): all tokens so far become the next prefill."""

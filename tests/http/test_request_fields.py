@@ -144,7 +144,6 @@ async def test_what_asks_for_nothing_passes(
 @pytest.mark.parametrize(
     ("fields", "param", "words"),
     [
-        ({"response_format": {"type": "json_object"}}, "response_format", 'except as {"type": "text"}'),
         ({"functions": [{"name": "f"}]}, "functions", "Use 'tools'"),
         ({"function_call": {"name": "f"}}, "function_call", "Use 'tool_choice'"),
         ({"logit_bias": {"5": 1}}, "logit_bias", "{}"),
@@ -153,7 +152,7 @@ async def test_what_asks_for_nothing_passes(
         ({"store": True}, "store", "false"),
         ({"store": 0}, "store", "false"),
         ({"service_tier": "flex"}, "service_tier", '"auto" or "default"'),
-        ({"guided_json": {"type": "object"}}, "guided_json", "only as null"),
+        ({"guided_whitespace_pattern": "x"}, "guided_whitespace_pattern", "only as null"),
         ({"use_beam_search": True}, "use_beam_search", "only as false"),
         ({"repeat_penalty": 1.1}, "repeat_penalty", "Use 'repetition_penalty'"),
         ({"mirostat": 2}, "mirostat", "only as 0"),

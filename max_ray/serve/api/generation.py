@@ -20,6 +20,7 @@ from max_ray.serve.api.choice import Choice, ChoiceDelta, PromptEcho
 from max_ray.serve.api.engine import Engine
 from max_ray.serve.api.openai import GenerationJob
 from max_ray.serve.api.parsed_choice import made_choice
+from max_ray.serve.api.structured_output_fields import check_grammar
 from max_ray.tokenization.tokenizer import INLINE_CHARACTERS
 
 # A prompt of more tokens is echoed with offsets in a thread: a token takes some microseconds.
@@ -62,6 +63,7 @@ class Generation:
         """Tokenizes and checks everything. `arrival`: perf_counter() when the request came. Raises InputError."""
         choices: list[Choice] = []
         prompts: Sequence[str | list[int] | None] = job.prompts or [None]
+        await check_grammar(job.sampling.get("structured_output"), job.grammar_field)
         try:
             for prompt in prompts:
                 choices += await _choices_of(engine, job, prompt, len(choices))

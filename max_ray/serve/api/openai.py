@@ -19,6 +19,7 @@ from max_ray.serve.api.chat_messages import MAX_MESSAGES, Message, named_results
 from max_ray.serve.api.json_body import decode_object
 from max_ray.serve.api.neutral_fields import CHAT, CHAT_INSTEAD, COMPLETION, COMPLETION_INSTEAD, STREAM_OPTIONS
 from max_ray.serve.api.request_fields import FIELD_ERROR, MAX_PROBLEMS, Neutral, StrictModel
+from max_ray.serve.api.structured_output_fields import RESPONSE_FORMAT, StructuredOutputFields
 from max_ray.serve.api.tool_fields import ChatOutput, ToolFields
 
 MAX_CHOICES = 128
@@ -37,7 +38,8 @@ class GenerationJob:
 
     Exactly one of `prompts` and `messages` is filled. `sampling`: only what the user gave, by our names. `n`: choices
     a prompt. `logprobs`: alternatives per token, None for no log probabilities. `discard_output`: only the prompt is
-    wanted back (`max_tokens=0` with `echo`). `template_options`: variables of the chat template. `efforts`:
+    wanted back (`max_tokens=0` with `echo`). `grammar_field`: the field of the request that gave
+    `sampling["structured_output"]`, for errors. `template_options`: variables of the chat template. `efforts`:
     `reasoning_effort` and `verbosity`. `chat`: how the answer to messages is read. `labels`: what the client wrote on
     its request (`LabelledRequest`).
     """
@@ -52,6 +54,7 @@ class GenerationJob:
     template_options: Mapping[str, Any] = field(default_factory=dict)
     efforts: Mapping[str, str] = field(default_factory=dict)
     chat: ChatOutput | None = None
+    grammar_field: str = RESPONSE_FORMAT
     labels: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -98,7 +101,7 @@ class LabelledRequest(StrictModel):
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
-class GenerationRequest(LabelledRequest):
+class GenerationRequest(StructuredOutputFields, LabelledRequest):
     """The fields that both kinds of request have."""
 
     stream: bool = False
@@ -142,6 +145,11 @@ class GenerationRequest(LabelledRequest):
         if self.include_usage and not self.stream:
             raise InputError("stream_options has a meaning only with stream=true.", param="stream_options")
 
+    @property
+    def grammar_field(self) -> str:
+        """The field that asks for structured output."""
+        return RESPONSE_FORMAT if self.structured_output is None else self.structured_output[1]
+
     def sampling(self, max_new_tokens: int | None) -> dict[str, Any]:
         """Sampling parameters by our names; None where not given."""
         names = [
@@ -158,6 +166,8 @@ class GenerationRequest(LabelledRequest):
         ]
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop
         given = {name: getattr(self, name) for name in names}
+        if self.structured_output is not None:
+            given["structured_output"] = self.structured_output[0]
         return given | {"stop": stop, "min_new_tokens": self.min_tokens, "max_new_tokens": max_new_tokens}
 
 
@@ -209,6 +219,7 @@ class CompletionRequest(GenerationRequest):
             logprobs=self.logprobs,
             echo=self.echo,
             discard_output=self.max_tokens == 0,
+            grammar_field=self.grammar_field,
             labels=self.labels,
         )
 
@@ -254,6 +265,7 @@ class ChatCompletionRequest(ToolFields, GenerationRequest):
             template_options=self.template_options(),
             efforts={name: value for name, value in efforts.items() if value is not None},
             chat=self.chat_output(_last_text(messages) if self.continue_final_message else ""),
+            grammar_field=self.grammar_field,
             labels=self.labels,
         )
 
