@@ -7,9 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 from max_ray.errors import InputError
+from max_ray.interfaces import GrammarSpec
 from max_ray.serve.api.engine import Engine
 from max_ray.serve.api.model_parsers import ModelParsers
 from max_ray.serve.api.openai import GenerationJob
+from max_ray.serve.api.tool_fields import ChatOutput
+from max_ray.serve.api.tool_grammar import forced_calls, strict_calls
 from max_ray.serve.api.tool_prompt import with_calls_as_text, with_described_tools
 from max_ray.tokenization.chat_template import ChatTemplate
 
@@ -44,7 +47,26 @@ def fitted(job: GenerationJob, engine: Engine) -> GenerationJob:
         messages = with_calls_as_text(messages)
     if facts.is_known and not facts.tools and "tools" in options:
         messages = with_described_tools(messages, options.pop("tools"), facts.system != "none")
-    return replace(job, messages=messages, template_options=options)
+    fitted_job = replace(job, messages=messages, template_options=options)
+    grammar = _tool_grammar(job, job.chat, engine)
+    if grammar is None:
+        return fitted_job
+    sampling = {**job.sampling, "structured_output": grammar}
+    return replace(fitted_job, sampling=sampling, grammar_field="tools")
+
+
+def _tool_grammar(job: GenerationJob, chat: ChatOutput, engine: Engine) -> GrammarSpec | None:
+    """The grammar for calls that are forced or strict. Raises InputError where it cannot be had."""
+    if not (chat.is_forced or chat.strict):
+        return None
+    if job.sampling.get("structured_output") is not None:
+        raise InputError(
+            f"The answer cannot follow both {job.grammar_field} and a grammar for tool calls. Leave one out.",
+            param=job.grammar_field,
+        )
+    if chat.is_forced:
+        return forced_calls(chat)
+    return strict_calls(chat, engine.parsers.tools, engine.tokenizer.special_names)
 
 
 def _effort_options(efforts: Mapping[str, str], template: ChatTemplate, parsers: ModelParsers) -> dict[str, Any]:

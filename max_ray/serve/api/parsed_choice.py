@@ -17,13 +17,12 @@ from max_ray.serve.api.choice import Choice, ChoiceDelta
 from max_ray.serve.api.model_parsers import ModelParsers
 from max_ray.serve.api.openai import GenerationJob
 from max_ray.serve.api.tool_fields import ChatOutput
+from max_ray.serve.api.tool_grammar import FORCED_PARSER, STRICT_PARSER
 from max_ray.tokenization.tokenizer import TextTokenizer
 
 _PROMPT_END = 64
 _CONTINUED_PROMPT_END = 8192
 """Tokens of a prompt in which a parser looks for what the prompt has begun."""
-FORCED_PARSER = "json"
-"""Reads the calls of a request that forces one: a grammar makes them a JSON list."""
 
 
 class ParsedChoice(Choice):
@@ -93,8 +92,8 @@ def made_choice(
     """
     chat = job.chat
     assert chat is not None, "a request without messages"
-    tools = None if not chat.tools else FORCED_PARSER if chat.is_forced else parsers.tools
-    reasoning = parsers.reasoning if chat.separates_reasoning and not chat.is_forced else None
+    tools = _tool_parser(chat, parsers)
+    reasoning = parsers.reasoning if chat.separates_reasoning and not _is_one_grammar(job) else None
     if tools is None and reasoning is None:
         return Choice(index, context, tokenizer, job)
     end = context.tokens.prompt[-(_CONTINUED_PROMPT_END if chat.continued else _PROMPT_END) :]
@@ -104,6 +103,18 @@ def made_choice(
     parser = create_parser(tools, reasoning, given)
     assert parser is not None
     return ParsedChoice(index, context, tokenizer, job, chat, parser)
+
+
+def _tool_parser(chat: ChatOutput, parsers: ModelParsers) -> str | None:
+    if not chat.tools:
+        return None
+    return FORCED_PARSER if chat.is_forced else STRICT_PARSER if chat.strict else parsers.tools
+
+
+def _is_one_grammar(job: GenerationJob) -> bool:
+    """Whether a grammar makes the whole answer, so that there is no reasoning before it."""
+    grammar = job.sampling.get("structured_output")
+    return grammar is not None and grammar.kind != "structural_tag"
 
 
 def joined_texts(events: list[Event]) -> tuple[str, str]:
