@@ -14,12 +14,13 @@ import jsonschema
 import pytest
 import torch
 
+from max_ray.interfaces import GrammarSpec
 from max_ray.kv_cache import LocalKVLedger
 from max_ray.pipelines import PIPELINE_REGISTRY, PipelineConfig
 from max_ray.scheduler import GenerationLoop, SchedulerLimits
 from max_ray.serve.api.routes import build_api
 from max_ray.serve.api.tool_fields import ChatOutput
-from max_ray.serve.api.tool_grammar import forced_calls, strict_calls
+from max_ray.serve.api.tool_grammar import forced_calls, strict_calls, tool_grammar
 from max_ray.structured_output import GrammarChecker
 from tests.checkpoints import make_llama
 from tests.http.test_structured_output import ModelEngine
@@ -107,13 +108,32 @@ async def test_strict_functions_with_auto(tmp_path: Path) -> None:
         assert spec_of(engine) is None
 
 
+@pytest.mark.parametrize("parser", ["hermes", "mistral"])
+async def test_an_answer_by_schema_or_a_call(tmp_path: Path, parser: str) -> None:
+    """With `auto` the model may still call a tool."""
+    answer = {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}}
+    call = CALL if parser == "hermes" else '{"name": "get_weather", "arguments": {"city": "Bern"}}'
+    async with served(tmp_path, call, tool_call_parser=parser) as (client, engine):
+        choice = await ask(client, response_format=answer)
+        assert choice["finish_reason"] == "tool_calls"
+        assert choice["message"]["tool_calls"][0]["function"]["arguments"] == '{"city": "Bern"}'
+        engine.script = lambda context: '{"city": "Rome"}'
+        choice = await ask(client, response_format=answer)
+        assert (choice["finish_reason"], choice["message"]["content"]) == ("stop", '{"city": "Rome"}')
+        assert spec_of(engine).kind == ("lark" if parser == "hermes" else "json_schema")
+
+
 async def test_refusals(tmp_path: Path) -> None:
     answer = {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}}
     unknown = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "not": {}}}}
     async with served(tmp_path, CALL) as (client, engine):
         param, message = await refusal(client, tool_choice="required", response_format=answer)
         assert param.startswith("response_format")
-        assert "both" in message
+        assert "leave out one of them" in message
+        param, message = await refusal(client, guided_regex="a")
+        assert param == "guided_regex"
+        param, message = await refusal(client, guided_json="{")
+        assert (param, message) == ("guided_json", "The JSON schema of guided_json is not valid JSON.")
         param, message = await refusal(client, tools=[unknown], tool_choice="required")
         assert param == "tools"
         assert "'not'" in message
@@ -133,7 +153,13 @@ def test_the_grammars_compile() -> None:
         for choice in ("required", "named"):
             for parallel in (True, False):
                 checker.check(forced_calls(ChatOutput(tools=tools, choice=choice, is_parallel=parallel)))  # type: ignore[arg-type]
-        checker.check(strict_calls(ChatOutput(tools=tools, strict=frozenset(["f"]), choice="auto"), "hermes", {}))
+        chat = ChatOutput(tools=tools, strict=frozenset(["f"]), choice="auto")
+        checker.check(strict_calls(chat))
+        for parser in ("hermes", "mistral"):
+            for answer in (GrammarSpec("json_schema", json.dumps(REFERRING)), GrammarSpec("json_object")):
+                grammar, _ = tool_grammar(chat, answer, "response_format", parser, {})
+                assert grammar is not None
+                checker.check(grammar)
     finally:
         checker.close()
 
@@ -171,3 +197,17 @@ async def test_forced_calls_parse_and_validate(real: httpx.AsyncClient, least: i
         if num_calls >= least:
             return
     pytest.fail(f"only {num_calls} calls")
+
+
+async def test_an_answer_by_schema_or_real_calls(real: httpx.AsyncClient) -> None:
+    answer = {"type": "json_schema", "json_schema": {"name": "a", "schema": BOUNDED[0]}}
+    strict = [{**tool, "function": {**tool["function"], "strict": True}} for tool in REAL_TOOLS]  # type: ignore[dict-item]
+    body = {"messages": [HI], "tools": strict, "response_format": answer, "n": 16, "seed": 1, "max_tokens": 1500}
+    choices = (await real.post(CHAT, json=body)).json()["choices"]
+    reasons = [choice["finish_reason"] for choice in choices]
+    assert {"stop", "tool_calls"} <= set(reasons)
+    for choice in choices:
+        for call in choice["message"].get("tool_calls", ()) if choice["finish_reason"] == "tool_calls" else ():
+            jsonschema.validate(json.loads(call["function"]["arguments"]), BOUNDED[int(call["function"]["name"][1])])
+        if choice["finish_reason"] == "stop":
+            jsonschema.validate(json.loads(choice["message"]["content"]), BOUNDED[0])

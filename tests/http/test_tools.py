@@ -286,26 +286,62 @@ async def test_the_description_joins_a_system_message(tmp_path: Path) -> None:
 # Markers that are special tokens.
 
 
-async def test_markers_that_are_special_tokens(tmp_path: Path) -> None:
-    """DeepSeek, Mistral and gpt-oss: the parser sees them, and the text of others does not show them."""
-    folder = write_byte_level(tmp_path)
+def with_special_tokens(folder: Path, *names: str) -> TextTokenizer:
+    """A tokenizer of bytes with more special tokens."""
+    write_byte_level(folder)
     config = json.loads((folder / "tokenizer.json").read_text())
-    number = max(token["id"] for token in config["added_tokens"]) + 300
-    for name in ("[TOOL_CALLS]", "[ARGS]"):
-        number += 1
+    for number, name in enumerate(names, start=600):
         config["added_tokens"].append({**config["added_tokens"][0], "id": number, "content": name})
     (folder / "tokenizer.json").write_text(json.dumps(config))
-    (folder / "config.json").write_text(json.dumps({"vocab_size": number + 1, "eos_token_id": 2}))
-    tokenizer = TextTokenizer(folder, max_length=4000)
-    engine = FakeEngine(tokenizer, lambda context: '<pad>a[TOOL_CALLS]get_time[ARGS]{"a": "ü"}<pad>')
-    engine.parsers = ModelParsers.of(tokenizer, tool_call_parser="mistral")
+    (folder / "config.json").write_text(json.dumps({"vocab_size": 700, "eos_token_id": 2}))
+    return TextTokenizer(folder, max_length=4000)
+
+
+@asynccontextmanager
+async def served_by(tokenizer: TextTokenizer, script: str, **parsers: str) -> AsyncIterator[httpx.AsyncClient]:
+    engine = FakeEngine(tokenizer, lambda context: script)
+    engine.parsers = ModelParsers.of(tokenizer, **parsers)
     transport = httpx.ASGITransport(build_api(engine), raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        yield client
+
+
+async def test_markers_that_are_special_tokens(tmp_path: Path) -> None:
+    """The parser sees them, and other texts do not show them."""
+    tokenizer = with_special_tokens(tmp_path, "[TOOL_CALLS]", "[ARGS]")
+    said = '<pad>a[TOOL_CALLS]get_time[ARGS]{"a": "ü"}<pad>'
+    async with served_by(tokenizer, said, tool_call_parser="mistral") as client:
         choice = await ask(client)
         assert choice["message"]["content"] == "a"
-        assert choice["message"]["tool_calls"][0]["function"] == {"name": "get_time", "arguments": '{"a": "ü"}'}
-        assert len(choice["message"]["tool_calls"][0]["id"]) == 9
+        [call] = choice["message"]["tool_calls"]
+        assert call["function"] == {"name": "get_time", "arguments": '{"a": "ü"}'}
+        assert len(call["id"]) == 9
         choice = await ask(client, tool_choice="none")
         assert choice["message"]["content"] == 'aget_time{"a": "ü"}'
-        chosen = await ask(client, stop="} ", logprobs=True)
-        assert chosen["message"]["tool_calls"] is not None
+        choice = await ask(client, stop="} ", logprobs=True)
+        assert choice["message"]["tool_calls"] == [{**call, "id": choice["message"]["tool_calls"][0]["id"]}]
+        logged = [entry["token"] for entry in choice["logprobs"]["content"]]
+        assert "[TOOL_CALLS]" in logged
+        assert len(logged) == len(tokenizer.encode_text(said, False))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_harmony(tmp_path: Path, stream: bool) -> None:
+    names = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|call|>", "<|constrain|>")
+    tokenizer = with_special_tokens(tmp_path, *names)
+    said = (
+        "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>commentary to=functions.get_weather "
+        '<|constrain|>json<|message|>{"city": "Bern"}<|call|>'
+    )
+    parsers = {"tool_call_parser": "harmony", "reasoning_parser": "harmony"}
+    async with served_by(tokenizer, said, **parsers) as client:
+        if stream:
+            deltas = [chunk["choices"][0]["delta"] for chunk in await chunks_of(client)]
+            assert "".join(delta.get("reasoning_content", "") for delta in deltas) == "Hm."
+            assert "".join(delta.get("content", "") for delta in deltas) == ""
+            calls = [call for delta in deltas for call in delta.get("tool_calls", ())]
+            assert "".join(call["function"]["arguments"] for call in calls) == '{"city": "Bern"}'
+            return
+        message = (await ask(client))["message"]
+        assert (message["reasoning_content"], message["content"]) == ("Hm.", None)
+        assert message["tool_calls"][0]["function"] == {"name": "get_weather", "arguments": '{"city": "Bern"}'}

@@ -7,12 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from max_ray.errors import InputError
-from max_ray.interfaces import GrammarSpec
 from max_ray.serve.api.engine import Engine
 from max_ray.serve.api.model_parsers import ModelParsers
 from max_ray.serve.api.openai import GenerationJob
 from max_ray.serve.api.tool_fields import ChatOutput
-from max_ray.serve.api.tool_grammar import forced_calls, strict_calls
+from max_ray.serve.api.tool_grammar import tool_grammar
 from max_ray.serve.api.tool_prompt import with_calls_as_text, with_described_tools
 from max_ray.tokenization.chat_template import ChatTemplate
 
@@ -48,25 +47,19 @@ def fitted(job: GenerationJob, engine: Engine) -> GenerationJob:
     if facts.is_known and not facts.tools and "tools" in options:
         messages = with_described_tools(messages, options.pop("tools"), facts.system != "none")
     fitted_job = replace(job, messages=messages, template_options=options)
-    grammar = _tool_grammar(job, job.chat, engine)
+    return _with_tool_grammar(fitted_job, job.chat, engine) if job.chat.tools else fitted_job
+
+
+def _with_tool_grammar(job: GenerationJob, chat: ChatOutput, engine: Engine) -> GenerationJob:
+    """The request with its tool parser, and with a grammar where one is needed. Raises InputError where none fits."""
+    given = job.sampling.get("structured_output")
+    names = engine.tokenizer.special_names
+    grammar, parser = tool_grammar(chat, given, job.grammar_field, engine.parsers.tools, names)
+    chat = replace(chat, parser=parser)
     if grammar is None:
-        return fitted_job
-    sampling = {**job.sampling, "structured_output": grammar}
-    return replace(fitted_job, sampling=sampling, grammar_field="tools")
-
-
-def _tool_grammar(job: GenerationJob, chat: ChatOutput, engine: Engine) -> GrammarSpec | None:
-    """The grammar for calls that are forced or strict. Raises InputError where it cannot be had."""
-    if not (chat.is_forced or chat.strict):
-        return None
-    if job.sampling.get("structured_output") is not None:
-        raise InputError(
-            f"The answer cannot follow both {job.grammar_field} and a grammar for tool calls. Leave one out.",
-            param=job.grammar_field,
-        )
-    if chat.is_forced:
-        return forced_calls(chat)
-    return strict_calls(chat, engine.parsers.tools, engine.tokenizer.special_names)
+        return replace(job, chat=chat)
+    field = job.grammar_field if given is not None else "tools"
+    return replace(job, chat=chat, sampling={**job.sampling, "structured_output": grammar}, grammar_field=field)
 
 
 def _effort_options(efforts: Mapping[str, str], template: ChatTemplate, parsers: ModelParsers) -> dict[str, Any]:

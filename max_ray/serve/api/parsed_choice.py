@@ -17,7 +17,6 @@ from max_ray.serve.api.choice import Choice, ChoiceDelta
 from max_ray.serve.api.model_parsers import ModelParsers
 from max_ray.serve.api.openai import GenerationJob
 from max_ray.serve.api.tool_fields import ChatOutput
-from max_ray.serve.api.tool_grammar import FORCED_PARSER, STRICT_PARSER
 from max_ray.tokenization.tokenizer import TextTokenizer
 
 _PROMPT_END = 64
@@ -92,7 +91,7 @@ def made_choice(
     """
     chat = job.chat
     assert chat is not None, "a request without messages"
-    tools = _tool_parser(chat, parsers)
+    tools = chat.parser if chat.tools else None
     reasoning = parsers.reasoning if chat.separates_reasoning and not _is_one_grammar(job) else None
     if tools is None and reasoning is None:
         return Choice(index, context, tokenizer, job)
@@ -103,12 +102,6 @@ def made_choice(
     parser = create_parser(tools, reasoning, given)
     assert parser is not None
     return ParsedChoice(index, context, tokenizer, job, chat, parser)
-
-
-def _tool_parser(chat: ChatOutput, parsers: ModelParsers) -> str | None:
-    if not chat.tools:
-        return None
-    return FORCED_PARSER if chat.is_forced else STRICT_PARSER if chat.strict else parsers.tools
 
 
 def _is_one_grammar(job: GenerationJob) -> bool:

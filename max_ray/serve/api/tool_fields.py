@@ -85,6 +85,7 @@ class ChatOutput:
         separates_reasoning: Whether reasoning is told from the content.
         includes_reasoning: Whether reasoning is in the answer.
         continued: The text of the assistant that the answer continues.
+        parser: The tool parser, once it is known.
     """
 
     tools: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -94,6 +95,7 @@ class ChatOutput:
     separates_reasoning: bool = True
     includes_reasoning: bool = True
     continued: str = ""
+    parser: str | None = None
 
     @property
     def is_forced(self) -> bool:
