@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from typing import TypeVar
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
@@ -16,6 +17,7 @@ from max_ray.structured_output.grammar_text import grammar_text
 from max_ray.structured_output.matcher import GrammarMatcher, error_line
 from max_ray.structured_output.vocabulary import TokenVocabulary
 
+T = TypeVar("T")
 COMPILE_SECONDS = 10.0
 MAX_COMPILED = 128
 MAX_MATCHERS = 1024
@@ -36,6 +38,7 @@ class GrammarCompiler:
 
     def __init__(self, load_vocabulary: Callable[[], TokenVocabulary]) -> None:
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="grammars")
+        self._mask_thread = ThreadPoolExecutor(1, thread_name_prefix="grammar-masks")
         self._tokenizer: Future[LLTokenizer] = self._threads.submit(lambda: load_vocabulary().build())
         self._lock = threading.Lock()
         self._compiled: OrderedDict[bytes, Future[LLMatcher]] = OrderedDict()
@@ -76,9 +79,14 @@ class GrammarCompiler:
                 self._matchers.popitem(last=False)
         return matcher
 
+    def in_mask_thread(self, work: Callable[[], T]) -> Future[T]:
+        """Runs `work` in the one thread for masks, after all that was given before. Matchers are used there only."""
+        return self._mask_thread.submit(work)
+
     def close(self) -> None:
         """Ends the threads once they are idle."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+        self._mask_thread.shutdown(wait=False, cancel_futures=True)
 
     def _known(self, request_id: str, spec: GrammarSpec, generated: Sequence[int]) -> GrammarMatcher | None:
         digest, matcher = self._matchers.pop(request_id, (b"", None))

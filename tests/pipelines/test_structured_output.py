@@ -154,7 +154,7 @@ def test_a_failing_grammar_ends_its_row_alone(lab: Lab, monkeypatch: pytest.Monk
     slow = constrained(GrammarSpec("regex", "[a-z]{60}"))
     (output,) = run_to_end(lab.pipeline(), [slow])
     assert "too complex" in (output.error or "")
-    assert len(output.tokens) == matcher_module.MAX_SLOW_MASKS
+    assert 0 < len(output.tokens) <= matcher_module.MAX_SLOW_MASKS
 
 
 def test_two_ranks_equal_one_and_a_failing_row_ends_on_both(lab: Lab, tokenizer: TextTokenizer) -> None:

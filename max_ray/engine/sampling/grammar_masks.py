@@ -1,12 +1,16 @@
 """Masks of structured output: tokens that do not fit a row's grammar get no probability.
 
-The mask of a step is made on the host while the device computes the step's logits; it goes up as bits and is unpacked
-there. A row whose grammar fails gets NO_TOKEN instead of a token, which ends it on every rank.
+The mask of a step depends on the tokens before it alone, so it is made in a thread while the step's logits are
+computed. Where the grammar leaves few tokens, the CPU draws among these alone: the token is the same, and costs less
+than one from the whole vocabulary. A row whose grammar fails gets NO_TOKEN instead of a token, which ends it on every
+rank.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +26,8 @@ if TYPE_CHECKING:
     from max_ray.structured_output import GrammarCompiler, GrammarMatcher
 
 NO_TOKEN = -1
+MAX_FEW = 2048
+"""So many tokens or fewer are drawn among by themselves."""
 
 
 def needs_host(row: RunRow) -> bool:
@@ -29,67 +35,127 @@ def needs_host(row: RunRow) -> bool:
     return row.sampling_params.structured_output is not None
 
 
+@dataclass(frozen=True, slots=True)
+class RowMask:
+    """What one row may say next. bits: uint32 [ceil(V / 32)]. few: the allowed ids in order, int64, where they are
+    few; else None. error: why the row cannot go on; all tokens are allowed then."""
+
+    bits: npt.NDArray[np.uint32]
+    few: npt.NDArray[np.int64] | None = None
+    error: str | None = None
+
+
 class GrammarMasks(LogitsProcessor):
-    """The matchers of one run's rows."""
+    """The matchers of one run's rows. All that they do is done in the one thread of `grammars` for masks, in order.
+
+    draws_among_few: the caller takes the tokens of rows with few allowed ones from `few`; they are masked only where
+    their log probabilities are reported.
+    """
 
     needs_host_tokens = True
 
     def __init__(
-        self, rows: Sequence[RunRow], vocab_size: int, device: torch.device, grammars: GrammarCompiler
+        self,
+        rows: Sequence[RunRow],
+        vocab_size: int,
+        device: torch.device,
+        grammars: GrammarCompiler,
+        draws_among_few: bool = False,
     ) -> None:
         self._rows = {number: row for number, row in enumerate(rows) if needs_host(row)}
         self._vocab_size = vocab_size
         self._device = device
         self._grammars = grammars
+        self._draws_among_few = draws_among_few
         self._matchers: dict[int, GrammarMatcher] = {}
-        self._errors: dict[int, str] = {}
-        for row in self._rows.values():  # compiled while the first step computes
+        self._masks: Mapping[int, RowMask] = {}
+        for row in self._rows.values():
             assert row.sampling_params.structured_output is not None
             grammars.start(row.sampling_params.structured_output)
+        first = [number for number, row in self._rows.items() if row.samples]
+        self._pending: Future[dict[int, RowMask]] | None = grammars.in_mask_thread(lambda: self._masks_of(first))
 
     def is_due(self, numbers: npt.NDArray[np.int64], generated: npt.NDArray[np.int64]) -> bool:
-        return any(number in self._rows for number in numbers.tolist())
+        self._wait()
+        return any(self._is_masked(number) for number in numbers.tolist())
 
     def edit(self, logits: torch.Tensor, numbers: npt.NDArray[np.int64], generated: npt.NDArray[np.int64]) -> None:
-        masked = [(place, number) for place, number in enumerate(numbers.tolist()) if number in self._rows]
-        bits = np.empty((len(masked), -(-self._vocab_size // 32)), dtype=np.uint32)
-        for line, (_, number) in zip(bits, masked, strict=True):
-            self._fill(number, line)
-        places = upload(np.array([place for place, _ in masked], dtype=np.int64), self._device)
+        masked = [place for place, number in enumerate(numbers.tolist()) if self._is_masked(number)]
+        bits = np.stack([self._masks[int(numbers[place])].bits for place in masked])
         forbidden = ~_unpacked(bits, self._vocab_size, self._device)
         if len(masked) == len(logits):
             logits.masked_fill_(forbidden, -torch.inf)
         else:
+            places = upload(np.array(masked, dtype=np.int64), self._device)
             logits.index_copy_(0, places, logits.index_select(0, places).masked_fill_(forbidden, -torch.inf))
+
+    def few(self, numbers: Sequence[int]) -> dict[int, npt.NDArray[np.int64]]:
+        """The allowed ids by place in a batch of rows, for those that are drawn among few."""
+        if not self._draws_among_few:
+            return {}
+        found = {place: self._masks[number].few for place, number in enumerate(numbers) if number in self._masks}
+        return {place: ids for place, ids in found.items() if ids is not None}
 
     def failed_among(self, numbers: Sequence[int]) -> list[int]:
         """Places in a batch of rows that cannot go on."""
-        return [place for place, number in enumerate(numbers) if number in self._errors] if self._errors else []
+        return [place for place, number in enumerate(numbers) if self._error(number) is not None]
 
     def accept(self, numbers: Sequence[int], tokens: Sequence[int]) -> dict[int, str] | None:
         """Takes the tokens that a step gave to these rows. Gives the reasons of those that got NO_TOKEN."""
-        failed = {number: self._errors[number] for number, token in zip(numbers, tokens, strict=True) if token < 0}
-        for number, token in zip(numbers, tokens, strict=True):
-            matcher = self._matchers.get(number)
-            if matcher is not None and token >= 0:
-                self._advance(number, matcher, token)
-        return failed or None
+        given = dict(zip(numbers, tokens, strict=True))
+        errors = {number: self._error(number) or "" for number, token in given.items() if token == NO_TOKEN}
+        going_on = {
+            number: token
+            for number, token in given.items()
+            if number in self._rows and token != NO_TOKEN and token not in self._rows[number].stop_ids
+        }
+        self._pending = self._grammars.in_mask_thread(lambda: self._masks_after(going_on))
+        return errors or None
 
-    def _advance(self, number: int, matcher: GrammarMatcher, token: int) -> None:
-        try:
-            matcher.advance([token])
-        except StructuredOutputError as error:
-            self._errors[number] = str(error)
+    def _error(self, number: int) -> str | None:
+        mask = self._masks.get(number)
+        return None if mask is None else mask.error
 
-    def _fill(self, number: int, bits: npt.NDArray[np.uint32]) -> None:
-        """Makes one row's mask; all tokens where the grammar has failed."""
+    def _is_masked(self, number: int) -> bool:
+        mask = self._masks.get(number)
+        if mask is None:
+            return False
+        is_reported = self._rows[number].log_probabilities is not None
+        return mask.few is None or is_reported or not self._draws_among_few
+
+    def _wait(self) -> None:
+        if self._pending is not None:
+            self._masks, self._pending = self._pending.result(), None
+
+    # In the thread for masks.
+
+    def _masks_after(self, tokens: Mapping[int, int]) -> dict[int, RowMask]:
+        """The masks of these rows after one more token each."""
+        errors: dict[int, str] = {}
+        for number, token in tokens.items():
+            try:
+                self._matchers[number].advance([token])
+            except StructuredOutputError as error:
+                errors[number] = str(error)
+        masks = self._masks_of([number for number in tokens if number not in errors])
+        return masks | {number: self._failed(reason) for number, reason in errors.items()}
+
+    def _masks_of(self, numbers: Sequence[int]) -> dict[int, RowMask]:
+        return {number: self._mask_of(number) for number in numbers}
+
+    def _mask_of(self, number: int) -> RowMask:
+        bits = np.empty(-(-self._vocab_size // 32), dtype=np.uint32)
         try:
-            if number not in self._errors:
-                self._matcher(number).fill_mask(bits)
-                return
+            self._matcher(number).fill_mask(bits)
         except StructuredOutputError as error:
-            self._errors[number] = str(error)
-        bits.fill(0xFFFFFFFF)
+            return self._failed(str(error))
+        if int(np.bitwise_count(bits).sum()) > MAX_FEW:
+            return RowMask(bits)
+        flags = np.unpackbits(bits.view(np.uint8), count=self._vocab_size, bitorder="little")
+        return RowMask(bits, np.flatnonzero(flags).astype(np.int64, copy=False))
+
+    def _failed(self, reason: str) -> RowMask:
+        return RowMask(np.full(-(-self._vocab_size // 32), 0xFFFFFFFF, dtype=np.uint32), error=reason)
 
     def _matcher(self, number: int) -> GrammarMatcher:
         matcher = self._matchers.get(number)

@@ -10,7 +10,7 @@ for one run (tokens generated per row, penalty counts) and is rebuilt from the r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -73,6 +73,7 @@ class Sampler:
         self._rows = rows
         self._vocab_size = vocab_size
         self._device = device
+        self._kernel = kernel or sampling_kernel(device)
         self._generated = np.array([row.generated_length for row in rows], dtype=np.int64)
         self._penalties = Penalties(rows, vocab_size, device)
         self._processors: list[LogitsProcessor] = []
@@ -81,10 +82,9 @@ class Sampler:
         self._grammar_masks: GrammarMasks | None = None
         if any(map(needs_host, rows)):
             assert grammars is not None, "a run with structured output on an engine that was made without grammars"
-            self._grammar_masks = GrammarMasks(rows, vocab_size, device, grammars)
+            self._grammar_masks = GrammarMasks(rows, vocab_size, device, grammars, draws_among_few=self._kernel is None)
             self._processors.append(self._grammar_masks)
         self._uniforms = _Uniforms(rows)
-        self._kernel = kernel or sampling_kernel(device)
         self._batch = self._batch_of(())
 
     def sample(self, logits: torch.Tensor, row_ids: Sequence[int]) -> Sampled:
@@ -99,7 +99,8 @@ class Sampler:
             self._batch = self._batch_of(key)
         batch, numbers = self._batch, np.array(key, dtype=np.int64)
         logits = self._edit(logits, batch, numbers)
-        tokens = self._pick(logits, batch, numbers)
+        few = {} if self._grammar_masks is None else self._grammar_masks.few(key)
+        tokens = self._pick_with_few(logits, batch, numbers, few) if few else self._pick(logits, batch, numbers)
         if batch.penalized is not None:
             self._penalties.count(batch.penalty_slots, tokens[batch.penalized])
         self._generated[numbers] += 1
@@ -135,6 +136,39 @@ class Sampler:
         for processor in edits:
             processor.edit(logits, numbers, generated)
         return logits
+
+    def _pick_with_few(
+        self,
+        logits: torch.Tensor,
+        batch: _Batch,
+        numbers: npt.NDArray[np.int64],
+        few: Mapping[int, npt.NDArray[np.int64]],
+    ) -> torch.Tensor:
+        """`_pick`, where the rows at the places of `few` draw among these ids alone: all others weigh nothing."""
+        tokens = torch.empty(len(numbers), dtype=torch.int64)
+        others = [place for place in range(len(numbers)) if place not in few]
+        if others:
+            rest = self._batch_of(tuple(batch.key[place] for place in others))
+            tokens[others] = self._pick(logits[others], rest, numbers[others])
+        for place, ids in few.items():
+            if len(ids) == 1:
+                tokens[place] = int(ids[0])
+            else:
+                tokens[place] = self._pick_among(logits[place], int(numbers[place]), torch.from_numpy(ids))
+        return tokens
+
+    def _pick_among(self, logits: torch.Tensor, number: int, ids: torch.Tensor) -> torch.Tensor:
+        """One row's token, logits [V], among `ids` [K] in ascending order."""
+        params = self._rows[number].sampling_params
+        chosen = logits[ids].float()[None]
+        if params.is_greedy:
+            return ids[kernels.argmax(chosen)[0]]
+        row = np.array([number])
+        uniform = torch.from_numpy(self._uniforms.at(row, self._generated[row]))
+        filters = Filters.from_params([params], len(ids), self._device)
+        if is_filtered(params):
+            return ids[draw_filtered(chosen, filters, uniform)[0]]
+        return ids[draw(chosen, filters.temperature, uniform)[0]]
 
     def _pick(self, logits: torch.Tensor, batch: _Batch, numbers: npt.NDArray[np.int64]) -> torch.Tensor:
         if batch.all_greedy:
