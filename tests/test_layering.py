@@ -28,7 +28,7 @@ TABLE: dict[str, set[str]] = {
     "quantization_files": set(),
     "huggingface": {"gguf", "hub", "quantization_files"},
     "driver": set(),
-    "distributed": {"driver", "interfaces"},
+    "distributed": {"driver", "interfaces", "kernels"},
     "kernels": {"interfaces", "settings", "host_memory"},
     "graph": {"interfaces"},
     "detokenizer": set(),
