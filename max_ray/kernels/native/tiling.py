@@ -1,6 +1,8 @@
-"""GGUF's quantized blocks straight into the tiles of a PackedMatrix (csrc/tile_blocks.cpp), as they come from the file.
+"""GGUF's quantized blocks straight into the tiles of a PackedMatrix, as they come from the file.
 
-The slow way, through codes and scales in torch, is `max_ray.nn.quantized_linear.pack`; both give the same tiles.
+csrc/tile_blocks.cpp has the types with tiles of their own, csrc/tile_other_blocks.cpp those that are kept as q8_0 or
+q6_k. The slow way, through codes and scales in torch, is `max_ray.nn.quantized_linear.pack_codes`; both give the same
+tiles, to the bit.
 """
 
 from __future__ import annotations
@@ -88,4 +90,6 @@ _NEW: dict[str, Callable[[int, int, _Shape], PackedMatrix]] = {
     "Q4_K": _q4_k,
     "Q5_K": _q5_k,
     "Q6_K": _q6_k,
+    **dict.fromkeys(("Q4_1", "Q5_0", "Q5_1", "Q2_K", "IQ4_NL", "IQ4_XS", "MXFP4"), _q8_0),
+    "Q3_K": _q6_k,
 }
