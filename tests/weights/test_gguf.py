@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 import struct
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 
 from max_ray.errors import MaxRayError, ModelPathError, ParallelismError, WeightsError
 from max_ray.gguf import huggingface_values, read_gguf
+from max_ray.gguf.strings import StringArray
 from max_ray.kernels import native
 from max_ray.nn.quantized_linear import pack, pack_codes
 from max_ray.weights import open_weights
@@ -292,3 +295,53 @@ def test_a_folder_with_later_parts_only(tmp_path: Path) -> None:
     write(tmp_path / "m-00002-of-00003.gguf", {"a": ("F32", torch.ones(2, 2))})
     with pytest.raises(ModelPathError, match=r"a part of a model, and not the first, m-00001-of-00003\.gguf"):
         resolve_model_path(tmp_path)
+
+
+# --- strings in a header
+
+
+def with_tokens(path: Path, tokens: list[str]) -> Path:
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_token_list(tokens)
+    writer.add_tensor("a", np.ones((2, 2), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@given(st.lists(st.text(max_size=12), min_size=1, max_size=20))
+@settings(max_examples=60, deadline=None)
+def test_strings_are_read_when_they_are_asked_for(tmp_path_factory: pytest.TempPathFactory, tokens: list[str]) -> None:
+    file = read_gguf(with_tokens(tmp_path_factory.mktemp("strings") / "m.gguf", tokens))
+    strings = file.metadata["tokenizer.ggml.tokens"]
+    assert isinstance(strings, StringArray)
+    assert len(strings) == len(tokens)
+    assert list(strings) == tokens == strings
+    assert [strings[i] for i in range(-len(tokens), len(tokens))] == tokens * 2
+    assert strings[1:7:2] == tokens[1:7:2]
+    assert list(pickle.loads(pickle.dumps(strings))) == tokens
+    assert open_weights(file.path).names() == ["a"]  # what stands behind the strings is where it was
+
+
+def test_strings_that_are_not_utf8_or_reach_beyond_the_file(tmp_path: Path) -> None:
+    path = with_tokens(tmp_path / "m.gguf", ["ab", "cd"])
+    at = path.read_bytes().index(struct.pack("<Q", 2) + b"cd")
+    with pytest.raises(WeightsError, match=r"m.gguf is truncated or corrupt: .*reaches beyond its end"):
+        read_gguf(changed(path, at, "<Q", 1 << 63))
+    strings = read_gguf(changed(with_tokens(path, ["ab", "cd"]), at + 8, "<B", 0xFF)).metadata["tokenizer.ggml.tokens"]
+    assert strings[0] == "ab"
+    with pytest.raises(UnicodeDecodeError):
+        list(strings)
+
+
+def test_a_header_is_read_once_until_the_file_changes(tmp_path: Path) -> None:
+    path = small(tmp_path)
+    young = read_gguf(path)
+    os.utime(path, (1, 1))
+    first = read_gguf(path)
+    assert read_gguf(path).metadata is first.metadata is not young.metadata
+    write(path, {"c": ("F32", torch.ones(2, 2))})
+    os.utime(path, (1, 1))
+    assert list(read_gguf(path).tensors) == ["c"]

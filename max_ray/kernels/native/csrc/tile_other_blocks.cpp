@@ -33,11 +33,16 @@ static inline void add_fifth_bits(Nibbles &codes, const uint8_t *bytes) {
     codes.high |= (u8x16)((of_high & bit) != 0) & 16;
 }
 
-static inline f32x16 floats(u8x16 codes) {
-    uint8_t bytes[LANES];
-    memcpy(bytes, &codes, LANES);
-    return load_bytes(bytes);
+
+static inline i32x16 words_of(u8x16 codes) {
+#ifdef __AVX512F__
+    return (i32x16)_mm512_cvtepu8_epi32((__m128i)codes);
+#else
+    return __builtin_convertvector(__builtin_convertvector(codes, u16x16), i32x16);
+#endif
 }
+
+static inline f32x16 floats(u8x16 codes) { return number(words_of(codes)); }
 
 // The codes of a group of 32 columns, a byte each.
 static inline void put_bytes(const Tiles &to, i8x16 low, i8x16 high, int64_t g, int r) {
@@ -60,46 +65,60 @@ static inline i8x16 to_codes(f32x16 numbers, float scale) {
     return result;
 }
 
-// The largest magnitude of 32 numbers; NaN where one is: its bits are above those of any number.
-static inline float largest_magnitude(f32x16 low, f32x16 high) {
-    const i32x16 a = (i32x16)low & 0x7fffffff, b = (i32x16)high & 0x7fffffff;
+// Magnitudes as integers: their bits are in the order of the numbers, and those of NaN above all.
+static inline i32x16 magnitudes(f32x16 numbers) { return (i32x16)numbers & 0x7fffffff; }
+
+static inline float largest_magnitude(i32x16 a, i32x16 b) {
     const i32x16 both = a > b ? a : b;
-    int32_t bits = 0;
-    for (int i = 0; i < LANES; i++) bits = std::max(bits, both[i]);
+    int32_t bits[LANES];
+    memcpy(bits, &both, sizeof(bits));
+    for (int half = LANES / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) bits[i] = std::max(bits[i], bits[i + half]);
     float largest;
-    memcpy(&largest, &bits, 4);
+    memcpy(&largest, bits, 4);
     return largest;
 }
 
-// 32 numbers, rounded to 8 bits. What is not finite gives a scale that is not, for which the file is refused.
-static inline void put_rounded(const Tiles &to, f32x16 low, f32x16 high, int64_t g, int r) {
-    const f16 scale = to_half(largest_magnitude(low, high) / LARGEST);
+// Writes the scale of a group whose largest magnitude this is; gives what its numbers are divided by. What is not finite gives
+// a scale that is not, for which the file is refused.
+static inline float put_scale(const Tiles &to, float largest, int64_t g, int r) {
+    const f16 scale = to_half(largest / LARGEST);
     to.super_scales[g * LANES + r] = scale.bits;
-    const float divisor = std::max(to_float(scale), TINY);
+    return std::max(to_float(scale), TINY);
+}
+
+// 32 numbers, rounded to 8 bits.
+static inline void put_rounded(const Tiles &to, f32x16 low, f32x16 high, int64_t g, int r) {
+    const float divisor = put_scale(to, largest_magnitude(magnitudes(low), magnitudes(high)), g, r);
     put_bytes(to, to_codes(low, divisor), to_codes(high, divisor), g, r);
 }
 
 static inline float half_as_float(const uint8_t *p) { return to_float(f16{half(p)}); }
 
-// d q + m. The product is exact, so that a fused multiply-add gives the same.
-static inline void put_affine(const Tiles &to, const Nibbles &codes, const uint8_t *block, int64_t b, int r) {
-    const float d = half_as_float(block), m = half_as_float(block + 2);
-    put_rounded(to, floats(codes.low) * d + m, floats(codes.high) * d + m, b, r);
-}
-
+// Numbers are d q + m. The product is exact, so that a fused multiply-add gives the same.
+// A block has 16 numbers at most: each is rounded once, and looked up.
 struct Q4_1 {
     static constexpr int BYTES = 20, COLUMNS = 32;
     using Target = ToQ8;
-    static void put(const Tiles &to, const uint8_t *block, int64_t b, int r) { put_affine(to, Nibbles(block + 4), block, b, r); }
+    static void put(const Tiles &to, const uint8_t *block, int64_t b, int r) {
+        const f32x16 every = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+        const f32x16 numbers = every * half_as_float(block) + half_as_float(block + 2);
+        const Nibbles codes(block + 4);
+        const i32x16 sizes = magnitudes(numbers);
+        const i32x16 low = __builtin_shuffle(sizes, words_of(codes.low)), high = __builtin_shuffle(sizes, words_of(codes.high));
+        const i8x16 table = to_codes(numbers, put_scale(to, largest_magnitude(low, high), b, r));
+        put_bytes(to, __builtin_shuffle(table, codes.low), __builtin_shuffle(table, codes.high), b, r);
+    }
 };
 
 struct Q5_1 {
     static constexpr int BYTES = 24, COLUMNS = 32;
     using Target = ToQ8;
     static void put(const Tiles &to, const uint8_t *block, int64_t b, int r) {
+        const float d = half_as_float(block), m = half_as_float(block + 2);
         Nibbles codes(block + 8);
         add_fifth_bits(codes, block + 4);
-        put_affine(to, codes, block, b, r);
+        put_rounded(to, floats(codes.low) * d + m, floats(codes.high) * d + m, b, r);
     }
 };
 
