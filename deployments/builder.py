@@ -7,13 +7,13 @@ from typing import Any, Self
 import click
 from ray import serve
 
-from deployments.application import build_application, given_settings
-from deployments.serve_config import load_serve_config
-from deployments.serving import serve_main
 from max_ray import settings
 from max_ray.config import ServeConfig
 from max_ray.errors import ConfigError
 from max_ray.log import setup_logging
+from max_ray.serve.application import build_application, given_settings
+from max_ray.serve.foreground import serve_main
+from max_ray.serve.serve_config import load_serve_config
 
 __all__ = ["BuilderArguments", "app", "serve_main"]
 

@@ -17,7 +17,7 @@ from max_ray.interfaces import (
 )
 
 if TYPE_CHECKING:
-    from max_ray.interfaces import PipelineModel
+    from max_ray.modeling import PipelineModel
 
 Encodings = Mapping[SupportedEncoding, Sequence[KVCacheStrategy]]
 

@@ -83,10 +83,7 @@ def pack_architectures(specs: Sequence[str]) -> tuple[PackedCode, ...]:
 
 
 def install_packed(packed: Sequence[PackedCode]) -> list[SupportedArchitecture]:
-    """Unpacks (once a content, in the user's cache folder), imports, and registers in PIPELINE_REGISTRY in place of
-    other records of the same name. Raises ConfigError."""
-    from max_ray.registry import PIPELINE_REGISTRY  # the registry imports this module
-
+    """Unpacks (once a content, in the user's cache folder), imports, and returns the records. Raises ConfigError."""
     records: list[SupportedArchitecture] = []
     for code in packed:
         what = _what(code.name)
@@ -95,8 +92,6 @@ def install_packed(packed: Sequence[PackedCode]) -> list[SupportedArchitecture]:
             _import_installed(code.name, what) if folder is None else _import_folder(code.module_name, folder, what)
         )
         records += list_of_records(module, what, code.attribute)
-    for record in records:
-        PIPELINE_REGISTRY.register(record, allow_override=True)
     return records
 
 

@@ -162,6 +162,38 @@ def _is_positive(value: object) -> bool:
     return type(value) in (int, float) and 0 < value < 1e18  # type: ignore[operator]
 
 
+def required(huggingface_config: Any, name: str) -> Any:
+    """A value of config.json that the model cannot do without. Raises ConfigError naming it, also where it is a list
+    with a value for each layer."""
+    value = _given(huggingface_config, name)
+    if isinstance(value, list):
+        raise ConfigError(f"config.json has a {name!r} for each layer; this model family has one for all.")
+    return value
+
+
+def required_list(huggingface_config: Any, name: str) -> list[Any]:
+    """A list of config.json that the model cannot do without. Raises ConfigError naming it."""
+    value = _given(huggingface_config, name)
+    if not isinstance(value, list):
+        raise ConfigError(f"config.json has {name}={value!r}, which is no list.")
+    return value
+
+
+def _given(huggingface_config: Any, name: str) -> Any:
+    value = huggingface_config.get(name)
+    if value is None:
+        raise ConfigError(f"config.json has no {name!r}; this model family needs it.")
+    return value
+
+
+def head_dim(huggingface_config: Any) -> int:
+    """Size of one attention head: `head_dim`, by default hidden_size / num_attention_heads."""
+    given = huggingface_config.get("head_dim")
+    return int(
+        given or required(huggingface_config, "hidden_size") // required(huggingface_config, "num_attention_heads")
+    )
+
+
 def load_generation_config(path: str | Path) -> dict[str, Any]:
     """generation_config.json of a local model folder; empty when there is none. Raises ConfigError (not JSON)."""
     file = Path(path) / "generation_config.json"

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from max_ray.architecture import SupportedArchitecture, list_of_records
 from max_ray.config import PipelineConfig
-from max_ray.custom_code import import_architectures
+from max_ray.custom_code import PackedCode, import_architectures, install_packed
 from max_ray.errors import ArchitectureNotFoundError, ConfigError, nearest
 from max_ray.huggingface import HuggingFaceConfig, load_huggingface_config, resolve_model_path
 from max_ray.interfaces import PipelineTask
@@ -144,6 +144,14 @@ class PipelineRegistry:
                         f"The custom architectures {other} and {spec} both bring {record.name}: drop one."
                     )
         records = [record for _, record in brought.values()]
+        for record in records:
+            self.register(record, allow_override=True)
+        return records
+
+    def register_packed(self, packed: Sequence[PackedCode]) -> list[SupportedArchitecture]:
+        """Installs code that came from another process and registers its records, in place of any others of the same
+        name and task. Raises ConfigError."""
+        records = install_packed(packed)
         for record in records:
             self.register(record, allow_override=True)
         return records

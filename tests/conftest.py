@@ -26,8 +26,8 @@ def ray_cluster() -> Iterator[Any]:
     import ray
     from ray import serve
 
-    from deployments.cluster_env import serve_environment
     from max_ray.config import ServeConfig
+    from max_ray.serve.cluster_env import serve_environment
 
     environment = serve_environment(ServeConfig())
     ray.init(num_cpus=4, runtime_env={"env_vars": environment}, log_to_driver=False)

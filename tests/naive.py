@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from max_ray.engine.sampling.philox import uniforms
 from max_ray.interfaces import SamplingParams
-from max_ray.pipelines.philox import uniforms
-from tests.pipelines import naive_sampler
+from tests.engine import naive_sampler
 
 
 @dataclass

@@ -43,9 +43,14 @@ class Source:
         """Everything imported when the program runs; what stands under TYPE_CHECKING does not count."""
         return list(self._imports(self.tree, late=False))
 
-    def _imports(self, node: ast.AST, late: bool) -> Iterator[Import]:
+    @cached_property
+    def all_imports(self) -> list[Import]:
+        """As `imports`, with what stands under TYPE_CHECKING."""
+        return list(self._imports(self.tree, late=False, with_typing=True))
+
+    def _imports(self, node: ast.AST, late: bool, with_typing: bool = False) -> Iterator[Import]:
         for child in ast.iter_child_nodes(node):
-            if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test) and not with_typing:
                 continue
             if isinstance(child, ast.Import):
                 yield from (Import(alias.name, child.lineno, late) for alias in child.names)
@@ -53,7 +58,7 @@ class Source:
                 yield from (Import(name, child.lineno, late) for name in self._from(child))
             else:
                 is_function = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
-                yield from self._imports(child, late or is_function)
+                yield from self._imports(child, late or is_function, with_typing)
 
     def _from(self, node: ast.ImportFrom) -> Iterator[str]:
         """`from a import b` imports a.b where that is a module of ours, else a."""

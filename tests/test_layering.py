@@ -1,6 +1,7 @@
 """Imports point down. The table says who may import whom; heavy libraries stay behind their fences.
 
-What stands under TYPE_CHECKING is free. An import inside a function counts as any other, except the few in LATE.
+An import inside a function or under TYPE_CHECKING counts as any other.
+`python -m tests.test_layering` prints the table by levels.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from graphlib import TopologicalSorter
 
 import pytest
 
-from tests.source_tree import PACKAGES, Source, sources, unit_of
+from tests.source_tree import PACKAGES, ROOT, Source, sources, unit_of
 
-# Unit -> what it may import. `max_ray`, `errors` and `log` are free to all but each other.
+# Unit -> what it may import, at run time and under TYPE_CHECKING. Those in FREE may be imported by all others.
 TABLE: dict[str, set[str]] = {
     "max_ray": set(),
     "errors": set(),
@@ -24,80 +25,86 @@ TABLE: dict[str, set[str]] = {
     "interfaces": set(),
     "gguf": set(),
     "host_memory": set(),
-    "hub": {"gguf"},
-    "quantization_files": set(),
-    "huggingface": {"gguf", "hub", "quantization_files"},
     "driver": set(),
+    "quantization_files": set(),
+    "graph": {"interfaces"},
+    "config": {"settings", "interfaces"},
+    "kv_cache": {"interfaces"},
     "distributed": {"driver", "interfaces"},
     "kernels": {"interfaces", "settings", "host_memory"},
-    "graph": {"interfaces"},
-    "detokenizer": set(),
-    "tokenizer_files": {"gguf"},
-    "template_limits": set(),
-    "template_sandbox": {"template_limits"},
-    "chat_template": {"template_sandbox", "template_limits"},
-    "control_tokens": set(),
-    "piece_encoder": set(),
-    "tokenizer": {
-        *("interfaces", "gguf", "tokenizer_files", "chat_template", "control_tokens", "piece_encoder"),
-        "template_limits",
-    },
-    "images": {"interfaces", "huggingface", "tokenizer"},
-    "token_text": {"tokenizer", "detokenizer"},
-    "sentence_files": {"huggingface"},
-    "embeddings_tokenizer": {"interfaces", "tokenizer", "sentence_files"},
-    "kv_cache": {"interfaces"},
     "weights": {"interfaces", "gguf", "host_memory"},
-    "config": {"settings", "interfaces"},
+    "hub": {"gguf"},
+    "huggingface": {"gguf", "hub", "quantization_files"},
+    "sentence_files": {"huggingface"},
+    "tokenization": {"interfaces", "gguf", "sentence_files"},
+    "images": {"interfaces", "huggingface", "tokenization"},
     "nn": {"interfaces", "kernels", "distributed", "driver", "weights", "huggingface", "host_memory"},
-    "architecture": {"interfaces", "config"},
+    "modeling": {
+        *("interfaces", "config", "huggingface", "weights", "kernels", "distributed", "driver", "nn", "host_memory"),
+    },
+    "architecture": {"interfaces", "config", "modeling"},
     "custom_code": {"architecture", "settings"},
     "registry": {"architecture", "config", "custom_code", "huggingface", "interfaces"},
-    "scheduler": {"interfaces", "config", "kv_cache"},
+    "planning": {
+        *("interfaces", "config", "registry", "architecture", "custom_code", "huggingface", "sentence_files"),
+        *("weights", "tokenization"),
+    },
+    "engine": {
+        *("interfaces", "weights", "kernels", "distributed", "driver", "modeling", "host_memory", "sentence_files"),
+    },
     "pipelines": {
-        *("interfaces", "config", "registry", "architecture", "custom_code", "huggingface", "weights"),
-        *("tokenizer", "images", "kv_cache", "kernels", "distributed", "driver", "nn"),
-        *("sentence_files", "embeddings_tokenizer", "host_memory"),
+        *("interfaces", "config", "registry", "architecture", "huggingface", "tokenization", "images", "kv_cache"),
+        *("distributed", "modeling", "nn", "planning", "engine"),
     },
-    "benchmark": {
-        *("settings", "tokenizer", "gguf", "host_memory"),
-        *("interfaces", "huggingface", "weights", "driver", "distributed", "kernels", "nn", "pipelines"),  # no server
-    },
-    "conformance": {
-        *("interfaces", "config", "registry", "architecture", "huggingface", "weights", "distributed", "pipelines"),
-        *("nn", "custom_code"),
-    },
+    "scheduler": {"interfaces", "config", "kv_cache"},
     "actors": {
-        *("interfaces", "settings", "config", "registry", "custom_code", "huggingface", "kv_cache", "scheduler"),
-        *("pipelines", "distributed", "tokenizer"),
+        *("interfaces", "settings", "config", "kv_cache", "planning", "pipelines", "distributed"),
     },
     "architectures": {
-        *("interfaces", "config", "weights", "nn", "kernels", "distributed", "tokenizer", "images", "huggingface"),
+        *("interfaces", "config", "weights", "nn", "modeling", "kernels", "distributed", "images", "huggingface"),
         "pipelines",  # only `max_ray.pipelines.lib`, what authors of architectures import
+    },
+    "benchmark": {
+        *("settings", "tokenization", "gguf", "host_memory", "interfaces", "huggingface", "weights", "driver"),
+        *("distributed", "kernels", "nn", "modeling", "planning", "engine", "pipelines"),  # no server
+    },
+    "conformance": {
+        *("interfaces", "config", "registry", "architecture", "custom_code", "huggingface", "weights"),
+        *("distributed", "modeling", "nn", "engine"),
+    },
+    "serve": {
+        *("interfaces", "settings", "config", "tokenization", "registry", "planning", "pipelines", "scheduler"),
+        "actors",
+    },
+    "deployments": {  # with the examples and the demo's training
+        *("interfaces", "settings", "config", "serve"),
+        *("distributed", "modeling", "nn", "pipelines", "architectures"),
+    },
+    "cli": {
+        *("interfaces", "settings", "config", "huggingface", "registry", "tokenization", "planning", "pipelines"),
+        *("benchmark", "conformance", "serve", "deployments"),
     },
 }
 FREE = {"max_ray", "errors", "log", "phases"}
 
-# (unit, imported unit): imports inside a function that close a circle of modules, not of load times.
-LATE = {("custom_code", "registry")}
-
 # Library -> the modules (and everything below them) that may import it.
 FENCES: dict[str, set[str]] = {
-    "ray": {"max_ray.actors", "deployments"},
-    "fastapi": {"deployments"},
-    "starlette": {"deployments"},
-    "uvicorn": {"deployments"},
+    "ray": {*("max_ray.actors", "max_ray.serve", "max_ray.cli", "deployments")},
+    "fastapi": {"max_ray.serve"},
+    "starlette": {"max_ray.serve"},
+    "uvicorn": {"max_ray.serve"},
     "triton": {"max_ray.kernels.gpu"},
     "transformers": {
-        *("max_ray.tokenizer_files", "max_ray.conformance.reference", "deployments.demo"),
+        *("max_ray.tokenization.loading", "max_ray.conformance.reference", "deployments.demo"),
         *("max_ray.benchmark.synthetic", "max_ray.benchmark.transformers_peer"),
         "architectures.transformers_adapter",
     },
-    "yaml": {"max_ray.config", "deployments"},
+    "yaml": {"max_ray.config", "max_ray.cli"},
     "PIL": {"max_ray.images"},
     "torch": {
         *("max_ray.driver", "max_ray.distributed", "max_ray.kernels", "max_ray.nn", "max_ray.weights"),
-        *("max_ray.pipelines", "max_ray.actors", "max_ray.conformance", "architectures", "deployments.demo"),
+        *("max_ray.modeling", "max_ray.engine", "max_ray.pipelines", "max_ray.actors", "max_ray.conformance"),
+        *("architectures", "deployments.demo"),
         *(f"max_ray.benchmark.{name}" for name in ("kernels", "kernel_cases", "quantized_cases", "offline", "timing")),
         *(f"max_ray.benchmark.{name}" for name in ("checkpoints", "loading", "synthetic", "transformers_peer")),
         "deployments.examples",
@@ -117,24 +124,25 @@ WITHOUT_TORCH = [
     "max_ray.custom_code",
     "max_ray.kv_cache",
     "max_ray.scheduler",
-    "max_ray.tokenizer",
-    "max_ray.detokenizer",
+    "max_ray.tokenization.tokenizer",
+    "max_ray.tokenization.detokenizer",
     "max_ray.images.tokenizer",
     "max_ray.graph.weights",
     "max_ray.pipelines",
     "max_ray.pipelines.core",
     "max_ray.pipelines.lib",
-    "max_ray.pipelines.plan",
+    "max_ray.planning.plan",
     "max_ray.pipelines.factory",
     "max_ray.pipelines.text_generation",
     "max_ray.pipelines.embeddings",
-    "max_ray.embeddings_tokenizer",
+    "max_ray.tokenization.embeddings_tokenizer",
     "deployments",
-    "deployments.cli",
+    "max_ray.cli.main",
     "max_ray.benchmark.serving",
-    "deployments.routes",
+    "max_ray.serve.api.routes",
 ]
-WITHOUT_TORCH_BUT_WITH_RAY = ["max_ray.actors.registry", "max_ray.actors.kv_manager", "deployments.ingress"]
+WITH_RAY = {"max_ray.actors", "max_ray.serve", "max_ray.cli"}
+WITHOUT_TORCH_BUT_WITH_RAY = ["max_ray.actors.registry", "max_ray.actors.kv_manager", "max_ray.serve.ingress"]
 
 
 def short(unit: str) -> str:
@@ -149,18 +157,18 @@ def wrong_imports(source: Source) -> list[str]:
     """Imports of ours that the table does not allow."""
     own = short(source.unit)
     wrong = []
-    for found in source.imports:
+    for found in source.all_imports:
         if found.module.split(".")[0] not in PACKAGES:
             continue
         other = short(unit_of(found.module))
-        if other == own or (other in FREE and own not in FREE) or (found.late and (own, other) in LATE):
+        if other == own or (other in FREE and own not in FREE):
             continue
         if own not in TABLE or other not in TABLE[own]:
             wrong.append(f"{source.path}:{found.line}: {source.module} imports {found.module}")
     return wrong
 
 
-@pytest.mark.parametrize("package", ["max_ray", "architectures"])
+@pytest.mark.parametrize("package", PACKAGES)
 def test_imports_follow_the_table(package: str) -> None:
     assert [
         wrong for source in sources() if source.module.split(".")[0] == package for wrong in wrong_imports(source)
@@ -169,7 +177,7 @@ def test_imports_follow_the_table(package: str) -> None:
 
 def test_the_table_has_no_circle_and_no_unknown_name() -> None:
     units = {short(source.unit) for source in sources()}
-    assert units - {"deployments"} <= set(TABLE)
+    assert units == set(TABLE)
     assert {name for allowed in TABLE.values() for name in allowed} <= set(TABLE)
     assert len(list(TopologicalSorter(TABLE).static_order())) == len(TABLE)
 
@@ -233,7 +241,7 @@ def test_light_processes_load_no_heavy_library() -> None:
 
 def test_a_bare_gpu_machine_needs_no_pydantic() -> None:
     """Networks, the runner and the benchmarks of a device run where only torch and transformers are."""
-    modules = ["max_ray.pipelines.runner", "max_ray.pipelines.graphs", "architectures.llama3.model"]
+    modules = ["max_ray.engine.runner", "max_ray.engine.graphs", "architectures.llama3.model"]
     modules += ["max_ray.benchmark.kernels", "max_ray.benchmark.offline"]
     assert loaded_by(modules, {"pydantic", "ray", "fastapi"}) == ""
 
@@ -244,7 +252,39 @@ def test_actors_without_a_model_load_no_torch() -> None:
 
 def test_the_library_works_without_ray() -> None:
     modules = [
-        s.module for s in sources() if s.module.startswith("max_ray") and not is_within(s.module, {"max_ray.actors"})
+        source.module
+        for source in sources()
+        if source.module.startswith("max_ray") and not is_within(source.module, WITH_RAY)
     ]
     assert len(modules) > 50
     assert loaded_by([*modules, "architectures.llama3"], {"ray", "fastapi", "starlette"}) == ""
+
+
+def test_the_http_api_works_without_ray_and_torch() -> None:
+    modules = [source.module for source in sources() if is_within(source.module, {"max_ray.serve.api"})]
+    assert len(modules) > 15
+    assert loaded_by(modules, {"ray", "torch", "architectures"}) == ""
+
+
+def levels() -> list[list[str]]:
+    """Units by level: each imports from the levels before its own only."""
+    sorter = TopologicalSorter(TABLE)
+    sorter.prepare()
+    found: list[list[str]] = []
+    while sorter.is_active():
+        ready = sorted(sorter.get_ready())
+        found.append(ready)
+        sorter.done(*ready)
+    return found
+
+
+def test_architecture_md_has_the_levels() -> None:
+    text = (ROOT / "max_ray" / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    for number, units in enumerate(levels()):
+        row = f"| {number} | {', '.join(f'`{unit}`' for unit in units)} |"
+        assert row in text, f"ARCHITECTURE.md lacks the line\n{row}"
+
+
+if __name__ == "__main__":
+    for number, units in enumerate(levels()):
+        print(f"| {number} | {', '.join(f'`{unit}`' for unit in units)} |")

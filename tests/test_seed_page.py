@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from deployments import cli
+from max_ray.cli import main as cli
 from max_ray.driver import CPU, accelerator_count
 from max_ray.errors import DeviceError
 from max_ray.graph.weights import WeightsFormat

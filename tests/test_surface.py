@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from deployments import cli
 from max_ray import settings
+from max_ray.cli import main as cli
 from max_ray.config import PipelineConfig, ServeConfig
 from max_ray.registry import SupportedArchitecture
 from tests.source_tree import ROOT
@@ -185,7 +185,7 @@ def test_one_object_under_all_its_names() -> None:
     assert core.TextContext is interfaces.TextContext
     assert lib.PipelineModel is interfaces.PipelineModel
     assert lib.PIPELINE_REGISTRY is importlib.import_module("max_ray.registry").PIPELINE_REGISTRY
-    assert lib.TextTokenizer is importlib.import_module("max_ray.tokenizer").TextTokenizer
+    assert lib.TextTokenizer is importlib.import_module("max_ray.tokenization.tokenizer").TextTokenizer
 
 
 def test_fields_of_the_record() -> None:
@@ -194,7 +194,7 @@ def test_fields_of_the_record() -> None:
 
 def test_entry_points() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert project["scripts"] == {"max-ray": "deployments.cli:main"}
+    assert project["scripts"] == {"max-ray": "max_ray.cli.main:main"}
     families = project["entry-points"]["max_ray.architectures"]
     for name, module in families.items():
         assert name in {record.name for record in importlib.import_module(module).ARCHITECTURES}

@@ -9,7 +9,7 @@ import torch
 from architectures.bert.bert import Bert
 from architectures.bert.model_config import BertConfig
 from architectures.bert.weight_adapters import safetensors_name_map
-from max_ray.nn.encoder_model import EncoderModel
+from max_ray.modeling.encoder_model import EncoderModel
 
 
 class BertEncoder(EncoderModel):

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from max_ray.errors import ConfigError
+from max_ray.huggingface import required
 from max_ray.nn.activation import activation
 from max_ray.nn.encoder import hidden_and_heads
-from max_ray.nn.text_pipeline_model import required
 
 
 @dataclass(frozen=True)

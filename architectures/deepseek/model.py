@@ -11,7 +11,7 @@ from architectures.deepseek.deepseek import Deepseek
 from architectures.deepseek.model_config import DeepseekConfig
 from architectures.deepseek.weight_adapters import safetensors_name_map
 from max_ray.interfaces import KVCacheParams
-from max_ray.nn import CausalLMModel
+from max_ray.modeling import CausalLMModel
 
 if TYPE_CHECKING:
     from max_ray.config import PipelineConfig

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from max_ray.errors import ConfigError
+from max_ray.huggingface import required
 from max_ray.nn.activation import activation_name
 from max_ray.nn.latent_attention import LatentAttentionShape
 from max_ray.nn.rope import RopeConfig
-from max_ray.nn.text_pipeline_model import required
 
 
 @dataclass(frozen=True)

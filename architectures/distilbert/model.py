@@ -9,7 +9,7 @@ import torch
 from architectures.distilbert.distilbert import DistilBert
 from architectures.distilbert.model_config import DistilBertConfig
 from architectures.distilbert.weight_adapters import safetensors_name_map
-from max_ray.nn.encoder_model import EncoderModel
+from max_ray.modeling.encoder_model import EncoderModel
 
 
 class DistilBertEncoder(EncoderModel):

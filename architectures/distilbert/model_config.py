@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from architectures.bert.model_config import BertConfig
+from max_ray.huggingface import required
 from max_ray.nn.activation import activation_name
 from max_ray.nn.encoder import hidden_and_heads
-from max_ray.nn.text_pipeline_model import required
 
 _EPS = 1e-12  # of all its norms; config.json does not say
 

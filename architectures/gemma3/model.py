@@ -9,8 +9,8 @@ import torch
 from architectures.gemma3.gemma3 import Gemma3
 from architectures.gemma3.model_config import Gemma3Config
 from architectures.gemma3.weight_adapters import embedder_name_map, safetensors_name_map
-from max_ray.nn import CausalLMModel
-from max_ray.nn.causal_embedder import CausalEmbedder, without_head
+from max_ray.modeling import CausalLMModel
+from max_ray.modeling.causal_embedder import CausalEmbedder, without_head
 
 
 class Gemma3Model(CausalLMModel):

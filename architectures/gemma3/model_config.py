@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from max_ray.errors import ConfigError
+from max_ray.huggingface import required
 from max_ray.nn.activation import activation_name
 from max_ray.nn.layer_types import FULL, SLIDING, layer_types, layer_windows
 from max_ray.nn.rope import RopeConfig
-from max_ray.nn.text_pipeline_model import required
 
 _DEFAULTS = {"head_dim": 256, "query_pre_attn_scalar": 256, "sliding_window": 4096, "sliding_window_pattern": 6}
 _THETA = {FULL: 1_000_000.0, SLIDING: 10_000.0}

@@ -9,7 +9,7 @@ import torch
 from architectures.gpt_oss.gpt_oss import GptOss
 from architectures.gpt_oss.model_config import GptOssConfig
 from architectures.gpt_oss.weight_adapters import safetensors_name_map
-from max_ray.nn import CausalLMModel
+from max_ray.modeling import CausalLMModel
 
 
 class GptOssModel(CausalLMModel):

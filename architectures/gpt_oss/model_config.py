@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from max_ray.errors import ConfigError
+from max_ray.huggingface import required
 from max_ray.nn.layer_types import FULL, SLIDING, layer_types, layer_windows
 from max_ray.nn.rope import RopeConfig
-from max_ray.nn.text_pipeline_model import required
 
 _DEFAULT_HEAD_DIM = 64
 _DEFAULT_WINDOW = 128

@@ -9,7 +9,7 @@ import torch
 from architectures.llama3.llama3 import Llama3
 from architectures.llama3.model_config import Llama3Config
 from architectures.llama3.weight_adapters import safetensors_name_map
-from max_ray.nn import CausalLMModel
+from max_ray.modeling import CausalLMModel
 
 
 class Llama3Model(CausalLMModel):

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from max_ray.errors import ConfigError
+from max_ray.huggingface import head_dim, required
 from max_ray.nn.activation import activation_name
 from max_ray.nn.rope import RopeConfig
-from max_ray.nn.text_pipeline_model import head_dim, required
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import torch
 from architectures.mistral.mistral import Mistral
 from architectures.mistral.model_config import MistralConfig
 from architectures.mistral.weight_adapters import embedder_name_map, safetensors_name_map
-from max_ray.nn import CausalLMModel
-from max_ray.nn.causal_embedder import CausalEmbedder, without_head
+from max_ray.modeling import CausalLMModel
+from max_ray.modeling.causal_embedder import CausalEmbedder, without_head
 
 
 class MistralModel(CausalLMModel):

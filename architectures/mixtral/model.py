@@ -9,7 +9,7 @@ import torch
 from architectures.mixtral.mixtral import Mixtral
 from architectures.mixtral.model_config import MixtralConfig
 from architectures.mixtral.weight_adapters import safetensors_name_map
-from max_ray.nn import CausalLMModel
+from max_ray.modeling import CausalLMModel
 
 
 class MixtralModel(CausalLMModel):

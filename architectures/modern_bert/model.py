@@ -9,7 +9,7 @@ import torch
 from architectures.modern_bert.model_config import ModernBertConfig
 from architectures.modern_bert.modern_bert import ModernBert
 from architectures.modern_bert.weight_adapters import safetensors_name_map
-from max_ray.nn.encoder_model import EncoderModel
+from max_ray.modeling.encoder_model import EncoderModel
 
 
 class ModernBertEncoder(EncoderModel):

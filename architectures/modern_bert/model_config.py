@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from max_ray.errors import ConfigError
+from max_ray.huggingface import required
 from max_ray.nn.activation import activation
 from max_ray.nn.encoder import hidden_and_heads
 from max_ray.nn.layer_types import FULL, SLIDING, layer_types
 from max_ray.nn.rope import RopeConfig
-from max_ray.nn.text_pipeline_model import required
 
 _THETAS = {FULL: ("global_rope_theta", 160_000.0), SLIDING: ("local_rope_theta", 10_000.0)}
 

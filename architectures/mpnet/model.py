@@ -9,8 +9,8 @@ import torch
 from architectures.mpnet.model_config import PADDING_ID, MPNetConfig
 from architectures.mpnet.mpnet import MPNet
 from architectures.mpnet.weight_adapters import safetensors_name_map
-from max_ray.nn.encoder_model import EncoderModel, positions_after_padding
-from max_ray.nn.text_pipeline_model import IntArray
+from max_ray.modeling.encoder_model import EncoderModel, positions_after_padding
+from max_ray.modeling.text_pipeline_model import IntArray
 
 
 class MPNetEncoder(EncoderModel):

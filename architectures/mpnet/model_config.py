@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from max_ray.errors import ConfigError
+from max_ray.huggingface import required
 from max_ray.nn.activation import activation
 from max_ray.nn.encoder import hidden_and_heads
-from max_ray.nn.text_pipeline_model import required
 
 PADDING_ID = 1
 """The network's own: positions begin behind it, whatever pad_token_id says (so in Hugging Face's MPNet)."""

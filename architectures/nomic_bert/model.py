@@ -9,7 +9,7 @@ import torch
 from architectures.nomic_bert.model_config import NomicBertConfig
 from architectures.nomic_bert.nomic_bert import NomicBert
 from architectures.nomic_bert.weight_adapters import safetensors_name_map
-from max_ray.nn.encoder_model import EncoderModel
+from max_ray.modeling.encoder_model import EncoderModel
 
 
 class NomicBertEncoder(EncoderModel):

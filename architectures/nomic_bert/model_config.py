@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from max_ray.errors import ConfigError
+from max_ray.huggingface import required
 from max_ray.nn.activation import activation_name
 from max_ray.nn.encoder import hidden_and_heads
 from max_ray.nn.rope import RopeConfig
-from max_ray.nn.text_pipeline_model import required
 
 _THETA = 1000.0
 _OLD_NAMES = {

@@ -10,8 +10,8 @@ from architectures.qwen.model_config import QwenConfig
 from architectures.qwen.qwen import Qwen
 from architectures.qwen.weight_adapters import embedder_name_map, safetensors_name_map
 from max_ray.errors import ConfigError
-from max_ray.nn import CausalLMModel
-from max_ray.nn.causal_embedder import CausalEmbedder, without_head
+from max_ray.modeling import CausalLMModel
+from max_ray.modeling.causal_embedder import CausalEmbedder, without_head
 
 
 class Qwen2Model(CausalLMModel):

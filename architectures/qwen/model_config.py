@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from max_ray.huggingface import head_dim, required
 from max_ray.nn.activation import activation_name
 from max_ray.nn.layer_types import FULL, SLIDING, layer_types, layer_windows
 from max_ray.nn.rope import RopeConfig
-from max_ray.nn.text_pipeline_model import head_dim, required
 
 _QWEN3_HEAD_DIM = 128
 

@@ -9,7 +9,7 @@ import torch
 from architectures.qwen3_moe.model_config import Qwen3MoeConfig
 from architectures.qwen3_moe.qwen3_moe import Qwen3Moe
 from architectures.qwen3_moe.weight_adapters import safetensors_name_map
-from max_ray.nn import CausalLMModel
+from max_ray.modeling import CausalLMModel
 
 
 class Qwen3MoeModel(CausalLMModel):

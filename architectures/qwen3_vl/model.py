@@ -18,7 +18,7 @@ from architectures.qwen3_vl.qwen3_vl import ImageTokens, VisionTransformer
 from architectures.qwen3_vl.vision import patches_of
 from architectures.qwen3_vl.weight_adapters import safetensors_name_map
 from max_ray.interfaces import KVCacheInputs, ModelInputs, ModelOutputs, PromptImage, RunRow
-from max_ray.nn import CausalLMModel
+from max_ray.modeling import CausalLMModel
 
 if TYPE_CHECKING:
     from max_ray.config import PipelineConfig

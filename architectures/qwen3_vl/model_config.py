@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from max_ray.errors import ConfigError
-from max_ray.huggingface import HuggingFaceConfig
-from max_ray.nn.text_pipeline_model import required, required_list
+from max_ray.huggingface import HuggingFaceConfig, required, required_list
 
 _ACTIVATIONS = {"gelu_pytorch_tanh": "tanh", "gelu": "none"}
 _DEFAULTS = {"max_position_embeddings": 128_000}  # of the text model, where config.json leaves them out

@@ -17,9 +17,9 @@ from architectures.transformers_adapter.text_parts import text_network
 from architectures.transformers_adapter.transformers_adapter import TransformersNetwork
 from architectures.transformers_adapter.weight_adapters import NetworkSource
 from max_ray.errors import ConfigError
+from max_ray.huggingface import required
 from max_ray.interfaces import KVCacheInputs, KVCacheParams, ModelInputs, ModelOutputs, RunRow
-from max_ray.nn import TextPipelineModel
-from max_ray.nn.text_pipeline_model import required
+from max_ray.modeling import TextPipelineModel
 from max_ray.weights.load import load_weights
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ import torch
 from architectures.xlm_roberta.model_config import XLMRobertaConfig
 from architectures.xlm_roberta.weight_adapters import safetensors_name_map
 from architectures.xlm_roberta.xlm_roberta import XLMRoberta
-from max_ray.nn.encoder_model import EncoderModel, positions_after_padding
-from max_ray.nn.text_pipeline_model import IntArray
+from max_ray.modeling.encoder_model import EncoderModel, positions_after_padding
+from max_ray.modeling.text_pipeline_model import IntArray
 
 
 class XLMRobertaEncoder(EncoderModel):

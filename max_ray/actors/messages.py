@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import uuid4
 
-from max_ray.pipelines.plan import PipelinePlan
+from max_ray.planning.plan import PipelinePlan
 
 NAMESPACE = "max_ray"
 REGISTRY_NAME = "registry"

@@ -14,7 +14,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, placement_
 from max_ray.actors.messages import GroupSpec
 from max_ray.errors import ParallelismError
 from max_ray.log import get_logger
-from max_ray.pipelines.plan import PipelinePlan
+from max_ray.planning.plan import PipelinePlan
 
 _LOG = get_logger(__name__)
 _CPU_SHARE = 0.01

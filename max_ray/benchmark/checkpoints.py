@@ -18,10 +18,10 @@ import torch
 from max_ray.benchmark.aligned import line
 from max_ray.benchmark.device_flags import check_positive, numbers
 from max_ray.benchmark.two_families import by_turns
+from max_ray.engine.runner import ModelRunner
 from max_ray.errors import ConfigError, MaxRayError
 from max_ray.pipelines import PipelineConfig, PipelinePlan, resolve_plan
 from max_ray.pipelines.factory import build_local_runners
-from max_ray.pipelines.runner import ModelRunner
 
 _HEAD = ("model", "encoding", "rows", "tokens/s", "fastest round", "ratio")
 _WIDTHS = (34, 16, 6, 12, 15, 7)

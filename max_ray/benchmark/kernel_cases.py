@@ -16,11 +16,11 @@ import torch.nn.functional as F
 
 from max_ray import kernels
 from max_ray.driver import upload
+from max_ray.engine.sampling.device_draw import DeviceDraw, sampling_kernel
+from max_ray.engine.sampling.draw import Filters, draw_filtered
+from max_ray.engine.sampling.philox import uniforms
 from max_ray.interfaces import KVCacheInputs, SamplingParams
 from max_ray.kernels import cpu
-from max_ray.pipelines.device_draw import DeviceDraw, sampling_kernel
-from max_ray.pipelines.draw import Filters, draw_filtered
-from max_ray.pipelines.philox import uniforms
 
 PAGE_SIZE = 16
 _EPS = 1e-5

@@ -24,10 +24,10 @@ from max_ray.benchmark.aligned import line
 from max_ray.distributed import TPGroup
 from max_ray.gguf import gguf_parts
 from max_ray.host_memory import zeros
-from max_ray.nn.packed_loading import CHUNK_BYTES
+from max_ray.modeling.packed_loading import CHUNK_BYTES
 from max_ray.pipelines import PipelineConfig, resolve_plan
-from max_ray.pipelines.checkpoint import open_checkpoint
 from max_ray.pipelines.factory import build_runner, rank_device
+from max_ray.planning.checkpoint import open_checkpoint
 from max_ray.weights import TensorEntry, WeightSource
 from max_ray.weights.safetensors_file import read_chunks
 

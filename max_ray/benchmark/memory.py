@@ -19,7 +19,7 @@ from pathlib import Path
 from max_ray.benchmark.aligned import line
 from max_ray.errors import ConfigError
 from max_ray.pipelines import PipelineConfig, resolve_plan
-from max_ray.pipelines.hardware import MIB
+from max_ray.planning.hardware import MIB
 
 _HEAD = ("model", "encoding", "file MiB", "planned MiB", "measured MiB", "of planned", "weights of file")
 _WIDTHS = (28, 14, 10, 13, 14, 12, 17)
@@ -56,10 +56,10 @@ class Held:
 
 def measure(model_path: str, encoding: str | None, max_length: int, max_batch_size: int) -> Held:
     """Loads a model into this process, which should be a fresh one. Raises ConfigError where nothing is told."""
-    from max_ray.pipelines.checkpoint import open_checkpoint
+    from max_ray.engine.process_memory import held_bytes, return_freed_memory
+    from max_ray.engine.runner import ModelRunner
     from max_ray.pipelines.factory import build_local_runners, plan_device
-    from max_ray.pipelines.held_memory import held_bytes, return_freed_memory
-    from max_ray.pipelines.runner import ModelRunner
+    from max_ray.planning.checkpoint import open_checkpoint
 
     settings = {} if encoding is None else {"quantization_encoding": encoding}
     config = PipelineConfig(

@@ -27,8 +27,8 @@ from max_ray.benchmark.shapes import load_shape
 from max_ray.benchmark.synthetic import blocks_for, build_runner, run_request, transformers_model
 from max_ray.benchmark.timing import Machine, choose_device, choose_dtype
 from max_ray.benchmark.transformers_peer import TransformersPeer
+from max_ray.engine.runner import ModelRunner
 from max_ray.errors import ConfigError, MaxRayError
-from max_ray.pipelines.runner import ModelRunner
 
 _HEAD = ("", "tokens/s", "ms", "roofline", "of it", "transformers", "ratio")
 _WIDTHS = (30, 12, 10, 12, 9, 14, 9)

@@ -16,13 +16,14 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from max_ray.distributed import TPGroup
+from max_ray.engine.graphs import decode_graphs
+from max_ray.engine.kv_storage import KVStorage
+from max_ray.engine.runner import ModelRunner
 from max_ray.errors import ConfigError
 from max_ray.huggingface import HuggingFaceConfig
-from max_ray.interfaces import PipelineModel, RunRequest, RunRow, SamplingParams, SupportedEncoding
+from max_ray.interfaces import RunRequest, RunRow, SamplingParams, SupportedEncoding
+from max_ray.modeling import PipelineModel
 from max_ray.nn import Module, pack_weights
-from max_ray.pipelines.graphs import decode_graphs
-from max_ray.pipelines.kv_storage import KVStorage
-from max_ray.pipelines.runner import ModelRunner
 from max_ray.weights.source import WeightSource, no_such_tensor
 
 PAGE_SIZE = 16

@@ -19,8 +19,8 @@ from max_ray.benchmark.device_flags import check_positive
 from max_ray.benchmark.shapes import load_shape
 from max_ray.benchmark.synthetic import blocks_for, build_runner, run_request
 from max_ray.benchmark.timing import choose_device, choose_dtype
+from max_ray.engine.runner import ModelRunner
 from max_ray.errors import MaxRayError
-from max_ray.pipelines.runner import ModelRunner
 
 ADAPTER = "architectures.transformers_adapter"
 _OWN = {"LlamaForCausalLM": "architectures.llama3", "Qwen3ForCausalLM": "architectures.qwen"}

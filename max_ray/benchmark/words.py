@@ -81,7 +81,9 @@ class TokenizerWords:
     """
 
     def __init__(self, folder: str | Path, *, with_special_tokens: bool) -> None:
-        from max_ray.tokenizer import TextTokenizer  # imports `transformers`: seconds, and only needed here
+        from max_ray.tokenization.tokenizer import (
+            TextTokenizer,  # imports `transformers`: seconds, and only needed here
+        )
 
         self._tokenizer = TextTokenizer(folder, max_length=_ANY_LENGTH, generation_config={})
         self._num_special = len(self._tokenizer.encode_text("")) if with_special_tokens else 0

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from max_ray.interfaces import PipelineModel, RunRow, SamplingParams
-from max_ray.pipelines.kv_storage import KVStorage, RunTables
+from max_ray.engine.kv_storage import KVStorage, RunTables
+from max_ray.interfaces import RunRow, SamplingParams
+from max_ray.modeling import PipelineModel
 
 
 class Engine:

@@ -23,7 +23,8 @@ from max_ray.conformance.engine import Engine, random_tokens
 from max_ray.conformance.reference import Reference
 from max_ray.distributed import TPGroup, init_tp_group
 from max_ray.huggingface import load_huggingface_config
-from max_ray.interfaces import PipelineModel, SupportedEncoding
+from max_ray.interfaces import SupportedEncoding
+from max_ray.modeling import PipelineModel
 from max_ray.nn import Module, pack_weights
 from max_ray.weights import open_weights
 

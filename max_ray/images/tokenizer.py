@@ -23,7 +23,7 @@ from max_ray.images.limits import ImageLimits
 from max_ray.images.processor import ImageProcessor
 from max_ray.images.references import read_image
 from max_ray.interfaces import PromptImage, TextGenerationRequest
-from max_ray.tokenizer import TextTokenizer, TokenArray
+from max_ray.tokenization.tokenizer import TextTokenizer, TokenArray
 
 _NUM_THREADS = 2
 _VISION_MERGE, _VISION_PATCH = "spatial_merge_size", "patch_size"

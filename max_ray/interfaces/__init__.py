@@ -18,7 +18,7 @@ from max_ray.interfaces.kv_cache import (
     LeaseRequest,
     LeaseWant,
 )
-from max_ray.interfaces.model import KVCacheInputs, ModelInputs, ModelOutputs, PipelineModel
+from max_ray.interfaces.model_inputs import KVCacheInputs, ModelInputs, ModelOutputs
 from max_ray.interfaces.pipeline import (
     Pipeline,
     PipelineInputs,
@@ -53,7 +53,6 @@ __all__ = [
     "ModelOutputs",
     "Pipeline",
     "PipelineInputs",
-    "PipelineModel",
     "PipelineOutput",
     "PipelineOutputsDict",
     "PipelineTask",

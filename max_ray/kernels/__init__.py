@@ -20,7 +20,7 @@ from max_ray.kernels import cpu
 from max_ray.log import get_logger
 
 if TYPE_CHECKING:
-    from max_ray.interfaces.model import KVCacheInputs
+    from max_ray.interfaces.model_inputs import KVCacheInputs
     from max_ray.kernels.native import PackedWeight
     from max_ray.kernels.quantized import PackedMatrix
 

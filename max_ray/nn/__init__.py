@@ -1,7 +1,6 @@
 """Layers: the plain ones, and those that a tensor-parallel group holds together. Forward passes only, no training."""
 
 from max_ray.nn.attention import Attention
-from max_ray.nn.causal_lm import CausalLMModel
 from max_ray.nn.embedding import ParallelLMHead, VocabParallelEmbedding
 from max_ray.nn.latent_attention import LatentAttention, LatentAttentionShape
 from max_ray.nn.linear import (
@@ -25,14 +24,11 @@ from max_ray.nn.moe import (
     softmax_top_k,
 )
 from max_ray.nn.norm import RMSNorm
-from max_ray.nn.packed_loading import load_network
 from max_ray.nn.rope import RopeConfig, RotaryEmbedding
-from max_ray.nn.text_pipeline_model import TextPipelineModel
 from max_ray.nn.transformer import Transformer, TransformerBlock
 
 __all__ = [
     "Attention",
-    "CausalLMModel",
     "ColumnParallelLinear",
     "Experts",
     "GatedMLP",
@@ -49,7 +45,6 @@ __all__ = [
     "RopeConfig",
     "RotaryEmbedding",
     "RowParallelLinear",
-    "TextPipelineModel",
     "Transformer",
     "TransformerBlock",
     "VocabParallelEmbedding",
@@ -57,7 +52,6 @@ __all__ = [
     "grouped_matmul_waits",
     "keep_best_groups",
     "linear",
-    "load_network",
     "pack_weights",
     "run_by_expert",
     "softmax_top_k",

@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from max_ray.distributed import TPGroup
 from max_ray.driver import DeviceLike, as_torch_device
 from max_ray.errors import ConfigError
+from max_ray.huggingface import required
 from max_ray.nn.activation import activation
 from max_ray.nn.embedding import VocabParallelEmbedding
 from max_ray.nn.linear import ColumnParallelLinear, QKVParallelLinear, RowParallelLinear
 from max_ray.nn.module import Module
-from max_ray.nn.text_pipeline_model import required
 
 LOCAL_CHUNK = 512
 """Queries of a local layer that attend together: their keys are this many and the window on either side."""

@@ -12,12 +12,12 @@ from max_ray.architecture import SupportedArchitecture
 
 if TYPE_CHECKING:
     from max_ray.config import PipelineConfig
-    from max_ray.embeddings_tokenizer import EmbeddingsTokenizer
     from max_ray.pipelines.builder import PIPELINE_REGISTRY, PipelineRegistry
     from max_ray.pipelines.embeddings import EmbeddingsPipeline
-    from max_ray.pipelines.plan import PipelinePlan, resolve_plan
     from max_ray.pipelines.text_generation import TextGenerationPipeline
-    from max_ray.tokenizer import TextTokenizer
+    from max_ray.planning.plan import PipelinePlan, resolve_plan
+    from max_ray.tokenization.embeddings_tokenizer import EmbeddingsTokenizer
+    from max_ray.tokenization.tokenizer import TextTokenizer
 
 __all__ = [
     "PIPELINE_REGISTRY",
@@ -34,14 +34,14 @@ __all__ = [
 
 _LATER = {
     "EmbeddingsPipeline": "max_ray.pipelines.embeddings",
-    "EmbeddingsTokenizer": "max_ray.embeddings_tokenizer",
+    "EmbeddingsTokenizer": "max_ray.tokenization.embeddings_tokenizer",
     "PIPELINE_REGISTRY": "max_ray.pipelines.builder",
     "PipelineConfig": "max_ray.config",
     "PipelineRegistry": "max_ray.pipelines.builder",
-    "PipelinePlan": "max_ray.pipelines.plan",
+    "PipelinePlan": "max_ray.planning.plan",
     "TextGenerationPipeline": "max_ray.pipelines.text_generation",
-    "TextTokenizer": "max_ray.tokenizer",
-    "resolve_plan": "max_ray.pipelines.plan",
+    "TextTokenizer": "max_ray.tokenization.tokenizer",
+    "resolve_plan": "max_ray.planning.plan",
 }
 
 

@@ -12,21 +12,21 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from max_ray.config import PipelineConfig
-from max_ray.custom_code import install_packed
+from max_ray.engine.process_memory import held_bytes, return_freed_memory
 from max_ray.errors import ConfigError
 from max_ray.images.limits import ImageLimits
-from max_ray.interfaces import PipelineModel, PipelineTask, Runner
+from max_ray.interfaces import PipelineTask, Runner
 from max_ray.kv_cache import PagedKVCacheManager
 from max_ray.log import get_logger
+from max_ray.modeling import PipelineModel
 from max_ray.phases import phase
-from max_ray.pipelines.checkpoint import open_checkpoint
 from max_ray.pipelines.embeddings import EmbeddingsPipeline
-from max_ray.pipelines.hardware import MIB
-from max_ray.pipelines.held_memory import held_bytes, return_freed_memory
-from max_ray.pipelines.plan import PipelinePlan, resolve_plan
 from max_ray.pipelines.text_generation import TextGenerationPipeline
+from max_ray.planning.checkpoint import open_checkpoint
+from max_ray.planning.hardware import MIB
+from max_ray.planning.plan import PipelinePlan, resolve_plan
 from max_ray.registry import PIPELINE_REGISTRY
-from max_ray.tokenizer import TextTokenizer
+from max_ray.tokenization.tokenizer import TextTokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +45,7 @@ class PipelineFactory:
 
     def __call__(self) -> TextGenerationPipeline | EmbeddingsPipeline:
         """Loads the weights and gives a pipeline whose executor runs in this process, on a thread a rank."""
-        from max_ray.pipelines.local_executor import LocalExecutor
+        from max_ray.engine.local_executor import LocalExecutor
 
         runners = build_local_runners(self.plan)
         if self.plan.sentence is not None:
@@ -131,7 +131,7 @@ def build_runner(plan: PipelinePlan, tp: TPGroup, durations: dict[str, float] | 
     """Loads one rank's shard and allocates its cache. Raises WeightsError and ConfigError.
 
     durations: gets the seconds of each phase."""
-    install_packed(plan.custom_code)
+    PIPELINE_REGISTRY.register_packed(plan.custom_code)
     architecture = PIPELINE_REGISTRY.retrieve_architecture(plan.architecture, task=plan.task)
     return_freed_memory()
     before = held_bytes(tp.device)
@@ -155,17 +155,17 @@ def build_runner(plan: PipelinePlan, tp: TPGroup, durations: dict[str, float] | 
 
 
 def _embeddings_runner(plan: PipelinePlan, model: PipelineModel, tp: TPGroup) -> Runner:
-    from max_ray.pipelines.embeddings_runner import EmbeddingsRunner
-    from max_ray.pipelines.sentence_head import SentenceHead
+    from max_ray.engine.embeddings_runner import EmbeddingsRunner
+    from max_ray.engine.pooling_head import SentenceHead
 
     assert plan.sentence is not None, "the embeddings task knows how a vector is made"
     return EmbeddingsRunner(model, SentenceHead.load(plan.sentence, Path(plan.model_dir), tp.device), tp)
 
 
 def _text_runner(plan: PipelinePlan, model: PipelineModel, tp: TPGroup, durations: dict[str, float] | None) -> Runner:
-    from max_ray.pipelines.graphs import decode_graphs
-    from max_ray.pipelines.kv_storage import KVStorage
-    from max_ray.pipelines.runner import ModelRunner
+    from max_ray.engine.graphs import decode_graphs
+    from max_ray.engine.kv_storage import KVStorage
+    from max_ray.engine.runner import ModelRunner
 
     num_blocks = plan.num_blocks if plan.num_blocks is not None else _blocks_that_fit(plan, tp)
     storage = KVStorage.allocate(plan.kv_params, num_blocks, tp.device)

@@ -12,18 +12,18 @@ from max_ray.interfaces import (
     KVCacheParams,
     ModelInputs,
     ModelOutputs,
-    PipelineModel,
     RopeType,
     SupportedEncoding,
     WeightsFormat,
 )
+from max_ray.modeling import PipelineModel
 
 if TYPE_CHECKING:
     from max_ray.config import PipelineConfig
-    from max_ray.embeddings_tokenizer import EmbeddingsTokenizer
-    from max_ray.nn.text_pipeline_model import TextPipelineModel
+    from max_ray.modeling.text_pipeline_model import TextPipelineModel
     from max_ray.pipelines.builder import PIPELINE_REGISTRY, PipelineRegistry
-    from max_ray.tokenizer import TextTokenizer
+    from max_ray.tokenization.embeddings_tokenizer import EmbeddingsTokenizer
+    from max_ray.tokenization.tokenizer import TextTokenizer
 
 __all__ = [
     "PIPELINE_REGISTRY",
@@ -45,12 +45,12 @@ __all__ = [
 ]
 
 _LATER = {
-    "EmbeddingsTokenizer": "max_ray.embeddings_tokenizer",
+    "EmbeddingsTokenizer": "max_ray.tokenization.embeddings_tokenizer",
     "PIPELINE_REGISTRY": "max_ray.pipelines.builder",
     "PipelineConfig": "max_ray.config",
     "PipelineRegistry": "max_ray.pipelines.builder",
-    "TextPipelineModel": "max_ray.nn.text_pipeline_model",
-    "TextTokenizer": "max_ray.tokenizer",
+    "TextPipelineModel": "max_ray.modeling.text_pipeline_model",
+    "TextTokenizer": "max_ray.tokenization.tokenizer",
 }
 
 

@@ -15,7 +15,7 @@ from max_ray.actors.messages import NAMESPACE, GroupInfo, GroupSpec, MemberStatu
 from max_ray.actors.registry_calls import get_registry
 from max_ray.config import PipelineConfig
 from max_ray.interfaces import RunRequest, RunRow, SamplingParams
-from max_ray.pipelines.plan import resolve_plan
+from max_ray.planning.plan import resolve_plan
 
 
 def make_spec(model: Path, app: str, *, size: int = 1, lease_grace_s: float = 30.0, **times: float) -> GroupSpec:

@@ -10,7 +10,7 @@ import pytest
 
 from max_ray.actors.leased_group import LeasedGroup
 from max_ray.actors.messages import GroupSpec
-from max_ray.pipelines.plan import resolve_plan
+from max_ray.planning.plan import resolve_plan
 from tests.actors.helpers import make_spec, worker_statuses
 from tests.checkpoints import make_llama
 

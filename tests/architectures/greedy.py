@@ -13,7 +13,7 @@ from max_ray.conformance.reference import huggingface_reference
 from max_ray.distributed import TPGroup
 from max_ray.nn import Module, pack_weights
 from max_ray.pipelines import resolve_plan
-from max_ray.pipelines.checkpoint import open_checkpoint
+from max_ray.planning.checkpoint import open_checkpoint
 from max_ray.registry import PIPELINE_REGISTRY
 
 PROMPT = random_tokens([21], 130)[0]

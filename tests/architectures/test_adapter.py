@@ -25,7 +25,7 @@ from max_ray.errors import ArchitectureNotFoundError, ConfigError, ParallelismEr
 from max_ray.huggingface import load_huggingface_config
 from max_ray.interfaces import PipelineTask, SupportedEncoding
 from max_ray.pipelines import PIPELINE_REGISTRY
-from max_ray.pipelines.plan import resolve_plan
+from max_ray.planning.plan import resolve_plan
 from tests.architectures.adapter_models import make_adapter_checkpoint, tiny_adapter_config
 from tests.architectures.adapter_table import line_of
 from tests.architectures.greedy import PROMPT, served_logits

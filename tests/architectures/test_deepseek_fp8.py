@@ -19,7 +19,7 @@ from max_ray.huggingface import load_huggingface_config
 from max_ray.interfaces import SupportedEncoding, WeightsFormat
 from max_ray.nn.quantized_linear import QuantizedWeight
 from max_ray.pipelines import resolve_plan
-from max_ray.pipelines.checkpoint import open_checkpoint
+from max_ray.planning.checkpoint import open_checkpoint
 from max_ray.registry import PIPELINE_REGISTRY
 from tests.architectures.families import find_tiny, make_tiny
 from tests.architectures.test_llama3_quantized import fp8

@@ -17,8 +17,8 @@ from max_ray.errors import WeightsError
 from max_ray.huggingface import load_huggingface_config
 from max_ray.interfaces import SupportedEncoding, WeightsFormat
 from max_ray.pipelines import resolve_plan
-from max_ray.pipelines.checkpoint import open_checkpoint
 from max_ray.pipelines.factory import build_local_runners
+from max_ray.planning.checkpoint import open_checkpoint
 from max_ray.weights import DictWeightSource, WeightSource
 from max_ray.weights.mxfp4_checkpoint import Mxfp4Checkpoint
 from tests.architectures.families import find_tiny, make_tiny

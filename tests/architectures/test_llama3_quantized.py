@@ -23,7 +23,7 @@ from max_ray.huggingface import load_huggingface_config
 from max_ray.interfaces import SupportedEncoding, WeightsFormat
 from max_ray.nn.quantized_linear import QuantizedWeight
 from max_ray.pipelines import resolve_plan
-from max_ray.pipelines.checkpoint import open_checkpoint
+from max_ray.planning.checkpoint import open_checkpoint
 from max_ray.weights import DictWeightSource
 from max_ray.weights.quantization_scheme import Scheme, Schemes
 from max_ray.weights.quantized_checkpoint import QuantizedCheckpoint

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from max_ray.distributed import TPGroup
-from max_ray.interfaces import PipelineModel, SupportedEncoding
+from max_ray.interfaces import SupportedEncoding
+from max_ray.modeling import PipelineModel
 from max_ray.nn import Module
 from max_ray.nn.quantized_linear import QuantizedWeight
 from tests.architectures.engine import Engine, load_model, random_tokens

@@ -14,11 +14,11 @@ from architectures.modern_bert.model_config import ModernBertConfig
 from max_ray.config import PipelineConfig
 from max_ray.conformance.suite import Suite
 from max_ray.distributed import TPGroup
+from max_ray.engine.kv_storage import KVStorage
 from max_ray.errors import ConfigError, MaxRayError, ModelPathError, ParallelismError, WeightsError
 from max_ray.huggingface import HuggingFaceConfig, load_huggingface_config
 from max_ray.interfaces import SupportedEncoding
-from max_ray.pipelines.kv_storage import KVStorage
-from max_ray.pipelines.plan import resolve_plan
+from max_ray.planning.plan import resolve_plan
 from max_ray.registry import PIPELINE_REGISTRY
 from tests.architectures.families import find_tiny, make_tiny, tiny_config
 

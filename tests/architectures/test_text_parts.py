@@ -13,14 +13,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from deployments import cli
+from max_ray.cli import main as cli
 from max_ray.config import PipelineConfig
 from max_ray.conformance.reference import huggingface_reference
 from max_ray.errors import ConfigError, InputError, WeightsError
 from max_ray.huggingface import load_huggingface_config
 from max_ray.interfaces import PipelineTask
 from max_ray.pipelines import PIPELINE_REGISTRY, resolve_plan
-from max_ray.pipelines.tasks import task_of
+from max_ray.planning.tasks import task_of
 from tests.architectures.adapter_models import make_adapter_checkpoint
 from tests.architectures.greedy import PROMPT, reference_tokens, served_logits, served_tokens
 from tests.architectures.multimodal import (

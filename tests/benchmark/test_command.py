@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from deployments import cli
-from deployments.serve_config import DEMO_MODEL
 from max_ray.benchmark.plot import panels, shown
 from max_ray.benchmark.progress import Progress
+from max_ray.cli import main as cli
+from max_ray.serve.serve_config import DEMO_MODEL
 from tests.benchmark.sse_server import Answer, ScriptedServer, scripted_server
 
 LOAD = ("--max-concurrency", "4")

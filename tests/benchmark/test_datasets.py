@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from deployments.serve_config import DEMO_MODEL
 from max_ray.benchmark.datasets import Conversation, DataSettings, build_dataset
 from max_ray.benchmark.words import WORDS, CommonWords, TokenizerWords, Words
 from max_ray.errors import ConfigError
-from max_ray.tokenizer import TextTokenizer
+from max_ray.serve.serve_config import DEMO_MODEL
+from max_ray.tokenization.tokenizer import TextTokenizer
 
 
 @pytest.fixture(scope="module")

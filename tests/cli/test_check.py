@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deployments.cli import main
+from max_ray.cli.main import main
 from tests.architectures.families import TinyModel, make_tiny
 
 EXAMPLE = Path(__file__).parents[2] / "deployments" / "examples" / "granite"

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 import max_ray
-from deployments import cli
-from deployments.serve_config import DEMO_MODEL, load_serve_config
+from max_ray.cli import main as cli
 from max_ray.config import PipelineConfig, ServeConfig
+from max_ray.serve.serve_config import DEMO_MODEL, load_serve_config
 from tests.checkpoints import make_llama
 
 
@@ -243,7 +243,7 @@ def test_help_prints_each_default_once(capsys: pytest.CaptureFixture[str]) -> No
 def test_light_commands_import_nothing_heavy() -> None:
     code = (
         "import sys\n"
-        "from deployments import cli\n"
+        "from max_ray.cli import main as cli\n"
         "assert cli.main(['version']) == 0\n"
         "assert cli.main(['serve', '--prot', '1']) == 2\n"
         "heavy = {'torch', 'ray', 'transformers', 'fastapi'} & set(sys.modules)\n"
@@ -254,6 +254,6 @@ def test_light_commands_import_nothing_heavy() -> None:
 
 def test_a_reader_that_stops_reading(tmp_path: Path) -> None:
     """As `max-ray list | head -1` does: no traceback."""
-    command = f"set -o pipefail; {sys.executable} -m deployments.cli list --json | true"
+    command = f"set -o pipefail; {sys.executable} -m max_ray.cli.main list --json | true"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (141, "")

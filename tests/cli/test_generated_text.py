@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from deployments import cli
+from max_ray.cli import main as cli
 from max_ray.interfaces import RequestID, TextGenerationRequest
 from max_ray.pipelines import PIPELINE_REGISTRY
-from tests.tokenizer.kinds import WRITERS, Kind
+from tests.tokenization.kinds import WRITERS, Kind
 
 
 class SpeakingPipeline:

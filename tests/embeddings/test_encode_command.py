@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deployments.cli import main
-from deployments.serving import ready_message
+from max_ray.cli.main import main
 from max_ray.config import ServeConfig
 from max_ray.interfaces import PipelineTask
+from max_ray.serve.foreground import ready_message
 from tests.embeddings.in_process import embed_in_process
 
 SETTINGS = ["--num-threads", "1", "--devices", "cpu"]

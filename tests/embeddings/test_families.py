@@ -51,7 +51,7 @@ def test_refused_before_loading(
     name: str, settings: dict[str, object], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = make_encoder(tmp_path / "model", name)
-    monkeypatch.delattr("max_ray.nn.network_model.load_network")
+    monkeypatch.delattr("max_ray.modeling.network_model.load_network")
     with pytest.raises(ConfigError, match=sentence) as caught:
         embed_in_process(folder, ["a"], **settings)
     assert ("device only" in sentence or "divided" in sentence) == isinstance(caught.value, ParallelismError)

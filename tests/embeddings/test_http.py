@@ -13,8 +13,6 @@ import numpy as np
 import openai
 import pytest
 
-from deployments.metrics import LoopNumbers, Metrics, MetricsSnapshot
-from deployments.routes import build_api
 from max_ray.config import PipelineConfig
 from max_ray.interfaces import (
     EmbeddingsContext,
@@ -28,6 +26,8 @@ from max_ray.interfaces import (
 from max_ray.pipelines import PIPELINE_REGISTRY, EmbeddingsTokenizer
 from max_ray.pipelines.factory import PipelineFactory
 from max_ray.scheduler import EmbeddingsLoop, SchedulerLimits
+from max_ray.serve.api.metrics import LoopNumbers, Metrics, MetricsSnapshot
+from max_ray.serve.api.routes import build_api
 from tests.embeddings.checkpoints import reference_vectors
 from tests.embeddings.in_process import embed_in_process
 

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from max_ray.config import PipelineConfig
+from max_ray.engine.pooling_head import POOLINGS
 from max_ray.errors import ConfigError, InputError, InputTooLongError, WeightsError
 from max_ray.interfaces import EmbeddingsGenerationRequest, PipelineTask, RequestID
 from max_ray.pipelines import PIPELINE_REGISTRY, EmbeddingsTokenizer, resolve_plan
-from max_ray.pipelines.sentence_head import POOLINGS
 from max_ray.sentence_files import POOLING_MODES, SentenceFiles
 from tests.embeddings.checkpoints import (
     make_encoder,

@@ -14,11 +14,12 @@ from architectures.gpt_oss.model import GptOssModel
 from architectures.llama3.model import Llama3Model
 from max_ray.benchmark.synthetic import RunSettings
 from max_ray.distributed import TPGroup
+from max_ray.engine.graphs import Capture, DecodeGraphs
+from max_ray.engine.kv_storage import KVStorage
+from max_ray.engine.runner import ModelRunner
 from max_ray.huggingface import load_huggingface_config
-from max_ray.interfaces import PipelineModel, RunRequest, RunRow, SamplingParams, SupportedEncoding
-from max_ray.pipelines.graphs import Capture, DecodeGraphs
-from max_ray.pipelines.kv_storage import KVStorage
-from max_ray.pipelines.runner import ModelRunner
+from max_ray.interfaces import RunRequest, RunRow, SamplingParams, SupportedEncoding
+from max_ray.modeling import PipelineModel
 from max_ray.weights import WeightSource, open_weights
 from max_ray.weights.quantize import QuantizingSource
 

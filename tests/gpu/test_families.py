@@ -10,7 +10,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from max_ray.pipelines.graphs import CudaCapture
+from max_ray.engine.graphs import CudaCapture
 from tests.gpu.families import DEEPSEEK, DENSE_DEEPSEEK, GPT_OSS, PROMPTS, greedy_of_transformers, make_family
 from tests.gpu.models import Lab, request, tokens_of
 

@@ -11,11 +11,11 @@ import torch
 
 pytest.importorskip("triton")
 
+from max_ray.engine.sampling.device_draw import DeviceDraw
+from max_ray.engine.sampling.draw import Filters, draw_filtered
+from max_ray.engine.sampling.philox import uniforms
 from max_ray.interfaces import SamplingParams
 from max_ray.kernels import gpu
-from max_ray.pipelines.device_draw import DeviceDraw
-from max_ray.pipelines.draw import Filters, draw_filtered
-from max_ray.pipelines.philox import uniforms
 from tests.kernels.gpu.interpreted_attention import (  # noqa: F401
     test_decode_at_page_borders,
     test_few_tokens,

@@ -10,7 +10,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from max_ray.pipelines.graphs import CudaCapture
+from max_ray.engine.graphs import CudaCapture
 from tests.checkpoints import load_reference, make_llama
 from tests.gpu.models import Lab, request, tokens_of
 

@@ -9,9 +9,9 @@ import httpx
 import pytest
 import uvicorn
 
-from deployments.engine import ApiOptions
-from deployments.routes import build_api
-from max_ray.tokenizer import TextTokenizer
+from max_ray.serve.api.engine import ApiOptions
+from max_ray.serve.api.routes import build_api
+from max_ray.tokenization.tokenizer import TextTokenizer
 from tests.byte_tokenizer import write_byte_level
 from tests.http.fake_engine import FakeEngine
 

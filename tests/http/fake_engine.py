@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
-from deployments.metrics import LoopNumbers, Metrics, MetricsSnapshot
 from max_ray.errors import MaxRayError
 from max_ray.interfaces import (
     EmbeddingsContext,
@@ -17,7 +16,8 @@ from max_ray.interfaces import (
     TextContext,
     TextGenerationOutput,
 )
-from max_ray.tokenizer import TextTokenizer
+from max_ray.serve.api.metrics import LoopNumbers, Metrics, MetricsSnapshot
+from max_ray.tokenization.tokenizer import TextTokenizer
 
 Script = Callable[[TextContext], str | list[int]]
 

@@ -12,8 +12,8 @@ import httpx
 import pytest
 import uvicorn
 
-from deployments.engine import ApiOptions
-from deployments.routes import build_api
+from max_ray.serve.api.engine import ApiOptions
+from max_ray.serve.api.routes import build_api
 from tests.http.fake_engine import FakeEngine
 from tests.http.test_errors import error_of
 

@@ -10,8 +10,8 @@ import httpx
 import openai
 import pytest
 
-from deployments.answer import generate
-from deployments.openai import ChatCompletionRequest, CompletionRequest, Message
+from max_ray.serve.api.answer import generate
+from max_ray.serve.api.openai import ChatCompletionRequest, CompletionRequest, Message
 from tests.http.fake_engine import FakeEngine
 
 HELLO = [{"role": "user", "content": "hi"}]

@@ -11,12 +11,12 @@ from typing import Any
 import httpx
 import pytest
 
-from deployments.routes import build_api
-from max_ray.tokenizer import TextTokenizer
+from max_ray.serve.api.routes import build_api
+from max_ray.tokenization.tokenizer import TextTokenizer
 from tests.byte_tokenizer import write_byte_level
 from tests.http.fake_engine import FakeEngine
-from tests.tokenizer import chat_templates
-from tests.tokenizer import control_kinds as kinds
+from tests.tokenization import chat_templates
+from tests.tokenization import control_kinds as kinds
 
 HI = {"role": "user", "content": "hi"}
 

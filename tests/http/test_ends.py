@@ -11,11 +11,11 @@ from typing import Any
 import httpx
 import pytest
 
-from deployments.metrics import LoopNumbers, Metrics
-from deployments.routes import build_api
-from max_ray.embeddings_tokenizer import EmbeddingsTokenizer
 from max_ray.interfaces import PipelineTask
-from max_ray.tokenizer import TextTokenizer
+from max_ray.serve.api.metrics import LoopNumbers, Metrics
+from max_ray.serve.api.routes import build_api
+from max_ray.tokenization.embeddings_tokenizer import EmbeddingsTokenizer
+from max_ray.tokenization.tokenizer import TextTokenizer
 from tests.byte_tokenizer import write_byte_level
 from tests.http.fake_engine import FakeEngine
 from tests.http.test_errors import error_of

@@ -16,8 +16,6 @@ import torch
 from PIL import Image
 
 from architectures.qwen3_vl import qwen3_vl_arch
-from deployments.metrics import LoopNumbers, Metrics, MetricsSnapshot
-from deployments.routes import build_api
 from max_ray.errors import InputError
 from max_ray.images.limits import ImageLimits
 from max_ray.images.tokenizer import ImageTextTokenizer
@@ -25,7 +23,9 @@ from max_ray.interfaces import PipelineTask, RequestID, TextContext, TextGenerat
 from max_ray.kv_cache import LocalKVLedger, PagedKVCacheManager
 from max_ray.pipelines import PIPELINE_REGISTRY, PipelineConfig
 from max_ray.scheduler import GenerationLoop, SchedulerLimits
-from max_ray.tokenizer import TextTokenizer
+from max_ray.serve.api.metrics import LoopNumbers, Metrics, MetricsSnapshot
+from max_ray.serve.api.routes import build_api
+from max_ray.tokenization.tokenizer import TextTokenizer
 from tests.architectures.vision import DENSE, Prompt, VisionReference, make_served_vision, picture
 from tests.byte_tokenizer import write_byte_level
 from tests.http.fake_engine import FakeEngine

@@ -11,11 +11,11 @@ from typing import Any
 import httpx
 import pytest
 
-from deployments.routes import build_api
 from max_ray.interfaces import LogProbabilities, TextContext
+from max_ray.serve.api.routes import build_api
 from tests.byte_tokenizer import BYTE_OFFSET
 from tests.http.fake_engine import FakeEngine
-from tests.tokenizer.kinds import WRITERS, Kind
+from tests.tokenization.kinds import WRITERS, Kind
 
 NOTHING: dict[str, Any] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
 

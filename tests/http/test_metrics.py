@@ -7,7 +7,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import max_ray
-from deployments.metrics import Histogram, LoopNumbers, Metrics, render_metrics
+from max_ray.serve.api.metrics import Histogram, LoopNumbers, Metrics, render_metrics
 from tests.http.fake_engine import FakeEngine
 
 

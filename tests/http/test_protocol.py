@@ -9,9 +9,9 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from deployments.engine import ApiOptions
-from deployments.metrics import LoopNumbers
-from deployments.routes import build_api
+from max_ray.serve.api.engine import ApiOptions
+from max_ray.serve.api.metrics import LoopNumbers
+from max_ray.serve.api.routes import build_api
 from tests.http.fake_engine import FakeEngine
 from tests.http.test_errors import error_of
 

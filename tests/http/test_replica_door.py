@@ -12,8 +12,8 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from deployments.replica_door import REPLICA_DOOR, middlewares
-from deployments.routes import build_api
+from max_ray.serve.api.routes import build_api
+from max_ray.serve.replica_door import REPLICA_DOOR, middlewares
 from tests.http.fake_engine import FakeEngine
 from tests.http.test_errors import error_of
 from tests.http.test_protocol import exchange, post

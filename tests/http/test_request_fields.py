@@ -11,9 +11,9 @@ import pytest
 from openai.types.chat import ChatCompletionMessage
 from pydantic import ValidationError
 
-from deployments.answer import generate
-from deployments.openai import ChatCompletionRequest, CompletionRequest, Message
 from max_ray.errors import nearest
+from max_ray.serve.api.answer import generate
+from max_ray.serve.api.openai import ChatCompletionRequest, CompletionRequest, Message
 from tests.http.fake_engine import FakeEngine
 from tests.http.test_errors import error_of
 

@@ -10,8 +10,8 @@ import httpx
 import pytest
 from tokenizers import Tokenizer
 
-from deployments.routes import build_api
-from max_ray.tokenizer import TextTokenizer
+from max_ray.serve.api.routes import build_api
+from max_ray.tokenization.tokenizer import TextTokenizer
 from tests.byte_tokenizer import EOS_ID, VOCAB_SIZE, write_byte_level
 from tests.http.fake_engine import FakeEngine
 

@@ -11,10 +11,10 @@ from typing import Any
 import httpx
 import pytest
 
-from deployments.routes import build_api
+from max_ray.serve.api.routes import build_api
 from tests.byte_tokenizer import BOS_ID
 from tests.http.fake_engine import FakeEngine
-from tests.tokenizer.kinds import WRITERS, Kind
+from tests.tokenization.kinds import WRITERS, Kind
 
 
 @pytest.fixture(scope="module", params=list(WRITERS))

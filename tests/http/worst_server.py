@@ -21,8 +21,8 @@ import uvicorn
 import uvloop
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from deployments.routes import build_api
-from max_ray.tokenizer import TextTokenizer
+from max_ray.serve.api.routes import build_api
+from max_ray.tokenization.tokenizer import TextTokenizer
 from tests.byte_tokenizer import write_byte_level
 from tests.http.fake_engine import FakeEngine
 

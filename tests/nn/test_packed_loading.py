@@ -15,6 +15,7 @@ from max_ray import kernels
 from max_ray.distributed import TPGroup
 from max_ray.errors import WeightsError
 from max_ray.kernels.native import PackedWeight
+from max_ray.modeling import load_network, packed_loading
 from max_ray.nn import (
     Linear,
     MergedColumnParallelLinear,
@@ -23,9 +24,7 @@ from max_ray.nn import (
     QKVParallelLinear,
     RowParallelLinear,
     VocabParallelEmbedding,
-    load_network,
     pack_weights,
-    packed_loading,
 )
 from max_ray.weights import NameMap, SafetensorsSource, load_weights
 from tests.nn.ranks import cut

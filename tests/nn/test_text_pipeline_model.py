@@ -24,7 +24,7 @@ from max_ray.interfaces import (
     TextContext,
     TokenBuffer,
 )
-from max_ray.nn.text_pipeline_model import TextPipelineModel, spans
+from max_ray.modeling.text_pipeline_model import TextPipelineModel, spans
 
 CPU = torch.device("cpu")
 

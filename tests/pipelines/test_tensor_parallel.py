@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from max_ray.interfaces import RunRequest, RunRow
-from max_ray.pipelines.plan import resolve_plan
+from max_ray.planning.plan import resolve_plan
 from tests import naive
+from tests.engine.rank_process import run_rank
 from tests.pipelines.conftest import Lab, make_context, random_prompt, run_to_end
-from tests.pipelines.rank_process import run_rank
 
 NUM_TOKENS = 10
 

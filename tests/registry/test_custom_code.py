@@ -20,7 +20,8 @@ from max_ray.pipelines import PIPELINE_REGISTRY
 
 INIT = "from .arch import my_arch\n\nARCHITECTURES = [my_arch]\n"
 ARCH = """
-from max_ray.interfaces import PipelineModel, PipelineTask
+from max_ray.interfaces import PipelineTask
+from max_ray.modeling import PipelineModel
 from max_ray.pipelines.lib import SupportedArchitecture, SupportedEncoding
 
 class MyModel(PipelineModel):
@@ -155,11 +156,10 @@ def test_a_class_pickled_here_is_found_in_another_process(tmp_path: Path) -> Non
     folder.rename(tmp_path / "moved")
     code = (
         "import pickle, sys\n"
-        "from max_ray.custom_code import install_packed\n"
         "packed, model = pickle.load(open(sys.argv[1], 'rb'))\n"
-        "(record,) = install_packed(packed)\n"
-        "assert pickle.loads(model) is record.pipeline_model\n"
         "from max_ray.registry import PIPELINE_REGISTRY\n"
+        "(record,) = PIPELINE_REGISTRY.register_packed(packed)\n"
+        "assert pickle.loads(model) is record.pipeline_model\n"
         "assert PIPELINE_REGISTRY.retrieve_architecture('MyModelForCausalLM') is record\n"
         "assert 'torch' not in sys.modules\n"
     )

@@ -16,7 +16,8 @@ from max_ray import registry as registry_module
 from max_ray.architecture import list_of_records
 from max_ray.errors import ArchitectureNotFoundError, ConfigError
 from max_ray.huggingface import HuggingFaceConfig
-from max_ray.interfaces import KVCacheStrategy, PipelineModel, PipelineTask, SupportedEncoding, TextContext
+from max_ray.interfaces import KVCacheStrategy, PipelineTask, SupportedEncoding, TextContext
+from max_ray.modeling import PipelineModel
 from max_ray.pipelines import PIPELINE_REGISTRY, PipelineConfig, PipelineRegistry, SupportedArchitecture
 
 TEXT, EMBEDDINGS = PipelineTask.TEXT_GENERATION, PipelineTask.EMBEDDINGS_GENERATION

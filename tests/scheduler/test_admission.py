@@ -8,11 +8,11 @@ from typing import Any
 import httpx
 import pytest
 
-from deployments.routes import build_api
 from max_ray.errors import InputError, QueueFullError
 from max_ray.interfaces import RequestID, TextContext, TextGenerationOutput
 from max_ray.scheduler import GenerationLoop
-from max_ray.tokenizer import TextTokenizer
+from max_ray.serve.api.routes import build_api
+from max_ray.tokenization.tokenizer import TextTokenizer
 from tests.byte_tokenizer import write_byte_level
 from tests.http.fake_engine import FakeEngine
 from tests.http.test_errors import error_of

@@ -12,9 +12,9 @@ import psutil
 import ray
 from ray import serve
 
-from deployments import application
 from max_ray.actors.messages import NAMESPACE
 from max_ray.config import ServeConfig
+from max_ray.serve import application
 from tests.actors.helpers import actors_of
 from tests.serve.conftest import Served, settings_for
 

@@ -71,8 +71,8 @@ def settings_for(model: Path, port: int, app_name: str, **changes: Any) -> dict[
 def served(ray_cluster: Any, tiny_llama: Path, serve_port: int) -> Iterator[Served]:
     from ray import serve
 
-    from deployments.application import build_application
     from max_ray.config import ServeConfig
+    from max_ray.serve.application import build_application
 
     application = build_application(ServeConfig(**settings_for(tiny_llama, serve_port, "tiny-app")))
     serve.run(application, name="tiny-app", route_prefix="/")

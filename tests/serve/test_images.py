@@ -11,10 +11,10 @@ import openai
 import pytest
 from PIL import Image
 
-from deployments.application import build_application
 from max_ray.config import ServeConfig
 from max_ray.interfaces import RequestID, TextGenerationRequest
 from max_ray.pipelines import PIPELINE_REGISTRY
+from max_ray.serve.application import build_application
 from tests.actors.helpers import actors_of, eventually
 from tests.architectures.vision import DENSE, Prompt, VisionReference, make_served_vision, picture
 from tests.images.test_loading import data_url, encoded

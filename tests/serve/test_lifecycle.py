@@ -15,8 +15,8 @@ import pytest
 import ray
 from ray.util.placement_group import placement_group_table
 
-from deployments import application
 from max_ray.actors.messages import NAMESPACE, REGISTRY_NAME
+from max_ray.serve import application
 from tests.actors.helpers import actors_of, eventually, registry_status
 from tests.serve.applications import deployed, replica_processes, text_of, worker_pids
 from tests.serve.conftest import Served

@@ -15,9 +15,9 @@ import ray
 from ray import serve
 from ray.util.state import list_actors, list_tasks
 
-from deployments.openai import ChatCompletionRequest, CompletionRequest
 from max_ray.actors.messages import NAMESPACE, GroupStatus
 from max_ray.errors import InputError
+from max_ray.serve.api.openai import ChatCompletionRequest, CompletionRequest
 from tests.actors.helpers import actors_of, eventually, kill, registry_status
 from tests.serve.applications import deployed, worker_pids
 from tests.serve.conftest import Served

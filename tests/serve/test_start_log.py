@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from ray._private import ray_logging
 
-from deployments.start_log import StartLog
+from max_ray.serve.start_log import StartLog
 
 
 @pytest.fixture

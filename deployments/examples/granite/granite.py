@@ -15,16 +15,8 @@ from architectures.llama3.model_config import Llama3Config
 from architectures.llama3.weight_adapters import safetensors_name_map
 from max_ray.distributed import TPGroup
 from max_ray.interfaces import KVCacheInputs
-from max_ray.nn import (
-    Attention,
-    CausalLMModel,
-    GatedMLP,
-    Module,
-    ParallelLMHead,
-    RMSNorm,
-    RotaryEmbedding,
-    VocabParallelEmbedding,
-)
+from max_ray.modeling import CausalLMModel
+from max_ray.nn import Attention, GatedMLP, Module, ParallelLMHead, RMSNorm, RotaryEmbedding, VocabParallelEmbedding
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from max_ray.kernels.cpu.sinks import attention_with_sinks
 from max_ray.kernels.cpu.softcap import softcapped_attention
 
 if TYPE_CHECKING:
-    from max_ray.interfaces.model import KVCacheInputs
+    from max_ray.interfaces.model_inputs import KVCacheInputs
 
 _GROUP_BYTES = 2 * 2**20  # of gathered keys; about 2 to 4 MiB was best, 16 MiB and more up to 3 times slower
 _FREE_PADDING = 64  # keys of padding that cost less than one more call

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from max_ray.kernels.cpu.attention import _Call, _gather, _plan
 
 if TYPE_CHECKING:
-    from max_ray.interfaces.model import KVCacheInputs
+    from max_ray.interfaces.model_inputs import KVCacheInputs
 
 _GROUP_BYTES = 2 * 2**20  # of gathered latents in one call
 _MAX_NUMBERS = 2**22  # made at once, of scores, keys and values: long prompts go in pieces

@@ -19,7 +19,7 @@ from max_ray.kernels.gpu.launch import num_processors, on_device_of, padded, uni
 from max_ray.kernels.gpu.prefill import prefill_kernel
 
 if TYPE_CHECKING:
-    from max_ray.interfaces.model import KVCacheInputs
+    from max_ray.interfaces.model_inputs import KVCacheInputs
 
 _PROGRAMS_A_PROCESSOR = 2  # that a decode step should at least have, so that all of the GPU reads
 _LEAST_KEYS_A_SPLIT = 128

@@ -27,7 +27,7 @@ from max_ray.kernels.gpu.launch import num_processors, on_device_of, padded, uni
 from max_ray.kernels.gpu.paged_cache import append_latent_kernel, check_cache
 
 if TYPE_CHECKING:
-    from max_ray.interfaces.model import KVCacheInputs
+    from max_ray.interfaces.model_inputs import KVCacheInputs
 
 _PROGRAMS_A_PROCESSOR = 2
 _LEAST_KEYS_A_SPLIT = 128

@@ -14,7 +14,7 @@ from max_ray.kernels import cpu
 from max_ray.kernels.native.calls import AttentionShape, LatentShape, RopeShape, kernel
 
 if TYPE_CHECKING:
-    from max_ray.interfaces.model import KVCacheInputs
+    from max_ray.interfaces.model_inputs import KVCacheInputs
 
 _MAX_ROTATED = 1024
 

@@ -14,16 +14,16 @@ import torch
 
 from architectures.deepseek import deepseek
 from max_ray import kernels
+from max_ray.engine.graphs import Replay
 from max_ray.kernels import gpu
 from max_ray.kernels.native.tape import NotRecordableError, _NoReading
 from max_ray.nn import Experts
-from max_ray.pipelines.graphs import Replay
+from tests.engine.ahead import Recorder
 from tests.gpu.families import DEEPSEEK, DENSE_DEEPSEEK, GPT_OSS, make_family
 from tests.gpu.models import Lab, request, tokens_of
 from tests.kernels.gpu.interpreted_latent import make_batch as make_latents
 from tests.kernels.gpu.interpreted_pipeline import NoQuestions
 from tests.kernels.test_paged_attention import make_batch
-from tests.pipelines.ahead import Recorder
 
 PROMPTS = [[3 + (31 * j) % 150 for j in range(length)] for length in (1, 18)]
 NUM_STEPS = 3

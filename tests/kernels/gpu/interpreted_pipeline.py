@@ -14,14 +14,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from max_ray import kernels
+from max_ray.engine import runner
+from max_ray.engine.sampling.sampler import Sampler
 from max_ray.interfaces import TextContext
 from max_ray.kernels import cpu, gpu
-from max_ray.pipelines import runner
-from max_ray.pipelines.sampler import Sampler
 from max_ray.pipelines.text_generation import TextGenerationPipeline
-from tests.pipelines.ahead import Recorder, ahead
+from tests.engine.ahead import Recorder, ahead
+from tests.engine.test_sampler import CPU, VOCAB_SIZE, mixed_rows
 from tests.pipelines.conftest import Lab, make_context, random_prompt, run_to_end
-from tests.pipelines.test_sampler import CPU, VOCAB_SIZE, mixed_rows
 
 ASKS_THE_DEVICE = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2", "unique_dim"}
 

@@ -13,10 +13,10 @@ import torch
 import triton
 import triton.language as tl
 
+from max_ray.engine.sampling.draw import Filters, draw_filtered
+from max_ray.engine.sampling.philox import uniforms
 from max_ray.interfaces.request import SamplingParams
 from max_ray.kernels.gpu import sampling
-from max_ray.pipelines.draw import Filters, draw_filtered
-from max_ray.pipelines.philox import uniforms
 
 CPU = torch.device("cpu")
 

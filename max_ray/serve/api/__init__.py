@@ -1,0 +1,1 @@
+"""The HTTP API over one engine. No Ray."""

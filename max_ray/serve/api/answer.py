@@ -1,0 +1,140 @@
+"""A typed request answered, streamed or whole: the one path behind HTTP and behind a Python handle."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any
+
+from max_ray.errors import InputError, ModelNotServedError, nearest, quoted
+from max_ray.interfaces import PipelineTask, RequestID
+from max_ray.serve.api.choice import ChoiceDelta, TokenEntry
+from max_ray.serve.api.engine import Engine
+from max_ray.serve.api.formats import AnswerFormat, ChatFormat, CompletionFormat
+from max_ray.serve.api.generation import Generation
+from max_ray.serve.api.openai import ChatCompletionRequest, CompletionRequest, GenerationJob
+from max_ray.serve.api.sse import encode_event
+from max_ray.tokenization.token_bytes import token_text_of
+
+_INLINE_ITEMS = 256  # messages, parts or prompts of one request: less than a millisecond
+
+
+class Answer:
+    """A request that has been admitted. Take one of `events`, `chunks` and `whole`, and always `close`."""
+
+    def __init__(self, generation: Generation, form: AnswerFormat, *, include_usage: bool) -> None:
+        self._generation = generation
+        self._form = form
+        self._include_usage = include_usage
+
+    async def events(self) -> AsyncGenerator[bytes]:
+        """Server-sent events, those that belong together as one piece to write. Raises WorkerGroupError."""
+        event = self._form.event
+        async for deltas in self._generation.deltas():
+            yield event(deltas[0]) if len(deltas) == 1 else b"".join(map(event, deltas))
+        if self._include_usage:
+            yield encode_event(self._form.usage_chunk(self._generation.usage))
+
+    async def chunks(self) -> AsyncGenerator[str]:
+        """The same as JSON texts. Raises WorkerGroupError."""
+        async for deltas in self._generation.deltas():
+            for chunk in (chunk for delta in deltas for chunk in self._form.chunks(delta)):
+                yield chunk
+        if self._include_usage:
+            yield self._form.usage_chunk(self._generation.usage)
+
+    async def whole(self) -> dict[str, Any]:
+        """The answer object. Raises WorkerGroupError."""
+        choices = [ChoiceDelta(choice.index, "") for choice in self._generation.choices]
+        texts: list[list[str]] = [[] for _ in choices]
+        tokens: list[list[TokenEntry]] = [[] for _ in choices]
+        async for deltas in self._generation.deltas():
+            for delta in deltas:
+                choice = choices[delta.index]
+                texts[delta.index].append(delta.text)
+                if delta.tokens is not None:
+                    choice.tokens = tokens[delta.index]
+                    choice.tokens += delta.tokens
+                choice.finish_reason = delta.finish_reason
+        for choice, pieces in zip(choices, texts, strict=True):
+            choice.text = "".join(pieces)
+        return self._form.answer(choices, self._generation.usage)
+
+    def close(self) -> None:
+        """Cancels what still runs."""
+        self._generation.close()
+
+
+async def open_answer(
+    engine: Engine, request: CompletionRequest | ChatCompletionRequest, arrival: float | None = None
+) -> Answer:
+    """Checks, tokenizes and submits. `arrival`: perf_counter() when the request came, for the metrics.
+
+    Raises InputError (ModelNotServedError, PromptTooLongError), QueueFullError, InsufficientBlocksError.
+    """
+    check_model(engine, request.model)
+    check_task(engine, PipelineTask.TEXT_GENERATION)
+    generation = await Generation.prepare(engine, await _job(engine, request), arrival)
+    generation.start()
+    kind, prefix = (
+        (ChatFormat, "chatcmpl") if isinstance(request, ChatCompletionRequest) else (CompletionFormat, "cmpl")
+    )
+    form = kind(
+        f"{prefix}-{RequestID()}",
+        int(time.time()),
+        engine.model_name,
+        token_text_of(engine.tokenizer),
+        include_usage=request.include_usage,
+    )
+    return Answer(generation, form, include_usage=request.include_usage)
+
+
+async def _job(engine: Engine, request: CompletionRequest | ChatCompletionRequest) -> GenerationJob:
+    """Raises InputError for what contradicts itself or cannot fit. What has many parts is taken apart in a thread."""
+
+    def checked() -> GenerationJob:
+        request.refuse_hopeless(engine.tokenizer.max_length)
+        return request.job()
+
+    return checked() if request.num_items <= _INLINE_ITEMS else await asyncio.to_thread(checked)
+
+
+async def generate(engine: Engine, request: CompletionRequest | ChatCompletionRequest) -> AsyncIterator[dict[str, Any]]:
+    """For Python handles: the chunk objects when `request.stream`, else the one answer object. Errors are raised."""
+    answer = await open_answer(engine, request)
+    try:
+        if not request.stream:
+            yield await answer.whole()
+            return
+        async for chunk in answer.chunks():
+            yield json.loads(chunk)
+    finally:
+        answer.close()
+
+
+def check_model(engine: Engine, model: str | None) -> None:
+    """Raises ModelNotServedError for any name but the served one."""
+    if model is not None and model != engine.model_name:
+        raise ModelNotServedError(
+            f"The model {quoted(model)} is not served here.{nearest(model, [engine.model_name])} "
+            f"This server serves {engine.model_name!r}.",
+            param="model",
+        )
+
+
+def check_task(engine: Engine, task: PipelineTask) -> None:
+    """Raises InputError where the served model is for another task, with the route that is its own."""
+    if engine.task is task:
+        return
+    if engine.task is PipelineTask.EMBEDDINGS_GENERATION:
+        raise InputError(
+            f"The model {engine.model_name!r} makes embeddings and generates no text: use /v1/embeddings.",
+            param="model",
+        )
+    raise InputError(
+        f"The model {engine.model_name!r} generates text and is not served for embeddings: use /v1/chat/completions or "
+        f"/v1/completions, or serve it with --task embeddings_generation where its family can do that.",
+        param="model",
+    )

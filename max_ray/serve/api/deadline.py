@@ -1,0 +1,95 @@
+"""A client's own limit: the header `x-request-timeout-seconds`, which Ray Serve has for its clients.
+
+The work of a request that takes longer is cancelled. A whole answer is a 408 then; a stream ends with an error event.
+Serve reads the same header where `max_ray.serve.replica_door` does not keep it away, and would answer in plain text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from max_ray.serve.api.http_errors import ErrorResponse, error_body
+from max_ray.serve.api.scope import REQUEST_TIMEOUT, STATUS_KEY, TIMEOUT_KEY
+from max_ray.serve.api.sse import encode_event
+
+TIMEOUT_HEADER = b"x-request-timeout-seconds"
+_LONGEST_S = 10.0**6
+_SERVE_IS_EARLIER_S = 0.05
+"""Serve starts its clock before the request is here: when it cancels, this one may have so much left."""
+
+
+class RequestDeadline:
+    """ASGI middleware. Values that are no number above 0 set no limit, as in Serve."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        seconds = requested_timeout(scope) if scope["type"] == "http" else None
+        if seconds is None:
+            await self._app(scope, receive, send)
+        else:
+            await self._limited(seconds, scope, receive, send)
+
+    async def _limited(self, seconds: float, scope: Scope, receive: Receive, send: Send) -> None:
+        reply = _Reply(send)
+        try:
+            async with asyncio.timeout(seconds) as limit:
+                await self._app(scope, receive, reply.send)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            await reply.end(seconds, scope, receive)
+        except asyncio.CancelledError:
+            when = limit.when()
+            if when is not None and asyncio.get_running_loop().time() > when - _SERVE_IS_EARLIER_S:
+                scope[STATUS_KEY] = REQUEST_TIMEOUT
+            raise
+
+
+class _Reply:
+    """What of a response has been sent, and how to end it early."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._started = False
+        self._is_stream = False
+        self._complete = False
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._started = True
+            self._is_stream = any(value.startswith(b"text/event-stream") for _, value in message["headers"])
+        else:
+            self._complete = not message.get("more_body", False)
+        await self._send(message)
+
+    async def end(self, seconds: float, scope: Scope, receive: Receive) -> None:
+        if self._complete:
+            return
+        scope[STATUS_KEY] = REQUEST_TIMEOUT
+        message = f"The request was not done within the {seconds:g} s that its {TIMEOUT_HEADER.decode()} allows."
+        body = error_body(message, kind="timeout", code="request_timeout")
+        if not self._started:
+            await ErrorResponse(body, status_code=REQUEST_TIMEOUT)(scope, receive, self._send)
+        elif self._is_stream:
+            event = encode_event(json.dumps(body))
+            await self._send({"type": "http.response.body", "body": event, "more_body": False})
+
+
+def requested_timeout(scope: Scope) -> float | None:
+    """The seconds that the client allows; None: no limit."""
+    text: bytes | None = scope.get(TIMEOUT_KEY)
+    if text is None:
+        text = next((value for name, value in reversed(scope["headers"]) if name == TIMEOUT_HEADER), None)
+    if text is None:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        return None
+    return seconds if 0 < seconds < _LONGEST_S and not math.isnan(seconds) else None

@@ -1,0 +1,197 @@
+"""One request's generations, from contexts to pieces of text, for every way in (HTTP, handle, streamed or not).
+
+    GenerationJob -> contexts (one a choice) -> engine streams -> ChoiceDelta: text, log probabilities, the end
+
+A choice (`choice.py`) ends when its context is done or a stop string is completed; whatever else happens, `close`
+cancels the rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+from max_ray.errors import InputError, WorkerGroupError
+from max_ray.interfaces import PromptImage, RequestID, TextGenerationOutput, TextGenerationRequest
+from max_ray.serve.api.choice import Choice, ChoiceDelta, PromptEcho
+from max_ray.serve.api.engine import Engine
+from max_ray.serve.api.openai import GenerationJob
+from max_ray.tokenization.tokenizer import INLINE_CHARACTERS
+
+# A prompt of more tokens is echoed with offsets in a thread: a token takes some microseconds.
+_INLINE_ECHO_TOKENS = 4096
+_HTTP_NAMES = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts of a request: each prompt once, however many choices it has."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+        }
+
+
+class Generation:
+    """All choices of one request. `prepare`, `start`, iterate `deltas`, and always `close`."""
+
+    def __init__(self, engine: Engine, choices: list[Choice], n: int, arrival: float) -> None:
+        self.choices = choices
+        self._engine = engine
+        self._n = n
+        self._arrival = arrival
+
+    @classmethod
+    async def prepare(cls, engine: Engine, job: GenerationJob, arrival: float | None = None) -> Generation:
+        """Tokenizes and checks everything. `arrival`: perf_counter() when the request came. Raises InputError."""
+        choices: list[Choice] = []
+        prompts: Sequence[str | list[int] | None] = job.prompts or [None]
+        try:
+            for prompt in prompts:
+                choices += await _choices_of(engine, job, prompt, len(choices))
+                await asyncio.sleep(0)
+        except InputError as error:
+            names = _HTTP_NAMES | ({"prompt": "messages"} if job.messages else {})
+            error.param = names.get(error.param or "", error.param)
+            raise
+        return cls(engine, choices, job.n, perf_counter() if arrival is None else arrival)
+
+    def start(self) -> None:
+        """Submits every choice, or none: each says how many come behind it. Raises QueueFullError,
+        InsufficientBlocksError, and InputError for more choices than the server could ever take at once."""
+        try:
+            for num_left, choice in zip(reversed(range(len(self.choices))), self.choices, strict=True):
+                choice.context.num_siblings = num_left
+                choice.stream = self._engine.submit(choice.context)
+        except InputError as error:
+            self.close()
+            error.param = "prompt" if error.param == "n" and self._n == 1 else error.param
+            raise
+        except BaseException:
+            self.close()
+            raise
+        self._engine.metrics.prompt_tokens += sum(c.context.tokens.prompt_length for c in self.choices)
+
+    def deltas(self) -> AsyncIterator[list[ChoiceDelta]]:
+        """What the choices gain; those that gain together come together. Raises WorkerGroupError."""
+        return self._merged() if len(self.choices) > 1 else self._follow(self.choices[0])
+
+    def close(self) -> None:
+        """Cancels what still runs. Idempotent."""
+        for choice in self.choices:
+            if choice.stream is not None and not choice.context.is_done:
+                self._engine.cancel(choice.context.request_id)
+            choice.stream = None
+
+    @property
+    def usage(self) -> Usage:
+        per_prompt = self.choices[:: self._n]
+        return Usage(
+            prompt_tokens=sum(c.context.tokens.prompt_length for c in per_prompt),
+            completion_tokens=sum(c.num_tokens for c in self.choices),
+            cached_tokens=sum(c.num_cached_tokens for c in per_prompt),
+        )
+
+    async def _follow(self, choice: Choice) -> AsyncIterator[list[ChoiceDelta]]:
+        assert choice.stream is not None, "deltas() before start()"
+        async for output in choice.stream:
+            self._observe(choice, output)
+            delta = choice.feed(output)
+            if delta is not None:
+                yield [delta]
+            if choice.finish_reason is not None:
+                if not output.is_done:
+                    self._engine.cancel(choice.context.request_id)
+                return
+        raise WorkerGroupError("The generation ended before its last token. Send the request again.")
+
+    async def _merged(self) -> AsyncIterator[list[ChoiceDelta]]:
+        queue: asyncio.Queue[ChoiceDelta | asyncio.Task[None]] = asyncio.Queue()
+
+        async def pump(choice: Choice) -> None:
+            async for (delta,) in self._follow(choice):
+                queue.put_nowait(delta)
+
+        tasks = [asyncio.create_task(pump(choice)) for choice in self.choices]
+        for task in tasks:
+            task.add_done_callback(queue.put_nowait)
+        num_open = len(tasks)
+        try:
+            while num_open:
+                items = [await queue.get()]
+                items += [queue.get_nowait() for _ in range(queue.qsize())]
+                if deltas := [item for item in items if isinstance(item, ChoiceDelta)]:
+                    yield deltas
+                for task in (item for item in items if isinstance(item, asyncio.Task)):
+                    num_open -= 1
+                    task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _observe(self, choice: Choice, output: TextGenerationOutput) -> None:
+        """Latencies: the first token from the arrival, later ones from the one before."""
+        count = len(output.tokens)
+        if not count:
+            return
+        now = perf_counter()
+        metrics = self._engine.metrics
+        metrics.generated_tokens += count
+        if choice.last_token_time:
+            metrics.inter_token_latency.observe((now - choice.last_token_time) / count, count)
+        else:
+            metrics.time_to_first_token.observe(now - self._arrival)
+        choice.last_token_time = now
+
+
+async def _choices_of(engine: Engine, job: GenerationJob, prompt: str | list[int] | None, start: int) -> list[Choice]:
+    """The n choices of one prompt (None: of the messages), numbered from `start`; it is tokenized once."""
+    choices: list[Choice] = []
+    ids: Any = None
+    images: tuple[PromptImage, ...] = ()
+    echo: PromptEcho | None = None
+    for number in range(job.n):
+        request = TextGenerationRequest(
+            request_id=RequestID(),
+            model_name=engine.model_name,
+            prompt=prompt if ids is None else ids,
+            messages=job.messages if ids is None else (),
+            sampling_params=_numbered_seed(job.sampling, number),
+            logprobs=job.logprobs,
+            echo=job.echo,
+            images=images,
+        )
+        context = await engine.tokenizer.new_context(request)
+        if ids is None:
+            ids, images = context.tokens.prompt, context.images
+            echo = await _echo_of(engine, job, prompt, ids.tolist()) if job.echo else None
+        choices.append(Choice(start + number, context, engine.tokenizer, job, echo))
+        if len(ids) > INLINE_CHARACTERS:
+            await asyncio.sleep(0)  # a copy of a long prompt takes a while, and there may be many
+    return choices
+
+
+async def _echo_of(engine: Engine, job: GenerationJob, prompt: str | list[int] | None, ids: list[int]) -> PromptEcho:
+    text = prompt if isinstance(prompt, str) else None
+    with_offsets = job.logprobs is not None
+    if with_offsets and len(ids) > _INLINE_ECHO_TOKENS:
+        return await asyncio.to_thread(PromptEcho.of, text, ids, engine.tokenizer, with_offsets=True)
+    return PromptEcho.of(text, ids, engine.tokenizer, with_offsets=with_offsets)
+
+
+def _numbered_seed(sampling: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """Choice i of a seeded request draws with seed + i (modulo 2**64)."""
+    seed = sampling.get("seed")
+    return dict(sampling) if seed is None or number == 0 else {**sampling, "seed": (seed + number) % 2**64}

@@ -1,0 +1,251 @@
+"""Tables of fields that are not honoured: with which values each asks for nothing, and what to use instead.
+
+The names are those of the OpenAI API, vLLM, SGLang, llama.cpp's server and text-generation web UIs. A field that is
+honoured from now on moves from here to the request's model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from max_ray.serve.api.request_fields import Neutral, foreign, foreign_number, only
+
+
+def _is_best_of(given: Any, request: Mapping[str, Any]) -> bool:
+    """As many choices are made as are returned."""
+    n = request.get("n")
+    return type(given) is int and given in (1, 1 if n is None else n)
+
+
+def _is_cache_hint(given: Any, _: Mapping[str, Any]) -> bool:
+    """Anthropic's mark for its prompt cache. Ours keeps every prefix, marked or not."""
+    if not isinstance(given, dict) or not {"type"} <= given.keys() <= {"type", "ttl"}:
+        return False
+    return bool(given["type"] == "ephemeral") and given.get("ttl") in (None, "5m", "1h")
+
+
+CACHE_CONTROL = Neutral(_is_cache_hint, '{"type": "ephemeral"}', is_foreign=True)
+
+_TOKENS = "Use 'max_tokens'."
+
+ANY_REQUEST: dict[str, Neutral] = {
+    "prompt_cache_options": only(),
+    "prompt_cache_retention": only("in_memory", "in-memory"),
+    "service_tier": only("auto", "default"),
+    "store": only(False),
+    # vLLM, SGLang
+    "cache_salt": foreign(),
+    "priority": foreign(0),
+    "request_id": foreign(),
+    "rid": foreign(),
+    "truncate_prompt_tokens": foreign(),
+}
+
+GENERATION: dict[str, Neutral] = ANY_REQUEST | {
+    "best_of": Neutral(_is_best_of, "1 or the value of n"),
+    "function_call": only("none", "auto"),
+    "functions": only([]),
+    "logit_bias": Neutral(lambda given, _: given in ({}, []), "{}"),
+    "moderation": only(),
+    "parallel_tool_calls": only(True, False),
+    "response_format": only({"type": "text"}),
+    "tool_choice": only("none", "auto"),
+    "tools": only([]),
+    # vLLM, SGLang
+    "allowed_token_ids": foreign(),
+    "bad_words": foreign([]),
+    "detokenize": foreign(True),
+    "ebnf": foreign(),
+    "guided_choice": foreign(),
+    "guided_decoding_backend": foreign(),
+    "guided_grammar": foreign(),
+    "guided_json": foreign(),
+    "guided_json_object": foreign(),
+    "guided_regex": foreign(),
+    "guided_whitespace_pattern": foreign(),
+    "include_stop_str_in_output": foreign(False),
+    "kv_transfer_params": foreign(),
+    "length_penalty": foreign(1.0),
+    "logits_processors": foreign([]),
+    "lora_path": foreign(),
+    "no_stop_trim": foreign(False),
+    "prompt_logprobs": foreign(instead="Use echo and logprobs of /v1/completions."),
+    "regex": foreign(),
+    "return_hidden_states": foreign(False),
+    "return_token_ids": foreign(False),
+    "return_tokens_as_token_ids": foreign(False),
+    "skip_special_tokens": foreign(True),
+    "spaces_between_special_tokens": foreign(True, False),  # there are none in a text without special tokens
+    "structural_tag": foreign(),
+    "structured_outputs": foreign(),
+    "use_beam_search": foreign(False),
+    "vllm_xargs": foreign({}),
+    # llama.cpp and web UIs: samplers that are off, and the shapes of samplers that are off
+    "cache_prompt": foreign(True),
+    "dry_allowed_length": foreign_number(),
+    "dry_base": foreign_number(),
+    "dry_multiplier": foreign(0),
+    "dry_penalty_last_n": foreign_number(),
+    "dynatemp_exponent": foreign_number(),
+    "dynatemp_range": foreign(0),
+    "epsilon_cutoff": foreign(0),
+    "eta_cutoff": foreign(0),
+    "format": foreign(""),
+    "grammar": foreign(""),
+    "guidance_scale": foreign(1),
+    "id_slot": foreign(-1),
+    "image_data": foreign([]),
+    "json_schema": foreign(),
+    "keep_alive": foreign(),
+    "lora": foreign([]),
+    "min_keep": foreign(0),
+    "mirostat": foreign(0),
+    "mirostat_eta": foreign_number(),
+    "mirostat_mode": foreign(0),
+    "mirostat_tau": foreign_number(),
+    "n_keep": foreign(0),
+    "n_probs": foreign(0, instead="Use 'logprobs'."),
+    "no_repeat_ngram_size": foreign(0),
+    "num_beams": foreign(1),
+    "options": foreign({}),
+    "post_sampling_probs": foreign(False),
+    "repeat_last_n": foreign(-1),
+    "repeat_penalty": foreign(1, instead="Use 'repetition_penalty'."),
+    "response_fields": foreign([]),
+    "return_progress": foreign(False),
+    "return_tokens": foreign(False),
+    "samplers": foreign(),
+    "t_max_predict_ms": foreign(0),
+    "tfs_z": foreign(1),
+    "timings_per_token": foreign(False),
+    "top_a": foreign(0),
+    "typical_p": foreign(1),
+    "xtc_probability": foreign(0),
+    "xtc_threshold": foreign_number(),
+}
+
+COMPLETION: dict[str, Neutral] = GENERATION | {
+    "suffix": only(""),
+    "add_special_tokens": foreign(True),
+    "prompt_embeds": foreign(),
+}
+
+CHAT: dict[str, Neutral] = GENERATION | {
+    "audio": only(),
+    "modalities": only(["text"]),
+    "prediction": only(),
+    "reasoning_effort": only(),
+    "verbosity": only("medium"),
+    "web_search_options": only(),
+    "add_generation_prompt": foreign(True),
+    "add_special_tokens": foreign(False),  # the chat template writes them
+    "chat_template": foreign(),
+    "chat_template_kwargs": foreign({}),
+    "continue_final_message": foreign(False),
+    "documents": foreign([]),
+    "echo": foreign(False, instead="/v1/completions has it."),
+    "include_reasoning": foreign(True),  # it is in the text
+    "mm_processor_kwargs": foreign({}),
+    "reasoning_format": foreign("none"),
+    "think": foreign(),
+}
+
+EMBEDDINGS: dict[str, Neutral] = ANY_REQUEST | {
+    "add_special_tokens": foreign(True),
+    "embed_dtype": foreign("float32"),
+    "endianness": foreign("native", "little"),
+    "input_type": foreign(),
+    "mm_processor_kwargs": foreign({}),
+    "normalize": foreign(),
+}
+
+STREAM_OPTIONS: dict[str, Neutral] = {
+    "include_obfuscation": only(False),
+    "continuous_usage_stats": foreign(False),
+}
+
+MESSAGE: dict[str, Neutral] = {
+    "annotations": only([]),
+    "audio": only(),
+    "function_call": only(),
+    "parsed": only(),
+    "refusal": only(),
+    "tool_call_id": only(),
+    "tool_calls": only([]),
+    "cache_control": CACHE_CONTROL,
+    "partial": foreign(False),
+    "prefix": foreign(False),
+    "reasoning": foreign(""),
+    "reasoning_content": foreign(""),
+}
+
+PART: dict[str, Neutral] = {
+    "annotations": only([]),
+    "prompt_cache_breakpoint": only(),
+    "cache_control": CACHE_CONTROL,
+}
+
+# What an unknown name stands for. Near names are found without a table.
+GENERATION_INSTEAD: dict[str, str] = {
+    "do_sample": "Use 'temperature': 0 is greedy.",
+    "max_length": _TOKENS,
+    "max_new_tokens": _TOKENS,
+    "max_output_tokens": _TOKENS,
+    "max_tokens_to_sample": _TOKENS,
+    "min_length": "Use 'min_tokens'.",
+    "min_new_tokens": "Use 'min_tokens'.",
+    "n_predict": _TOKENS,
+    "num_ctx": "The server is started with --max-length.",
+    "num_predict": _TOKENS,
+    "num_return_sequences": "Use 'n'.",
+    "random_seed": "Use 'seed'.",
+    "stop_sequences": "Use 'stop'.",
+    "stop_strings": "Use 'stop'.",
+    "stop_words": "Use 'stop'.",
+}
+COMPLETION_INSTEAD: dict[str, str] = GENERATION_INSTEAD | {
+    "inputs": "Use 'prompt'.",
+    "max_completion_tokens": _TOKENS,
+    "messages": "Messages go to /v1/chat/completions.",
+    "top_logprobs": "Use 'logprobs'.",
+}
+CHAT_INSTEAD: dict[str, str] = GENERATION_INSTEAD | {
+    "input": "Use 'messages'.",
+    "instructions": "Send a message of the role 'system'.",
+    "prompt": "Send it as a message of 'messages', or to /v1/completions.",
+    "system": "Send a message of the role 'system'.",
+}
+EMBEDDINGS_INSTEAD: dict[str, str] = {"messages": "Use 'input'.", "prompt": "Use 'input'.", "texts": "Use 'input'."}
+
+_CHAT = "Use /v1/chat/completions."
+_COMPLETIONS = "Use /v1/completions."
+ROUTES_INSTEAD: dict[str, str] = {
+    "/v1/responses": _CHAT,
+    "/responses": _CHAT,
+    "/v1/messages": _CHAT,
+    "/v1/chat": _CHAT,
+    "/chat": _CHAT,
+    "/chat/completions": _CHAT,
+    "/api/chat": _CHAT,
+    "/completions": _COMPLETIONS,
+    "/completion": _COMPLETIONS,
+    "/generate": _COMPLETIONS,
+    "/generate_stream": _COMPLETIONS,
+    "/infill": _COMPLETIONS,
+    "/api/generate": _COMPLETIONS,
+    "/v1/engines/completions": _COMPLETIONS,
+    "/embeddings": "Use /v1/embeddings.",
+    "/embed": "Use /v1/embeddings.",
+    "/embedding": "Use /v1/embeddings.",
+    "/api/embed": "Use /v1/embeddings.",
+    "/api/embeddings": "Use /v1/embeddings.",
+    "/models": "Use /v1/models.",
+    "/api/tags": "Use /v1/models.",
+    "/v1": "Its routes are /v1/models, /v1/completions, /v1/chat/completions and /v1/embeddings.",
+    "/": "The API is below /v1: /v1/models, /v1/completions, /v1/chat/completions and /v1/embeddings.",
+    "/healthz": "Use /health.",
+    "/ping": "Use /health.",
+    "/ready": "Use /health.",
+}
+"""What an unknown path stands for on other servers."""

@@ -1,0 +1,324 @@
+"""The OpenAI API's requests, as typed models, and how a bad one is explained.
+
+`CompletionRequest` and `ChatCompletionRequest` are what HTTP bodies become and what a Python handle takes. Types are
+strict (no "0.5" for 0.5), an unknown field is an error, and `null` means not given (`request_fields`). Every list is
+bounded and is read up to its first mistake. Ranges of sampling parameters are checked by `SamplingParams`, once for
+all ways in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, TypeVar
+
+from pydantic import AfterValidator, Discriminator, Field, PlainValidator, Tag, ValidationError, field_validator
+
+from max_ray.errors import InputError, PromptTooLongError
+from max_ray.serve.api.chat_messages import MAX_MESSAGES, Message, text_or_list
+from max_ray.serve.api.json_body import decode_object
+from max_ray.serve.api.neutral_fields import CHAT, CHAT_INSTEAD, COMPLETION, COMPLETION_INSTEAD, STREAM_OPTIONS
+from max_ray.serve.api.request_fields import FIELD_ERROR, MAX_PROBLEMS, Neutral, StrictModel
+
+MAX_CHOICES = 128
+MAX_LOGPROBS = 20
+MAX_STOP_CHARACTERS = 4096
+MAX_LABEL_CHARACTERS = 512
+DEFAULT_COMPLETION_TOKENS = 16
+TOKEN_CHARACTERS = 1024
+"""More than any token of any vocabulary has."""
+Prompt = str | list[str] | list[int] | list[list[int]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationJob:
+    """A checked request of either kind: what the generation needs, and nothing of HTTP.
+
+    Exactly one of `prompts` and `messages` is filled. `sampling`: only what the user gave, by our names. `n`: choices
+    a prompt. `logprobs`: alternatives per token, None for no log probabilities. `discard_output`: only the prompt is
+    wanted back (`max_tokens=0` with `echo`). `labels`: what the client wrote on its request (`LabelledRequest`).
+    """
+
+    prompts: Sequence[str | list[int]] = ()
+    messages: Sequence[Mapping[str, Any]] = ()
+    sampling: Mapping[str, Any]
+    n: int = 1
+    logprobs: int | None = None
+    echo: bool = False
+    discard_output: bool = False
+    labels: Mapping[str, Any] = field(default_factory=dict)
+
+
+class StreamOptions(StrictModel):
+    NEUTRAL: ClassVar[Mapping[str, Neutral]] = STREAM_OPTIONS
+
+    include_usage: bool | None = None
+
+
+def _short(text: str) -> str:
+    if len(text) > MAX_LABEL_CHARACTERS:
+        raise ValueError(f"it has {len(text)} characters, more than {MAX_LABEL_CHARACTERS}")
+    return text
+
+
+def _metadata(value: Any) -> Any:
+    if not isinstance(value, dict) or len(value) > 16:
+        raise ValueError("it must be an object of at most 16 texts")
+    if not all(isinstance(text, str) and len(text) <= MAX_LABEL_CHARACTERS for pair in value.items() for text in pair):
+        raise ValueError(f"its keys and values must be texts of at most {MAX_LABEL_CHARACTERS} characters")
+    return value
+
+
+ShortText = Annotated[str, AfterValidator(_short)]
+
+
+class LabelledRequest(StrictModel):
+    """Labels: what a client writes on its request for accounts and logs. They change nothing in the answer."""
+
+    model: ShortText | None = None
+    user: ShortText | None = None
+    safety_identifier: ShortText | None = None
+    prompt_cache_key: ShortText | None = None
+    metadata: Annotated[dict[str, str], PlainValidator(_metadata)] | None = None
+
+    def refuse_hopeless(self, max_length: int) -> None:
+        """Raises PromptTooLongError for what cannot fit a model of `max_length` tokens however it is encoded."""
+        raise NotImplementedError
+
+    @property
+    def labels(self) -> dict[str, Any]:
+        """Those that are given."""
+        names = ("user", "safety_identifier", "prompt_cache_key", "metadata")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+class GenerationRequest(LabelledRequest):
+    """The fields that both kinds of request have."""
+
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    n: int = Field(default=1, ge=1, le=MAX_CHOICES)
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    stop: (
+        Annotated[
+            Annotated[str, Tag("<text>")] | Annotated[list[str], Field(max_length=16, fail_fast=True), Tag("<list>")],
+            Discriminator(text_or_list),
+        ]
+        | None
+    ) = None
+    stop_token_ids: Annotated[list[int], Field(max_length=128, fail_fast=True)] | None = None
+    min_tokens: int | None = Field(default=None, ge=0)
+    ignore_eos: bool | None = None
+
+    @field_validator("stop")
+    @classmethod
+    def _check_stop(cls, stop: str | list[str] | None) -> str | list[str] | None:
+        strings = [stop] if isinstance(stop, str) else stop or []
+        if not all(strings):
+            raise ValueError("a stop string must not be empty")
+        if any(len(string) > MAX_STOP_CHARACTERS for string in strings):
+            raise ValueError(f"a stop string may have {MAX_STOP_CHARACTERS} characters at most")
+        return stop
+
+    @property
+    def include_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    def check(self) -> None:
+        """Raises InputError where fields contradict each other."""
+        if self.include_usage and not self.stream:
+            raise InputError("stream_options has a meaning only with stream=true.", param="stream_options")
+
+    def sampling(self, max_new_tokens: int | None) -> dict[str, Any]:
+        """Sampling parameters by our names; None where not given."""
+        names = [
+            "temperature",
+            "top_p",
+            "top_k",
+            "min_p",
+            "frequency_penalty",
+            "presence_penalty",
+            "repetition_penalty",
+            "seed",
+            "ignore_eos",
+            "stop_token_ids",
+        ]
+        stop = (self.stop,) if isinstance(self.stop, str) else self.stop
+        given = {name: getattr(self, name) for name in names}
+        return given | {"stop": stop, "min_new_tokens": self.min_tokens, "max_new_tokens": max_new_tokens}
+
+
+class CompletionRequest(GenerationRequest):
+    """`POST /v1/completions`. `max_tokens` is an upper limit: the model's length may end the text before it."""
+
+    NEUTRAL: ClassVar[Mapping[str, Neutral]] = COMPLETION
+    INSTEAD: ClassVar[Mapping[str, str]] = COMPLETION_INSTEAD
+
+    prompt: Prompt
+    max_tokens: int = Field(default=DEFAULT_COMPLETION_TOKENS, ge=0)
+    logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
+    echo: bool = False
+
+    @field_validator("prompt", mode="plain")
+    @classmethod
+    def _check_prompt(cls, prompt: Any) -> Any:
+        return checked_prompt(prompt)
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        return prompts_of(self.prompt)
+
+    @property
+    def num_items(self) -> int:
+        """Of the request's longest list: what work on it grows with."""
+        return 1 if isinstance(self.prompt, str) else len(self.prompt)
+
+    def refuse_hopeless(self, max_length: int) -> None:
+        for prompt in self.prompts:
+            refuse_at_least(least_tokens(prompt), max_length, "prompt")
+
+    def job(self) -> GenerationJob:
+        """Raises InputError where fields contradict each other or too many choices are asked for."""
+        self.check()
+        if self.max_tokens == 0 and not self.echo:
+            raise InputError("max_tokens must be at least 1, or 0 together with echo=true.", param="max_tokens")
+        prompts = self.prompts
+        if len(prompts) * self.n > MAX_CHOICES:
+            raise InputError(
+                f"{len(prompts)} prompts of {self.n} choices each are more than {MAX_CHOICES} choices in one "
+                f"request. Send several requests.",
+                param="n" if self.n > 1 else "prompt",
+            )
+        return GenerationJob(
+            prompts=prompts,
+            sampling=self.sampling(max(1, self.max_tokens)),
+            n=self.n,
+            logprobs=self.logprobs,
+            echo=self.echo,
+            discard_output=self.max_tokens == 0,
+            labels=self.labels,
+        )
+
+
+class ChatCompletionRequest(GenerationRequest):
+    """`POST /v1/chat/completions`. Without a limit the answer may fill the model's length."""
+
+    NEUTRAL: ClassVar[Mapping[str, Neutral]] = CHAT
+    INSTEAD: ClassVar[Mapping[str, str]] = CHAT_INSTEAD
+
+    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
+    max_tokens: int | None = Field(default=None, ge=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    logprobs: bool = False
+    top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
+
+    @property
+    def num_items(self) -> int:
+        """Of the request's longest list: what work on it grows with."""
+        return sum(1 if isinstance(message.content, str) else len(message.content) for message in self.messages)
+
+    def refuse_hopeless(self, max_length: int) -> None:
+        """A message has a token or more, for its role."""
+        num_characters = sum(message.num_characters for message in self.messages)
+        at_least = max(len(self.messages), num_characters // TOKEN_CHARACTERS)
+        refuse_at_least(at_least, max_length, "messages")
+
+    def job(self) -> GenerationJob:
+        """Raises InputError where fields contradict each other."""
+        self.check()
+        if self.top_logprobs and not self.logprobs:
+            raise InputError("top_logprobs has a meaning only with logprobs=true.", param="top_logprobs")
+        limits = {self.max_tokens, self.max_completion_tokens} - {None}
+        if len(limits) > 1:
+            raise InputError("max_tokens and max_completion_tokens differ: give one of them.", param="max_tokens")
+        return GenerationJob(
+            messages=[message.model_dump(exclude_none=True) for message in self.messages],
+            sampling=self.sampling(limits.pop() if limits else None),
+            n=self.n,
+            logprobs=(self.top_logprobs or 0) if self.logprobs else None,
+            labels=self.labels,
+        )
+
+
+RequestT = TypeVar("RequestT", bound=LabelledRequest)
+
+
+def parse_request(kind: type[RequestT], body: bytes) -> RequestT:
+    """An HTTP body as a request. Raises InputError that names the field at fault."""
+    try:
+        return kind.model_validate(decode_object(body))
+    except ValidationError as error:
+        raise _explain(error) from None
+
+
+def checked_prompt(prompt: Any) -> Any:
+    """Raises ValueError for what is neither a text, nor a list of texts, ids, or non-empty lists of ids."""
+    if isinstance(prompt, str) or (isinstance(prompt, list) and prompt and _is_prompt_list(prompt)):
+        return prompt
+    raise ValueError("must be a text, a list of texts, a list of token ids or a list of such lists; none of them empty")
+
+
+def prompts_of(prompt: Prompt) -> list[str | list[int]]:
+    """A list of prompts, each a text or a list of ids."""
+    if isinstance(prompt, str):
+        return [prompt]
+    return [prompt] if isinstance(prompt[0], int) else list(prompt)
+
+
+def least_tokens(prompt: str | list[int]) -> int:
+    """A prompt has so many tokens or more."""
+    return len(prompt) // TOKEN_CHARACTERS if isinstance(prompt, str) else len(prompt)
+
+
+def refuse_at_least(num_tokens: int, max_length: int, param: str) -> None:
+    """Raises PromptTooLongError where `num_tokens`, the fewest there can be, are too many already."""
+    if num_tokens > max_length:
+        error = PromptTooLongError(num_tokens, max_length, at_least=True)
+        error.param = param
+        raise error
+
+
+def _is_prompt_list(prompt: list[Any]) -> bool:
+    """Not a mixture. (`True` is not an id.)"""
+    kinds = set(map(type, prompt))
+    if kinds == {list}:
+        return all(set(map(type, ids)) == {int} for ids in prompt)
+    return kinds in ({str}, {int})
+
+
+def _explain(error: ValidationError) -> InputError:
+    """One readable sentence a mistake (three at most); `param` is the first one's field."""
+    told: list[tuple[str, str]] = []
+    for problem in error.errors(include_url=False, include_input=False)[:MAX_PROBLEMS]:
+        place = _place(problem["loc"])
+        if problem["type"] == FIELD_ERROR:
+            named = [(f"{place}.{p.name}" if place else p.name, p.sentence) for p in problem["ctx"]["problems"]]
+            told += [(inner, sentence(inner)) for inner, sentence in named]
+        else:
+            told.append((place, _sentence(problem["type"], place, problem["msg"])))
+    sentences = " ".join(sentence for _, sentence in told[:MAX_PROBLEMS])
+    return InputError(sentences, param=told[0][0] or None)
+
+
+def _place(loc: tuple[int | str, ...]) -> str:
+    """`messages[0].content[1].type`: the path of a field, without the <tags> of union branches."""
+    place = ""
+    for part in loc:
+        if isinstance(part, int):
+            place += f"[{part}]"
+        elif not part.startswith("<"):
+            place += f".{part}" if place else str(part)
+    return place
+
+
+def _sentence(kind: str, place: str, message: str) -> str:
+    if kind == "missing":
+        return f"The field {place!r} is required."
+    return f"The field {place!r} is not valid: {message.removeprefix('Value error, ')}."

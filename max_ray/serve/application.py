@@ -1,0 +1,98 @@
+"""Builds the Serve application from a configuration: checks everything first, then connects to Ray."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray import serve
+
+from max_ray.actors.messages import GroupSpec
+from max_ray.actors.registry_calls import get_registry
+from max_ray.config import PipelineConfig, ServeConfig
+from max_ray.log import get_logger
+from max_ray.phases import phase
+from max_ray.pipelines.factory import build_tokenizer
+from max_ray.planning.hardware import Hardware
+from max_ray.planning.plan import resolve_plan
+from max_ray.serve.api.engine import ApiOptions
+from max_ray.serve.cluster_env import cluster_hardware, connect
+from max_ray.serve.ingress import Ingress
+from max_ray.serve.serve_config import load_serve_config
+
+_LOG = get_logger(__name__)
+UPSCALE_DELAY_S = 10.0
+DOWNSCALE_DELAY_S = 300.0
+"""A new replica means a new worker group with its weights to load: quick to add one, slow to give one up."""
+_EXTRA_ONGOING = 64
+"""Requests beyond the queue and the batch that a replica takes: health checks, scrapes, and those it answers 429."""
+_FIRST_START_ATTEMPTS = 1
+"""A model that does not load will not load the second time: the user is told at once. Once a replica has been up, Serve
+replaces a failing one for ever, whatever this says."""
+
+
+def build_application(config: ServeConfig) -> serve.Application:
+    """Checks the configuration against model and cluster, connects to Ray, binds the deployment. Raises ConfigError."""
+    if not config.model_path:
+        config = load_serve_config(given_settings(config), environ={})[0]
+    pipeline_config = PipelineConfig(**{name: getattr(config, name) for name in PipelineConfig.model_fields})
+    phases: dict[str, float] = {}
+    with phase("resolve and plan", durations=phases):
+        build_tokenizer(resolve_plan(pipeline_config, hardware=_hardware_to_be(config)))  # it raises for wrong files
+    with phase("connect to Ray", durations=phases):
+        connect(config)
+    get_registry()  # its process starts while Serve does
+    plan = resolve_plan(pipeline_config, hardware=cluster_hardware())
+    _LOG.info("memory plan of a worker group:\n%s", plan.memory.text())
+    spec = GroupSpec(
+        app=config.app_name,
+        plan=plan,
+        lease_grace_s=config.lease_grace_s,
+        start_timeout_s=config.worker_start_timeout_s,
+        collective_timeout_s=config.collective_timeout_s,
+        phases=phases,
+    )
+    deployment = Ingress.options(
+        max_ongoing_requests=config.max_queued_requests + plan.max_batch_size + _EXTRA_ONGOING,
+        max_constructor_retry_count=_FIRST_START_ATTEMPTS,
+        **_scaling(config),
+    )
+    return deployment.bind(spec, config.max_queued_requests, api_options(config))
+
+
+def api_options(config: ServeConfig) -> ApiOptions:
+    """What of the configuration the HTTP routes go by."""
+    any_host = None if config.key_values else ()
+    return ApiOptions(
+        api_keys=config.key_values,
+        allowed_hosts=config.allowed_hosts or any_host,
+        allowed_origins=config.allowed_origins,
+    )
+
+
+def _hardware_to_be(config: ServeConfig) -> Hardware:
+    """For the check before a cluster is there: this machine, and the GPUs that were asked for."""
+    local = Hardware.local()
+    if config.device_choice.kind != "gpu":
+        return local
+    num_gpus = max(local.num_gpus, config.tensor_parallel_size)
+    seen = local.gpu_memory if num_gpus == local.num_gpus else ()
+    return Hardware(local.num_cpus, local.memory_bytes, num_gpus, seen)
+
+
+def _scaling(config: ServeConfig) -> dict[str, Any]:
+    if config.min_replicas == config.max_replicas:
+        return {"num_replicas": config.min_replicas}
+    return {
+        "autoscaling_config": {
+            "min_replicas": config.min_replicas,
+            "max_replicas": config.max_replicas,
+            "target_ongoing_requests": config.target_ongoing_requests,
+            "upscale_delay_s": UPSCALE_DELAY_S,
+            "downscale_delay_s": DOWNSCALE_DELAY_S,
+        }
+    }
+
+
+def given_settings(config: ServeConfig) -> dict[str, Any]:
+    """What was set on purpose; the rest follows from it again."""
+    return {name: getattr(config, name) for name in config.model_fields_set}

@@ -1,0 +1,90 @@
+"""Ingress: the Serve deployment: HTTP routes, tokenizer, scheduling loop; one worker group leased.
+
+Thin: the routes are `max_ray.serve.api.routes`, the rest is ReplicaEngine. Behind HAProxy clients talk to the
+replica's own HTTP server; Python handles call `generate` or `answer`.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray import serve
+
+from max_ray import settings
+from max_ray.actors.messages import GroupSpec
+from max_ray.actors.priority import ORDINARY_PRIORITY
+from max_ray.log import setup_logging
+from max_ray.serve.api.answer import generate, open_answer
+from max_ray.serve.api.embeddings import EmbeddingsRequest, embed
+from max_ray.serve.api.engine import ApiOptions
+from max_ray.serve.api.openai import ChatCompletionRequest, CompletionRequest
+from max_ray.serve.api.routes import build_api
+from max_ray.serve.cluster_env import SERVE_LOGGING
+from max_ray.serve.replica_door import REPLICA_DOOR
+from max_ray.serve.replica_engine import ReplicaEngine, ReplicaIdentity
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+
+class _Ingress:
+    """One replica. `options` are for HTTP; whoever holds a Python handle is inside already."""
+
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, spec: GroupSpec, max_queued_requests: int, options: ApiOptions
+    ) -> None:
+        setup_logging(settings.log_level())
+        self._options = options
+        context: Any = serve.get_replica_context()
+        owner_id = ray.get_runtime_context().get_actor_id() or context.replica_tag
+        identity = ReplicaIdentity(rank=context.rank.rank, owner_id=owner_id)
+        self.engine = await ReplicaEngine.start(replace(spec, app=context.app_name), max_queued_requests, identity)
+        gc.collect()
+        gc.freeze()  # what a start makes stays: collections that look through it held all streams up for 17 ms
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return build_api(self.engine, self._options)
+
+    async def generate(self, request: CompletionRequest | ChatCompletionRequest) -> AsyncIterator[dict[str, Any]]:
+        """For Python handles, called with `.options(stream=True)`: OpenAI's chunk objects when `request.stream`, else
+        the one answer object. Raises InputError, QueueFullError, InsufficientBlocksError, WorkerGroupError."""
+        async for item in generate(self.engine, request):
+            yield item
+
+    async def answer(self, request: CompletionRequest | ChatCompletionRequest) -> dict[str, Any]:
+        """For Python handles: the whole answer to the same request. Raises the same."""
+        opened = await open_answer(self.engine, request)
+        try:
+            return await opened.whole()
+        finally:
+            opened.close()
+
+    async def embed(self, request: EmbeddingsRequest) -> dict[str, Any]:
+        """For Python handles: the answer object of /v1/embeddings. Raises InputError, QueueFullError,
+        WorkerGroupError."""
+        return await embed(self.engine, request)
+
+    async def check_health(self) -> None:
+        """Serve replaces a replica whose health check fails, and its contexts go with it: so dead workers are not a
+        reason (they come back; /health says 503 meanwhile), but a group that is somebody else's is."""
+        if self.engine.is_superseded:
+            raise RuntimeError("This replica's worker group has passed to another replica.")
+
+    async def __del__(self) -> None:
+        if hasattr(self, "engine"):
+            await self.engine.close()
+
+
+Ingress = serve.deployment(
+    name="Ingress",
+    ray_actor_options={"num_cpus": 0.01, "runtime_env": {"env_vars": ORDINARY_PRIORITY | REPLICA_DOOR}},
+    health_check_period_s=2,
+    health_check_timeout_s=30,
+    graceful_shutdown_timeout_s=10,
+    graceful_shutdown_wait_loop_s=0.5,
+    logging_config=SERVE_LOGGING,
+)(serve.ingress()(_Ingress))

@@ -1,0 +1,1 @@
+"""Text to tokens and back: tokenizers from a model's files, chat templates, incremental detokenization."""
