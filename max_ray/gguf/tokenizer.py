@@ -8,6 +8,9 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +43,24 @@ class GgufTokenizer:
 
 def build_tokenizer(file: GgufFile) -> GgufTokenizer:
     """The tokenizer of a model. Raises WeightsError where the file has none, or one of a kind that is not read."""
+    with _collector_paused():
+        return _build(file)
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """A hundred thousand pairs of strings make the garbage collector search all objects of the process, several times;
+    with torch imported that takes longer than the rest."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _build(file: GgufFile) -> GgufTokenizer:
     keys = file.metadata
     tokens, kinds = _tokens(file)
     kind = keys.get("tokenizer.ggml.model")

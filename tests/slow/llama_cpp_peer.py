@@ -68,7 +68,7 @@ def _piece(vocab: Any, token: int, shows_special: bool) -> bytes:
 
 def greedy(path: str, prompts: list[list[int]], num_tokens: int) -> dict[str, Any]:
     """The most likely token after each prompt and those before, up to an end; and how far the second is behind."""
-    loaded = llama_cpp.Llama(path, n_ctx=1024, n_threads=2, n_threads_batch=2, verbose=False)
+    loaded = llama_cpp.Llama(path, n_ctx=1024, n_threads=1, n_threads_batch=1, verbose=False)
     answers, gaps = [], []
     for prompt in prompts:
         loaded.reset()

@@ -1,6 +1,6 @@
 """Tokens of GGUF files against llama.cpp: SmolLM2's, and one small file for each kind of tokenizer that GGUF can say.
 
-    LLAMA_CPP_PYTHON=venv/bin/python python -m pytest -m slow tests/slow
+LLAMA_CPP_PYTHON=venv/bin/python python -m pytest -m slow tests/slow
 """
 
 from __future__ import annotations

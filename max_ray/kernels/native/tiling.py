@@ -29,7 +29,7 @@ from max_ray.kernels.quantized import (
 )
 
 _P, _L = ctypes.c_void_p, ctypes.c_int64
-_SIGNATURE = [_P, _L, _L, _L, ctypes.POINTER(QuantizedMatrix), ctypes.c_int]
+_SIGNATURE = [_P, _L, _L, _L, ctypes.POINTER(QuantizedMatrix)]
 _Shape = tuple[int, int]  # tiles, groups of 32 columns
 
 
@@ -43,7 +43,7 @@ def new_matrix(type_name: str, rows: int, columns: int) -> PackedMatrix | None:
 def tile_blocks(type_name: str, blocks: torch.Tensor, matrix: PackedMatrix, first_tile: int) -> None:
     """Writes blocks, uint8 [R, blocks a row, bytes a block], as the rows of `matrix` from `first_tile` on."""
     loaded = library()
-    assert loaded is not None, "somebody made a matrix"
+    assert loaded is not None, "a matrix is made with the library only"
     assert blocks.is_contiguous(), "blocks are read in one piece"
     assert first_tile * TILE + len(blocks) <= matrix.num_tiles * TILE, "more rows than the matrix has"
     tile = getattr(loaded, f"tile_{type_name.lower()}")
@@ -51,7 +51,7 @@ def tile_blocks(type_name: str, blocks: torch.Tensor, matrix: PackedMatrix, firs
     kind_and_matrix = described(matrix)
     assert kind_and_matrix is not None, "these kinds have kernels"
     shape = (blocks.shape[0], blocks.shape[1], first_tile)
-    tile(blocks.data_ptr(), *shape, kind_and_matrix[1], torch.get_num_threads())
+    tile(blocks.data_ptr(), *shape, kind_and_matrix[1])
 
 
 def _supers(shape: _Shape, size: int) -> torch.Tensor:

@@ -68,9 +68,8 @@ template <class TARGET> static inline Tiles tiles_at(const QuantizedMatrix *m, i
 }
 
 template <class KIND>
-void tile(const uint8_t *blocks, int64_t rows, int64_t row_blocks, int64_t first_tile, const QuantizedMatrix *m, int threads) {
+void tile(const uint8_t *blocks, int64_t rows, int64_t row_blocks, int64_t first_tile, const QuantizedMatrix *m) {
     const int64_t groups = row_blocks * KIND::COLUMNS / 32;
-#pragma omp parallel for num_threads(threads) if (threads > 1)
     for (int64_t t = 0; t < (rows + LANES - 1) / LANES; t++) {
         const Tiles to = tiles_at<typename KIND::Target>(m, first_tile + t, groups);
         const int lanes = int(std::min<int64_t>(LANES, rows - t * LANES));
@@ -85,6 +84,6 @@ void tile(const uint8_t *blocks, int64_t rows, int64_t row_blocks, int64_t first
 // blocks [rows][row_blocks] -> tiles first_tile, first_tile + 1, ... of the matrix `to`.
 #define MAX_RAY_TILE(NAME, KIND)                                                                                          \
     extern "C" void tile_##NAME(const uint8_t *blocks, int64_t rows, int64_t row_blocks, int64_t first_tile,              \
-                                const QuantizedMatrix *to, int threads) {                                                 \
-        block_tiles::tile<KIND>(blocks, rows, row_blocks, first_tile, to, threads);                                       \
+                                const QuantizedMatrix *to) {                                                              \
+        block_tiles::tile<KIND>(blocks, rows, row_blocks, first_tile, to);                                                \
     }
