@@ -45,9 +45,12 @@ def _tokenize(vocab: Any, text: bytes) -> list[int]:
 
 
 def _text(vocab: Any, ids: list[int], shows_special: bool) -> str:
-    """Of byte-level tokens what a server sends, piece by piece: `llama_detokenize` takes spaces before ?!.,'s away for
-    some of them. Of SentencePiece's, whose first space is none, what that function gives: of the tokens that are shown, since
-    a hidden one counts as the first, too."""
+    """The text of tokens, as a server sends it.
+
+    Byte-level tokens are joined piece by piece: for some models `llama_detokenize` takes spaces before ?!.,'s away.
+    SentencePiece's first space is no text, which `llama_detokenize` knows. It takes a hidden token for the first, so
+    hidden ones are left out before.
+    """
     if llama_cpp.llama_vocab_type(vocab) == llama_cpp.LLAMA_VOCAB_TYPE_BPE:
         pieces = [_piece(vocab, token, shows_special) for token in ids]
         return b"".join(pieces).decode("utf-8", errors="replace")
