@@ -107,7 +107,8 @@ def new_matrix(type_name: str, rows: int, columns: int) -> PackedMatrix | None:
 
 
 def tile_blocks(type_name: str, blocks: torch.Tensor, matrix: PackedMatrix, first_tile: int) -> None:
-    """Writes blocks of a GGUF file, uint8 [R, blocks a row, bytes a block], into a `new_matrix` from a tile on."""
+    """Writes blocks of a GGUF file, uint8 [R, blocks a row, bytes a block], into a `new_matrix` from a tile on. In one
+    thread, and without the interpreter's lock: loading has threads for several matrices."""
     from max_ray.kernels import native
 
     native.tile_blocks(type_name, blocks, matrix, first_tile)

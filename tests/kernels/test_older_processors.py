@@ -23,6 +23,7 @@ FILES = [
     "test_sinks.py",
     "test_paged_attention.py",
     "test_tape.py",
+    "../weights/test_gguf.py",
 ]
 MAIN = """
 import sys
