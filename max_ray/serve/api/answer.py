@@ -10,6 +10,7 @@ from typing import Any
 
 from max_ray.errors import InputError, ModelNotServedError, nearest, quoted
 from max_ray.interfaces import PipelineTask, RequestID
+from max_ray.output_parsers import Event
 from max_ray.serve.api.chat_preparation import fitted
 from max_ray.serve.api.choice import ChoiceDelta, TokenEntry
 from max_ray.serve.api.engine import Engine
@@ -53,6 +54,7 @@ class Answer:
         choices = [ChoiceDelta(choice.index, "") for choice in self._generation.choices]
         texts: list[list[str]] = [[] for _ in choices]
         tokens: list[list[TokenEntry]] = [[] for _ in choices]
+        events: list[list[Event]] = [[] for _ in choices]
         async for deltas in self._generation.deltas():
             for delta in deltas:
                 choice = choices[delta.index]
@@ -61,7 +63,8 @@ class Answer:
                     choice.tokens = tokens[delta.index]
                     choice.tokens += delta.tokens
                 if delta.events is not None:
-                    choice.events = [*(choice.events or ()), *delta.events]
+                    choice.events = events[delta.index]
+                    choice.events += delta.events
                 choice.finish_reason = delta.finish_reason
         for choice, pieces in zip(choices, texts, strict=True):
             choice.text = "".join(pieces)

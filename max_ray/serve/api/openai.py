@@ -238,8 +238,10 @@ class ChatCompletionRequest(ToolFields, GenerationRequest):
 
     @property
     def num_items(self) -> int:
-        """Of the request's longest list: what work on it grows with."""
-        return sum(1 if isinstance(message.content, str) else len(message.content) for message in self.messages)
+        """Of the request's longest list, and what else work on it grows with."""
+        num_parts = sum(1 if isinstance(m.content, str) else len(m.content) for m in self.messages)
+        num_calls = sum(len(m.tool_calls) for m in self.messages if m.tool_calls)
+        return num_parts + num_calls + MAX_MESSAGES * self.is_long
 
     def refuse_hopeless(self, max_length: int) -> None:
         """A message has a token or more, for its role."""

@@ -6,7 +6,15 @@ import json
 from json.encoder import encode_basestring as quote
 from typing import Any
 
-from max_ray.output_parsers import ContentDelta, Event, ReasoningDelta, ToolCallArguments, ToolCallEnd, ToolCallStart
+from max_ray.output_parsers import (
+    ContentDelta,
+    Event,
+    ReasoningDelta,
+    ToolCallArguments,
+    ToolCallEnd,
+    ToolCallStart,
+    join_events,
+)
 from max_ray.serve.api.choice import ChoiceDelta
 from max_ray.serve.api.formats import ChatFormat
 from max_ray.serve.api.parsed_choice import joined_texts
@@ -39,7 +47,7 @@ class ParsedChatFormat(ChatFormat):
         return chunks
 
     def _choice(self, choice: ChoiceDelta) -> dict[str, Any]:
-        events = choice.events or []
+        events = join_events(choice.events or [])
         calls = _calls(events)
         content, reasoning = joined_texts(events)
         message: dict[str, Any] = {"role": "assistant", "content": content or (None if calls else ""), "refusal": None}

@@ -12,9 +12,12 @@ from pydantic import Discriminator, Field, Tag, field_validator
 from max_ray.errors import InputError, quoted
 from max_ray.serve.api.neutral_fields import CACHE_CONTROL
 from max_ray.serve.api.request_fields import Neutral, StrictModel, foreign, only
+from max_ray.tokenization.chat_template import is_short
 
 MAX_TOOLS = 128
 MAX_DOCUMENTS = 1024
+MAX_OPTIONS = 64
+_SHORT_CHARACTERS = 4096
 _NAME = re.compile(r"[\w.\-]{1,128}", re.ASCII)
 _OPTION = re.compile(r"[A-Za-z_]\w{0,63}", re.ASCII)
 _OWN_OPTIONS = {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message"}
@@ -128,10 +131,18 @@ class ToolFields(StrictModel):
     @field_validator("chat_template_kwargs")
     @classmethod
     def _check_options(cls, options: dict[str, Any]) -> dict[str, Any]:
+        if len(options) > MAX_OPTIONS:
+            raise ValueError(f"it has {len(options)} variables, more than {MAX_OPTIONS}")
         for name in options:
             if not _OPTION.fullmatch(name) or name in _OWN_OPTIONS or name.endswith("_token"):
                 raise ValueError(f"{quoted(name)} is no variable that a request may set")
         return options
+
+    @property
+    def is_long(self) -> bool:
+        """Whether tools, documents and options take time to work on."""
+        tools = [tool.function.parameters for tool in self.tools or ()]
+        return not is_short([], {"a": tools, "b": self.documents, "c": self.chat_template_kwargs}, _SHORT_CHARACTERS)
 
     @property
     def offered_tools(self) -> list[FunctionSpec]:
