@@ -15,7 +15,7 @@ from max_ray.actors.lease import LOOK_S, Lease, watch
 from max_ray.actors.line import WorkerLine
 from max_ray.actors.messages import Membership, MemberStatus
 from max_ray.actors.placement import remove_group_placement
-from max_ray.interfaces import LeaseReply, LeaseRequest
+from max_ray.interfaces import CacheReply, CacheUpdate
 from max_ray.kv_cache import PagedKVCacheManager
 from max_ray.log import setup_logging
 
@@ -57,7 +57,7 @@ class KVManagerActor:
             line.close()
 
     @ray.method(concurrency_group="control")
-    def exchange(self, epoch: int, request: LeaseRequest) -> LeaseReply:
+    def update(self, epoch: int, request: CacheUpdate) -> CacheReply:
         """One scheduling decision's commits, releases and wants. Raises StaleLeaseError for an older owner."""
         return self._exchange(epoch, request)
 
@@ -85,10 +85,10 @@ class KVManagerActor:
             self._membership, lease.epoch, lease.owner_id, healthy, lease.age_s, os.getpid(), num_blocks
         )
 
-    def _exchange(self, epoch: int, request: LeaseRequest) -> LeaseReply:
+    def _exchange(self, epoch: int, request: CacheUpdate) -> CacheReply:
         with self._one_at_a_time:
             self._lease.check(epoch)
-            return self._opened.exchange(request)
+            return self._opened.update(request)
 
     @property
     def _opened(self) -> PagedKVCacheManager:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from max_ray.actors.lease_keeper import LeaseKeeper
 from max_ray.actors.messages import GroupInfo, GroupSpec
 from max_ray.actors.registry_calls import ask_registry, order_from_registry
-from max_ray.actors.worker_group import ActorKVLedger, GroupExecutor
+from max_ray.actors.worker_group import GroupExecutor, KVManagerClient
 from max_ray.errors import MaxRayError
 
 _RELEASE_LIMIT_S = 10.0
@@ -20,7 +20,7 @@ class LeasedGroup:
 
     def __init__(self, info: GroupInfo, replica_rank: int, owner_id: str) -> None:
         self.executor = GroupExecutor(info)
-        self.ledger = ActorKVLedger(info)
+        self.ledger = KVManagerClient(info)
         self._replica_rank = replica_rank
         self._owner_id = owner_id
         self._repairing = asyncio.Lock()
@@ -69,7 +69,7 @@ class LeasedGroup:
         )
         return answer
 
-    async def rebuild(self) -> ActorKVLedger:
+    async def rebuild(self) -> KVManagerClient:
         """A whole group with an empty KV cache again, after a WorkerGroupError. Raises what loading raises,
         WorkerGroupError when no registry comes up, StaleLeaseError when the group is another replica's."""
         async with self._repairing:

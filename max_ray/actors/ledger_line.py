@@ -10,7 +10,7 @@ from max_ray.actors.line import FrameReader, encode_frame, listening, until_call
 from max_ray.actors.messages import GroupInfo
 from max_ray.actors.ray_errors import outcome
 from max_ray.errors import MaxRayError, WorkerGroupError
-from max_ray.interfaces import LeaseReply, LeaseRequest
+from max_ray.interfaces import CacheReply, CacheUpdate
 
 
 class LedgerLine(asyncio.Protocol):
@@ -25,7 +25,7 @@ class LedgerLine(asyncio.Protocol):
         self._transport: Any = None
         self._called = asyncio.Event()
         self._number = 0
-        self._answer: asyncio.Future[LeaseReply] | None = None
+        self._answer: asyncio.Future[CacheReply] | None = None
         self._error: MaxRayError | None = None
         self._watch: asyncio.Task[None] | None = None
 
@@ -46,7 +46,7 @@ class LedgerLine(asyncio.Protocol):
     def is_open(self) -> bool:
         return self._error is None
 
-    async def exchange(self, request: LeaseRequest) -> LeaseReply:
+    async def update(self, request: CacheUpdate) -> CacheReply:
         assert self._answer is None, "two exchanges at a time"
         if self._error is not None:
             raise self._error

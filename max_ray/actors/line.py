@@ -11,7 +11,7 @@ and is removed as soon as all ranks have called.
     to a worker      RunRequest: a run; RunExtension: more steps for it; int: interrupt runs up to this id
     to the replica   int: the rank that calls; (run id, StepOutput): a step, from rank 0 only
 
-The KV manager has a line of its own (`ledger_line`): (number, LeaseRequest) to it, (number, LeaseReply) back.
+The KV manager has a line of its own (`ledger_line`): (number, CacheUpdate) to it, (number, CacheReply) back.
 """
 
 from __future__ import annotations

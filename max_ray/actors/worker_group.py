@@ -1,4 +1,4 @@
-"""GroupExecutor and ActorKVLedger: a leased worker group behind the contracts that the pipeline and the loop know.
+"""GroupExecutor and KVManagerClient: a leased worker group behind the contracts that the pipeline and the loop know.
 
 On one node runs and steps travel on a direct line (`group_line`), which is opened with the first run. Where workers are
 on another node, a run is one Ray call a rank, however many steps it has: rank 0 streams a message a step, the others
@@ -21,7 +21,7 @@ from max_ray.actors.ledger_line import LedgerLine
 from max_ray.actors.messages import GroupInfo
 from max_ray.actors.ray_errors import typed
 from max_ray.errors import MaxRayError, WorkerGroupError
-from max_ray.interfaces import LeaseReply, LeaseRequest, RunExtension, RunRequest, StepOutput
+from max_ray.interfaces import CacheReply, CacheUpdate, RunExtension, RunRequest, StepOutput
 
 ResultT = TypeVar("ResultT")
 _LOOK_S = 1.0
@@ -182,8 +182,8 @@ class _GroupRun:
             raise WorkerGroupError(f"The workers have not finished a step for {self._step_timeout_s:.0f} s.")
 
 
-class ActorKVLedger:
-    """A KVLedger over the group's KV manager actor; one exchange at a time."""
+class KVManagerClient:
+    """A KVCacheClient over the group's KV manager actor; one exchange at a time."""
 
     def __init__(self, info: GroupInfo) -> None:
         self._info = info
@@ -215,17 +215,17 @@ class ActorKVLedger:
         return self._info.spec.plan.kv_params.page_size
 
     @property
-    def total_blocks(self) -> int:
+    def num_blocks(self) -> int:
         return self._info.num_blocks
 
-    async def exchange(self, request: LeaseRequest) -> LeaseReply:
+    async def update(self, request: CacheUpdate) -> CacheReply:
         """Raises StaleLeaseError when the lease has passed on, WorkerGroupError when the manager is dead."""
         line = self._line
         if line is not None and line.is_open:
-            return await line.exchange(request)
+            return await line.update(request)
         return await self._failure.guard(self._exchange_anew(request))
 
-    async def _exchange_anew(self, request: LeaseRequest) -> LeaseReply:
+    async def _exchange_anew(self, request: CacheUpdate) -> CacheReply:
         """Over a new line; by a Ray call where the manager cannot reach this process, which is found out once."""
         if self._line is not None:
             self.hang_up()
@@ -233,9 +233,9 @@ class ActorKVLedger:
             self._line = await LedgerLine.open(self._info)
             self._is_line_possible = self._line is not None
         if self._line is not None:
-            return await self._line.exchange(request)
+            return await self._line.update(request)
         try:
-            reply: LeaseReply = await self._info.kv_manager.exchange.remote(self._info.epoch, request)
+            reply: CacheReply = await self._info.kv_manager.update.remote(self._info.epoch, request)
         except RayError as error:
             raise typed(error) from error
         return reply

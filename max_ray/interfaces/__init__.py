@@ -24,12 +24,12 @@ from max_ray.interfaces.executor import (
 from max_ray.interfaces.grammar import GrammarSpec
 from max_ray.interfaces.image import PromptImage
 from max_ray.interfaces.kv_cache import (
+    BlockGrant,
+    BlockRequest,
+    CacheReply,
+    CacheUpdate,
+    KVCacheClient,
     KVCacheParams,
-    KVLedger,
-    LeaseGrant,
-    LeaseReply,
-    LeaseRequest,
-    LeaseWant,
 )
 from max_ray.interfaces.model_inputs import KVCacheInputs, ModelInputs, ModelOutputs
 from max_ray.interfaces.pipeline import (
@@ -46,7 +46,11 @@ from max_ray.interfaces.task import GenerationStatus, PipelineTask
 from max_ray.interfaces.tokenizer import PipelineTokenizer
 
 __all__ = [
+    "BlockGrant",
+    "BlockRequest",
     "BlockingExecutor",
+    "CacheReply",
+    "CacheUpdate",
     "EmbeddingsContext",
     "EmbeddingsGenerationInputs",
     "EmbeddingsGenerationOutput",
@@ -55,14 +59,10 @@ __all__ = [
     "Extensions",
     "GenerationStatus",
     "GrammarSpec",
+    "KVCacheClient",
     "KVCacheInputs",
     "KVCacheParams",
     "KVCacheStrategy",
-    "KVLedger",
-    "LeaseGrant",
-    "LeaseReply",
-    "LeaseRequest",
-    "LeaseWant",
     "LogProbabilities",
     "ModelInputs",
     "ModelOutputs",

@@ -18,7 +18,7 @@ from max_ray.errors import MaxRayError, StaleLeaseError, WorkerGroupError
 from max_ray.interfaces import (
     EmbeddingsContext,
     EmbeddingsGenerationOutput,
-    KVLedger,
+    KVCacheClient,
     PipelineTask,
     RequestID,
     TextContext,
@@ -149,7 +149,7 @@ class ReplicaEngine:
     def _snapshot(self) -> MetricsSnapshot:
         return self._metrics.snapshot(self._loop.stats, self._group.info.phases)
 
-    async def _recover(self) -> KVLedger:
+    async def _recover(self) -> KVCacheClient:
         """The loop's way back after a WorkerGroupError."""
         try:
             return await self._group.rebuild()

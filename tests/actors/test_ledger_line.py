@@ -16,9 +16,9 @@ import uvloop
 from max_ray.actors import kv_manager as module
 from max_ray.actors.ledger_line import LedgerLine
 from max_ray.actors.messages import GroupInfo
-from max_ray.actors.worker_group import ActorKVLedger
+from max_ray.actors.worker_group import KVManagerClient
 from max_ray.errors import StaleLeaseError, WorkerGroupError
-from max_ray.interfaces import KVCacheParams, LeaseReply, LeaseRequest, LeaseWant
+from max_ray.interfaces import BlockRequest, CacheReply, CacheUpdate, KVCacheParams
 
 
 class Manager:
@@ -44,54 +44,54 @@ class Manager:
             await asyncio.to_thread(self.actor.serve, path if self.reach else path + ".elsewhere", epoch)
             await asyncio.sleep(self.tell_after_s)
 
-        async def exchange(epoch: int, request: LeaseRequest) -> LeaseReply:
+        async def exchange(epoch: int, request: CacheUpdate) -> CacheReply:
             self.num_calls += 1
-            return self.actor.exchange(epoch, request)
+            return self.actor.update(epoch, request)
 
-        handle = SimpleNamespace(serve=SimpleNamespace(remote=serve), exchange=SimpleNamespace(remote=exchange))
+        handle = SimpleNamespace(serve=SimpleNamespace(remote=serve), update=SimpleNamespace(remote=exchange))
         spec: Any = SimpleNamespace(plan=self.actor._membership.spec.plan)
         return GroupInfo("g", epoch, (), kv_manager=handle, num_blocks=10, spec=spec)
 
 
-def wants(name: str, num_tokens: int) -> LeaseRequest:
-    return LeaseRequest(wants=[LeaseWant(name, num_tokens)])
+def wants(name: str, num_tokens: int) -> CacheUpdate:
+    return CacheUpdate(requests=[BlockRequest(name, num_tokens)])
 
 
 async def test_exchanges_go_over_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
     manager = Manager(monkeypatch)
-    ledger = ActorKVLedger(manager.info())
+    ledger = KVManagerClient(manager.info())
     for number in range(3):
-        reply = await ledger.exchange(wants(f"r{number}", 8))
+        reply = await ledger.update(wants(f"r{number}", 8))
         grant = reply.grants[f"r{number}"]
         assert grant is not None
         assert len(grant.block_ids) == 2
-    assert reply.free_blocks == 4
-    assert (await ledger.exchange(wants("big", 100))).grants["big"] is None
-    assert (await ledger.exchange(LeaseRequest(releases=["r0", "r1", "r2"]))).free_blocks == 10
+    assert reply.num_free_blocks == 4
+    assert (await ledger.update(wants("big", 100))).grants["big"] is None
+    assert (await ledger.update(CacheUpdate(releases=["r0", "r1", "r2"]))).num_free_blocks == 10
     assert manager.num_calls == 0
     ledger.hang_up()
-    assert (await ledger.exchange(LeaseRequest())).free_blocks == 10, "a new line is opened"
+    assert (await ledger.update(CacheUpdate())).num_free_blocks == 10, "a new line is opened"
     ledger.hang_up()
 
 
 async def test_a_manager_on_another_node_is_asked_by_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     manager = Manager(monkeypatch, reach=False)
-    ledger = ActorKVLedger(manager.info())
+    ledger = KVManagerClient(manager.info())
     for _ in range(2):
-        await ledger.exchange(LeaseRequest())
+        await ledger.update(CacheUpdate())
     assert manager.num_calls == 2
 
 
 async def test_a_lease_that_passes_on_ends_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
     manager = Manager(monkeypatch)
-    ledger = ActorKVLedger(manager.info())
-    await ledger.exchange(wants("a", 8))
+    ledger = KVManagerClient(manager.info())
+    await ledger.update(wants("a", 8))
     manager.actor.adopt(6, "other")
     with pytest.raises(StaleLeaseError):
-        await ledger.exchange(wants("b", 8))
+        await ledger.update(wants("b", 8))
     with pytest.raises(StaleLeaseError):
-        await ledger.exchange(wants("b", 8))
-    assert manager.actor.exchange(6, LeaseRequest()).free_blocks == 10
+        await ledger.update(wants("b", 8))
+    assert manager.actor.update(6, CacheUpdate()).num_free_blocks == 10
 
 
 async def test_a_manager_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,10 +100,10 @@ async def test_a_manager_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     assert line is not None
     monkeypatch.setattr(manager.actor, "_exchange", lambda epoch, request: 1 / 0)
     with pytest.raises(WorkerGroupError, match="hung up"):
-        await line.exchange(LeaseRequest())
+        await line.update(CacheUpdate())
     assert not line.is_open
     with pytest.raises(WorkerGroupError):
-        await line.exchange(LeaseRequest())
+        await line.update(CacheUpdate())
 
 
 def test_a_manager_whose_line_closes_before_ray_tells(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +118,7 @@ def test_a_manager_whose_line_closes_before_ray_tells(monkeypatch: pytest.Monkey
         await asyncio.sleep(0.05)
         assert line.is_open
         with pytest.raises(WorkerGroupError, match="hung up"):
-            await line.exchange(LeaseRequest())
+            await line.update(CacheUpdate())
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(run())
@@ -128,11 +128,11 @@ async def test_an_answer_that_nobody_waits_for_any_more_is_not_the_next_ones(mon
     manager = Manager(monkeypatch)
     line = await LedgerLine.open(manager.info())
     assert line is not None
-    given_up = asyncio.create_task(line.exchange(wants("a", 8)))
+    given_up = asyncio.create_task(line.update(wants("a", 8)))
     await asyncio.sleep(0)
     given_up.cancel()
     await asyncio.gather(given_up, return_exceptions=True)
-    reply = await line.exchange(wants("b", 4))
+    reply = await line.update(wants("b", 4))
     assert list(reply.grants) == ["b"]
-    assert reply.free_blocks == 7
+    assert reply.num_free_blocks == 7
     line.close()

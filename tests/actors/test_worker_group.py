@@ -17,9 +17,9 @@ from ray.util.placement_group import placement_group_table
 from max_ray.actors.leased_group import LeasedGroup
 from max_ray.actors.messages import NAMESPACE, REGISTRY_NAME, GroupInfo
 from max_ray.actors.registry_calls import get_registry
-from max_ray.actors.worker_group import ActorKVLedger, GroupExecutor
+from max_ray.actors.worker_group import GroupExecutor, KVManagerClient
 from max_ray.errors import MaxRayError, ParallelismError, StaleLeaseError, WorkerGroupError
-from max_ray.interfaces import LeaseRequest, LeaseWant, RunExtension, RunRequest
+from max_ray.interfaces import BlockRequest, CacheUpdate, RunExtension, RunRequest
 from max_ray.pipelines.factory import PipelineFactory
 from tests.actors.helpers import actors_of, eventually, kill, make_run, make_spec, registry_status, worker_statuses
 
@@ -127,7 +127,7 @@ async def test_a_successor_takes_over_a_warm_group_and_its_blocks(
     spec = make_spec(tiny_llama, "warm")
     old = await LeasedGroup.acquire(spec, 0, "first")
     old_info, old_pids = old.info, pids(old.info)
-    await old.ledger.exchange(LeaseRequest(wants=[LeaseWant("a", 40)]))
+    await old.ledger.update(CacheUpdate(requests=[BlockRequest("a", 40)]))
     abandoned = old.executor.stream(make_run(1, num_steps=40))
     await anext(abandoned)  # the owner dies in the middle of a run
 
@@ -135,14 +135,14 @@ async def test_a_successor_takes_over_a_warm_group_and_its_blocks(
     assert new.info.group_id == old_info.group_id
     assert new.info.epoch == old_info.epoch + 1
     assert pids(new.info) == old_pids
-    reply = await new.ledger.exchange(LeaseRequest())
-    assert reply.free_blocks == reply.total_blocks == spec.plan.num_blocks
+    reply = await new.ledger.update(CacheUpdate())
+    assert reply.num_free_blocks == reply.num_blocks == spec.plan.num_blocks
     assert await run_all(new.executor, make_run(1)) == local_tokens[0.0]
 
     with pytest.raises(StaleLeaseError):
         await run_all(GroupExecutor(old_info), make_run(2))
     with pytest.raises(StaleLeaseError):
-        await ActorKVLedger(old_info).exchange(LeaseRequest())
+        await KVManagerClient(old_info).update(CacheUpdate())
     with pytest.raises(StaleLeaseError):
         await old.renew()
     told: list[MaxRayError] = []
@@ -171,11 +171,11 @@ async def test_a_dead_kv_manager_is_replaced_and_the_workers_stay(
     before = pids(group.info)
     kill(group.info.kv_manager)
     with pytest.raises(WorkerGroupError):
-        await group.ledger.exchange(LeaseRequest(wants=[LeaseWant("a", 4)]))
+        await group.ledger.update(CacheUpdate(requests=[BlockRequest("a", 4)]))
     ledger = await group.rebuild()
     assert pids(group.info) == before
-    reply = await ledger.exchange(LeaseRequest(wants=[LeaseWant("a", 4)]))
-    assert reply.free_blocks == reply.total_blocks - 1
+    reply = await ledger.update(CacheUpdate(requests=[BlockRequest("a", 4)]))
+    assert reply.num_free_blocks == reply.num_blocks - 1
     assert await run_all(group.executor, make_run(1)) == local_tokens[0.0]
     await group.release()
 

@@ -1,7 +1,7 @@
-"""The way of tokens from the loop to whoever asked: one Channel a request, read through a TokenStream.
+"""OutputQueue: per-request queue between the scheduling loop and the reader of a TokenStream.
 
-The loop pushes one output a step and never waits; the reader is woken once for all that has come, and reads it as one
-output: a reader that falls behind catches up. Single event loop, no threads.
+The loop puts one output a step and never waits. The reader is woken once for all outputs that have arrived and reads
+them as one, so a slow reader catches up. One event loop, no threads.
 """
 
 from __future__ import annotations
@@ -13,19 +13,24 @@ from collections.abc import AsyncIterator, Callable
 from max_ray.interfaces import GenerationStatus, TextGenerationOutput
 
 
-class Channel:
-    """Outputs not yet read, then the end: clean, or with an error."""
+class OutputQueue:
+    """Outputs that were not read yet, then the end of the stream: clean, or an error.
 
-    __slots__ = ("_error", "_items", "_waiter", "closed")
+    Attributes:
+        closed: No output follows.
+        error: What the reader gets at the end.
+    """
+
+    __slots__ = ("_items", "_waiter", "closed", "error")
 
     def __init__(self) -> None:
         self.closed = False
+        self.error: Exception | None = None
         self._items: deque[TextGenerationOutput] = deque()
-        self._error: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
 
-    def push(self, output: TextGenerationOutput) -> None:
-        """Adds an output; the last one closes the channel. Nothing happens on a closed channel."""
+    def put(self, output: TextGenerationOutput) -> None:
+        """Adds an output; the last one closes the queue. A closed queue ignores it."""
         if self.closed:
             return
         self._items.append(output)
@@ -33,21 +38,27 @@ class Channel:
         self._wake()
 
     def fail(self, error: Exception) -> None:
-        """Closes the channel: the reader gets what was pushed, then `error`."""
+        """Closes the queue: the reader gets what was put, then `error`."""
         if not self.closed:
             self.closed = True
-            self._error = error
+            self.error = error
             self._wake()
 
     def discard(self) -> None:
-        """Closes the channel for a reader that has gone."""
+        """Closes the queue and drops what is in it: its reader is gone."""
         self.closed = True
         self._items.clear()
         self._wake()
 
     async def get(self) -> TextGenerationOutput:
-        """What has come since the last call, merged; the error after the last; StopAsyncIteration at the end. A
-        cancellation stays apart, so that the tokens before it are read."""
+        """Waits for outputs and merges all that have arrived.
+
+        A cancellation is not merged, so that the tokens before it are read.
+
+        Raises:
+            StopAsyncIteration: The stream has ended.
+            Exception: The error that the stream ended with.
+        """
         while not self._items and not self.closed:
             assert self._waiter is None, "two readers of one stream"
             self._waiter = asyncio.get_running_loop().create_future()
@@ -61,8 +72,8 @@ class Channel:
             while items and items[0].final_status is not GenerationStatus.CANCELLED:
                 output.merge(items.popleft())
             return output
-        if self._error is not None:
-            raise self._error
+        if self.error is not None:
+            raise self.error
         raise StopAsyncIteration
 
     def _wake(self) -> None:
@@ -71,11 +82,17 @@ class Channel:
 
 
 class TokenStream(AsyncIterator[TextGenerationOutput]):
-    """What `GenerationLoop.submit` gives: an output a step, or one for several steps where the reader is slower.
-    Closing it, dropping it before its end, or cancelling the task that reads it cancels the request."""
+    """Outputs of one request: one a step, or one for several steps if the reader is slower.
 
-    def __init__(self, channel: Channel, cancel: Callable[[], None]) -> None:
-        self._channel = channel
+    Closing the stream, dropping it before its end, or cancelling the task that reads it cancels the request.
+
+    Args:
+        outputs: The queue to read.
+        cancel: Cancels the request.
+    """
+
+    def __init__(self, outputs: OutputQueue, cancel: Callable[[], None]) -> None:
+        self._outputs = outputs
         self._cancel = cancel
         self._loop = asyncio.get_running_loop()
 
@@ -84,7 +101,7 @@ class TokenStream(AsyncIterator[TextGenerationOutput]):
 
     async def __anext__(self) -> TextGenerationOutput:
         try:
-            return await self._channel.get()
+            return await self._outputs.get()
         except asyncio.CancelledError:
             self._give_up()
             raise
@@ -94,10 +111,10 @@ class TokenStream(AsyncIterator[TextGenerationOutput]):
         self._give_up()
 
     def _give_up(self) -> None:
-        if not self._channel.closed:
+        if not self._outputs.closed:
             self._cancel()
-        self._channel.discard()
+        self._outputs.discard()
 
     def __del__(self) -> None:
-        if not self._channel.closed and not self._loop.is_closed():
+        if not self._outputs.closed and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._cancel)

@@ -1,4 +1,4 @@
-"""Channel and TokenStream, and the answer to a full queue."""
+"""OutputQueue and TokenStream, and the answer to a full queue."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from max_ray.interfaces import GenerationStatus, RequestID, TextGenerationOutput
-from max_ray.scheduler import Channel, TokenStream
+from max_ray.scheduler import OutputQueue, TokenStream
 from max_ray.scheduler.stats import CompletionRate
 
 
@@ -17,11 +17,11 @@ def output(*tokens: int, done: bool = False) -> TextGenerationOutput:
 
 
 async def test_outputs_come_in_order_and_the_last_one_ends_the_stream() -> None:
-    channel = Channel()
-    stream = TokenStream(channel, lambda: None)
+    queue = OutputQueue()
+    stream = TokenStream(queue, lambda: None)
     reader = asyncio.create_task(_all(stream))
     for item in (output(1), output(2), output(3, done=True), output(4)):
-        channel.push(item)
+        queue.put(item)
         await asyncio.sleep(0)
     assert [o.tokens for o in await reader] == [[1], [2], [3]]
     with pytest.raises(StopAsyncIteration):
@@ -29,11 +29,11 @@ async def test_outputs_come_in_order_and_the_last_one_ends_the_stream() -> None:
 
 
 async def test_what_came_before_an_error_is_read_first() -> None:
-    channel = Channel()
-    stream = TokenStream(channel, lambda: None)
-    channel.push(output(1))
-    channel.fail(ValueError("late"))
-    channel.fail(KeyError("later"))
+    queue = OutputQueue()
+    stream = TokenStream(queue, lambda: None)
+    queue.put(output(1))
+    queue.fail(ValueError("late"))
+    queue.fail(KeyError("later"))
     assert (await anext(stream)).tokens == [1]
     for _ in range(2):
         with pytest.raises(ValueError, match="late"):
@@ -41,45 +41,45 @@ async def test_what_came_before_an_error_is_read_first() -> None:
 
 
 async def test_a_reader_is_woken_once_for_all_that_has_come() -> None:
-    channel = Channel()
-    stream = TokenStream(channel, lambda: None)
+    queue = OutputQueue()
+    stream = TokenStream(queue, lambda: None)
     reader = asyncio.create_task(anext(stream))  # type: ignore[arg-type]
     await asyncio.sleep(0)
-    channel.push(output(1))
-    channel.push(output(2))
+    queue.put(output(1))
+    queue.put(output(2))
     assert (await reader).tokens == [1, 2]
     await stream.aclose()
 
 
 async def test_tokens_before_a_cancellation_are_read_by_themselves() -> None:
-    channel = Channel()
-    channel.push(output(1))
-    channel.push(output(2))
-    channel.push(TextGenerationOutput(request_id=RequestID("a"), final_status=GenerationStatus.CANCELLED))
-    assert (await channel.get()).tokens == [1, 2]
-    assert (await channel.get()).final_status is GenerationStatus.CANCELLED
+    queue = OutputQueue()
+    queue.put(output(1))
+    queue.put(output(2))
+    queue.put(TextGenerationOutput(request_id=RequestID("a"), final_status=GenerationStatus.CANCELLED))
+    assert (await queue.get()).tokens == [1, 2]
+    assert (await queue.get()).final_status is GenerationStatus.CANCELLED
 
 
 async def test_two_readers_are_a_mistake() -> None:
-    channel = Channel()
-    first = asyncio.create_task(channel.get())
+    queue = OutputQueue()
+    first = asyncio.create_task(queue.get())
     await asyncio.sleep(0)
     with pytest.raises(AssertionError, match="two readers"):
-        await channel.get()
-    channel.push(output(1, done=True))
+        await queue.get()
+    queue.put(output(1, done=True))
     assert (await first).is_done
 
 
 async def test_closing_cancels_once_and_only_what_has_not_ended() -> None:
     cancelled: list[str] = []
-    channel = Channel()
-    stream = TokenStream(channel, lambda: cancelled.append("a"))
-    channel.push(output(1))
+    queue = OutputQueue()
+    stream = TokenStream(queue, lambda: cancelled.append("a"))
+    queue.put(output(1))
     await stream.aclose()
     await stream.aclose()
     assert await anext(stream, None) is None
-    ended = Channel()
-    ended.push(output(1, done=True))
+    ended = OutputQueue()
+    ended.put(output(1, done=True))
     await TokenStream(ended, lambda: cancelled.append("b")).aclose()
     assert cancelled == ["a"]
 
