@@ -13,8 +13,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-POST_ROUTES = ("/v1/completions", "/v1/chat/completions", "/v1/embeddings")
-GET_ROUTES = ("/v1/models", "/v1/models/tiny", "/health", "/metrics", "/version", "/")
+POST_ROUTES = ("/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/tokenize", "/detokenize")
+GET_ROUTES = (
+    *("/v1/models", "/v1/models/tiny", "/health", "/metrics", "/version", "/", "/ping", "/docs", "/openapi.json"),
+    "/tokenizer_info",
+)
 METHODS = ("GET", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "POST", "QUERY")
 FIELDS = (
     *("model", "prompt", "messages", "input", "max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k"),
@@ -22,7 +25,18 @@ FIELDS = (
     *("logprobs", "top_logprobs", "logit_bias", "min_tokens", "ignore_eos", "frequency_penalty", "presence_penalty"),
     *("repetition_penalty", "tools", "tool_choice", "response_format", "metadata", "store", "modalities", "audio"),
     *("encoding_format", "dimensions", "truncate", "service_tier", "reasoning_effort", "functions", "prediction"),
-    *("chat_template", "chat_template_kwargs", "guided_json", "n_predict", "cache_prompt", "", "\u0000", "\ud800", "é"),
+    *(
+        "chat_template",
+        "chat_template_kwargs",
+        "guided_json",
+        "n_predict",
+        "cache_prompt",
+        "tokens",
+        "",
+        "\u0000",
+        "\ud800",
+        "é",
+    ),
 )
 CONTENT_TYPES = (
     *("application/json", "application/json; charset=utf-8", "application/json;charset=latin-1", "text/plain", ""),
@@ -89,6 +103,10 @@ class Generator:
     def valid_body(self, route: str) -> dict[str, Any]:
         if route == "/v1/embeddings":
             return {"input": self._random.choice(["a", ["a", "b"], [1, 2], [[1], [2]]]), "model": "tiny"}
+        if route == "/detokenize":
+            return {"tokens": self._random.choice([[], [5, 6], [0]]), "model": "tiny"}
+        if route == "/tokenize":
+            return {"prompt": self._random.choice(["a", ""]), "return_token_strs": self._random.random() < 0.5}
         body: dict[str, Any] = {"model": "tiny", "max_tokens": self._random.randrange(1, 3)}
         if self._random.random() < 0.2:
             body["stream"] = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -59,7 +60,7 @@ def describe_and_log(error: MaxRayError) -> dict[str, Any]:
     return describe_error(error)
 
 
-def add_error_handlers(api: FastAPI, routes: tuple[str, ...]) -> None:
+def add_error_handlers(api: FastAPI, routes: Iterable[str]) -> None:
     """`routes`: the paths to suggest for an unknown one."""
 
     @api.exception_handler(MaxRayError)
@@ -80,7 +81,7 @@ def add_error_handlers(api: FastAPI, routes: tuple[str, ...]) -> None:
         return ErrorResponse(internal_error(), status_code=500)
 
 
-def _http_message(request: Request, error: HTTPException, routes: tuple[str, ...]) -> str:
+def _http_message(request: Request, error: HTTPException, routes: Iterable[str]) -> str:
     path = request.url.path
     if error.status_code == 404:
         hint = ROUTES_INSTEAD.get(path.rstrip("/") or "/")

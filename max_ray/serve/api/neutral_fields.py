@@ -245,7 +245,6 @@ ROUTES_INSTEAD: dict[str, str] = {
     "/v1": "Its routes are /v1/models, /v1/completions, /v1/chat/completions and /v1/embeddings.",
     "/": "The API is below /v1: /v1/models, /v1/completions, /v1/chat/completions and /v1/embeddings.",
     "/healthz": "Use /health.",
-    "/ping": "Use /health.",
     "/ready": "Use /health.",
 }
 """What an unknown path stands for on other servers."""

@@ -18,7 +18,7 @@ from max_ray.errors import InputError, PromptTooLongError
 from max_ray.serve.api.chat_messages import MAX_MESSAGES, Message, text_or_list
 from max_ray.serve.api.json_body import decode_object
 from max_ray.serve.api.neutral_fields import CHAT, CHAT_INSTEAD, COMPLETION, COMPLETION_INSTEAD, STREAM_OPTIONS
-from max_ray.serve.api.request_fields import FIELD_ERROR, MAX_PROBLEMS, Neutral, StrictModel
+from max_ray.serve.api.request_fields import FIELD_ERROR, MAX_PROBLEMS, ApiRequest, Neutral, StrictModel
 
 MAX_CHOICES = 128
 MAX_LOGPROBS = 20
@@ -72,7 +72,7 @@ def _metadata(value: Any) -> Any:
 ShortText = Annotated[str, AfterValidator(_short)]
 
 
-class LabelledRequest(StrictModel):
+class LabelledRequest(ApiRequest):
     """Labels: what a client writes on its request for accounts and logs. They change nothing in the answer."""
 
     model: ShortText | None = None
@@ -80,10 +80,6 @@ class LabelledRequest(StrictModel):
     safety_identifier: ShortText | None = None
     prompt_cache_key: ShortText | None = None
     metadata: Annotated[dict[str, str], PlainValidator(_metadata)] | None = None
-
-    def refuse_hopeless(self, max_length: int) -> None:
-        """Raises PromptTooLongError for what cannot fit a model of `max_length` tokens however it is encoded."""
-        raise NotImplementedError
 
     @property
     def labels(self) -> dict[str, Any]:
@@ -247,7 +243,7 @@ class ChatCompletionRequest(GenerationRequest):
         )
 
 
-RequestT = TypeVar("RequestT", bound=LabelledRequest)
+RequestT = TypeVar("RequestT", bound=ApiRequest)
 
 
 def parse_request(kind: type[RequestT], body: bytes) -> RequestT:

@@ -124,6 +124,14 @@ class StrictModel(BaseModel):
             yield FieldProblem(name, neutral.refusal)
 
 
+class ApiRequest(StrictModel):
+    """Base of what an HTTP body becomes, of any dialect."""
+
+    def refuse_hopeless(self, max_length: int) -> None:
+        """Raises PromptTooLongError for what cannot fit a model of `max_length` tokens however it is encoded."""
+        raise NotImplementedError
+
+
 def raise_problems(problems: list[FieldProblem]) -> None:
     """Raises pydantic's error for these, if there are any: `problems` in its context."""
     if problems:

@@ -1,0 +1,48 @@
+"""What the routes of every dialect share: the engine, the settings of the front, and the reader of bodies."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from fastapi import Request
+
+from max_ray.serve.api.body_reader import BodyReader
+from max_ray.serve.api.engine import ApiOptions, Engine
+from max_ray.serve.api.openai import RequestT
+
+
+@dataclass(frozen=True)
+class ApiContext:
+    """Of one application.
+
+    Args:
+        engine: What generates. It may come alive later, and is not touched before a request.
+        options: Settings of the front.
+        bodies: Reads and parses every body.
+    """
+
+    engine: Engine
+    options: ApiOptions
+    bodies: BodyReader
+
+    @asynccontextmanager
+    async def parsed(self, request: Request, kind: type[RequestT], *, is_chat: bool = False) -> AsyncIterator[RequestT]:
+        """The typed request of a body. A long body counts as in memory until the block is left.
+
+        Args:
+            request: Whose body is read.
+            kind: The model of the body.
+            is_chat: Whether the body may hold images, and so be longer, where the model sees them.
+
+        Raises:
+            InputError: The body is at fault.
+            HTTPException: 408, 413 or 415.
+            ClientDisconnect: The client hung up.
+        """
+        limit = self.options.max_body_bytes
+        if is_chat and self.engine.tokenizer.takes_images:
+            limit = max(limit, self.options.max_body_bytes_with_images)
+        async with self.bodies.parsed(request, kind, limit, self.engine.tokenizer.max_length) as parsed:
+            yield parsed
