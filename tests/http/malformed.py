@@ -13,7 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-POST_ROUTES = ("/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/tokenize", "/detokenize")
+POST_ROUTES = (
+    *("/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/tokenize", "/detokenize"),
+    *("/v1/messages", "/v1/messages/count_tokens"),
+)
 GET_ROUTES = (
     *("/v1/models", "/v1/models/tiny", "/health", "/metrics", "/version", "/", "/ping", "/docs", "/openapi.json"),
     "/tokenizer_info",
@@ -108,13 +111,15 @@ class Generator:
         if route == "/tokenize":
             return {"prompt": self._random.choice(["a", ""]), "return_token_strs": self._random.random() < 0.5}
         body: dict[str, Any] = {"model": "tiny", "max_tokens": self._random.randrange(1, 3)}
-        if self._random.random() < 0.2:
+        if self._random.random() < 0.2 and route != "/v1/messages/count_tokens":
             body["stream"] = True
+        if route == "/v1/messages/count_tokens":
+            del body["max_tokens"]
         if route == "/v1/completions":
             return body | {"prompt": self._random.choice(["a", ["a", "b"], [5, 6], [[5], [6]]])}
         parts = [{"type": "text", "text": "hello"}]
         messages = [{"role": "user", "content": self._random.choice(["hello", parts])}]
-        if self._random.random() < 0.3:
+        if self._random.random() < 0.3 and route == "/v1/chat/completions":
             messages.insert(0, {"role": self._random.choice(["system", "developer"]), "content": "be brief"})
         return body | {"messages": messages}
 

@@ -1,4 +1,4 @@
-"""Errors as HTTP answers, always in OpenAI's shape: {"error": {"message", "type", "param", "code"}}."""
+"""Errors as HTTP answers, in OpenAI's shape: {"error": {"message", "type", "param", "code"}}, or in their dialect's."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from typing import Any
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
 
 from max_ray.errors import InputError, MaxRayError, PromptTooLongError, QueueFullError, nearest
+from max_ray.serve.api.error_shapes import error_shape
 from max_ray.serve.api.neutral_fields import ROUTES_INSTEAD
 
 logger = logging.getLogger(__name__)
@@ -27,10 +29,19 @@ _CODES = {
 
 
 class ErrorResponse(JSONResponse):
-    """ASCII JSON: a message may quote what the client sent, lone surrogates included."""
+    """OpenAI's error object, sent in the shape of the dialect that the request's path belongs to.
+
+    ASCII JSON: a message may quote what the client sent, lone surrogates included.
+    """
 
     def render(self, content: Any) -> bytes:
+        self._content = content
         return json.dumps(content).encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.body = json.dumps(error_shape(scope).body(self._content, self.status_code)).encode()
+        self.headers["content-length"] = str(len(self.body))
+        await super().__call__(scope, receive, send)
 
 
 def error_body(message: str, *, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:

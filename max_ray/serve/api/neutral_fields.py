@@ -223,7 +223,6 @@ _COMPLETIONS = "Use /v1/completions."
 ROUTES_INSTEAD: dict[str, str] = {
     "/v1/responses": _CHAT,
     "/responses": _CHAT,
-    "/v1/messages": _CHAT,
     "/v1/chat": _CHAT,
     "/chat": _CHAT,
     "/chat/completions": _CHAT,

@@ -248,8 +248,13 @@ RequestT = TypeVar("RequestT", bound=ApiRequest)
 
 def parse_request(kind: type[RequestT], body: bytes) -> RequestT:
     """An HTTP body as a request. Raises InputError that names the field at fault."""
+    return validated(kind, decode_object(body))
+
+
+def validated(kind: type[RequestT], fields: Mapping[str, Any]) -> RequestT:
+    """A request of these fields. Raises InputError that names the field at fault."""
     try:
-        return kind.model_validate(decode_object(body))
+        return kind.model_validate(fields)
     except ValidationError as error:
         raise _explain(error) from None
 

@@ -50,6 +50,8 @@ ROUTES = (
     Route("/v1/completions", POST, "Continues a prompt (OpenAI)."),
     Route("/v1/chat/completions", POST, "Answers a chat (OpenAI)."),
     Route("/v1/embeddings", POST, "Vectors of texts (OpenAI)."),
+    Route("/v1/messages", POST, "Answers a chat (Anthropic)."),
+    Route("/v1/messages/count_tokens", POST, "Tokens of a chat's prompt (Anthropic)."),
     Route("/tokenize", POST, "Token ids of a prompt or of a chat (vLLM)."),
     Route("/detokenize", POST, "The text of token ids (vLLM)."),
     Route("/tokenizer_info", GET, "Class, special tokens and chat template of the tokenizer (vLLM)."),

@@ -25,6 +25,8 @@ from max_ray.errors import MaxRayError
 from max_ray.interfaces import PipelineTask
 from max_ray.serve.api.accounting import RequestCounter
 from max_ray.serve.api.answer import Answer, check_model, open_answer
+from max_ray.serve.api.anthropic.requests import CountTokensRequest, MessagesRequest
+from max_ray.serve.api.anthropic.routes import add_anthropic_routes
 from max_ray.serve.api.api_context import ApiContext
 from max_ray.serve.api.auth import KeyAuth
 from max_ray.serve.api.body_reader import BodyReader
@@ -54,6 +56,8 @@ _BODIES: dict[str, type[ApiRequest]] = {
     "/v1/completions": CompletionRequest,
     "/v1/chat/completions": ChatCompletionRequest,
     "/v1/embeddings": EmbeddingsRequest,
+    "/v1/messages": MessagesRequest,
+    "/v1/messages/count_tokens": CountTokensRequest,
     "/tokenize": TokenizeRequest,
     "/detokenize": DetokenizeRequest,
 }
@@ -68,6 +72,7 @@ def build_api(engine: Engine, options: ApiOptions | None = None) -> FastAPI:
     context = ApiContext(engine, options, BodyReader(timeout_s=options.body_timeout_s))
     _add_readings(api, engine)
     _add_tasks(api, context)
+    add_anthropic_routes(api, context)
     add_token_routes(api, context)
     add_documentation(api, _BODIES)
     add_error_handlers(api, known_paths())
