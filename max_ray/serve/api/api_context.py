@@ -11,6 +11,7 @@ from fastapi import Request
 from max_ray.serve.api.body_reader import BodyReader
 from max_ray.serve.api.engine import ApiOptions, Engine
 from max_ray.serve.api.openai import RequestT
+from max_ray.serve.api.responses.store import ResponseStore
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,13 @@ class ApiContext:
         engine: What generates. It may come alive later, and is not touched before a request.
         options: Settings of the front.
         bodies: Reads and parses every body.
+        responses: Keeps the responses of the Responses API.
     """
 
     engine: Engine
     options: ApiOptions
     bodies: BodyReader
+    responses: ResponseStore
 
     @asynccontextmanager
     async def parsed(self, request: Request, kind: type[RequestT], *, is_chat: bool = False) -> AsyncIterator[RequestT]:

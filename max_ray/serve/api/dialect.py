@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -52,10 +52,12 @@ class Places:
     def _rename(self, error: InputError) -> None:
         message = _MESSAGE.sub(self._message, str(error))
         if error.param is not None:
-            name = re.split(r"[.\[]", error.param, maxsplit=1)[0]
-            own = self.names.get(name, name)
-            message = message.replace(f"'{name}", f"'{own}")
-            error.param = _MESSAGE.sub(self._message, own + error.param[len(name) :])
+            param = _MESSAGE.sub(self._message, error.param)
+            name = re.split(r"[.\[]", param, maxsplit=1)[0]
+            if param == error.param and name in self.names:
+                param = self.names[name] + param[len(name) :]
+                message = message.replace(f"'{name}", f"'{self.names[name]}")
+            error.param = param
         error.args = (message,)
 
     def _message(self, match: re.Match[str]) -> str:
@@ -118,6 +120,14 @@ class DialectFormat(ABC):
     def whole(self) -> dict[str, Any]:
         """The answer object. Called after `delta` has seen all deltas."""
 
+    def failure(self, content: Mapping[str, Any]) -> bytes | None:
+        """The last piece of a stream that fails, where it is not the dialect's error object.
+
+        Args:
+            content: OpenAI's error object.
+        """
+        return None
+
     def keep_alive(self) -> bytes:
         """A piece that says nothing; empty where the dialect has none."""
         return b""
@@ -129,10 +139,14 @@ class DialectAnswer:
     Args:
         generation: Of one choice, started.
         form: Tells the answer.
+
+    Attributes:
+        before_end: Awaited when the answer is complete, before its end is told.
     """
 
     def __init__(self, generation: Generation, form: DialectFormat) -> None:
         self.form = form
+        self.before_end: Callable[[], Awaitable[None]] | None = None
         self._generation = generation
 
     async def events(self) -> AsyncGenerator[bytes]:
@@ -142,6 +156,8 @@ class DialectAnswer:
             piece = b"".join(map(self.form.delta, deltas)) if deltas else self.form.keep_alive()
             if piece:
                 yield piece
+        if self.before_end is not None:
+            await self.before_end()
         yield self.form.end()
 
     async def whole(self) -> dict[str, Any]:
@@ -149,6 +165,8 @@ class DialectAnswer:
         async for deltas in self._generation.deltas():
             for delta in deltas:
                 self.form.delta(delta)
+        if self.before_end is not None:
+            await self.before_end()
         return self.form.whole()
 
     def close(self) -> None:
@@ -181,11 +199,27 @@ async def open_dialect(engine: Engine, request: DialectRequest, arrival: float |
         InputError: With the dialect's names. Also ModelNotServedError, PromptTooLongError.
         QueueFullError, InsufficientBlocksError: There is no room.
     """
-    translated = request.translated
+    return await open_translated(engine, request.translated, request.formatter, arrival)
+
+
+async def open_translated(
+    engine: Engine,
+    translated: Translated,
+    formatter: Callable[[Engine, Generation], DialectFormat],
+    arrival: float | None = None,
+) -> DialectAnswer:
+    """`open_dialect` for a request that has been translated.
+
+    Args:
+        engine: What generates.
+        translated: The request.
+        formatter: Makes what tells the answer.
+        arrival: perf_counter() when the request came, for the metrics.
+    """
     with translated.places.applied():
         generation = await prepared_generation(engine, translated.request, arrival)
         generation.start()
-    return DialectAnswer(generation, request.formatter(engine, generation))
+    return DialectAnswer(generation, formatter(engine, generation))
 
 
 def translated(

@@ -37,6 +37,17 @@ async def answer_dialect(context: ApiContext, request: Request, kind: type[Diale
             answer, is_streamed = await open_dialect(context.engine, parsed, arrival), parsed.is_streamed
     except ClientDisconnect:
         return Response(status_code=CLIENT_CLOSED)
+    return await respond(request, answer, is_streamed=is_streamed)
+
+
+async def respond(request: Request, answer: DialectAnswer, *, is_streamed: bool) -> Response:
+    """The response of an answer that has been admitted.
+
+    Args:
+        request: Whose client may hang up.
+        answer: Is closed in every case.
+        is_streamed: Whether it comes in pieces.
+    """
     if is_streamed:
         return EventStream(_events(answer, request.scope), answer.close, answer.form.media_type)
     try:
@@ -53,13 +64,16 @@ async def _events(answer: DialectAnswer, scope: Scope) -> AsyncGenerator[bytes, 
         async for piece in answer.events():
             yield piece
     except MaxRayError as error:
-        yield _failed(scope, type(error).http_status, describe_and_log(error))
+        yield _failed(answer, scope, type(error).http_status, describe_and_log(error))
     except Exception:
         logger.exception("A stream failed.")
-        yield _failed(scope, 500, internal_error())
+        yield _failed(answer, scope, 500, internal_error())
 
 
-def _failed(scope: Scope, status: int, content: dict[str, Any]) -> bytes:
+def _failed(answer: DialectAnswer, scope: Scope, status: int, content: dict[str, Any]) -> bytes:
     scope[STATUS_KEY] = status
+    own = answer.form.failure(content)
+    if own is not None:
+        return own
     shape = error_shape(scope)
     return shape.event(shape.body(content, status))

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from max_ray.errors import InputError, MaxRayError, PromptTooLongError, QueueFullError, nearest
+from max_ray.errors import InputError, MaxRayError, ModelNotServedError, PromptTooLongError, QueueFullError, nearest
 from max_ray.serve.api.error_shapes import error_shape
 from max_ray.serve.api.neutral_fields import ROUTES_INSTEAD
 
@@ -56,7 +56,7 @@ def describe_error(error: MaxRayError) -> dict[str, Any]:
     param = error.param if isinstance(error, InputError) else None
     code = "context_length_exceeded" if isinstance(error, PromptTooLongError) else None
     if type(error).http_status == 404:
-        code = "model_not_found"
+        code = "model_not_found" if isinstance(error, ModelNotServedError) else "not_found"
     return error_body(str(error), kind=type(error).error_type, param=param, code=code)
 
 

@@ -221,8 +221,8 @@ EMBEDDINGS_INSTEAD: dict[str, str] = {"messages": "Use 'input'.", "prompt": "Use
 _CHAT = "Use /v1/chat/completions."
 _COMPLETIONS = "Use /v1/completions."
 ROUTES_INSTEAD: dict[str, str] = {
-    "/v1/responses": _CHAT,
-    "/responses": _CHAT,
+    "/responses": "Use /v1/responses.",
+    "/messages": "Use /v1/messages.",
     "/v1/chat": _CHAT,
     "/chat": _CHAT,
     "/chat/completions": _CHAT,

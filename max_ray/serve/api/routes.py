@@ -45,6 +45,9 @@ from max_ray.serve.api.openai import ChatCompletionRequest, CompletionRequest
 from max_ray.serve.api.openapi import add_documentation
 from max_ray.serve.api.origin_guard import OriginGuard, cors_settings
 from max_ray.serve.api.request_fields import ApiRequest
+from max_ray.serve.api.responses.requests import ResponsesRequest
+from max_ray.serve.api.responses.routes import add_response_routes
+from max_ray.serve.api.responses.store import LocalResponseStore, ResponseStore
 from max_ray.serve.api.route_table import known_paths
 from max_ray.serve.api.scope import CLIENT_CLOSED, SEND_KEY, SERVER_SEND_KEY, STATUS_KEY
 from max_ray.serve.api.sse import DONE, ClientGoneError, EventStream, encode_event, until_disconnect
@@ -56,6 +59,7 @@ _BODIES: dict[str, type[ApiRequest]] = {
     "/v1/completions": CompletionRequest,
     "/v1/chat/completions": ChatCompletionRequest,
     "/v1/embeddings": EmbeddingsRequest,
+    "/v1/responses": ResponsesRequest,
     "/v1/messages": MessagesRequest,
     "/v1/messages/count_tokens": CountTokensRequest,
     "/tokenize": TokenizeRequest,
@@ -64,14 +68,26 @@ _BODIES: dict[str, type[ApiRequest]] = {
 """The model of the JSON body, by route."""
 
 
-def build_api(engine: Engine, options: ApiOptions | None = None) -> FastAPI:
-    """The application with all routes. `engine` may come alive later: it is not touched before a request."""
+def build_api(engine: Engine, options: ApiOptions | None = None, responses: ResponseStore | None = None) -> FastAPI:
+    """The application with all routes.
+
+    Args:
+        engine: What generates. It may come alive later: it is not touched before a request.
+        options: Settings of the front.
+        responses: Keeps the responses of the Responses API; None keeps them in this process.
+    """
     options = options or ApiOptions()
     no_pages: dict[str, Any] = {"openapi_url": None, "docs_url": None, "redoc_url": None}
     api = _Api(title="max_ray", version=__version__, redirect_slashes=False, **no_pages)
-    context = ApiContext(engine, options, BodyReader(timeout_s=options.body_timeout_s))
+    context = ApiContext(
+        engine,
+        options,
+        BodyReader(timeout_s=options.body_timeout_s),
+        LocalResponseStore() if responses is None else responses,
+    )
     _add_readings(api, engine)
     _add_tasks(api, context)
+    add_response_routes(api, context)
     add_anthropic_routes(api, context)
     add_token_routes(api, context)
     add_documentation(api, _BODIES)
