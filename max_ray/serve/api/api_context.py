@@ -15,6 +15,25 @@ from max_ray.serve.api.responses.store import ResponseStore
 
 
 @dataclass(frozen=True)
+class ModelDetails:
+    """What is told of the served model besides what the engine knows.
+
+    Args:
+        family: As config.json names it: `llama`.
+        format: Of the weights' files: `gguf`, `safetensors`.
+        encoding: Of the weights in memory: `bfloat16`, `q4_k`.
+        size_bytes: Of the weights in memory, of all ranks.
+        is_on_gpu: Whether they are in a GPU's memory.
+    """
+
+    family: str = ""
+    format: str = ""
+    encoding: str = ""
+    size_bytes: int = 0
+    is_on_gpu: bool = False
+
+
+@dataclass(frozen=True)
 class ApiContext:
     """Of one application.
 
@@ -23,12 +42,14 @@ class ApiContext:
         options: Settings of the front.
         bodies: Reads and parses every body.
         responses: Keeps the responses of the Responses API.
+        details: Of the served model.
     """
 
     engine: Engine
     options: ApiOptions
     bodies: BodyReader
     responses: ResponseStore
+    details: ModelDetails = ModelDetails()
 
     @asynccontextmanager
     async def parsed(self, request: Request, kind: type[RequestT], *, is_chat: bool = False) -> AsyncIterator[RequestT]:

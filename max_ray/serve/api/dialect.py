@@ -106,7 +106,7 @@ class DialectFormat(ABC):
 
     @abstractmethod
     def begin(self) -> bytes:
-        """The first piece, before there is any token."""
+        """The first piece, before there is any token; may be empty."""
 
     @abstractmethod
     def delta(self, delta: ChoiceDelta) -> bytes:
@@ -151,7 +151,9 @@ class DialectAnswer:
 
     async def events(self) -> AsyncGenerator[bytes]:
         """The pieces of a stream. Raises WorkerGroupError."""
-        yield self.form.begin()
+        begin = self.form.begin()
+        if begin:
+            yield begin
         async for deltas in self._deltas_or_silence():
             piece = b"".join(map(self.form.delta, deltas)) if deltas else self.form.keep_alive()
             if piece:

@@ -52,6 +52,14 @@ def _anthropic_body(content: Mapping[str, Any], status: int) -> dict[str, Any]:
     return {"type": "error", "error": {"type": kind, "message": content["error"]["message"]}}
 
 
+def _ollama_body(content: Mapping[str, Any], status: int) -> dict[str, Any]:
+    return {"error": content["error"]["message"]}
+
+
+def _line(body: Mapping[str, Any]) -> bytes:
+    return f"{json.dumps(body)}\n".encode()
+
+
 def _openai_event(body: Mapping[str, Any]) -> bytes:
     return f"data: {json.dumps(body)}\n\n".encode()
 
@@ -62,7 +70,8 @@ def _named_event(body: Mapping[str, Any]) -> bytes:
 
 OPENAI = ErrorShape(_openai_body, _openai_event)
 ANTHROPIC = ErrorShape(_anthropic_body, _named_event)
-_BY_BEGINNING = {"/v1/messages": ANTHROPIC}
+OLLAMA = ErrorShape(_ollama_body, _line, b"application/x-ndjson")
+_BY_BEGINNING = {"/v1/messages": ANTHROPIC, "/api": OLLAMA}
 
 
 def error_shape(scope: Scope) -> ErrorShape:

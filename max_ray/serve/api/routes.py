@@ -27,7 +27,7 @@ from max_ray.serve.api.accounting import RequestCounter
 from max_ray.serve.api.answer import Answer, check_model, open_answer
 from max_ray.serve.api.anthropic.requests import CountTokensRequest, MessagesRequest
 from max_ray.serve.api.anthropic.routes import add_anthropic_routes
-from max_ray.serve.api.api_context import ApiContext
+from max_ray.serve.api.api_context import ApiContext, ModelDetails
 from max_ray.serve.api.auth import KeyAuth
 from max_ray.serve.api.body_reader import BodyReader
 from max_ray.serve.api.deadline import RequestDeadline
@@ -41,6 +41,8 @@ from max_ray.serve.api.http_errors import (
     internal_error,
 )
 from max_ray.serve.api.metrics import render_metrics
+from max_ray.serve.api.ollama.requests import OllamaChatRequest, OllamaGenerateRequest
+from max_ray.serve.api.ollama.routes import OllamaEmbedRequest, ShowRequest, add_ollama_routes
 from max_ray.serve.api.openai import ChatCompletionRequest, CompletionRequest
 from max_ray.serve.api.openapi import add_documentation
 from max_ray.serve.api.origin_guard import OriginGuard, cors_settings
@@ -62,33 +64,41 @@ _BODIES: dict[str, type[ApiRequest]] = {
     "/v1/responses": ResponsesRequest,
     "/v1/messages": MessagesRequest,
     "/v1/messages/count_tokens": CountTokensRequest,
+    "/api/chat": OllamaChatRequest,
+    "/api/generate": OllamaGenerateRequest,
+    "/api/embed": OllamaEmbedRequest,
+    "/api/show": ShowRequest,
     "/tokenize": TokenizeRequest,
     "/detokenize": DetokenizeRequest,
 }
 """The model of the JSON body, by route."""
 
 
-def build_api(engine: Engine, options: ApiOptions | None = None, responses: ResponseStore | None = None) -> FastAPI:
+def build_api(
+    engine: Engine,
+    options: ApiOptions | None = None,
+    responses: ResponseStore | None = None,
+    details: ModelDetails | None = None,
+) -> FastAPI:
     """The application with all routes.
 
     Args:
         engine: What generates. It may come alive later: it is not touched before a request.
         options: Settings of the front.
         responses: Keeps the responses of the Responses API; None keeps them in this process.
+        details: What is told of the served model.
     """
     options = options or ApiOptions()
     no_pages: dict[str, Any] = {"openapi_url": None, "docs_url": None, "redoc_url": None}
     api = _Api(title="max_ray", version=__version__, redirect_slashes=False, **no_pages)
-    context = ApiContext(
-        engine,
-        options,
-        BodyReader(timeout_s=options.body_timeout_s),
-        LocalResponseStore() if responses is None else responses,
-    )
+    bodies = BodyReader(timeout_s=options.body_timeout_s)
+    store = LocalResponseStore() if responses is None else responses
+    context = ApiContext(engine, options, bodies, store, details or ModelDetails())
     _add_readings(api, engine)
     _add_tasks(api, context)
     add_response_routes(api, context)
     add_anthropic_routes(api, context)
+    add_ollama_routes(api, context)
     add_token_routes(api, context)
     add_documentation(api, _BODIES)
     add_error_handlers(api, known_paths())
