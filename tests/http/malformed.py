@@ -29,18 +29,9 @@ FIELDS = (
     *("logprobs", "top_logprobs", "logit_bias", "min_tokens", "ignore_eos", "frequency_penalty", "presence_penalty"),
     *("repetition_penalty", "tools", "tool_choice", "response_format", "metadata", "store", "modalities", "audio"),
     *("encoding_format", "dimensions", "truncate", "service_tier", "reasoning_effort", "functions", "prediction"),
-    *(
-        "chat_template",
-        "chat_template_kwargs",
-        "guided_json",
-        "n_predict",
-        "cache_prompt",
-        "tokens",
-        "",
-        "\u0000",
-        "\ud800",
-        "é",
-    ),
+    *("chat_template", "chat_template_kwargs", "guided_json", "n_predict", "cache_prompt", "tokens", "system", "raw"),
+    *("stop_sequences", "thinking", "options", "keep_alive", "think", "instructions", "previous_response_id", "text"),
+    *("background", "reasoning", "truncation", "include", "include_obfuscation", "", "\u0000", "\ud800", "é"),
 )
 CONTENT_TYPES = (
     *("application/json", "application/json; charset=utf-8", "application/json;charset=latin-1", "text/plain", ""),
