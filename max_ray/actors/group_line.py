@@ -47,7 +47,7 @@ class _Call(asyncio.Protocol):
             self.transport.write(frame)
 
     def hang_up(self) -> None:
-        """At once: a caller that blocks the event loop next must not wait for it. Idempotent."""
+        """At once: the worker must not wait for a turn of this event loop. Idempotent."""
         with contextlib.suppress(OSError):  # closed already: the worker was first, or is dead
             self._sock.shutdown(socket.SHUT_RDWR)
         self.transport.abort()
@@ -130,12 +130,6 @@ class GroupLine:
 
     def extend(self, extension: RunExtension) -> None:
         self._send(extension)
-
-    def flush(self, released: list[str]) -> None:
-        """Tells the workers of ended requests when no run follows. Raises WorkerGroupError when one is dead."""
-        if self._error is not None:
-            raise self._error
-        self._send(released)
 
     def close(self, error: MaxRayError | None = None) -> None:
         """Hangs up; the workers' calls end, and runs in progress raise `error`. Idempotent."""

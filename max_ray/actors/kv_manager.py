@@ -9,8 +9,6 @@ from __future__ import annotations
 import os
 import threading
 
-import numpy as np
-import numpy.typing as npt
 import ray
 
 from max_ray.actors.lease import LOOK_S, Lease, watch
@@ -77,22 +75,6 @@ class KVManagerActor:
         with self._one_at_a_time:
             self._lease.pass_to(epoch, owner_id)
             self._opened.reset()
-
-    @ray.method(concurrency_group="control")
-    def ledger(self) -> dict[str, npt.NDArray[np.int32]]:
-        """Block ids of every request, in order."""
-        with self._one_at_a_time:
-            return {
-                request_id: np.asarray(self._opened.get_req_blocks(request_id), dtype=np.int32)
-                for request_id in self._opened.request_ids
-            }
-
-    @ray.method(concurrency_group="control")
-    def free_blocks(self) -> tuple[int, int]:
-        """(free, total), checked against the pool's invariants."""
-        with self._one_at_a_time:
-            self._opened.assert_invariants()
-            return self._opened.num_free_blocks, self._opened.total_num_blocks
 
     @ray.method(concurrency_group="control")
     def describe(self) -> MemberStatus:

@@ -8,8 +8,7 @@ A frame is a length (4 bytes, little-endian) and a pickle; but a step's output w
 step, has a layout of its own that costs a tenth of a pickle. The socket lies in a folder that only this user can enter,
 and is removed as soon as all ranks have called.
 
-    to a worker      RunRequest: a run; RunExtension: more steps for it; int: interrupt runs up to this id;
-                     list[str]: requests that ended
+    to a worker      RunRequest: a run; RunExtension: more steps for it; int: interrupt runs up to this id
     to the replica   int: the rank that calls; (run id, StepOutput): a step, from rank 0 only
 
 The KV manager has a line of its own (`ledger_line`): (number, LeaseRequest) to it, (number, LeaseReply) back.

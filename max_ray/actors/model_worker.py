@@ -13,8 +13,6 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 
-import numpy as np
-import numpy.typing as npt
 import ray
 
 from max_ray.actors.lease import LOOK_S, Lease, watch
@@ -90,17 +88,10 @@ class ModelWorker:
             while not line.is_closed:
                 self._lease.check(epoch)
                 order = line.next_order(LOOK_S)
-                if isinstance(order, RunRequest):
+                if order is not None:
                     self._run_on_line(order, epoch, line)
-                elif order is not None:
-                    self._loaded.release(order)
         finally:
             line.close()
-
-    def flush(self, released: list[str], epoch: int) -> None:
-        """Forgets the block tables of ended requests when no run follows."""
-        self._lease.check(epoch)
-        self._loaded.release(released)
 
     @ray.method(concurrency_group="control")
     def interrupt(self, run_id: int, epoch: int) -> None:
@@ -120,7 +111,7 @@ class ModelWorker:
 
     @ray.method(concurrency_group="control")
     def adopt(self, epoch: int, owner_id: str) -> None:
-        """A new owner: ends the old one's run, waits for its end, forgets its block tables.
+        """A new owner: ends the old one's run and waits for its end.
 
         Raises WorkerGroupError when the run does not end within the collective timeout, or within half of the grace
         period, for which other members may have to wait.
@@ -130,12 +121,6 @@ class ModelWorker:
         if not self._idle.wait(min(spec.collective_timeout_s, spec.lease_grace_s / 2)):
             raise WorkerGroupError(f"The run of the former owner of {self._membership.name} does not end.")
         self._stop_through = 0
-        runner = self._loaded
-        runner.release(list(runner.block_tables()))
-
-    @ray.method(concurrency_group="control")
-    def block_tables(self) -> dict[str, npt.NDArray[np.int32]]:
-        return self._loaded.block_tables()
 
     @ray.method(concurrency_group="control")
     def startup_phases(self) -> dict[str, float]:

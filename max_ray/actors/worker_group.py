@@ -1,15 +1,15 @@
 """GroupExecutor and ActorKVLedger: a leased worker group behind the contracts that the pipeline and the loop know.
 
 On one node runs and steps travel on a direct line (`group_line`), which is opened with the first run. Where workers are
-on another node, and for blocking callers, a run is one Ray call a rank, however many steps it has: rank 0 streams a
-message a step, the others answer at the end.
+on another node, a run is one Ray call a rank, however many steps it has: rank 0 streams a message a step, the others
+answer at the end.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -95,16 +95,6 @@ class GroupExecutor:
         self._line = None
         self._is_line_possible = True
 
-    def execute(self, request: RunRequest) -> Iterator[StepOutput]:
-        self.hang_up()  # its workers would wait for orders from the line, and never come to the call
-        run = _GroupRun(self._info, request, self._step_timeout_s)
-        try:
-            while (output := run.next_blocking()) is not None:
-                yield output
-        finally:
-            if not run.is_over:
-                self.interrupt(request.run_id)
-
     async def stream(self, request: RunRequest) -> AsyncIterator[StepOutput]:
         line = self._line
         if line is None or not line.is_open:
@@ -131,17 +121,6 @@ class GroupExecutor:
     def extend(self, extension: RunExtension) -> None:
         assert self._line is not None, "a run without a line cannot be extended"
         self._line.extend(extension)
-
-    async def flush(self, released: list[str]) -> None:
-        """Tells the workers of ended requests when no run follows. A dead worker has nothing to forget."""
-        if self._line is not None:
-            self._line.flush(released)
-            return
-        calls = [worker.flush.remote(released, self._info.epoch) for worker in self._info.workers]
-        try:
-            await asyncio.gather(*calls)
-        except RayError as error:
-            raise typed(error) from error
 
     async def _open_line(self) -> GroupLine | None:
         """A line; None where the workers cannot reach this process, which is found out once."""
@@ -181,29 +160,16 @@ class _GroupRun:
             deadline = time.monotonic() + self._step_timeout_s
             while not (await asyncio.wait([waiting], timeout=_LOOK_S))[0]:
                 self._look_around(deadline)
-            return self._received(waiting.result())
+            output = waiting.result()
         except RayError as error:
             raise typed(error) from error
         finally:
             waiting.cancel()
+        self.is_over = output.last
+        return output
 
     async def _receive(self) -> StepOutput:
         output: StepOutput = await (await self._stream.__anext__())
-        return output
-
-    def next_blocking(self) -> StepOutput | None:
-        if self.is_over:
-            return None
-        try:
-            deadline = time.monotonic() + self._step_timeout_s
-            while (ref := self._stream._next_sync(timeout_s=_LOOK_S)).is_nil():
-                self._look_around(deadline)
-            return self._received(ray.get(ref))
-        except RayError as error:
-            raise typed(error) from error
-
-    def _received(self, output: StepOutput) -> StepOutput:
-        self.is_over = output.last
         return output
 
     def _look_around(self, deadline: float) -> None:

@@ -42,12 +42,6 @@ class EmbeddingsRunner:
         tokens = np.full(len(request.rows), -1, dtype=np.int64)
         yield StepOutput(step=0, tokens=tokens, last=True, embeddings=vectors)
 
-    def release(self, request_ids: list[str]) -> None:
-        """Nothing was kept."""
-
-    def block_tables(self) -> dict[str, npt.NDArray[np.int32]]:
-        return {}
-
     def _embed(self, rows: list[RunRow]) -> npt.NDArray[np.float32] | None:
         """float32 [B, D], rows as given; None on all ranks but the first."""
         lengths = np.array([len(row.active_tokens) for row in rows])

@@ -42,8 +42,7 @@ class ModelRunner:
 
     graphs: replays decode steps that fit it; None: every step is launched kernel by kernel. lookahead: steps launched
     before an earlier one is collected; the same on all ranks. By default 1 on a GPU and 0 on a CPU.
-    `forward_calls` counts forward passes since the start; block tables are kept only so that the KV ledger can be
-    checked against them or rebuilt from them.
+    `forward_calls` counts forward passes since the start. Nothing of a request is kept between two runs.
     """
 
     def __init__(
@@ -62,7 +61,6 @@ class ModelRunner:
         self._graphs = graphs
         self._lookahead = int(tp.device.type == "cuda") if lookahead is None else lookahead
         self.num_blocks = storage.num_blocks
-        self._block_tables: dict[str, npt.NDArray[np.int32]] = {}
         self.forward_calls = 0
 
     @property
@@ -77,9 +75,6 @@ class ModelRunner:
         extensions: Extensions | None = None,
     ) -> Generator[StepOutput]:
         """Yields one StepOutput a step. `should_stop` is asked at each step boundary, on rank 0 only."""
-        self.release(request.released)
-        for row in request.rows:
-            self._block_tables[row.request_id] = row.block_table
         with torch.inference_mode():
             sampler = Sampler(request.rows, self._vocab_size, self._tp.device) if self._tp.rank == 0 else None
             tables = RunTables(request.rows, self._storage, self._tp.device)
@@ -90,19 +85,9 @@ class ModelRunner:
             with torch.inference_mode():
                 output = run.step(should_stop, self._lookahead)
             self.forward_calls += run.num_launched - before
-            self._block_tables.update(run.take_grown_tables())
             yield output
             if output.last:
                 return
-
-    def release(self, request_ids: list[str]) -> None:
-        """Forgets the block tables of requests that ended."""
-        for request_id in request_ids:
-            self._block_tables.pop(request_id, None)
-
-    def block_tables(self) -> dict[str, npt.NDArray[np.int32]]:
-        """Block table of every request that ran here and was not released."""
-        return dict(self._block_tables)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +123,6 @@ class _Run:
         self._run_id = request.run_id
         self._extensions = extensions
         self._num_extended = 0
-        self._grown_tables: dict[str, npt.NDArray[np.int32]] = {}
         self._model = model
         self._tp = tp
         self._rows = request.rows
@@ -160,11 +144,6 @@ class _Run:
         while len(self._in_flight) <= lookahead and self._may_launch():
             self._launch(should_stop)
         return self._collect(self._in_flight.popleft())
-
-    def take_grown_tables(self) -> dict[str, npt.NDArray[np.int32]]:
-        """Block tables that extensions have brought since the last call, by request."""
-        grown, self._grown_tables = self._grown_tables, {}
-        return grown
 
     def _may_launch(self) -> bool:
         if self.num_launched == 0:
@@ -280,7 +259,6 @@ class _Run:
         self._max_new = extension.max_new_tokens
         self._least_new = int(min(self._max_new[[row.samples for row in self._rows]], default=0))
         self._tables.grow(extension.block_tables)
-        self._grown_tables |= {self._rows[i].request_id: table for i, table in extension.block_tables.items()}
 
     def _ends(self, row_index: int, token: int, step: int) -> bool:
         """Whether a row ends with this token (that it has no tokens left to sample is known without it)."""
@@ -290,7 +268,7 @@ class _Run:
 
 def _is_decode(row: RunRow) -> bool:
     """Whether a row's first step is like its following ones: one token, one row of logits."""
-    return len(row.active_tokens) == 1 and row.samples and not row.echo and row.extra is None and not row.images
+    return len(row.active_tokens) == 1 and row.samples and not row.echo and not row.images
 
 
 def _of_rows(entries: dict[int, LogProbabilities] | None, rows: TokenArray) -> dict[int, LogProbabilities] | None:

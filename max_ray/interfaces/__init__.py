@@ -8,7 +8,16 @@ from max_ray.interfaces.embeddings import (
     EmbeddingsGenerationRequest,
 )
 from max_ray.interfaces.encoding import KVCacheStrategy, RopeType, SupportedEncoding, WeightsFormat
-from max_ray.interfaces.executor import Executor, Extensions, RunExtension, Runner, RunRequest, RunRow, StepOutput
+from max_ray.interfaces.executor import (
+    BlockingExecutor,
+    Executor,
+    Extensions,
+    RunExtension,
+    Runner,
+    RunRequest,
+    RunRow,
+    StepOutput,
+)
 from max_ray.interfaces.image import PromptImage
 from max_ray.interfaces.kv_cache import (
     KVCacheParams,
@@ -33,6 +42,7 @@ from max_ray.interfaces.task import GenerationStatus, PipelineTask
 from max_ray.interfaces.tokenizer import PipelineTokenizer
 
 __all__ = [
+    "BlockingExecutor",
     "EmbeddingsContext",
     "EmbeddingsGenerationInputs",
     "EmbeddingsGenerationOutput",

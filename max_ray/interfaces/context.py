@@ -10,7 +10,6 @@ Regions of `tokens` (length L = prompt + generated):
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -103,7 +102,6 @@ class TextContext:
     block_hashes: list[bytes] = field(default_factory=list)
     images: tuple[PromptImage, ...] = ()
     num_siblings: int = 0
-    extra: dict[str, Any] = field(default_factory=dict)
     stop_ids: frozenset[int] = field(init=False)
 
     def __post_init__(self) -> None:

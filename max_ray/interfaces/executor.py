@@ -9,8 +9,8 @@ step boundary. Everything a worker needs is in the message: workers keep nothing
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +34,6 @@ class RunRow:
     active one in the prompt (-1 when that is the end), so that chunks join up.
     images: those of which a part is among the active tokens. position_offset: position minus index of the first active
     token, as far as images before it make it (see PromptImage).
-    extra: tensors or values of a custom ModelInputs.
     """
 
     request_id: str
@@ -52,7 +51,6 @@ class RunRow:
     echo_next: int = -1
     images: tuple[PromptImage, ...] = ()
     position_offset: int = 0
-    extra: dict[str, Any] | None = None
 
     @property
     def samples(self) -> bool:
@@ -93,18 +91,16 @@ class RunRow:
             echo_next=int(context.tokens.all[context.active_end]) if echo and not samples else -1,
             images=context.images and images_within(context.images, context.processed_length, context.active_end),
             position_offset=position_offset(context.images, context.processed_length) if context.images else 0,
-            extra=context.extra or None,
         )
 
 
 @dataclass(slots=True)
 class RunRequest:
-    """One run. `released`: requests that ended since the last run; workers drop their block tables."""
+    """One run: its rows, and for how many steps at most."""
 
     run_id: int
     rows: list[RunRow]
     num_steps: int
-    released: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -155,11 +151,8 @@ class StepOutput:
 class Executor(Protocol):
     """Where runs are run. At most one run at a time is in progress; a second one waits for it."""
 
-    def execute(self, request: RunRequest) -> Iterator[StepOutput]:
-        """Runs and yields, blocking. Raises WorkerGroupError when a worker dies."""
-
     def stream(self, request: RunRequest) -> AsyncIterator[StepOutput]:
-        """The same without blocking the event loop."""
+        """Runs and yields without blocking the event loop. Raises WorkerGroupError when a worker dies."""
 
     def interrupt(self, run_id: int) -> None:
         """Ends the run at the next step boundary. Returns at once; a run that is over or unknown is fine."""
@@ -170,6 +163,14 @@ class Executor(Protocol):
 
     def extend(self, extension: RunExtension) -> None:
         """Hands more steps to a run that `stream` runs. Returns at once; a run that is over is fine."""
+
+
+@runtime_checkable
+class BlockingExecutor(Executor, Protocol):
+    """An executor in this process, for callers without an event loop."""
+
+    def execute(self, request: RunRequest) -> Iterator[StepOutput]:
+        """Runs and yields, blocking."""
 
 
 class Runner(Protocol):
@@ -190,9 +191,3 @@ class Runner(Protocol):
         extensions: Extensions | None = None,
     ) -> Generator[StepOutput]:
         """Yields one StepOutput a step. `should_stop` is asked at each step boundary, on rank 0 only."""
-
-    def release(self, request_ids: list[str]) -> None:
-        """Forgets requests that ended."""
-
-    def block_tables(self) -> dict[str, npt.NDArray[np.int32]]:
-        """Block table of every request that ran here and was not released."""

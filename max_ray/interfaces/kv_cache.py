@@ -86,18 +86,26 @@ class LeaseRequest:
     releases: list[str] = field(default_factory=list)
     wants: list[LeaseWant] = field(default_factory=list)
 
-    def __bool__(self) -> bool:
-        return bool(self.commits or self.releases or self.wants)
-
 
 @dataclass(slots=True)
 class LeaseReply:
-    """`grants` has an entry for every want, None where refused. Counts are of blocks, after the exchange;
-    `free_blocks` includes cached blocks that nobody uses."""
+    """The ledger's answer. All counts are of blocks, after the exchange.
+
+    Args:
+        grants: One entry a want; None where it was refused.
+        free_blocks: Blocks that no request holds; cached ones are among them.
+        total_blocks: Size of the cache.
+        prefix_cache_hits: Blocks found in the prefix cache since the ledger was made.
+        prefix_cache_misses: Blocks looked up there and not found.
+        prefix_cache_evictions: Cached blocks that were given out for other tokens.
+    """
 
     grants: dict[str, LeaseGrant | None]
     free_blocks: int
     total_blocks: int
+    prefix_cache_hits: int = 0
+    prefix_cache_misses: int = 0
+    prefix_cache_evictions: int = 0
 
 
 class KVLedger(Protocol):

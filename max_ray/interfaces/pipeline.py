@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
-from max_ray.interfaces.context import LogProbabilities, TextContext
+from max_ray.interfaces.context import LogProbabilities
 from max_ray.interfaces.request import RequestID
 from max_ray.interfaces.task import GenerationStatus
 
@@ -101,6 +101,3 @@ class TextGenerationOutput:
             self.log_probabilities = (self.log_probabilities or []) + later.log_probabilities
         if later.prompt_log_probabilities is not None:
             self.prompt_log_probabilities = (self.prompt_log_probabilities or []) + later.prompt_log_probabilities
-
-
-TextInputs = TextGenerationInputs[TextContext]

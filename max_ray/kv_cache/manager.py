@@ -183,7 +183,14 @@ class PagedKVCacheManager:
             self.release(request_id)
         grants = {want.request_id: self._grant(want) for want in request.wants}
         assert len(grants) == len(request.wants), "two wants for one request in one exchange"
-        return LeaseReply(grants=grants, free_blocks=self._pool.num_free, total_blocks=self._pool.num_blocks)
+        return LeaseReply(
+            grants=grants,
+            free_blocks=self._pool.num_free,
+            total_blocks=self._pool.num_blocks,
+            prefix_cache_hits=self.metrics.cache_hits,
+            prefix_cache_misses=self.metrics.cache_misses,
+            prefix_cache_evictions=self.metrics.evictions,
+        )
 
     def assert_invariants(self) -> None:
         """Every block is free or counted once a table that names it; no table names one twice; the hashes agree."""

@@ -2,6 +2,7 @@
 
 from max_ray.nn.attention import Attention
 from max_ray.nn.embedding import ParallelLMHead, VocabParallelEmbedding
+from max_ray.nn.forward_batch import ForwardBatch
 from max_ray.nn.latent_attention import LatentAttention, LatentAttentionShape
 from max_ray.nn.linear import (
     ColumnParallelLinear,
@@ -31,6 +32,7 @@ __all__ = [
     "Attention",
     "ColumnParallelLinear",
     "Experts",
+    "ForwardBatch",
     "GatedMLP",
     "LatentAttention",
     "LatentAttentionShape",

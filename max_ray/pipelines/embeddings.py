@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from max_ray.interfaces import (
+    BlockingExecutor,
     EmbeddingsContext,
     EmbeddingsGenerationInputs,
     EmbeddingsGenerationOutput,
@@ -43,7 +44,8 @@ class EmbeddingsPipeline(Pipeline[_Inputs, EmbeddingsGenerationOutput]):
 
     def execute(self, inputs: _Inputs) -> Outputs:
         """Embeds every text of the batch, in as many steps as the limits ask for; blocking. Raises WorkerGroupError
-        when a worker dies."""
+        when a worker dies. The executor must be one that can block."""
+        assert isinstance(self.executor, BlockingExecutor), "runs of worker actors are streamed: see `embed`"
         outputs: Outputs = {}
         for contexts in self.steps_of(inputs.flat_batch):
             for step in self.executor.execute(self._request(contexts)):

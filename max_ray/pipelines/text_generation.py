@@ -8,12 +8,12 @@ allocates by itself where the caller did not; without one (serving) the scheduli
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator, Sequence
-from typing import Protocol
+from collections.abc import AsyncIterator
 
 import numpy as np
 
 from max_ray.interfaces import (
+    BlockingExecutor,
     Executor,
     LogProbabilities,
     Pipeline,
@@ -32,21 +32,14 @@ _TextInputs = TextGenerationInputs[TextContext]
 Outputs = dict[RequestID, TextGenerationOutput]
 
 
-class FlushingExecutor(Executor, Protocol):
-    """An executor that can also be told of ended requests when no run follows."""
-
-    async def flush(self, released: list[str]) -> None: ...
-
-
 class TextGenerationPipeline(Pipeline[_TextInputs, TextGenerationOutput]):
     """Runs text-generation batches through an executor."""
 
-    def __init__(self, executor: FlushingExecutor, kv_manager: PagedKVCacheManager | None = None) -> None:
+    def __init__(self, executor: Executor, kv_manager: PagedKVCacheManager | None = None) -> None:
         self.executor = executor
         self.kv_managers = [] if kv_manager is None else [kv_manager]
         self._run_ids = itertools.count(1)
         self._current: _RunInProgress | None = None
-        self._released: list[str] = []
 
     @property
     def kv_manager(self) -> PagedKVCacheManager:
@@ -60,12 +53,14 @@ class TextGenerationPipeline(Pipeline[_TextInputs, TextGenerationOutput]):
 
         Every request of the batch has an entry, with no tokens where its prompt is still being chunked. Raises
         InsufficientBlocksError when blocks are missing and cannot be allocated, WorkerGroupError when a worker dies.
+        The executor must be one that can block.
         """
+        assert isinstance(self.executor, BlockingExecutor), "runs of worker actors are streamed: see `stream`"
         contexts = _active(inputs)
         outputs = {c.request_id: TextGenerationOutput(request_id=c.request_id) for c in inputs.flat_batch}
         if contexts:
             self._allocate(contexts, inputs.num_steps)
-            request = self._request(contexts, inputs.num_steps, self._take_released())
+            request = self._request(contexts, inputs.num_steps)
             for step in self.executor.execute(request):
                 for request_id, output in _apply(contexts, request, step).items():
                     outputs[request_id].merge(output)
@@ -76,11 +71,11 @@ class TextGenerationPipeline(Pipeline[_TextInputs, TextGenerationOutput]):
             outputs[context.request_id].num_cached_tokens = context.cached_prefix_length
         return outputs
 
-    async def stream(self, inputs: _TextInputs, released: Sequence[str] = ()) -> AsyncIterator[Outputs]:
-        """The same, giving each step's outputs as it comes; blocks must have been leased. `released`: requests that
-        ended since the last run. Requests that gained nothing in a step have no entry in it."""
+    async def stream(self, inputs: _TextInputs) -> AsyncIterator[Outputs]:
+        """The same, giving each step's outputs as it comes; blocks must have been leased. Requests that gained nothing
+        in a step have no entry in it."""
         contexts = _active(inputs)
-        request = self._request(contexts, inputs.num_steps, list(released))
+        request = self._request(contexts, inputs.num_steps)
         self._current = _RunInProgress(contexts, request)
         async for step in self.executor.stream(request):
             yield _apply(contexts, request, step)
@@ -101,18 +96,9 @@ class TextGenerationPipeline(Pipeline[_TextInputs, TextGenerationOutput]):
         assert self._current is not None, "no run to extend"
         self.executor.extend(self._current.extended(num_steps))
 
-    async def flush(self, released: list[str]) -> None:
-        """Tells the workers of ended requests when no run follows."""
-        await self.executor.flush(released)
-
     def release(self, request_id: RequestID) -> None:
         for manager in self.kv_managers:
             manager.release(request_id)
-        self._released.append(request_id.value)
-
-    def _take_released(self) -> list[str]:
-        released, self._released = self._released, []
-        return released
 
     def _allocate(self, contexts: list[TextContext], num_steps: int) -> None:
         for manager in self.kv_managers:
@@ -121,9 +107,9 @@ class TextGenerationPipeline(Pipeline[_TextInputs, TextGenerationOutput]):
                     manager.claim(context.request_id)
                 manager.alloc(context, num_steps=num_steps)
 
-    def _request(self, contexts: list[TextContext], num_steps: int, released: list[str]) -> RunRequest:
+    def _request(self, contexts: list[TextContext], num_steps: int) -> RunRequest:
         rows = [RunRow.from_context(context, num_steps) for context in contexts]
-        return RunRequest(next(self._run_ids), rows, num_steps, released)
+        return RunRequest(next(self._run_ids), rows, num_steps)
 
 
 class _RunInProgress:

@@ -5,7 +5,7 @@ A request is a Row and is in one of three places:
     waiting   in order of arrival; holds no block. Preempted rows come back to the front
     running   in the same order (each one older than all waiting ones); holds blocks for at least all its tokens' steps
               to come in this run, its whole prompt included
-    gone      ended; its id is in `releases` until the next exchange and in `released` until the next run
+    gone      ended; its id is in `releases` until the next exchange
 
 One decision = `decide()` (what to ask of the ledger), one exchange, `apply()` (the batch that its answer allows).
 Decode rows come first, then prompts within the token budget, oldest first. A prompt whose beginning another row is
@@ -36,7 +36,6 @@ class Batcher:
         self.stats = stats
         self.waiting: OrderedDict[str, Row] = OrderedDict()
         self.running: OrderedDict[str, Row] = OrderedDict()
-        self.released: list[str] = []
         self._releases: list[str] = []
         self._commits: list[tuple[str, int, list[bytes]]] = []
         self._is_tight = False
@@ -58,7 +57,7 @@ class Batcher:
 
     @property
     def has_releases(self) -> bool:
-        return bool(self._releases or self.released)
+        return bool(self._releases)
 
     # One decision.
 
@@ -114,12 +113,9 @@ class Batcher:
         del self._releases[: len(leases.releases)]
         self.total_blocks = reply.total_blocks
         self.free_blocks = min(reply.total_blocks, reply.free_blocks + self._num_given_back)
-
-    def take_released(self, rows: list[Row]) -> list[str]:
-        """Requests that ended or were preempted since the last run, without those that run again."""
-        keys = {row.key for row in rows}
-        released, self.released = [key for key in self.released if key not in keys], []
-        return released
+        self.stats.prefix_cache_hits = reply.prefix_cache_hits
+        self.stats.prefix_cache_misses = reply.prefix_cache_misses
+        self.stats.prefix_cache_evictions = reply.prefix_cache_evictions
 
     # Arrivals and ends.
 
@@ -148,7 +144,6 @@ class Batcher:
         """The workers have lost the cache: the running rows go back to the front of the queue, in order."""
         for row in reversed(self.running.values()):
             self._releases.append(row.key)
-            self.released.append(row.key)
             self._requeue(row)
         self.running.clear()
         self._commits.clear()
@@ -207,7 +202,6 @@ class Batcher:
         self.free_blocks = min(self.total_blocks, self.free_blocks + len(row.context.block_table))
         self._num_given_back += len(row.context.block_table)
         self._releases.append(row.key)
-        self.released.append(row.key)
 
     def _commit(self, row: Row) -> None:
         hashes = commit_hashes(row.context, self.page_size, row.num_committed)

@@ -46,10 +46,10 @@ StepOutputs = dict[RequestID, TextGenerationOutput]
 class TextPipeline(Protocol):
     """What the loop needs of a pipeline."""
 
-    def stream(self, inputs: TextGenerationInputs[TextContext], released: list[str]) -> AsyncIterator[StepOutputs]:
+    def stream(self, inputs: TextGenerationInputs[TextContext]) -> AsyncIterator[StepOutputs]:
         """Runs the batch, updates its contexts in place and gives one dict a step, of the rows that gained something
-        or ended; a chunk that did not sample advances its context silently. `released`: requests that ended or were
-        preempted since the last run. Raises WorkerGroupError when a worker dies."""
+        or ended; a chunk that did not sample advances its context silently. Raises WorkerGroupError when a worker
+        dies."""
 
     def interrupt(self) -> None:
         """Ends the run in progress at the next step boundary; returns at once."""
@@ -61,9 +61,6 @@ class TextPipeline(Protocol):
     def extend(self, num_steps: int) -> None:
         """Lets the run in progress go on to `num_steps` steps in all, for which its contexts have blocks; returns at
         once. A run that has ended stays ended."""
-
-    async def flush(self, released: list[str]) -> None:
-        """Tells the workers of ended requests when no run follows."""
 
 
 class GenerationLoop:
@@ -196,13 +193,12 @@ class GenerationLoop:
     async def _execute(self, batch: Batch) -> None:
         contexts = {row.context.request_id: row.context for row in batch.rows}
         inputs = TextGenerationInputs(batches=[contexts], num_steps=batch.num_steps)
-        released = self._batcher.take_released(batch.rows)
         self._stats.runs += 1
         self._rows_in_run = batch.rows
         self._can_interrupt = batch.num_steps > 1
         longer = LongerRun(batch)
         try:
-            async for outputs in self._pipeline.stream(inputs, released):
+            async for outputs in self._pipeline.stream(inputs):
                 self._note_step()
                 self._deliver(outputs)
                 longer.num_read += 1
@@ -232,7 +228,6 @@ class GenerationLoop:
             self._can_flush = False
             leases = self._batcher.flush()
             self._batcher.note_reply(leases, await self._ledger.exchange(leases))
-            await self._pipeline.flush(self._batcher.take_released([]))
         await self._wake.wait()
         self._can_flush = True
 

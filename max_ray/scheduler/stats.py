@@ -14,6 +14,7 @@ class SchedulerStats:
 
     kv_used_blocks: blocks that requests held after the last exchange. oldest_waiting_s: age of the request at the
     head of the queue, 0 when none waits. prompt_tokens and prefix_hit_tokens: of admitted requests, each once.
+    prefix_cache_hits, _misses, _evictions: blocks, as the ledger counts them since it was made.
     runs: messages to the workers; steps: forward passes that came back; decisions: ledger exchanges that scheduled;
     extensions: exchanges that asked for more steps of a run in progress.
     """
@@ -26,6 +27,9 @@ class SchedulerStats:
     healthy: bool = True
     prompt_tokens: int = 0
     prefix_hit_tokens: int = 0
+    prefix_cache_hits: int = 0
+    prefix_cache_misses: int = 0
+    prefix_cache_evictions: int = 0
     generated_tokens: int = 0
     finished: int = 0
     cancelled: int = 0

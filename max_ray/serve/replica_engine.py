@@ -31,7 +31,7 @@ from max_ray.pipelines.text_generation import TextGenerationPipeline
 from max_ray.planning.plan import PipelinePlan
 from max_ray.registry import PIPELINE_REGISTRY
 from max_ray.scheduler import EmbeddingsLoop, GenerationLoop, SchedulerLimits
-from max_ray.serve.api.metrics import LoopNumbers, Metrics, MetricsSnapshot
+from max_ray.serve.api.metrics import Metrics, MetricsSnapshot
 from max_ray.tokenization.tokenizer import TextTokenizer
 
 _LOG = get_logger(__name__)
@@ -141,20 +141,7 @@ class ReplicaEngine:
             _LOG.warning("the group was not released: %s", error)
 
     def _snapshot(self) -> MetricsSnapshot:
-        stats = self._loop.stats
-        return self._metrics.snapshot(
-            LoopNumbers(
-                queued=stats.queued,
-                running=stats.running,
-                kv_blocks_used=stats.kv_used_blocks,
-                kv_blocks_total=stats.kv_total_blocks,
-                prefix_hit_tokens=stats.prefix_hit_tokens,
-                steps=stats.steps,
-                runs=stats.runs,
-                preemptions=stats.preemptions,
-            ),
-            self._group.info.phases,
-        )
+        return self._metrics.snapshot(self._loop.stats, self._group.info.phases)
 
     async def _recover(self) -> KVLedger:
         """The loop's way back after a WorkerGroupError."""

@@ -16,7 +16,8 @@ from max_ray.interfaces import (
     TextContext,
     TextGenerationOutput,
 )
-from max_ray.serve.api.metrics import LoopNumbers, Metrics, MetricsSnapshot
+from max_ray.scheduler import SchedulerStats
+from max_ray.serve.api.metrics import Metrics, MetricsSnapshot
 from max_ray.tokenization.tokenizer import TextTokenizer
 
 Script = Callable[[TextContext], str | list[int]]
@@ -66,8 +67,9 @@ class FakeEngine:
         return self.is_healthy
 
     async def metrics_snapshots(self) -> Sequence[MetricsSnapshot]:
-        sibling = Metrics("fake", "r1").snapshot(LoopNumbers(kv_blocks_total=64))
-        return [self.metrics.snapshot(LoopNumbers(queued=2, running=3, kv_blocks_used=5, kv_blocks_total=64)), sibling]
+        stats = SchedulerStats(queued=2, running=3, kv_used_blocks=5, kv_total_blocks=64)
+        sibling = Metrics("fake", "r1").snapshot(SchedulerStats(kv_total_blocks=64))
+        return [self.metrics.snapshot(stats), sibling]
 
     async def _steps(self, context: TextContext, ids: list[int]) -> AsyncIterator[TextGenerationOutput]:
         echo = self._prompt_log_probabilities(context)

@@ -23,7 +23,7 @@ from max_ray.interfaces import PipelineTask, RequestID, TextContext, TextGenerat
 from max_ray.kv_cache import LocalKVLedger, PagedKVCacheManager
 from max_ray.pipelines import PIPELINE_REGISTRY, PipelineConfig
 from max_ray.scheduler import GenerationLoop, SchedulerLimits
-from max_ray.serve.api.metrics import LoopNumbers, Metrics, MetricsSnapshot
+from max_ray.serve.api.metrics import Metrics, MetricsSnapshot
 from max_ray.serve.api.routes import build_api
 from max_ray.tokenization.tokenizer import TextTokenizer
 from tests.architectures.vision import DENSE, Prompt, VisionReference, make_served_vision, picture
@@ -60,7 +60,7 @@ class LoopEngine:
         return True
 
     async def metrics_snapshots(self) -> Sequence[MetricsSnapshot]:
-        return [self.metrics.snapshot(LoopNumbers())]
+        return [self.metrics.snapshot(self.loop.stats)]
 
 
 class ServedModel:

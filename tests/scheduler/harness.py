@@ -55,7 +55,6 @@ class Harness:
         ledger.manager.assert_invariants()
         assert ledger.used == 0, "blocks were not given back"
         assert ledger.manager.request_ids == []
-        assert self.pipeline.tables == {}, "workers were not told of ended requests"
         stats = self.loop.stats
         assert (stats.queued, stats.running, stats.kv_used_blocks) == (0, 0, 0)
 
@@ -77,13 +76,14 @@ async def running(
 ) -> AsyncIterator[Harness]:
     """recover: bring the workers back with a fresh ledger after a WorkerGroupError."""
     limits = SchedulerLimits(max_batch_size, budget, max_queued, max_num_steps, chunked)
-    pipeline = FakePipeline(page_size, error, can_extend=can_extend)
     ledger = CountingLedger(num_blocks, page_size)
+    pipeline = FakePipeline(page_size, error, ledger.manager, can_extend=can_extend)
     ledgers = [ledger]
 
     async def bring_back() -> KVLedger:
         await asyncio.sleep(0)
         ledgers.append(CountingLedger(num_blocks, page_size))
+        pipeline.manager = ledgers[-1].manager
         return ledgers[-1]
 
     callback: Callable[[], Awaitable[KVLedger | None]] | None = bring_back if recover else None
@@ -95,7 +95,7 @@ async def running(
         await harness.settle()
         if check:
             harness.assert_clean()
-            flushes = len(pipeline.flushed)
+            flushes = sum(len(ledger.flushes) for ledger in ledgers)
             exchanges = loop.stats.decisions + loop.stats.extensions + flushes
             assert sum(len(x.requests) for x in ledgers) == exchanges
     finally:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from max_ray.errors import InsufficientBlocksError
-from max_ray.interfaces import KVCacheParams, LeaseReply, TextContext
+from max_ray.interfaces import KVCacheParams, LeaseRequest, TextContext
 from max_ray.kv_cache import PagedKVCacheManager
 from max_ray.scheduler import Batch, Batcher, Decision, Row, SchedulerLimits, SchedulerStats
 from tests.scheduler.fakes import make_context
@@ -35,7 +37,7 @@ class Books:
         reply = self.manager.exchange(decision.leases)
         decision.leases.wants = asked
         grants = {**reply.grants, **dict.fromkeys(refuse)}
-        batch = self.batcher.apply(decision, LeaseReply(grants, reply.free_blocks, reply.total_blocks))
+        batch = self.batcher.apply(decision, replace(reply, grants=grants))
         self.manager.assert_invariants()
         return decision, batch
 
@@ -211,19 +213,6 @@ def test_restart_keeps_the_order_and_the_tokens() -> None:
     assert decision.leases.commits == [], "what was computed is lost"
 
 
-def test_workers_hear_of_ended_and_preempted_rows_but_not_of_those_that_run_again() -> None:
-    books = Books()
-    first, second = books.add("a", 3), books.add("b", 3, start=9)
-    _, batch = books.decide()
-    books.run(batch, num_steps=1)
-    books.batcher.end(first)
-    books.batcher.end(second)
-    assert books.batcher.has_releases
-    again = Row(make_context("b", range(3)), arrival=0.0)
-    assert books.batcher.take_released([again]) == ["a"]
-    assert books.batcher.take_released([]) == []
-
-
 def test_full_blocks_are_committed_once_and_ended_rows_leave_them_behind() -> None:
     books = Books(max_num_steps=1)
     row = books.add("a", 9)
@@ -236,11 +225,25 @@ def test_full_blocks_are_committed_once_and_ended_rows_leave_them_behind() -> No
         decision, batch = books.decide()
     assert [(key, first, len(hashes)) for key, first, hashes in decision.leases.commits] == [("a", 2, 1)]
     books.batcher.end(row)
+    assert books.batcher.has_releases
     flush = books.batcher.flush()
     assert (flush.commits, flush.releases) == ([], ["a"])
     books.batcher.note_reply(flush, books.manager.exchange(flush))
     assert books.manager.num_free_blocks == 16
-    assert not books.batcher.flush()
+    assert not books.batcher.has_releases
+    assert books.batcher.flush() == LeaseRequest()
+
+
+def test_hits_misses_and_evictions_of_the_prefix_cache_are_counted_in_blocks() -> None:
+    books = Books(num_blocks=4, max_num_steps=1)
+    for start in (0, 0, 50):  # the second finds both blocks of the first, the third takes them
+        row = books.add("a", 9, start=start, max_new_tokens=1)
+        _, batch = books.decide()
+        books.run(batch)
+        books.batcher.end(row)
+    stats = books.stats
+    assert (stats.prefix_cache_hits, stats.prefix_cache_misses) == (2, 4)
+    assert stats.prefix_cache_evictions == books.manager.metrics.evictions > 0
 
 
 def test_a_row_that_outgrew_the_cache_fails_alone() -> None:

@@ -373,9 +373,9 @@ async def test_a_request_that_follows_at_once_takes_the_releases_along() -> None
     async with running(flush_after_s=0.1, check=False) as h:
         await h.generate("a", range(4))
         await h.generate("b", range(4))
-        assert h.pipeline.flushed == []
+        assert h.ledger.flushes == []
         assert len(h.ledger.requests) == h.loop.stats.decisions == 2
         assert h.ledger.requests[1].releases == ["a"]
         await asyncio.sleep(0.3)
-        assert h.pipeline.flushed == [["b"]], "a loop that stays idle gives back by itself"
+        assert h.ledger.flushes == [["b"]], "a loop that stays idle gives back by itself"
         h.assert_clean()

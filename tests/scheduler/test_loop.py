@@ -21,7 +21,7 @@ async def test_one_request_runs_as_one_long_run() -> None:
     assert h.loop.stats.steps == 20
     assert h.loop.stats.generated_tokens == 20
     assert h.loop.stats.finished == 1
-    assert h.pipeline.flushed == [["a"]]
+    assert h.ledger.flushes == [["a"]]
 
 
 async def test_num_steps_is_bounded_by_the_limit_and_by_the_free_blocks() -> None:

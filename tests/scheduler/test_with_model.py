@@ -61,7 +61,7 @@ async def serving(pipeline: Any, num_blocks: int) -> AsyncIterator[tuple[Generat
     loop = GenerationLoop(pipeline, LocalKVLedger(manager), SchedulerLimits(4, 12, 20, 8))
     task = asyncio.create_task(loop.run())
     yield loop, manager
-    while manager.num_free_blocks < num_blocks or pipeline.executor.runners[0].block_tables():
+    while manager.num_free_blocks < num_blocks:
         await asyncio.sleep(0.01)
     manager.assert_invariants()
     task.cancel()
@@ -109,7 +109,6 @@ async def test_echo_reports_each_prompt_token_once_though_it_was_chunked_and_pre
         row = context(prompt, echo=True)
         output = pipeline.execute(TextGenerationInputs(batches=[[row]]))[row.request_id]
         pipeline.release(row.request_id)
-        await pipeline.flush([row.request_id.value])
         alone.append(prompt_entries([output]))
     assert [len(entries) for entries in alone] == [30] * 3
 
