@@ -12,8 +12,8 @@ import pytest
 
 from max_ray.errors import InsufficientBlocksError, MaxRayError, QueueFullError, WorkerGroupError
 from max_ray.interfaces import PipelineTask
+from max_ray.scheduler import SchedulerStats
 from max_ray.serve.api import dialect
-from max_ray.serve.api.metrics import LoopNumbers
 from tests.http.fake_engine import FakeEngine
 
 HELLO = [{"role": "user", "content": "hi"}]
@@ -277,7 +277,7 @@ async def test_a_stream_that_fails_ends_with_an_error_event(
     assert events[-1]["error"]["type"] == kind
     assert "secret" not in json.dumps(events)
     status = 503 if isinstance(failure, MaxRayError) else 500
-    assert engine.metrics.snapshot(LoopNumbers()).requests == {("/v1/messages", status): 1}
+    assert engine.metrics.snapshot(SchedulerStats()).requests == {("/v1/messages", status): 1}
 
 
 async def test_a_deadline_speaks_the_dialect(client: httpx.AsyncClient, engine: FakeEngine) -> None:

@@ -12,8 +12,8 @@ import pytest
 
 from max_ray.errors import InsufficientBlocksError, QueueFullError, WorkerGroupError
 from max_ray.interfaces import PipelineTask
+from max_ray.scheduler import SchedulerStats
 from max_ray.serve.api.api_context import ModelDetails
-from max_ray.serve.api.metrics import LoopNumbers
 from max_ray.serve.api.routes import build_api
 from tests.http.fake_engine import FakeEngine
 
@@ -251,7 +251,7 @@ async def test_requests_are_counted(client: httpx.AsyncClient, engine: FakeEngin
     await whole(client)
     await client.get("/api/tags/")
     await client.post("/api/pull", json={})
-    requests = engine.metrics.snapshot(LoopNumbers()).requests
+    requests = engine.metrics.snapshot(SchedulerStats()).requests
     assert requests == {("/api/chat", 200): 1, ("/api/tags", 200): 1, ("other", 404): 1}
 
 

@@ -11,12 +11,13 @@ import jsonschema
 import pytest
 from fastapi.routing import APIRoute
 
+from max_ray.scheduler import SchedulerStats
 from max_ray.serve.api.engine import ApiOptions
-from max_ray.serve.api.metrics import LoopNumbers
 from max_ray.serve.api.route_table import ROUTES, counted_label
 from max_ray.serve.api.routes import build_api
 from tests.http.fake_engine import FakeEngine
 from tests.http.test_errors import error_of
+from tests.source_tree import ROOT
 
 
 def test_the_table_has_the_routes_of_the_application(engine: FakeEngine) -> None:
@@ -40,6 +41,21 @@ async def test_the_document_names_all_routes_and_bodies(client: httpx.AsyncClien
     assert len(operations) == len(set(operations))
     references = set(re.findall(r'"#/components/schemas/([^"]+)"', json.dumps(document)))
     assert references <= set(document["components"]["schemas"])
+
+
+def test_the_readme_has_the_table() -> None:
+    text = (ROOT / "deployments" / "README.md").read_text(encoding="utf-8")
+    rows = [
+        tuple(cell.strip() for cell in line.split("|")[1:-1]) for line in text.splitlines() if line.startswith("| `/")
+    ]
+    assert rows == [
+        (
+            f"`{route.label}`",
+            " ".join(method for method in route.methods if method != "HEAD"),
+            route.summary + (" No key." if route.is_open else ""),
+        )
+        for route in ROUTES
+    ]
 
 
 @pytest.mark.parametrize(
@@ -133,7 +149,7 @@ async def test_new_routes_are_counted(client: httpx.AsyncClient, engine: FakeEng
     await client.post("/detokenize", json={"tokens": "a"})
     await client.get("/tokenizer_info/")
     await client.get("/ping")
-    assert engine.metrics.snapshot(LoopNumbers()).requests == {
+    assert engine.metrics.snapshot(SchedulerStats()).requests == {
         ("/tokenize", 200): 1,
         ("/detokenize", 400): 1,
         ("/tokenizer_info", 200): 1,
