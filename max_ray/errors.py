@@ -4,6 +4,7 @@
     |- InputError (400)                a request that cannot be served as it stands; also a ValueError
     |  |- PromptTooLongError
     |  |  `- InputTooLongError       the same for a text to embed
+    |  |- StructuredOutputError       a grammar that cannot be enforced, found out while the text is generated
     |  `- ModelNotServedError (404)
     |- ConfigError                     a setting, path or model that cannot work; also a ValueError
     |  |- ModelPathError               no such path, no config.json, nothing to load
@@ -80,6 +81,10 @@ class InputTooLongError(PromptTooLongError):
         self.num_tokens = num_tokens
         self.max_length = max_length
         self.at_least = at_least
+
+
+class StructuredOutputError(InputError):
+    """A request's grammar cannot be enforced: it exceeds its limits, or no token of the vocabulary fits it."""
 
 
 class ModelNotServedError(InputError):

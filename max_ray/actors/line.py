@@ -38,7 +38,7 @@ _LENGTH = struct.Struct("<I")
 _READ_BYTES = 1 << 16
 _WAIT_S = 1.0  # between two looks at what is on its way
 _PICKLE = pickle.HIGHEST_PROTOCOL
-_STEP = struct.Struct("<BBxxIq")  # 1 (no pickle begins so), last, step, run id; the tokens follow as int64
+_STEP = struct.Struct("<BBxxIqI")  # 1 (no pickle begins so), last, step, run id, rows; int64 indptr, tokens follow
 _IS_STEP = 1
 
 
@@ -49,19 +49,20 @@ def encode_frame(message: Any) -> bytes:
 
 def encode_step(run_id: int, output: StepOutput) -> bytes:
     """The frame of (run id, output)."""
-    more = (output.log_probabilities, output.prompt_log_probabilities, output.embeddings)
+    more = (output.log_probabilities, output.prompt_log_probabilities, output.embeddings, output.errors)
     if any(part is not None for part in more):
         return encode_frame((run_id, output))
-    tokens = output.tokens.tobytes()
-    header = _STEP.pack(_IS_STEP, output.last, output.step, run_id)
-    return _LENGTH.pack(len(header) + len(tokens)) + header + tokens
+    arrays = output.indptr.tobytes() + output.tokens.tobytes()
+    header = _STEP.pack(_IS_STEP, output.last, output.step, run_id, len(output.indptr) - 1)
+    return _LENGTH.pack(len(header) + len(arrays)) + header + arrays
 
 
 def _decode(data: bytes) -> Any:
     if data[0] != _IS_STEP:
         return pickle.loads(data)
-    _, last, step, run_id = _STEP.unpack_from(data)
-    return run_id, StepOutput(step, np.frombuffer(data, dtype=np.int64, offset=_STEP.size), bool(last))
+    _, last, step, run_id, num_rows = _STEP.unpack_from(data)
+    arrays = np.frombuffer(data, dtype=np.int64, offset=_STEP.size)
+    return run_id, StepOutput(step, arrays[num_rows + 1 :], arrays[: num_rows + 1], bool(last))
 
 
 class FrameReader:

@@ -18,6 +18,7 @@ from max_ray.interfaces.executor import (
     RunRow,
     StepOutput,
 )
+from max_ray.interfaces.grammar import GrammarSpec
 from max_ray.interfaces.image import PromptImage
 from max_ray.interfaces.kv_cache import (
     KVCacheParams,
@@ -50,6 +51,7 @@ __all__ = [
     "Executor",
     "Extensions",
     "GenerationStatus",
+    "GrammarSpec",
     "KVCacheInputs",
     "KVCacheParams",
     "KVCacheStrategy",

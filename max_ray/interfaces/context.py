@@ -9,6 +9,7 @@ Regions of `tokens` (length L = prompt + generated):
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -163,6 +164,21 @@ class TextContext:
             self.status = GenerationStatus.END_OF_SEQUENCE
         elif self.remaining_new_tokens <= 0:
             self.status = GenerationStatus.MAXIMUM_LENGTH
+
+    def extend(self, tokens: Sequence[int]) -> int:
+        """The active tokens and all of `tokens` but the last have run; `tokens` follow the active ones.
+
+        Args:
+            tokens: New tokens in order. Those behind the one that ends the request are dropped.
+
+        Returns:
+            How many were taken.
+        """
+        for number, token in enumerate(tokens, start=1):
+            self.update(token)
+            if self.status is not GenerationStatus.ACTIVE:
+                return number
+        return len(tokens)
 
     def reset(self) -> None:
         """Forgets the KV cache (preemption, a rebuilt worker group): all tokens so far become the next prefill."""

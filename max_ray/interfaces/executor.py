@@ -28,7 +28,8 @@ class RunRow:
     block_table: int32, covers processed_length + n + (steps this row may take - 1) tokens.
     max_new_tokens: tokens the row may sample in this run; 0 for a prompt chunk that is not the last.
     generated_length: tokens generated before this run; numbers the random draws (0 for the first one).
-    history: int64 prompt + generated tokens before this run, only when penalties need it; `prompt_length` splits it.
+    history: int64 prompt + generated tokens before this run, only where the sampling parameters need it;
+    `prompt_length` splits it.
     log_probabilities: alternatives to report per sampled token; None for nothing.
     echo: report log probabilities of the active prompt tokens too; `echo_next`: the token that follows the last
     active one in the prompt (-1 when that is the end), so that chunks join up.
@@ -85,7 +86,7 @@ class RunRow:
             stop_ids=context.stop_ids,
             generated_length=context.tokens.generated_length,
             prompt_length=context.tokens.prompt_length,
-            history=context.tokens.all.copy() if params.needs_penalties else None,
+            history=context.tokens.all.copy() if params.needs_history else None,
             log_probabilities=context.log_probabilities,
             echo=echo,
             echo_next=int(context.tokens.all[context.active_end]) if echo and not samples else -1,
@@ -131,21 +132,31 @@ class Extensions(Protocol):
 
 @dataclass(slots=True)
 class StepOutput:
-    """What one step gave. Row i is RunRequest.rows[i]; tokens[i] = -1 where the row did not sample in this step
-    (a prompt chunk, or a row that ended earlier).
+    """Result of one step, ragged: row i is RunRequest.rows[i] and gained tokens[indptr[i]:indptr[i + 1]].
 
-    log_probabilities: row -> entry for its token. prompt_log_probabilities: row -> one entry an active prompt token
-    (None for the first token of a prompt), first step only.
-    `last`: no further step of this run follows (done or interrupted).
-    embeddings: of the embeddings task, float32 [B, D], one vector a row.
+    A row that gained nothing ran a prompt chunk, has ended, or was not part of the step. After the step, every token
+    of a row but the last one has keys and values.
+
+    Attributes:
+        step: Number of the step in its run, from 0.
+        tokens: int64 [n], new tokens, row after row.
+        indptr: int64 [rows + 1], where the tokens of each row start; indptr[rows] = n.
+        last: No further step of this run follows (it is done, or was interrupted).
+        log_probabilities: Row -> one entry a new token, for rows that asked.
+        prompt_log_probabilities: Row -> one entry an active prompt token (None for the first token of a prompt);
+            first step only.
+        embeddings: float32 [rows, D], one vector a row; embeddings task only.
+        errors: Row -> why it ended, without a token in this step.
     """
 
     step: int
     tokens: npt.NDArray[np.int64]
+    indptr: npt.NDArray[np.int64]
     last: bool
-    log_probabilities: dict[int, LogProbabilities] | None = None
+    log_probabilities: dict[int, list[LogProbabilities]] | None = None
     prompt_log_probabilities: dict[int, list[LogProbabilities | None]] | None = None
     embeddings: npt.NDArray[np.float32] | None = None
+    errors: dict[int, str] | None = None
 
 
 class Executor(Protocol):

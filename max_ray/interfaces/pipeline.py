@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
+from max_ray.errors import StructuredOutputError
 from max_ray.interfaces.context import LogProbabilities
 from max_ray.interfaces.request import RequestID
 from max_ray.interfaces.task import GenerationStatus
@@ -80,6 +81,7 @@ class TextGenerationOutput:
     `log_probabilities`: one entry a token of `tokens` when asked for.
     `prompt_log_probabilities`: for `echo`, one entry a prompt token of this chunk; None for the very first token,
     which nothing precedes.
+    `error`: why the request ended, with the status FAILED.
     """
 
     request_id: RequestID
@@ -88,15 +90,22 @@ class TextGenerationOutput:
     log_probabilities: list[LogProbabilities] | None = None
     prompt_log_probabilities: list[LogProbabilities | None] | None = None
     num_cached_tokens: int = 0
+    error: str | None = None
 
     @property
     def is_done(self) -> bool:
         return self.final_status is not GenerationStatus.ACTIVE
 
+    @property
+    def failure(self) -> StructuredOutputError | None:
+        """`error` as the exception that the request ends with."""
+        return None if self.error is None else StructuredOutputError(self.error)
+
     def merge(self, later: TextGenerationOutput) -> None:
         """Appends what a later step gave."""
         self.tokens += later.tokens
         self.final_status = later.final_status
+        self.error = self.error or later.error
         if later.log_probabilities is not None:
             self.log_probabilities = (self.log_probabilities or []) + later.log_probabilities
         if later.prompt_log_probabilities is not None:

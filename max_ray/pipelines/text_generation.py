@@ -15,6 +15,7 @@ import numpy as np
 from max_ray.interfaces import (
     BlockingExecutor,
     Executor,
+    GenerationStatus,
     LogProbabilities,
     Pipeline,
     RequestID,
@@ -145,29 +146,50 @@ def _active(inputs: _TextInputs) -> list[TextContext]:
 
 
 def _apply(contexts: list[TextContext], request: RunRequest, step: StepOutput) -> Outputs:
-    """Updates the contexts with one step's tokens. A context that was cancelled meanwhile is left alone."""
+    """Updates the contexts with the tokens of one step.
+
+    A context that was cancelled meanwhile stays as it is, and so does one that gained nothing, unless a chunk of its
+    prompt has run. Tokens behind the end of a request are dropped, with their log probabilities.
+    """
     outputs: Outputs = {}
     reports_prompt = step.prompt_log_probabilities is not None
-    for index, (context, token) in enumerate(zip(contexts, step.tokens.tolist(), strict=True)):
-        if context.is_done:
+    tokens, indptr = step.tokens.tolist(), step.indptr.tolist()
+    assert len(indptr) == len(contexts) + 1, "a step of another batch"
+    for index, context in enumerate(contexts):
+        if context.status is not GenerationStatus.ACTIVE:
+            continue
+        if step.errors is not None and index in step.errors:
+            outputs[context.request_id] = _failed(context, step.errors[index])
             continue
         echo = _echoed(context, request.rows[index], index, step) if reports_prompt else None
-        if token >= 0:
-            context.update(token)
-        elif step.step == 0:
+        new = tokens[indptr[index] : indptr[index + 1]]
+        if new:
+            num_taken = context.extend(new)
+            new = new if num_taken == len(new) else new[:num_taken]
+        elif step.step == 0 and context.prompt_in_chunks:
             context.advance()
-        if token < 0 and echo is None:
+        if not new and echo is None:
             continue
-        entry = (step.log_probabilities or {}).get(index)
+        entries = None if step.log_probabilities is None else step.log_probabilities.get(index)
         outputs[context.request_id] = TextGenerationOutput(
             request_id=context.request_id,
-            tokens=[token] if token >= 0 else [],
+            tokens=new,
             final_status=context.status,
-            log_probabilities=None if entry is None else [entry],
+            log_probabilities=None if entries is None else entries[: len(new)],
             prompt_log_probabilities=echo,
             num_cached_tokens=context.cached_prefix_length,
         )
     return outputs
+
+
+def _failed(context: TextContext, error: str) -> TextGenerationOutput:
+    context.status = GenerationStatus.FAILED
+    return TextGenerationOutput(
+        request_id=context.request_id,
+        final_status=context.status,
+        num_cached_tokens=context.cached_prefix_length,
+        error=error,
+    )
 
 
 def _echoed(context: TextContext, row: RunRow, index: int, step: StepOutput) -> list[LogProbabilities | None] | None:

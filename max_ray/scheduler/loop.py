@@ -251,6 +251,9 @@ class GenerationLoop:
                 self._reply(row, output)
 
     def _reply(self, row: Row, output: TextGenerationOutput) -> None:
+        if output.failure is not None:
+            self._batcher.fail(row, output.failure)
+            return self._interrupt_for_waiting()
         row.num_delivered += len(output.tokens)
         row.num_failures = 0 if output.tokens else row.num_failures
         self._stats.generated_tokens += len(output.tokens)

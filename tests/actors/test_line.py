@@ -42,15 +42,20 @@ def test_frames_cut_anywhere(size: int) -> None:
 @pytest.mark.parametrize("last", [False, True])
 def test_frames_of_steps(num_rows: int, last: bool) -> None:
     tokens = np.arange(num_rows) * 2**40 - 1
+    indptr = np.arange(num_rows + 1)
+    indptr[1:-1] -= 1  # the first row gained nothing, the last one two tokens, or one where it is alone
     entry = LogProbabilities(token_id=5, log_probability=-0.5, top=[])
-    told = StepOutput(3, tokens, last, log_probabilities={0: entry}, prompt_log_probabilities={0: [None, entry]})
-    steps = [(2**40, StepOutput(2**31, tokens, last)), (7, told), (8, StepOutput(0, tokens, last))]
+    told = StepOutput(
+        3, tokens, indptr, last, log_probabilities={0: [entry]}, prompt_log_probabilities={0: [None, entry]}
+    )
+    steps = [(2**40, StepOutput(2**31, tokens, indptr, last)), (7, told), (8, StepOutput(0, tokens, indptr, last))]
     data = b"".join(encode_step(*step) for step in steps)
     reader = FrameReader()
     got = [message for i in range(0, len(data), 7) for message in reader.feed(data[i : i + 7])]
     for (run_id, output), (sent_id, sent) in zip(got, steps, strict=True):
         assert (run_id, output.step, output.last, output.tokens.dtype) == (sent_id, sent.step, sent.last, tokens.dtype)
         assert output.tokens.tolist() == tokens.tolist()
+        assert output.indptr.tolist() == indptr.tolist()
         assert output.log_probabilities == sent.log_probabilities
         assert output.prompt_log_probabilities == sent.prompt_log_probabilities
 
@@ -73,7 +78,10 @@ def test_interrupts_overtake_the_orders_that_wait() -> None:
 
 def test_the_vectors_of_a_step_travel() -> None:
     vectors = np.arange(6, dtype=np.float32).reshape(2, 3)
-    (message,) = FrameReader().feed(encode_step(9, StepOutput(0, np.array([-1, -1]), True, embeddings=vectors)))
+    none = np.empty(0, np.int64)
+    (message,) = FrameReader().feed(
+        encode_step(9, StepOutput(0, none, np.zeros(3, np.int64), True, embeddings=vectors))
+    )
     run_id, output = message
     assert (run_id, output.last, output.embeddings.tolist()) == (9, True, vectors.tolist())
 
@@ -159,7 +167,7 @@ class Rank:
         for step in range(request.num_steps if self.rank == 0 else 0):
             line.look(0.001)
             last = step + 1 == request.num_steps or request.run_id <= self.stopped or line.is_closed
-            line.send_step(request.run_id, StepOutput(step, np.array([step, request.run_id]), last))
+            line.send_step(request.run_id, StepOutput(step, np.array([step, request.run_id]), np.arange(3), last))
             if last:
                 return
 

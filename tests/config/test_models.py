@@ -203,3 +203,10 @@ def test_is_loopback() -> None:
     assert is_loopback("127.0.0.1")
     assert not is_loopback("0.0.0.0")
     assert not is_loopback("")
+
+
+def test_parsers_are_checked() -> None:
+    assert PipelineConfig(model_path="m", tool_call_parser="deepseek_v31").tool_call_parser == "deepseek_v3"
+    assert PipelineConfig(model_path="m", reasoning_parser="none").reasoning_parser == "none"
+    with pytest.raises(SettingsError, match=r"tool_call_parser should be one of auto, .*, not 'hermse'\. Did you mean"):
+        PipelineConfig(model_path="m", tool_call_parser="hermse")

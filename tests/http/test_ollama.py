@@ -11,7 +11,6 @@ import httpx
 import pytest
 
 from max_ray.errors import InsufficientBlocksError, QueueFullError, WorkerGroupError
-from max_ray.interfaces import PipelineTask
 from max_ray.scheduler import SchedulerStats
 from max_ray.serve.api.api_context import ModelDetails
 from max_ray.serve.api.routes import build_api
@@ -236,8 +235,7 @@ async def test_what_is_told_of_the_model(engine: FakeEngine) -> None:
     assert (listed["details"]["format"], listed["details"]["quantization_level"]) == ("gguf", "q4_k")
     assert (running["context_length"], running["size_vram"]) == (200, 1234)
     assert shown["model_info"] == {"general.architecture": "llama", "llama.context_length": 200}
-    assert shown["capabilities"] == ["completion"]
-    engine.task = PipelineTask.EMBEDDINGS_GENERATION
+    assert shown["capabilities"] == ["completion", "tools"]
 
 
 async def test_embed_is_for_models_that_embed(client: httpx.AsyncClient) -> None:
@@ -284,7 +282,7 @@ async def test_the_official_client(server_url: str, engine: FakeEngine) -> None:
     assert (await client.chat(model="fake", messages=follow)).message.content == "hello"
     assert [model.model for model in (await client.list()).models] == ["fake"]
     assert [model.model for model in (await client.ps()).models] == ["fake"]
-    assert (await client.show("fake")).capabilities == ["completion"]
+    assert (await client.show("fake")).capabilities == ["completion", "tools"]
     with pytest.raises(ollama.ResponseError) as refused:
         await client.chat(model="other", messages=HELLO)
     assert refused.value.status_code == 404

@@ -76,7 +76,7 @@ async def test_there_and_back(client: httpx.AsyncClient) -> None:
         ("/tokenize", {"prompt": "a", "add_generation_prompt": True}, "add_generation_prompt", 400),
         ("/tokenize", {"messages": HELLO, "add_special_tokens": True}, "add_special_tokens", 400),
         ("/tokenize", {"messages": HELLO, "chat_template": "x"}, "chat_template", 400),
-        ("/tokenize", {"messages": HELLO, "tools": [{}]}, "tools", 400),
+        ("/tokenize", {"messages": HELLO, "tools": [{}]}, "tools[0].type", 400),
         ("/tokenize", {"messages": []}, "messages", 400),
         ("/tokenize", {"messages": [{"role": "critic", "content": "a"}]}, "messages[0].role", 400),
         ("/tokenize", {"prompt": ["a"]}, "prompt", 400),

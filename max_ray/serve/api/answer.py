@@ -10,11 +10,14 @@ from typing import Any
 
 from max_ray.errors import InputError, ModelNotServedError, nearest, quoted
 from max_ray.interfaces import PipelineTask, RequestID
+from max_ray.serve.api.chat_preparation import fitted
 from max_ray.serve.api.choice import ChoiceDelta, TokenEntry
 from max_ray.serve.api.engine import Engine
 from max_ray.serve.api.formats import AnswerFormat, ChatFormat, CompletionFormat
 from max_ray.serve.api.generation import Generation
 from max_ray.serve.api.openai import ChatCompletionRequest, CompletionRequest, GenerationJob
+from max_ray.serve.api.parsed_choice import ParsedChoice
+from max_ray.serve.api.parsed_format import ParsedChatFormat
 from max_ray.serve.api.sse import encode_event
 from max_ray.tokenization.token_bytes import token_text_of
 
@@ -57,6 +60,8 @@ class Answer:
                 if delta.tokens is not None:
                     choice.tokens = tokens[delta.index]
                     choice.tokens += delta.tokens
+                if delta.events is not None:
+                    choice.events = [*(choice.events or ()), *delta.events]
                 choice.finish_reason = delta.finish_reason
         for choice, pieces in zip(choices, texts, strict=True):
             choice.text = "".join(pieces)
@@ -76,10 +81,8 @@ async def open_answer(
     """
     generation = await prepared_generation(engine, request, arrival)
     generation.start()
-    kind, prefix = (
-        (ChatFormat, "chatcmpl") if isinstance(request, ChatCompletionRequest) else (CompletionFormat, "cmpl")
-    )
-    form = kind(
+    prefix = "chatcmpl" if isinstance(request, ChatCompletionRequest) else "cmpl"
+    form = _format_of(request, generation)(
         f"{prefix}-{RequestID()}",
         int(time.time()),
         engine.model_name,
@@ -101,12 +104,18 @@ async def prepared_generation(
     return await Generation.prepare(engine, await _job(engine, request), arrival)
 
 
+def _format_of(request: CompletionRequest | ChatCompletionRequest, generation: Generation) -> type[AnswerFormat]:
+    if isinstance(request, CompletionRequest):
+        return CompletionFormat
+    return ParsedChatFormat if isinstance(generation.choices[0], ParsedChoice) else ChatFormat
+
+
 async def _job(engine: Engine, request: CompletionRequest | ChatCompletionRequest) -> GenerationJob:
     """Raises InputError for what contradicts itself or cannot fit. What has many parts is taken apart in a thread."""
 
     def checked() -> GenerationJob:
         request.refuse_hopeless(engine.tokenizer.max_length)
-        return request.job()
+        return fitted(request.job(), engine)
 
     return checked() if request.num_items <= _INLINE_ITEMS else await asyncio.to_thread(checked)
 

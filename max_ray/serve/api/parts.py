@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from max_ray.output_parsers import ContentDelta, ReasoningDelta, ToolCallArguments, ToolCallStart
 from max_ray.serve.api.choice import ChoiceDelta
 
 PartKind = Literal["reasoning", "text", "tool_call"]
@@ -96,3 +97,12 @@ class PartTracker:
 def _pieces(delta: ChoiceDelta) -> Iterator[_Piece]:
     if delta.text:
         yield _Piece("text", delta.text)
+    for event in delta.events or ():
+        if isinstance(event, ContentDelta):
+            yield _Piece("text", event.text)
+        elif isinstance(event, ReasoningDelta):
+            yield _Piece("reasoning", event.text)
+        elif isinstance(event, ToolCallStart):
+            yield _Piece("tool_call", "", event.id, event.name, event.index)
+        elif isinstance(event, ToolCallArguments):
+            yield _Piece("tool_call", event.text, call_index=event.index)

@@ -236,5 +236,5 @@ def _model_object(engine: Engine, created: int) -> dict[str, Any]:
         "owned_by": "max_ray",
         "max_model_len": engine.tokenizer.max_length,
         "task": engine.task.value,
-        **({"chat_template": engine.tokenizer.describe_chat_template()} if is_chat else {}),
+        **({"chat_template": engine.tokenizer.describe_chat_template(), **engine.parsers.public()} if is_chat else {}),
     }

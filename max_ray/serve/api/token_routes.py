@@ -12,36 +12,30 @@ from pydantic import Field
 from starlette.requests import ClientDisconnect
 
 from max_ray.errors import InputError
-from max_ray.interfaces import PipelineTask, RequestID, TextGenerationRequest
-from max_ray.serve.api.answer import check_model, check_task
+from max_ray.serve.api.answer import check_model, prepared_generation
 from max_ray.serve.api.api_context import ApiContext
 from max_ray.serve.api.chat_messages import MAX_MESSAGES, Message
 from max_ray.serve.api.engine import Engine
-from max_ray.serve.api.openai import TOKEN_CHARACTERS, ShortText, refuse_at_least
+from max_ray.serve.api.openai import TOKEN_CHARACTERS, ChatCompletionRequest, ShortText, refuse_at_least, validated
 from max_ray.serve.api.request_fields import ApiRequest, Neutral, foreign
 from max_ray.serve.api.scope import CLIENT_CLOSED
 from max_ray.tokenization.inspection import describe_tokenizer, prompt_ids, text_of_ids
 
 MAX_IDS = 1_000_000
 """Token ids of one /detokenize."""
-_TOKENIZE: dict[str, Neutral] = {
-    "chat_template": foreign(),
-    "chat_template_kwargs": foreign({}),
-    "continue_final_message": foreign(False),
-    "documents": foreign([]),
-    "mm_processor_kwargs": foreign({}),
-    "tools": foreign([]),
-}
+
+
+_OF_CHATS = ("add_generation_prompt", "continue_final_message", "chat_template_kwargs", "tools", "documents")
 
 
 class TokenizeRequest(ApiRequest):
     """`POST /tokenize`, with a `prompt` or with `messages`.
 
-    add_special_tokens: of a prompt; true by default. add_generation_prompt: of messages. return_token_strs: the
-    tokens' own spellings, too.
+    add_special_tokens: of a prompt; true by default. return_token_strs: the tokens' own spellings, too. The other
+    fields are of messages, and mean what they mean in a chat request.
     """
 
-    NEUTRAL: ClassVar[Mapping[str, Neutral]] = _TOKENIZE
+    NEUTRAL: ClassVar[Mapping[str, Neutral]] = {"chat_template": foreign(), "mm_processor_kwargs": foreign({})}
     INSTEAD: ClassVar[Mapping[str, str]] = {
         "content": "Use 'prompt'.",
         "text": "Use 'prompt'.",
@@ -53,6 +47,10 @@ class TokenizeRequest(ApiRequest):
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)] | None = None
     add_special_tokens: bool | None = None
     add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    tools: list[dict[str, Any]] | None = None
+    documents: list[dict[str, Any]] | None = None
     return_token_strs: bool = False
 
     def refuse_hopeless(self, max_length: int) -> None:
@@ -64,8 +62,9 @@ class TokenizeRequest(ApiRequest):
         """Raises InputError where fields contradict each other."""
         if (self.prompt is None) == (self.messages is None):
             raise InputError("Give a prompt or messages, and not both.", param="prompt")
-        if self.messages is None and self.add_generation_prompt is not None:
-            raise InputError("add_generation_prompt has a meaning only with messages.", param="add_generation_prompt")
+        given = [name for name in _OF_CHATS if getattr(self, name) is not None]
+        if self.messages is None and given:
+            raise InputError(f"{given[0]} has a meaning only with messages.", param=given[0])
         if self.messages is not None and self.add_special_tokens:
             raise InputError(
                 "add_special_tokens is for a prompt: of a chat the template writes them.", param="add_special_tokens"
@@ -126,13 +125,8 @@ async def _tokenized(engine: Engine, request: TokenizeRequest) -> dict[str, Any]
 
 
 async def _chat_ids(engine: Engine, request: TokenizeRequest) -> list[int]:
-    check_task(engine, PipelineTask.TEXT_GENERATION)
-    options = {} if request.add_generation_prompt is None else {"add_generation_prompt": request.add_generation_prompt}
-    one = TextGenerationRequest(
-        request_id=RequestID(),
-        model_name=engine.model_name,
-        messages=[message.model_dump(exclude_none=True) for message in request.messages or ()],
-        chat_template_options=options,
-    )
-    context = await engine.tokenizer.new_context(one)
-    return list(context.tokens.prompt.tolist())
+    fields = {name: getattr(request, name) for name in ("model", "messages", *_OF_CHATS)}
+    chat = validated(ChatCompletionRequest, {name: value for name, value in fields.items() if value is not None})
+    generation = await prepared_generation(engine, chat)
+    ids: list[int] = generation.choices[0].context.tokens.prompt.tolist()
+    return ids

@@ -54,7 +54,6 @@ _ANY: dict[str, Neutral] = {
     "mcp_servers": only([]),
     "service_tier": only("auto", "standard_only"),
     "speed": only("standard"),
-    "thinking": only({"type": "disabled"}, {"type": "adaptive"}),
     "user_profile_id": only(),
     "workspace_id": only(),
 }
@@ -146,6 +145,15 @@ class OutputConfig(StrictModel):
     format: OutputFormat | None = None
 
 
+class Thinking(StrictModel):
+    """`adaptive` leaves it to the model; `disabled` turns reasoning off where the model's template can."""
+
+    INSTEAD: ClassVar[Mapping[str, str]] = {"budget_tokens": "There are no budgets: use {'type': 'adaptive'}."}
+    NEUTRAL: ClassVar[Mapping[str, Neutral]] = {"display": only("summarized")}
+
+    type: Literal["adaptive", "disabled"]
+
+
 class CountTokensRequest(DialectRequest):
     """`POST /v1/messages/count_tokens`: everything of a message that makes its prompt."""
 
@@ -157,6 +165,7 @@ class CountTokensRequest(DialectRequest):
     system: System | None = None
     tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
     tool_choice: ToolChoice | None = None
+    thinking: Thinking | None = None
     output_config: OutputConfig | None = None
     output_format: OutputFormat | None = None
 
@@ -206,8 +215,9 @@ class CountTokensRequest(DialectRequest):
         if config.format is not None and self.output_format is not None:
             raise InputError("output_format and output_config.format are the same: give one.", param="output_format")
         wanted = config.format or self.output_format
+        is_off = self.thinking is not None and self.thinking.type == "disabled"
         return {
-            "reasoning_effort": config.effort,
+            "reasoning_effort": "none" if is_off else config.effort,
             "response_format": None if wanted is None else wanted.response_format(),
         }
 

@@ -167,7 +167,6 @@ def _details(context: ApiContext) -> dict[str, Any]:
 
 def _shown(context: ApiContext) -> dict[str, Any]:
     engine, family = context.engine, context.details.family or "unknown"
-    facts = engine.tokenizer.describe_chat_template() if engine.task is PipelineTask.TEXT_GENERATION else None
     model_info = {"general.architecture": family, f"{family}.context_length": engine.tokenizer.max_length}
     if engine.embedding_size is not None:
         model_info[f"{family}.embedding_length"] = engine.embedding_size
@@ -177,12 +176,17 @@ def _shown(context: ApiContext) -> dict[str, Any]:
         "template": "",
         "details": _details(context),
         "model_info": model_info,
-        "capabilities": _capabilities(engine, facts or {}),
+        "capabilities": _capabilities(engine),
     }
 
 
-def _capabilities(engine: Engine, facts: Mapping[str, Any]) -> list[str]:
+def _capabilities(engine: Engine) -> list[str]:
     if engine.task is not PipelineTask.TEXT_GENERATION:
         return ["embedding"]
-    found = {"completion": True, "vision": engine.tokenizer.takes_images, "tools": bool(facts.get("tools"))}
+    found = {
+        "completion": True,
+        "vision": engine.tokenizer.takes_images,
+        "tools": engine.parsers.tools is not None,
+        "thinking": engine.parsers.reasoning is not None,
+    }
     return [name for name, is_there in found.items() if is_there]
