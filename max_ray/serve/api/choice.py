@@ -108,6 +108,11 @@ class Choice:
             job.discard_output or echo or self._log is not None or context.sampling_params.stop or unsettled
         )
 
+    @property
+    def stop_string(self) -> str | None:
+        """The stop string that ended the text."""
+        return self._matcher.matched
+
     def feed(self, output: TextGenerationOutput) -> ChoiceDelta | None:
         """Takes what a step gave; None when there is nothing to tell yet."""
         if self._is_plain and output.final_status is GenerationStatus.ACTIVE:
