@@ -63,6 +63,7 @@ class PromptTooLongError(InputError):
         )
         self.num_tokens = num_tokens
         self.max_length = max_length
+        self.at_least = at_least
 
     def __reduce__(self) -> tuple[object, ...]:  # its arguments are not its message: the default pickle fails
         return (type(self), (self.num_tokens, self.max_length), {**self.__dict__, "args": self.args})
@@ -80,6 +81,7 @@ class InputTooLongError(PromptTooLongError):
         )
         self.num_tokens = num_tokens
         self.max_length = max_length
+        self.at_least = at_least
 
 
 class StructuredOutputError(InputError):

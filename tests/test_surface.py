@@ -42,6 +42,8 @@ PIPELINE_SETTINGS = {
     "max_image_bytes": 16 * 2**20,
     "max_image_pixels": 2**26,
     "allow_special_tokens_in_messages": False,
+    "tool_call_parser": "auto",
+    "reasoning_parser": "auto",
     "num_threads": None,
 }
 SERVE_SETTINGS = PIPELINE_SETTINGS | {

@@ -31,6 +31,7 @@ from max_ray import settings
 from max_ray.config.ports import parse_port_range
 from max_ray.errors import ConfigError, nearest
 from max_ray.interfaces import PipelineTask, SupportedEncoding
+from max_ray.output_parsers import AUTO, reasoning_parser_name, tool_parser_name
 
 ALIASES = {"model": "model_path"}
 """Other spellings of a setting, accepted wherever settings are: the seed page prints `--model`."""
@@ -162,6 +163,12 @@ class PipelineConfig(BaseModel):
     allow_special_tokens_in_messages: bool = Field(
         False, description="Read names of special tokens in chat messages as these tokens; by default they are text."
     )
+    tool_call_parser: str = Field(
+        AUTO, description="Parser of tool calls: 'auto' (by the chat template), 'none', or a name."
+    )
+    reasoning_parser: str = Field(
+        AUTO, description="Parser of reasoning: 'auto' (by the chat template), 'none', or a name."
+    )
     num_threads: int | None = Field(
         None, ge=1, le=_MAX_THREADS, description="CPU threads of one rank. Default: its share of the cores."
     )
@@ -197,6 +204,14 @@ class PipelineConfig(BaseModel):
         except ValueError as error:
             raise PydanticCustomError("devices", "Input should be {rule}", {"rule": str(error)}) from None
         return value
+
+    @field_validator("tool_call_parser", "reasoning_parser")
+    @classmethod
+    def _check_parser(cls, value: str, info: Any) -> str:
+        try:
+            return tool_parser_name(value) if info.field_name == "tool_call_parser" else reasoning_parser_name(value)
+        except ConfigError as error:
+            raise PydanticCustomError("parser", "Input should be {rule}", {"rule": str(error)}) from None
 
     @model_validator(mode="after")
     def _check_device_count(self) -> Self:
@@ -388,7 +403,7 @@ def _problem(cls: type[PipelineConfig], details: ErrorDetails) -> tuple[str, str
         return name, details["msg"]
     rule = details["msg"].replace("Input should", f"{name} should", 1)
     rule = rule if rule.startswith(name) else f"{name}: {rule}"
-    shown = "" if name == "api_keys" or details["type"] == "devices" else f", not {details['input']!r}"
+    shown = "" if name == "api_keys" or details["type"] in ("devices", "parser") else f", not {details['input']!r}"
     return name, f"{rule}{shown}."
 
 

@@ -1,5 +1,8 @@
 """The contracts that every layer shares: words and shapes, no behaviour. Imports neither torch nor Ray."""
 
+from importlib import import_module
+from typing import Any
+
 from max_ray.interfaces.context import LogProbabilities, TextContext, TokenBuffer
 from max_ray.interfaces.embeddings import (
     EmbeddingsContext,
@@ -88,3 +91,10 @@ __all__ = [
     "TokenBuffer",
     "WeightsFormat",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The pipeline page names PipelineModel here; its home is `max_ray.modeling`."""
+    if name == "PipelineModel":
+        return import_module("max_ray.modeling").PipelineModel
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

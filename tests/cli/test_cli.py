@@ -77,6 +77,8 @@ def test_every_setting_is_a_flag(served: list[ServeConfig], tmp_path: Path) -> N
         "max_image_bytes": 5,
         "max_image_pixels": 6,
         "allow_special_tokens_in_messages": True,
+        "tool_call_parser": "hermes",
+        "reasoning_parser": "none",
         "num_threads": 3,
         "host": "localhost",
         "port": 1234,

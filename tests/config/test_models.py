@@ -206,6 +206,13 @@ def test_is_loopback() -> None:
     assert not is_loopback("")
 
 
+def test_parsers_are_checked() -> None:
+    assert PipelineConfig(model_path="m", tool_call_parser="deepseek_v31").tool_call_parser == "deepseek_v3"
+    assert PipelineConfig(model_path="m", reasoning_parser="none").reasoning_parser == "none"
+    with pytest.raises(SettingsError, match=r"tool_call_parser should be one of auto, .*, not 'hermse'\. Did you mean"):
+        PipelineConfig(model_path="m", tool_call_parser="hermse")
+
+
 @pytest.mark.parametrize("text", ["", "20000", "20000-", "0-5", "20-10", "1-65536", "a-b", "20000-20999 "])
 def test_worker_port_range_is_two_ports(text: str) -> None:
     with pytest.raises(SettingsError, match="worker_port_range"):

@@ -18,6 +18,7 @@ from max_ray.interfaces import (
 )
 from max_ray.scheduler import SchedulerStats
 from max_ray.serve.api.metrics import Metrics, MetricsSnapshot
+from max_ray.serve.api.model_parsers import ModelParsers
 from max_ray.tokenization.tokenizer import TextTokenizer
 
 Script = Callable[[TextContext], str | list[int]]
@@ -36,6 +37,7 @@ class FakeEngine:
         self.task = PipelineTask.TEXT_GENERATION
         self.embedding_size: int | None = None
         self.tokenizer = tokenizer
+        self.parsers = ModelParsers.of(tokenizer)
         self.metrics = Metrics("fake", "r0")
         self.script = script
         self.contexts: list[TextContext] = []

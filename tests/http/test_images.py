@@ -24,6 +24,7 @@ from max_ray.kv_cache import LocalKVCacheClient, PagedKVCacheManager
 from max_ray.pipelines import PIPELINE_REGISTRY, PipelineConfig
 from max_ray.scheduler import GenerationLoop, SchedulerLimits
 from max_ray.serve.api.metrics import Metrics, MetricsSnapshot
+from max_ray.serve.api.model_parsers import ModelParsers
 from max_ray.serve.api.routes import build_api
 from max_ray.tokenization.tokenizer import TextTokenizer
 from tests.architectures.vision import DENSE, Prompt, VisionReference, make_served_vision, picture
@@ -42,6 +43,7 @@ class LoopEngine:
 
     model_name = "tiny"
     task = PipelineTask.TEXT_GENERATION
+    parsers = ModelParsers()
 
     def __init__(self, tokenizer: ImageTextTokenizer, loop: GenerationLoop) -> None:
         self.tokenizer = tokenizer
