@@ -65,6 +65,7 @@ async def steps_a_second(group: LeasedGroup, run_ids: Iterator[int]) -> float:
 async def compare(model: Path) -> dict[str, Any]:
     """Both raylets are on one machine, so a Unix socket reaches the workers too once it is asked for."""
     group = await LeasedGroup.acquire(make_spec(model, "speed", size=2), 0, "owner")
+    group.keep(print)
     place = await group.info.workers[0].locate.remote(group.info.epoch)
     run_ids, pairs = itertools.count(1), []
     for _ in range(10):
