@@ -103,4 +103,4 @@ def test_answers_are_those_of_llama_cpp_up_to_near_ties() -> None:
             found += differences(logits_along(engine, prompt, answer), i, answer, theirs["gaps"][i])
         report(encoding, found, total)
         assert len(found) <= (1 - share) * total
-        assert all(one.gap <= near and one.their_gap <= 0.5 for one in found), found
+        assert all(one.gap <= near and one.their_gap <= 0.75 for one in found), found
