@@ -2,10 +2,10 @@
 
     LLAMA_CPP_PYTHON=venv/bin/python python -m pytest -m slow -s tests/slow/test_smollm2_answers.py
 
-llama.cpp keeps Q4_1 and rounds inputs to 8 bits. Served as q8_0, each weight of a Q4_1 block is rounded to 8 bits, inputs
-likewise, and what is between layers is bfloat16: logits of 32 to 64 are 0.25 apart. As float32, nothing is rounded. So
-two tokens that are about as likely may change places; the test says how far apart they are, in logits (their standard
-deviation is 8.7).
+llama.cpp keeps Q4_1 and rounds inputs to 8 bits. Served as q8_0, each weight of a Q4_1 block is rounded to 8 bits,
+inputs likewise, and what is between layers is bfloat16: logits of 32 to 64 are 0.25 apart. As float32, nothing is
+rounded. So two tokens that are about as likely may change places; the test says how far apart they are, in logits
+(their standard deviation is 8.7).
 """
 
 from __future__ import annotations
