@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-PACKAGES = ("max_ray", "architectures", "deployments")
+from tests.code_lines import PACKAGES, ROOT, code_lines
+
+__all__ = ["PACKAGES", "ROOT", "Import", "Source", "sources", "unit_of"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,11 @@ class Source:
     @cached_property
     def tree(self) -> ast.Module:
         return ast.parse(self.path.read_text(encoding="utf-8"), str(self.path))
+
+    @cached_property
+    def code(self) -> set[int]:
+        """Numbers of the lines that hold code; see code_lines."""
+        return code_lines(self.path.read_text(encoding="utf-8"))
 
     @property
     def unit(self) -> str:

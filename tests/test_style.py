@@ -6,11 +6,14 @@ import ast
 
 import pytest
 
+from tests.code_lines import code_lines
 from tests.source_tree import ROOT, Source, sources
 
-MAX_FILE_LINES = 400
+MAX_FILE_LINES = 400  # of code: see code_lines
 SCRIPTS = {"deployments.demo.train"}  # copied and run by themselves, so not held to the sizes
 MAX_FUNCTION_LINES = 60
+SMALL_FUNCTION_LINES = 20
+MIN_SHARE_OF_SMALL_FUNCTIONS = 0.94
 MAX_NESTING = 4  # a function's own body is level 0; rule: 3, with room for one `try` or `with`
 
 _BLOCKS = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.With, ast.AsyncWith, ast.Try, ast.Match)
@@ -31,6 +34,55 @@ def depth(node: ast.AST) -> int:
     return deepest
 
 
+def size(function: ast.FunctionDef | ast.AsyncFunctionDef, code: set[int]) -> int:
+    """Code lines of a function, from its `def` to its end."""
+    return sum(line in code for line in range(function.lineno, (function.end_lineno or 0) + 1))
+
+
+def test_code_is_what_is_no_blank_no_comment_and_no_docstring() -> None:
+    text = '''"""Header,
+
+two lines."""
+
+import a  # a note
+
+# a comment
+X = """a string
+
+of three lines"""
+"""A note below an assignment is no docstring."""
+
+
+class C:
+    """One."""
+
+    def f(self) -> int:
+        """Two
+        lines."""
+        # why
+        return (
+            1
+
+        )
+'''
+    code = code_lines(text)
+    assert sorted(code) == [5, 8, 9, 10, 11, 14, 17, 21, 22, 24]
+    (function,) = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
+    assert size(function, code) == 4
+
+
+def test_most_functions_are_small() -> None:
+    sizes = [
+        size(function, source.code)
+        for source in sources()
+        if source.module not in SCRIPTS
+        for function in functions(source)
+    ]
+    small = sum(lines <= SMALL_FUNCTION_LINES for lines in sizes) / len(sizes)
+    print(f"{len(sizes)} functions, {small:.1%} of at most {SMALL_FUNCTION_LINES} code lines, longest {max(sizes)}")
+    assert small >= MIN_SHARE_OF_SMALL_FUNCTIONS
+
+
 def test_depth_counts_blocks() -> None:
     tree = ast.parse("if a:\n  for b in c:\n    pass\nelif d:\n  pass\nelif e:\n  with f:\n    pass")
     assert depth(tree) == 2
@@ -43,9 +95,9 @@ def test_module(source: Source) -> None:
     assert "TODO" not in text
     if source.module in SCRIPTS:
         return
-    assert text.count("\n") <= MAX_FILE_LINES
+    assert len(source.code) <= MAX_FILE_LINES
     for function in functions(source):
-        lines = (function.end_lineno or 0) - function.lineno + 1
+        lines = size(function, source.code)
         assert lines <= MAX_FUNCTION_LINES, f"{function.name} has {lines} lines"
         assert depth(function) <= MAX_NESTING, f"{function.name} is nested {depth(function)} deep"
 

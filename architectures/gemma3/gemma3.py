@@ -10,8 +10,15 @@ import torch
 
 from architectures.gemma3.model_config import Gemma3Config
 from max_ray.distributed import TPGroup
-from max_ray.interfaces import KVCacheInputs
-from max_ray.nn import Attention, GatedMLP, Module, ParallelLMHead, RotaryEmbedding, VocabParallelEmbedding
+from max_ray.nn import (
+    Attention,
+    ForwardBatch,
+    GatedMLP,
+    Module,
+    ParallelLMHead,
+    RotaryEmbedding,
+    VocabParallelEmbedding,
+)
 from max_ray.nn.activation import gated
 
 
@@ -59,11 +66,9 @@ class Gemma3Block(Module):
         self.mlp = GatedMLP(dim, config.intermediate_size, tp, gate=gated(config.activation), dtype=dtype)
         self.mlp_out_norm = norm(dim)
 
-    def forward(
-        self, x: torch.Tensor, cos_sin: torch.Tensor, kv: KVCacheInputs, qo_indptr: torch.Tensor
-    ) -> torch.Tensor:
-        """x [T, D] -> [T, D]. cos_sin: [T, R] of the rope of this kind of layer."""
-        x = x + self.attention_out_norm(self.attention(self.attention_norm(x), cos_sin, kv, qo_indptr))
+    def forward(self, x: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
+        """x [T, D] -> [T, D]. The batch's rotation is that of this kind of layer."""
+        x = x + self.attention_out_norm(self.attention(self.attention_norm(x), batch))
         x = x + self.mlp_out_norm(self.mlp(self.mlp_norm(x)))
         return x
 
@@ -83,20 +88,14 @@ class Gemma3(Module):
         self.local_rotary = RotaryEmbedding(config.rope, max_length, dtype=dtype, device=tp.device)
         self.global_rotary = RotaryEmbedding(config.global_rope, max_length, dtype=dtype, device=tp.device)
 
-    def forward(
-        self,
-        tokens: torch.Tensor,
-        positions: torch.Tensor,
-        qo_indptr: torch.Tensor,
-        logit_indices: torch.Tensor,
-        kv: KVCacheInputs,
-    ) -> torch.Tensor:
-        """tokens, positions [T], logit_indices [N] -> logits [N, V]; the new keys and values go into `kv`."""
-        local_cos_sin, global_cos_sin = self.local_rotary(positions), self.global_rotary(positions)  # [T, R] each
-        x = self.embed_tokens(tokens) * self._embedding_scale  # [T, D]
+    def forward(self, batch: ForwardBatch) -> torch.Tensor:
+        """Logits [N, V]; the new keys and values go into `batch.kv`."""
+        local_batch = batch.rotated(self.local_rotary(batch.positions))
+        global_batch = batch.rotated(self.global_rotary(batch.positions))
+        x = self.embed_tokens(batch.tokens) * self._embedding_scale  # [T, D]
         for layer in self.layers:
-            x = layer(x, global_cos_sin if layer.is_global else local_cos_sin, kv, qo_indptr)
-        logits: torch.Tensor = self.lm_head(self.norm(x[logit_indices]))
+            x = layer(x, global_batch if layer.is_global else local_batch)
+        logits: torch.Tensor = self.lm_head(self.norm(x[batch.logit_indices]))
         if self._logit_softcap is not None:
             logits = torch.tanh(logits / self._logit_softcap) * self._logit_softcap
         return logits

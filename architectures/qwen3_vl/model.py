@@ -17,8 +17,9 @@ from architectures.qwen3_vl.model_config import VisionConfig, mrope_section, tex
 from architectures.qwen3_vl.qwen3_vl import ImageTokens, VisionTransformer
 from architectures.qwen3_vl.vision import patches_of
 from architectures.qwen3_vl.weight_adapters import safetensors_name_map
-from max_ray.interfaces import KVCacheInputs, ModelInputs, ModelOutputs, PromptImage, RunRow
+from max_ray.interfaces import KVCacheInputs, ModelInputs, PromptImage, RunRow
 from max_ray.modeling import CausalLMModel
+from max_ray.nn import ForwardBatch
 
 if TYPE_CHECKING:
     from max_ray.config import PipelineConfig
@@ -65,22 +66,13 @@ class VisionLanguageModel(CausalLMModel):
             inputs.positions = inputs.positions + self._to_device(np.repeat(offsets, counts))
         return inputs
 
-    def execute(self, model_inputs: ModelInputs) -> ModelOutputs:
+    def forward_batch(self, model_inputs: ModelInputs) -> ForwardBatch:
+        """See TextPipelineModel; with the features of the images in this step."""
         if not isinstance(model_inputs, Qwen3VLInputs):
-            return super().execute(model_inputs)
-        kv = model_inputs.kv_cache_inputs
-        assert kv is not None, "a decoder runs with a KV cache"
-        with torch.inference_mode():
-            features = self._features(model_inputs)[:, model_inputs.feature_indices]
-            logits = self.network(
-                model_inputs.tokens,
-                model_inputs.positions,
-                model_inputs.qo_indptr,
-                model_inputs.logit_indices,
-                kv,
-                images=ImageTokens(model_inputs.axis_positions, model_inputs.token_indices, features),
-            )
-        return ModelOutputs(logits=logits)
+            return super().forward_batch(model_inputs)
+        features = self._features(model_inputs)[:, model_inputs.feature_indices]
+        images = ImageTokens(model_inputs.axis_positions, model_inputs.token_indices, features)
+        return ForwardBatch.of(model_inputs, images)
 
     def _with_images(self, inputs: ModelInputs, rows: Sequence[RunRow]) -> Qwen3VLInputs:
         images, token_indices, feature_indices = image_tokens(rows)

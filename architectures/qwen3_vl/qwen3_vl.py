@@ -16,8 +16,7 @@ from architectures.qwen3_vl.model_config import VisionConfig
 from architectures.qwen3_vl.vision import VisionTower
 from max_ray import kernels
 from max_ray.distributed import TPGroup
-from max_ray.interfaces import KVCacheInputs
-from max_ray.nn import Module, Transformer
+from max_ray.nn import ForwardBatch, Module, Transformer
 from max_ray.nn.transformer import TransformerConfig
 
 
@@ -51,30 +50,22 @@ class VisionTransformer(Transformer):
         self.visual = VisionTower(vision, dtype, tp.device)
         self._axis_of_value = axis_of_pair(section, config.rope.dim // 2).repeat(2).to(tp.device)  # [R]
 
-    def forward(
-        self,
-        tokens: torch.Tensor,
-        positions: torch.Tensor,
-        qo_indptr: torch.Tensor,
-        logit_indices: torch.Tensor,
-        kv: KVCacheInputs,
-        rope_lengths: torch.Tensor | None = None,
-        images: ImageTokens | None = None,
-    ) -> torch.Tensor:
-        """See Transformer; `positions` is not used where there are images."""
+    def forward(self, batch: ForwardBatch) -> torch.Tensor:
+        """See Transformer. With images (`batch.images` is an ImageTokens), `batch.positions` is not used."""
+        images: ImageTokens | None = batch.images
         if images is None:
-            return super().forward(tokens, positions, qo_indptr, logit_indices, kv, rope_lengths)
+            return super().forward(batch)
         assert self.rotary.cos_sin_cache is not None, "dynamic rope has no three positions"
         assert self.rotary.long_cos_sin_cache is None, "nor has longrope"
         places = images.positions[:, self._axis_of_value]  # [T, R]
-        cos_sin = self.rotary.cos_sin_cache.gather(0, places)
-        x = self.embed_tokens(tokens).index_copy(0, images.indices, images.features[0])
+        batch.cos_sin = self.rotary.cos_sin_cache.gather(0, places)
+        x = self.embed_tokens(batch.tokens).index_copy(0, images.indices, images.features[0])
         residual: torch.Tensor = x.new_zeros(())
         for number, layer in enumerate(self.layers):
-            x, residual = layer(x, residual if number else None, cos_sin, kv, qo_indptr)
+            x, residual = layer(x, residual if number else None, batch)
             if number + 1 < len(images.features):
                 x = x.index_add(0, images.indices, images.features[number + 1])
-        x, _ = self.norm.add_and_norm(*(kernels.gather_rows(part, logit_indices) for part in (x, residual)))
+        x, _ = self.norm.add_and_norm(*(kernels.gather_rows(part, batch.logit_indices) for part in (x, residual)))
         logits: torch.Tensor = self.lm_head(x)
         return logits
 

@@ -18,7 +18,7 @@ from architectures.transformers_adapter.transformers_adapter import Transformers
 from architectures.transformers_adapter.weight_adapters import NetworkSource
 from max_ray.errors import ConfigError
 from max_ray.huggingface import required
-from max_ray.interfaces import KVCacheInputs, KVCacheParams, ModelInputs, ModelOutputs, RunRow
+from max_ray.interfaces import KVCacheInputs, KVCacheParams, ModelInputs, RunRow
 from max_ray.modeling import TextPipelineModel
 from max_ray.weights.load import load_weights
 
@@ -137,21 +137,6 @@ class TransformersAdapterModel(TextPipelineModel):
     def _skeleton(cls, huggingface_config: Any) -> Any:
         config = AdapterConfig.from_huggingface(huggingface_config)
         return build_skeleton(config.class_name, network_config(huggingface_config.to_dict()), torch.float32, PROBING)
-
-    def execute(self, model_inputs: ModelInputs) -> ModelOutputs:
-        kv = model_inputs.kv_cache_inputs
-        assert kv is not None, "a decoder runs with a KV cache"
-        lengths = getattr(model_inputs, "rope_lengths", None)
-        with torch.inference_mode():
-            logits = self.network(
-                model_inputs.tokens,
-                model_inputs.positions,
-                model_inputs.qo_indptr,
-                model_inputs.logit_indices,
-                kv,
-                lengths,
-            )
-        return ModelOutputs(logits=logits)
 
     def prepare_initial_token_inputs(
         self,

@@ -25,8 +25,7 @@ from architectures.transformers_adapter.skeleton import (
 )
 from architectures.transformers_adapter.tensor_parallel import SUMMED, TensorParallelPlan, local_parts
 from max_ray.distributed import TPGroup, all_reduce
-from max_ray.interfaces import KVCacheInputs
-from max_ray.nn import Module
+from max_ray.nn import ForwardBatch, Module
 from max_ray.weights.parameter import ShardedParameter
 
 
@@ -87,23 +86,12 @@ class TransformersNetwork(Module):
         self.set_handler(self._paged)
         self.linears = [slot.layer for slot in self._slots.values() if not slot.weight_was_read]
 
-    def forward(
-        self,
-        tokens: torch.Tensor,
-        positions: torch.Tensor,
-        qo_indptr: torch.Tensor,
-        logit_indices: torch.Tensor,
-        kv: KVCacheInputs,
-        rope_lengths: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """tokens, positions [T], logit_indices [N] -> logits [N, V]; the new keys and values go into `kv`.
-
-        rope_lengths: [T], where the rope depends on the sequence length (see LongRope).
-        """
+    def forward(self, batch: ForwardBatch) -> torch.Tensor:
+        """Logits [N, V]; the new keys and values go into `batch.kv`."""
         for rope in self._long_ropes:
-            rope.lengths = rope_lengths
-        self._paged.begin(kv, qo_indptr)
-        logits = self.logits(tokens, positions, logit_indices)
+            rope.lengths = batch.rope_lengths
+        self._paged.begin(batch.kv, batch.qo_indptr)
+        logits = self.logits(batch.tokens, batch.positions, batch.logit_indices)
         self._paged.end()
         return logits
 

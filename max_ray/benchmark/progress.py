@@ -2,40 +2,32 @@
 
 from __future__ import annotations
 
-import sys
-from time import perf_counter
 from typing import TextIO
 
-_WIDTH = 30
-_MIN_GAP_S = 0.1
+from tqdm import tqdm
+
+from max_ray.benchmark.client import Recording
 
 
 class Progress:
-    """Counts ended requests and redraws at most ten times a second. `close` leaves the line empty."""
+    """Counts ended requests.
+
+    Args:
+        total: How many there will be.
+        stream: Where the bar is drawn; stderr by default.
+    """
 
     def __init__(self, total: int, stream: TextIO | None = None) -> None:
-        self._total = total
-        self._stream = sys.stderr if stream is None else stream
-        self._shown = self._stream.isatty()
-        self._begin = self._last = perf_counter()
-        self._done = 0
+        self._bar = tqdm(total=total, unit="request", leave=False, disable=None, file=stream)
         self._failed = 0
 
-    def advance(self, *, failed: bool) -> None:
-        self._done += 1
-        self._failed += failed
-        now = perf_counter()
-        if self._shown and (now - self._last >= _MIN_GAP_S or self._done == self._total):
-            self._last = now
-            self._stream.write("\r" + self._line(now - self._begin))
-            self._stream.flush()
+    def note(self, recording: Recording) -> None:
+        """A request has ended."""
+        if recording.failure is not None:
+            self._failed += 1
+            self._bar.set_postfix(failed=self._failed, refresh=False)
+        self._bar.update()
 
     def close(self) -> None:
-        if self._shown:
-            self._stream.write("\r\x1b[K")
-            self._stream.flush()
-
-    def _line(self, seconds: float) -> str:
-        filled = _WIDTH * self._done // max(1, self._total)
-        failed = f", {self._failed} failed" if self._failed else ""
-        return f"[{'#' * filled}{'.' * (_WIDTH - filled)}] {self._done}/{self._total}{failed}, {seconds:.0f} s"
+        """Takes the bar off the terminal."""
+        self._bar.close()

@@ -98,7 +98,7 @@ async def measure(
         )
         await _warm_up(client, requests, warmups, settings.pace.max_concurrency or 1)
         progress = Progress(sum(map(len, conversations)))
-        load = Load(client, requests, lambda recording: progress.advance(failed=recording.failure is not None))
+        load = Load(client, requests, progress.note)
         try:
             with _no_garbage_collection():
                 before, begin = _cpu_seconds(), perf_counter()

@@ -239,6 +239,7 @@ def _generated_text(config: PipelineConfig, request: TextGenerationRequest) -> I
 
 def _list(options: dict[str, Any]) -> None:
     from max_ray.pipelines import PIPELINE_REGISTRY
+    from max_ray.planning.memory_plan import aligned
 
     PIPELINE_REGISTRY.register_custom(options.get("custom_architectures", ()))
     families: list[dict[str, Any]] = [
@@ -256,7 +257,7 @@ def _list(options: dict[str, Any]) -> None:
         return print(json.dumps({"architectures": families}, indent=2))
     lists = ("modalities", "encodings", "example_repo_ids")
     rows = [[f["name"], f["task"], *(", ".join(f[name]) for name in lists)] for f in families]
-    _print_table(["architecture", "task", "modalities", "encodings", "examples"], rows)
+    print(aligned([["architecture", "task", "modalities", "encodings", "examples"], *rows]))
 
 
 def _check(options: dict[str, Any]) -> None:
@@ -273,24 +274,20 @@ def _version(options: dict[str, Any]) -> None:
 def _print_config(config: PipelineConfig, origins: Origins) -> None:
     """Every setting, its value and its origin; None becomes what the model and the hardware make of it."""
     from max_ray.pipelines import resolve_plan
+    from max_ray.planning.memory_plan import aligned
 
     plan = resolve_plan(config)
     values: dict[str, Any] = {name: getattr(config, name) for name in type(config).model_fields} | plan.values
     resolved = {name: text for name, text in plan.origins.items() if name not in origins or text != "given"}
     where = {name: (origins | resolved).get(name, "follows from the others") for name in values}
-    _print_table(["setting", "value", "origin"], [[name, _shown(values[name]), where[name]] for name in values])
+    rows = [[name, _shown(values[name]), where[name]] for name in values]
+    print(aligned([["setting", "value", "origin"], *rows]))
 
 
 def _shown(value: Any) -> str:
     if isinstance(value, tuple):
         return ", ".join(str(item) for item in value) or "-"
     return "-" if value is None else str(getattr(value, "value", value))
-
-
-def _print_table(head: list[str], rows: list[list[str]]) -> None:
-    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
-    for row in [head, *rows]:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 if __name__ == "__main__":

@@ -39,14 +39,8 @@ class EmbeddingsRunner:
         with torch.inference_mode():
             vectors = self._embed(request.rows)
         self.forward_calls += 1
-        tokens = np.full(len(request.rows), -1, dtype=np.int64)
-        yield StepOutput(step=0, tokens=tokens, last=True, embeddings=vectors)
-
-    def release(self, request_ids: list[str]) -> None:
-        """Nothing was kept."""
-
-    def block_tables(self) -> dict[str, npt.NDArray[np.int32]]:
-        return {}
+        no_tokens, indptr = np.empty(0, dtype=np.int64), np.zeros(len(request.rows) + 1, dtype=np.int64)
+        yield StepOutput(step=0, tokens=no_tokens, indptr=indptr, last=True, embeddings=vectors)
 
     def _embed(self, rows: list[RunRow]) -> npt.NDArray[np.float32] | None:
         """float32 [B, D], rows as given; None on all ranks but the first."""

@@ -15,7 +15,7 @@ from max_ray.interfaces import RunExtension, Runner, RunRequest, StepOutput
 
 
 class LocalExecutor:
-    """An Executor around the Runners of all ranks, rank 0 first. `interrupt` may come from any thread."""
+    """A BlockingExecutor around the Runners of all ranks, rank 0 first. `interrupt` may come from any thread."""
 
     def __init__(self, runners: Sequence[Runner]) -> None:
         self.runners = list(runners)
@@ -59,14 +59,6 @@ class LocalExecutor:
 
     def extend(self, extension: RunExtension) -> None:
         self._extensions.put(extension)
-
-    async def flush(self, released: list[str]) -> None:
-        """Forgets the block tables of requests that ended, outside any run."""
-        await asyncio.get_running_loop().run_in_executor(self._steps, self._release, released)
-
-    def _release(self, released: list[str]) -> None:
-        for runner in self.runners:
-            runner.release(released)
 
     def _end(self, run_id: int, steps: Generator[StepOutput], others: list[Future[None]]) -> None:
         """Also when the caller stops early: the other ranks are in the run until rank 0 tells them that it is over."""

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -30,9 +31,12 @@ from max_ray.distributed.group import TPGroup
 from max_ray.driver import Download, upload
 from max_ray.engine.graphs import DecodeGraphs
 from max_ray.engine.kv_storage import KVStorage, RunTables
-from max_ray.engine.sampling.sampler import Sampled, Sampler, prompt_logprobs
+from max_ray.engine.sampling.sampler import NO_TOKEN, Sampled, Sampler, needs_host, prompt_logprobs
 from max_ray.interfaces import Extensions, LogProbabilities, ModelInputs, RunRequest, RunRow, StepOutput
 from max_ray.modeling import PipelineModel
+
+if TYPE_CHECKING:
+    from max_ray.structured_output import GrammarCompiler
 
 TokenArray = npt.NDArray[np.int64]
 
@@ -41,9 +45,9 @@ class ModelRunner:
     """One rank's model, cache and sampler. Not thread-safe: one run at a time.
 
     graphs: replays decode steps that fit it; None: every step is launched kernel by kernel. lookahead: steps launched
-    before an earlier one is collected; the same on all ranks. By default 1 on a GPU and 0 on a CPU.
-    `forward_calls` counts forward passes since the start; block tables are kept only so that the KV ledger can be
-    checked against them or rebuilt from them.
+    before an earlier one is collected; the same on all ranks. By default 1 on a GPU and 0 on a CPU; 0 in runs with a
+    row whose next token depends on the host. grammars: of structured output; on rank 0 only.
+    `forward_calls` counts forward passes since the start. Nothing of a request is kept between two runs.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class ModelRunner:
         vocab_size: int,
         graphs: DecodeGraphs | None = None,
         lookahead: int | None = None,
+        grammars: GrammarCompiler | None = None,
     ) -> None:
         self._model = model
         self._storage = storage
@@ -61,8 +66,8 @@ class ModelRunner:
         self._vocab_size = vocab_size
         self._graphs = graphs
         self._lookahead = int(tp.device.type == "cuda") if lookahead is None else lookahead
+        self._grammars = grammars
         self.num_blocks = storage.num_blocks
-        self._block_tables: dict[str, npt.NDArray[np.int32]] = {}
         self.forward_calls = 0
 
     @property
@@ -77,32 +82,23 @@ class ModelRunner:
         extensions: Extensions | None = None,
     ) -> Generator[StepOutput]:
         """Yields one StepOutput a step. `should_stop` is asked at each step boundary, on rank 0 only."""
-        self.release(request.released)
-        for row in request.rows:
-            self._block_tables[row.request_id] = row.block_table
         with torch.inference_mode():
-            sampler = Sampler(request.rows, self._vocab_size, self._tp.device) if self._tp.rank == 0 else None
+            sampler = self._sampler(request.rows) if self._tp.rank == 0 else None
             tables = RunTables(request.rows, self._storage, self._tp.device)
             run = _Run(self._model, self._tp, request, tables, sampler, self._graphs, extensions)
+        lookahead = 0 if any(map(needs_host, request.rows)) else self._lookahead
         while True:
             # inference_mode is entered anew for each step: a generator must not leave it switched on for its caller
             before = run.num_launched
             with torch.inference_mode():
-                output = run.step(should_stop, self._lookahead)
+                output = run.step(should_stop, lookahead)
             self.forward_calls += run.num_launched - before
-            self._block_tables.update(run.take_grown_tables())
             yield output
             if output.last:
                 return
 
-    def release(self, request_ids: list[str]) -> None:
-        """Forgets the block tables of requests that ended."""
-        for request_id in request_ids:
-            self._block_tables.pop(request_id, None)
-
-    def block_tables(self) -> dict[str, npt.NDArray[np.int32]]:
-        """Block table of every request that ran here and was not released."""
-        return dict(self._block_tables)
+    def _sampler(self, rows: list[RunRow]) -> Sampler:
+        return Sampler(rows, self._vocab_size, self._tp.device, grammars=self._grammars)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +134,6 @@ class _Run:
         self._run_id = request.run_id
         self._extensions = extensions
         self._num_extended = 0
-        self._grown_tables: dict[str, npt.NDArray[np.int32]] = {}
         self._model = model
         self._tp = tp
         self._rows = request.rows
@@ -160,11 +155,6 @@ class _Run:
         while len(self._in_flight) <= lookahead and self._may_launch():
             self._launch(should_stop)
         return self._collect(self._in_flight.popleft())
-
-    def take_grown_tables(self) -> dict[str, npt.NDArray[np.int32]]:
-        """Block tables that extensions have brought since the last call, by request."""
-        grown, self._grown_tables = self._grown_tables, {}
-        return grown
 
     def _may_launch(self) -> bool:
         if self.num_launched == 0:
@@ -258,14 +248,18 @@ class _Run:
         if self._some_ended:  # a row that ended while the step was under way does not count
             counted = ~self._ended[rows]
             rows, tokens = rows[counted], tokens[counted]
-        output = StepOutput(step=launched.step, tokens=np.full(len(self._rows), -1, dtype=np.int64), last=False)
-        output.tokens[rows] = tokens
-        output.prompt_log_probabilities = launched.prompt_log_probabilities
-        if launched.sampled is not None:
-            output.log_probabilities = _of_rows(launched.sampled.log_probabilities, rows)
         for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
             if self._ends(row, token, launched.step):
                 self._ended[row] = self._some_ended = True
+        errors = None
+        if self._sampler is not None and self._sampler.needs_host:
+            errors = self._sampler.accept(rows.tolist(), tokens.tolist())
+            gained = tokens != NO_TOKEN
+            rows, tokens = rows[gained], tokens[gained]
+        output = StepOutput(launched.step, tokens, _one_token_indptr(rows, len(self._rows)), last=False, errors=errors)
+        output.prompt_log_probabilities = launched.prompt_log_probabilities
+        if launched.sampled is not None:
+            output.log_probabilities = _of_rows(launched.sampled.log_probabilities, rows)
         while self._in_flight and self._ended[self._in_flight[0].rows].all():
             self._in_flight.popleft()
         output.last = not self._in_flight and not self._may_launch()
@@ -280,24 +274,35 @@ class _Run:
         self._max_new = extension.max_new_tokens
         self._least_new = int(min(self._max_new[[row.samples for row in self._rows]], default=0))
         self._tables.grow(extension.block_tables)
-        self._grown_tables |= {self._rows[i].request_id: table for i, table in extension.block_tables.items()}
 
     def _ends(self, row_index: int, token: int, step: int) -> bool:
-        """Whether a row ends with this token (that it has no tokens left to sample is known without it)."""
+        """Whether a row ends with this token, or without one (that it has no tokens left to sample is known before)."""
         row = self._rows[row_index]
+        if token == NO_TOKEN:
+            return True
         return token in row.stop_ids and row.generated_length + step + 1 > row.sampling_params.min_new_tokens
 
 
 def _is_decode(row: RunRow) -> bool:
     """Whether a row's first step is like its following ones: one token, one row of logits."""
-    return len(row.active_tokens) == 1 and row.samples and not row.echo and row.extra is None and not row.images
+    return len(row.active_tokens) == 1 and row.samples and not row.echo and not row.images
 
 
-def _of_rows(entries: dict[int, LogProbabilities] | None, rows: TokenArray) -> dict[int, LogProbabilities] | None:
+def _one_token_indptr(rows: TokenArray, num_rows: int) -> TokenArray:
+    """`StepOutput.indptr`, int64 [num_rows + 1], of a step that gave one token to each of `rows` (ascending)."""
+    if len(rows) == num_rows:
+        return np.arange(num_rows + 1, dtype=np.int64)
+    indptr = np.zeros(num_rows + 1, dtype=np.int64)
+    indptr[rows + 1] = 1
+    return np.cumsum(indptr, dtype=np.int64)
+
+
+def _of_rows(entries: dict[int, LogProbabilities] | None, rows: TokenArray) -> dict[int, list[LogProbabilities]] | None:
+    """Entries of the one token of each of `rows`."""
     if entries is None:
         return None
     wanted = set(rows.tolist())
-    return {row: entry for row, entry in entries.items() if row in wanted}
+    return {row: [entry] for row, entry in entries.items() if row in wanted}
 
 
 def _prompt_entries(row: RunRow, logits: torch.Tensor) -> list[LogProbabilities | None]:

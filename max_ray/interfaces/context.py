@@ -9,8 +9,8 @@ Regions of `tokens` (length L = prompt + generated):
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -75,15 +75,27 @@ class TokenBuffer:
 
 @dataclass(kw_only=True, eq=False)
 class TextContext:
-    """State of one text-generation request. The tokenizer makes it, the pipeline updates it, nobody else keeps it.
+    """State of one text-generation request. The tokenizer creates it, the pipeline updates it; no other copy exists.
 
-    max_length: prompt + generated tokens may not exceed it.
-    eos_token_ids: end the sequence unless `sampling_params.ignore_eos`; `stop_token_ids` always end it.
-    block_table: ids of the KV blocks leased for this request, in order; a copy of the KV manager's truth.
-    echoed_length: prompt tokens whose log probabilities were reported already (for `echo`).
-    cached_prefix_length: prompt tokens whose keys and values came from the prefix cache (for `usage`).
-    images: of the prompt, in order; kept until the end, for a prompt that must be computed again.
-    num_siblings: contexts of the same request that are submitted right behind this one: all are admitted, or none.
+    Attributes:
+        request_id: Identity of the request.
+        tokens: Prompt and generated tokens.
+        max_length: Prompt and generated tokens, at most.
+        eos_token_ids: Tokens that end the sequence unless `sampling_params.ignore_eos`.
+        sampling_params: How tokens are sampled; its `stop_token_ids` always end the sequence.
+        model_name: The model that the request names.
+        log_probabilities: Alternatives to report for each token; None to report nothing.
+        log_probabilities_echo: Whether to report log probabilities of the prompt too.
+        status: Whether the request is active, or how it ended.
+        processed_length: Tokens that have keys and values.
+        active_end: End of the tokens that run in the next step.
+        block_table: int32, ids of the request's KV blocks, in order; a copy of the KV manager's table.
+        cached_prefix_length: Prompt tokens whose keys and values came from the prefix cache (for `usage`).
+        echoed_length: Prompt tokens whose log probabilities were reported already.
+        block_hashes: Hashes of the full blocks, as far as they were needed.
+        images: Images of the prompt, in order; kept until the end, for a prompt that must be computed again.
+        num_siblings: Contexts of the same request that are submitted right after this one. All are admitted, or none.
+        stop_ids: All tokens that end the sequence.
     """
 
     request_id: RequestID
@@ -103,7 +115,6 @@ class TextContext:
     block_hashes: list[bytes] = field(default_factory=list)
     images: tuple[PromptImage, ...] = ()
     num_siblings: int = 0
-    extra: dict[str, Any] = field(default_factory=dict)
     stop_ids: frozenset[int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -165,6 +176,21 @@ class TextContext:
             self.status = GenerationStatus.END_OF_SEQUENCE
         elif self.remaining_new_tokens <= 0:
             self.status = GenerationStatus.MAXIMUM_LENGTH
+
+    def extend(self, tokens: Sequence[int]) -> int:
+        """The active tokens and all of `tokens` but the last have run; `tokens` follow the active ones.
+
+        Args:
+            tokens: New tokens in order. Those behind the one that ends the request are dropped.
+
+        Returns:
+            How many were taken.
+        """
+        for number, token in enumerate(tokens, start=1):
+            self.update(token)
+            if self.status is not GenerationStatus.ACTIVE:
+                return number
+        return len(tokens)
 
     def reset(self) -> None:
         """Forgets the KV cache (preemption, a rebuilt worker group): all tokens so far become the next prefill."""

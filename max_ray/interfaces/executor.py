@@ -1,16 +1,17 @@
-"""The run: one message to the workers, many steps, one answer a step.
+"""The run: one message to the workers, many steps, one output a step.
 
 A pipeline turns contexts into a RunRequest and hands it to its executor (in this process, or a worker group). The
-first step of a run is ragged: whole prompts, chunks of prompts and single decode tokens side by side. Rows that
-sampled go on, one token a step, until the run's `num_steps` are done, the row is done, or the run is interrupted at a
-step boundary. Everything a worker needs is in the message: workers keep nothing that a context cannot rebuild.
+first step of a run is ragged: whole prompts, chunks of prompts and single decode tokens side by side. Rows that sample
+continue until the run's `num_steps` are done, the row is done, or the run is interrupted at a step boundary. A row may
+gain several tokens in a step, or none, and at most `max_new_tokens` in the run. Everything a worker needs is in the
+message: workers keep nothing that a context cannot rebuild.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -24,17 +25,22 @@ from max_ray.interfaces.request import SamplingParams
 class RunRow:
     """One request's part of a run.
 
-    active_tokens: int64 [n >= 1], what the first step runs; their positions start at `processed_length`.
-    block_table: int32, covers processed_length + n + (steps this row may take - 1) tokens.
-    max_new_tokens: tokens the row may sample in this run; 0 for a prompt chunk that is not the last.
-    generated_length: tokens generated before this run; numbers the random draws (0 for the first one).
-    history: int64 prompt + generated tokens before this run, only when penalties need it; `prompt_length` splits it.
-    log_probabilities: alternatives to report per sampled token; None for nothing.
-    echo: report log probabilities of the active prompt tokens too; `echo_next`: the token that follows the last
-    active one in the prompt (-1 when that is the end), so that chunks join up.
-    images: those of which a part is among the active tokens. position_offset: position minus index of the first active
-    token, as far as images before it make it (see PromptImage).
-    extra: tensors or values of a custom ModelInputs.
+    Attributes:
+        request_id: Identity of the request, as a string.
+        active_tokens: int64 [n >= 1], what the first step runs; their positions start at `processed_length`.
+        processed_length: Tokens that have keys and values.
+        block_table: int32, covers processed_length + n + max_new_tokens - 1 tokens.
+        max_new_tokens: Tokens that the row may gain in this run; 0 for a prompt chunk that is not the last.
+        sampling_params: How tokens are sampled.
+        stop_ids: Tokens that end the row.
+        generated_length: Tokens generated before this run; numbers the random draws (0 for the first one).
+        prompt_length: Tokens of the prompt.
+        history: int64, prompt and generated tokens before this run; only if the sampling parameters need it.
+        log_probabilities: Alternatives to report for each sampled token; None to report nothing.
+        echo: Whether to report log probabilities of the active prompt tokens too.
+        echo_next: The token that follows the last active one in the prompt, so that chunks join up; -1 at its end.
+        images: Images of which a part is among the active tokens.
+        position_offset: Position minus index of the first active token, due to images before it (see PromptImage).
     """
 
     request_id: str
@@ -52,7 +58,6 @@ class RunRow:
     echo_next: int = -1
     images: tuple[PromptImage, ...] = ()
     position_offset: int = 0
-    extra: dict[str, Any] | None = None
 
     @property
     def samples(self) -> bool:
@@ -87,33 +92,43 @@ class RunRow:
             stop_ids=context.stop_ids,
             generated_length=context.tokens.generated_length,
             prompt_length=context.tokens.prompt_length,
-            history=context.tokens.all.copy() if params.needs_penalties else None,
+            history=context.tokens.all.copy() if params.needs_history else None,
             log_probabilities=context.log_probabilities,
             echo=echo,
             echo_next=int(context.tokens.all[context.active_end]) if echo and not samples else -1,
             images=context.images and images_within(context.images, context.processed_length, context.active_end),
             position_offset=position_offset(context.images, context.processed_length) if context.images else 0,
-            extra=context.extra or None,
         )
 
 
 @dataclass(slots=True)
 class RunRequest:
-    """One run. `released`: requests that ended since the last run; workers drop their block tables."""
+    """One run.
+
+    Attributes:
+        run_id: Number of the run; grows.
+        rows: Requests that take part.
+        num_steps: Steps, at most.
+    """
 
     run_id: int
     rows: list[RunRow]
     num_steps: int
-    released: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True)
 class RunExtension:
     """More steps for the rows of a run in progress, so that it need not end while nothing changes.
 
-    number: 1, 2, .. within the run. num_steps: steps of the whole run, now. max_new_tokens: int64 [rows], tokens that
-    each row may sample in the whole run. block_tables: by row, where they have grown. A run that has ended meanwhile
-    stays ended: its last StepOutput has said so.
+    A run that has ended stays ended: its last StepOutput has said so. A row that has used up its tokens before may
+    stay out until the run ends.
+
+    Attributes:
+        run_id: The run.
+        number: 1, 2, .. within the run.
+        num_steps: Steps of the whole run, from now on.
+        max_new_tokens: int64 [rows], tokens that each row may gain in the whole run.
+        block_tables: Row -> int32, block tables that have grown.
     """
 
     run_id: int
@@ -135,31 +150,38 @@ class Extensions(Protocol):
 
 @dataclass(slots=True)
 class StepOutput:
-    """What one step gave. Row i is RunRequest.rows[i]; tokens[i] = -1 where the row did not sample in this step
-    (a prompt chunk, or a row that ended earlier).
+    """Result of one step, ragged: row i is RunRequest.rows[i] and gained tokens[indptr[i]:indptr[i + 1]].
 
-    log_probabilities: row -> entry for its token. prompt_log_probabilities: row -> one entry an active prompt token
-    (None for the first token of a prompt), first step only.
-    `last`: no further step of this run follows (done or interrupted).
-    embeddings: of the embeddings task, float32 [B, D], one vector a row.
+    A row that gained nothing ran a prompt chunk, has ended, or was not part of the step. After the step, every token
+    of a row but the last one has keys and values.
+
+    Attributes:
+        step: Number of the step in its run, from 0.
+        tokens: int64 [n], new tokens, row after row.
+        indptr: int64 [rows + 1], where the tokens of each row start; indptr[rows] = n.
+        last: No further step of this run follows (it is done, or was interrupted).
+        log_probabilities: Row -> one entry a new token, for rows that asked.
+        prompt_log_probabilities: Row -> one entry an active prompt token (None for the first token of a prompt);
+            first step only.
+        embeddings: float32 [rows, D], one vector a row; embeddings task only.
+        errors: Row -> why it ended, without a token in this step.
     """
 
     step: int
     tokens: npt.NDArray[np.int64]
+    indptr: npt.NDArray[np.int64]
     last: bool
-    log_probabilities: dict[int, LogProbabilities] | None = None
+    log_probabilities: dict[int, list[LogProbabilities]] | None = None
     prompt_log_probabilities: dict[int, list[LogProbabilities | None]] | None = None
     embeddings: npt.NDArray[np.float32] | None = None
+    errors: dict[int, str] | None = None
 
 
 class Executor(Protocol):
     """Where runs are run. At most one run at a time is in progress; a second one waits for it."""
 
-    def execute(self, request: RunRequest) -> Iterator[StepOutput]:
-        """Runs and yields, blocking. Raises WorkerGroupError when a worker dies."""
-
     def stream(self, request: RunRequest) -> AsyncIterator[StepOutput]:
-        """The same without blocking the event loop."""
+        """Runs and yields without blocking the event loop. Raises WorkerGroupError when a worker dies."""
 
     def interrupt(self, run_id: int) -> None:
         """Ends the run at the next step boundary. Returns at once; a run that is over or unknown is fine."""
@@ -170,6 +192,14 @@ class Executor(Protocol):
 
     def extend(self, extension: RunExtension) -> None:
         """Hands more steps to a run that `stream` runs. Returns at once; a run that is over is fine."""
+
+
+@runtime_checkable
+class BlockingExecutor(Executor, Protocol):
+    """An executor in this process, for callers without an event loop."""
+
+    def execute(self, request: RunRequest) -> Iterator[StepOutput]:
+        """Runs and yields, blocking."""
 
 
 class Runner(Protocol):
@@ -190,9 +220,3 @@ class Runner(Protocol):
         extensions: Extensions | None = None,
     ) -> Generator[StepOutput]:
         """Yields one StepOutput a step. `should_stop` is asked at each step boundary, on rank 0 only."""
-
-    def release(self, request_ids: list[str]) -> None:
-        """Forgets requests that ended."""
-
-    def block_tables(self) -> dict[str, npt.NDArray[np.int32]]:
-        """Block table of every request that ran here and was not released."""

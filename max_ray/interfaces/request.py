@@ -11,6 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 from max_ray.errors import InputError
+from max_ray.interfaces.grammar import GrammarSpec
 from max_ray.interfaces.image import PromptImage
 
 
@@ -22,6 +23,9 @@ class RequestID:
 
     def __str__(self) -> str:
         return self.value
+
+    def __hash__(self) -> int:
+        return hash(self.value)  # looked up for each request in each step; the generated one makes a tuple first
 
 
 @dataclass(frozen=True)
@@ -42,10 +46,12 @@ def _random_seed() -> int:
 class SamplingParams:
     """How the next token is picked.
 
-    Order of operations on the logits: penalties, min-tokens mask, then (greedy: argmax) or temperature, top-k,
-    top-p, min-p, one draw. `temperature=0` or `top_k=1` is greedy. `top_k=-1` and `top_p=1` and `min_p=0` are off.
+    Order of operations on the logits: penalties, min-tokens and grammar masks, then (greedy: argmax) or temperature,
+    top-k, top-p, min-p, one draw. `temperature=0` or `top_k=1` is greedy. `top_k=-1`, `top_p=1` and `min_p=0` are off.
     Repetition penalty looks at prompt and output (Keskar et al. 2019, CTRL, sec. 4.1); frequency and presence
     penalties at the output only (the OpenAI API reference). `seed`: 64 bits; drawn at random when not given.
+    `structured_output`: what the text must match. Tokens that do not fit are masked before temperature; the text ends
+    where the grammar does, so `ignore_eos` and `min_new_tokens` cannot be given with it.
     Raises InputError for values out of range.
     """
 
@@ -62,6 +68,7 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     seed: int = field(default_factory=_random_seed)
+    structured_output: GrammarSpec | None = None
 
     def __post_init__(self) -> None:
         def check(ok: bool, name: str, rule: str) -> None:
@@ -90,6 +97,17 @@ class SamplingParams:
         check(self.max_new_tokens is None or self.max_new_tokens >= 1, "max_new_tokens", "at least 1")
         check(0 <= self.min_new_tokens < _MAX_COUNT, "min_new_tokens", f"from 0 to {_MAX_COUNT - 1}")
         check(-(2**63) <= self.seed < 2**64, "seed", "a 64-bit integer")
+        if self.structured_output is not None:
+            check(
+                not self.ignore_eos,
+                "ignore_eos",
+                "false: the grammar of the structured output says where the text ends",
+            )
+            check(
+                self.min_new_tokens == 0,
+                "min_new_tokens",
+                "0: the grammar of the structured output says where the text ends",
+            )
         object.__setattr__(self, "stop", tuple(self.stop or ()))
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids or ()))
 
@@ -100,6 +118,11 @@ class SamplingParams:
     @property
     def needs_penalties(self) -> bool:
         return bool(self.frequency_penalty or self.presence_penalty or self.repetition_penalty != 1.0)
+
+    @property
+    def needs_history(self) -> bool:
+        """Whether the next token depends on more of the text than the model sees anyway."""
+        return self.needs_penalties or self.structured_output is not None
 
     @classmethod
     def from_input_and_generation_config(
@@ -120,8 +143,9 @@ class SamplingParams:
             defaults["top_k"] = -1
         known = {f.name for f in fields(cls)}
         wanted = {k: v for k, v in given.items() if v is not None}
-        if wanted.get("max_new_tokens", math.inf) < defaults.get("min_new_tokens", 0):
-            del defaults["min_new_tokens"]  # a default never contradicts what the user gave
+        is_short = wanted.get("max_new_tokens", math.inf) < defaults.get("min_new_tokens", 0)
+        if is_short or "structured_output" in wanted:
+            defaults.pop("min_new_tokens", None)  # a default never contradicts what the user gave
         if wanted.get("min_new_tokens", 0) > defaults.get("max_new_tokens", math.inf):
             del defaults["max_new_tokens"]
         values = {**defaults, **wanted}
@@ -139,20 +163,20 @@ _GENERATION_CONFIG_NAMES = {
     "max_new_tokens": "max_new_tokens",
     "min_new_tokens": "min_new_tokens",
 }
-_NOT_HONOURED: dict[str, tuple[Any, ...]] = {
+_UNSUPPORTED_OPTIONS: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "epsilon_cutoff", "eta_cutoff"), (0, 0.0)),
     **dict.fromkeys(("typical_p", "encoder_repetition_penalty", "guidance_scale", "num_beams"), (1, 1.0)),
     **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "sequence_bias"), ([],)),
     **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty"), ()),
 }
-"""What generation_config.json may say that changes the text, and is not done here, with the values that say nothing."""
+"""Options of a generation_config.json that change the text and are not supported, with their neutral values."""
 
 
-def not_honoured(generation_config: Mapping[str, Any]) -> list[str]:
-    """The settings of a generation_config.json that change what transformers generates, and nothing here."""
+def unsupported_generation_options(generation_config: Mapping[str, Any]) -> list[str]:
+    """Options of a generation_config.json that change what transformers generates and have no effect here."""
     return [
         f"{name}={generation_config[name]!r}"
-        for name, neutral in _NOT_HONOURED.items()
+        for name, neutral in _UNSUPPORTED_OPTIONS.items()
         if generation_config.get(name) is not None and generation_config[name] not in neutral
     ]
 

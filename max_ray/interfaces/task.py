@@ -19,6 +19,7 @@ class GenerationStatus(str, Enum):
     END_OF_SEQUENCE = "end_of_sequence"
     MAXIMUM_LENGTH = "maximum_length"
     CANCELLED = "cancelled"
+    FAILED = "failed"
 
     @property
     def is_done(self) -> bool:

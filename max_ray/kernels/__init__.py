@@ -45,6 +45,7 @@ __all__ = [
     "rmsnorm",
     "rope_and_append",
     "silu_and_mul",
+    "sum_rows",
     "tile_blocks",
 ]
 
@@ -150,6 +151,14 @@ def gather_rows(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """x [N, D], rows int64 [n] in [0, N) -> [n, D]. On a GPU torch's own operation serves."""
     result: torch.Tensor = (cpu if x.is_cuda else _cpu_twins()).gather_rows(x, rows)
     return result
+
+
+def sum_rows(rows: torch.Tensor, out: torch.Tensor) -> None:
+    """Writes rows[0] + rows[1] + ... of rows [N, W] into out [W], added in this order; halves in float32, rounded once.
+
+    On a CPU only. An element's sum does not depend on W.
+    """
+    _cpu_twins().sum_rows(rows, out)
 
 
 def decode_slots(block_tables: torch.Tensor, cache_lengths: torch.Tensor, page_size: int) -> torch.Tensor:

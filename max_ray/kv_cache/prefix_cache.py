@@ -76,19 +76,19 @@ def _image_digests(context: TextContext, page_size: int, first_token: int) -> Ca
 def lookup_hashes(context: TextContext, page_size: int) -> list[bytes]:
     """The hashes under which a prefix of `context` may be found: never its last token, which must run.
 
-    Nothing where a hit would be wrong: `echo` needs the logits of every prompt token, and tensors in `extra` change
-    keys and values without changing tokens. (Images do too, and are in the hashes.)
+    Nothing where a hit would be wrong: `echo` needs the logits of every prompt token. (Images change keys and values
+    without changing tokens; they are in the hashes.)
     """
-    if context.log_probabilities_echo or context.extra:
+    if context.log_probabilities_echo:
         return []
     num_tokens = len(context.tokens) - 1
     return extend_block_hashes(context, page_size, num_tokens)[: num_tokens // page_size]
 
 
 def commit_hashes(context: TextContext, page_size: int, first_block: int) -> list[bytes]:
-    """Hashes of the full blocks from `first_block` on whose keys and values are computed; none with `extra`."""
+    """Hashes of the full blocks from `first_block` on whose keys and values are computed."""
     num_full = context.processed_length // page_size
-    if num_full <= first_block or context.extra:
+    if num_full <= first_block:
         return []
     return extend_block_hashes(context, page_size, num_full * page_size)[first_block:num_full]
 

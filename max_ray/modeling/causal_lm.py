@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from max_ray.errors import ConfigError, ParallelismError, WeightsError
-from max_ray.interfaces import KVCacheInputs, KVCacheParams, ModelInputs, ModelOutputs, RunRow
+from max_ray.interfaces import KVCacheInputs, KVCacheParams, ModelInputs, RunRow
 from max_ray.modeling.network_model import NetworkModel
 from max_ray.modeling.text_pipeline_model import TextPipelineModel, check_cut
 from max_ray.nn.embedding import ParallelLMHead
@@ -59,8 +59,7 @@ class CausalLMModel(NetworkModel[DecoderConfig], TextPipelineModel):
 
     A layer that has an attribute `waits_for_device`, and it is true, keeps decode steps out of CUDA graphs.
 
-    The network is called as network(tokens, positions, qo_indptr, logit_indices, kv) -> logits [N, V], with
-    `rope_lengths=` besides where the rope depends on the length of the sequence.
+    The network is called as network(batch) -> logits [N, V] with a ForwardBatch.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -130,22 +129,6 @@ class CausalLMModel(NetworkModel[DecoderConfig], TextPipelineModel):
     @classmethod
     def rope_config(cls, huggingface_config: Any) -> RopeConfig:
         return cls.config_of(huggingface_config).rope
-
-    def execute(self, model_inputs: ModelInputs) -> ModelOutputs:
-        kv = model_inputs.kv_cache_inputs
-        assert kv is not None, "a decoder runs with a KV cache"
-        lengths = getattr(model_inputs, "rope_lengths", None)
-        options = {} if lengths is None else {"rope_lengths": lengths}
-        with torch.inference_mode():
-            logits = self.network(
-                model_inputs.tokens,
-                model_inputs.positions,
-                model_inputs.qo_indptr,
-                model_inputs.logit_indices,
-                kv,
-                **options,
-            )
-        return ModelOutputs(logits=logits)
 
     def prepare_initial_token_inputs(
         self,

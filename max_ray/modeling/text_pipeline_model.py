@@ -17,8 +17,9 @@ from max_ray import kernels
 from max_ray.driver import upload
 from max_ray.errors import ConfigError, ParallelismError
 from max_ray.huggingface import head_dim, required
-from max_ray.interfaces import KVCacheInputs, ModelInputs, RunRow
+from max_ray.interfaces import KVCacheInputs, ModelInputs, ModelOutputs, RunRow
 from max_ray.modeling import PipelineModel
+from max_ray.nn.forward_batch import ForwardBatch
 from max_ray.nn.rope import RopeConfig
 
 if TYPE_CHECKING:
@@ -35,7 +36,12 @@ class RopeLengthInputs(ModelInputs):
 
 
 class TextPipelineModel(PipelineModel):
-    """Prepares token inputs, and answers from config.json's usual names; a family adds `__init__` and `execute`."""
+    """Prepares token inputs, runs the network, and answers from config.json's usual names.
+
+    A family sets `network` in `__init__`: it is called as network(batch) -> logits [N, V] with a ForwardBatch.
+    """
+
+    network: Any
 
     @classmethod
     def calculate_max_seq_len(cls, pipeline_config: PipelineConfig, huggingface_config: Any) -> int:
@@ -94,6 +100,15 @@ class TextPipelineModel(PipelineModel):
         counts = [len(row.active_tokens) for row in context_batch]
         lengths = torch.maximum(inputs.positions + 1, self._to_device(np.repeat(prompts, counts)))
         return RopeLengthInputs(**vars(inputs), rope_lengths=lengths)
+
+    def forward_batch(self, model_inputs: ModelInputs) -> ForwardBatch:
+        """What the network is called with; a family with inputs of its own adds them here."""
+        return ForwardBatch.of(model_inputs)
+
+    def execute(self, model_inputs: ModelInputs) -> ModelOutputs:
+        """See PipelineModel."""
+        with torch.inference_mode():
+            return ModelOutputs(logits=self.network(self.forward_batch(model_inputs)))
 
     def prepare_next_token_inputs(self, next_tokens: torch.Tensor, prev_model_inputs: ModelInputs) -> ModelInputs:
         """See PipelineModel. Position of a row's token: its cache length, less what images before it save."""

@@ -2,6 +2,7 @@
 
 from max_ray.nn.attention import Attention
 from max_ray.nn.embedding import ParallelLMHead, VocabParallelEmbedding
+from max_ray.nn.forward_batch import ForwardBatch
 from max_ray.nn.latent_attention import LatentAttention, LatentAttentionShape
 from max_ray.nn.linear import (
     ColumnParallelLinear,
@@ -10,7 +11,6 @@ from max_ray.nn.linear import (
     MergedColumnParallelLinear,
     QKVParallelLinear,
     RowParallelLinear,
-    linear,
     pack_weights,
 )
 from max_ray.nn.mlp import GatedMLP
@@ -31,6 +31,7 @@ __all__ = [
     "Attention",
     "ColumnParallelLinear",
     "Experts",
+    "ForwardBatch",
     "GatedMLP",
     "LatentAttention",
     "LatentAttentionShape",
@@ -51,7 +52,6 @@ __all__ = [
     "grouped_matmul",
     "grouped_matmul_waits",
     "keep_best_groups",
-    "linear",
     "pack_weights",
     "run_by_expert",
     "softmax_top_k",

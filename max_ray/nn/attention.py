@@ -14,6 +14,7 @@ from max_ray import kernels
 from max_ray.distributed import TPGroup
 from max_ray.interfaces import KVCacheInputs
 from max_ray.nn.encoder import EqualRows, bidirectional_attention
+from max_ray.nn.forward_batch import ForwardBatch
 from max_ray.nn.linear import QKVParallelLinear, RowParallelLinear, shard_range
 from max_ray.nn.module import Module
 from max_ray.weights.parameter import PartSpec
@@ -73,10 +74,9 @@ class Attention(Module):
             spec = PartSpec((num_heads,), 0, heads.start, heads.stop, 0)
             self.add_parameter("sinks", torch.empty(len(heads), dtype=dtype, device=tp.device), {"": spec})
 
-    def forward(
-        self, x: torch.Tensor, cos_sin: torch.Tensor, kv: KVCacheInputs, qo_indptr: torch.Tensor
-    ) -> torch.Tensor:
-        """cos_sin: [T, R], the rotation of each new token, as RotaryEmbedding gives it."""
+    def forward(self, x: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
+        kv, cos_sin = batch.kv, batch.cos_sin
+        assert cos_sin is not None, "the network gives the rotation before its layers run"
         q, k, v = (part.unflatten(-1, (-1, self._head_dim)) for part in self.qkv(x).split(self._split, dim=-1))
         if self.q_norm is not None:
             q = self.q_norm(q)
@@ -87,7 +87,14 @@ class Attention(Module):
         keys, values = kv.keys[self._layer_index], kv.values[self._layer_index]
         q = kernels.rope_and_append(q, k, v, keys, values, cos_sin, None, kv.slot_mapping)  # [T, H, D]
         attended = kernels.paged_attention(
-            q, keys, values, kv, qo_indptr, scale=self._scale, sliding_window=self._sliding_window, sinks=self.sinks
+            q,
+            keys,
+            values,
+            kv,
+            batch.qo_indptr,
+            scale=self._scale,
+            sliding_window=self._sliding_window,
+            sinks=self.sinks,
         )
         y: torch.Tensor = self.out(attended.flatten(-2))
         return y

@@ -16,7 +16,7 @@ import torch
 
 from max_ray import kernels
 from max_ray.distributed import TPGroup
-from max_ray.interfaces import KVCacheInputs
+from max_ray.nn.forward_batch import ForwardBatch
 from max_ray.nn.linear import ColumnParallelLinear, Linear, RowParallelLinear, shard_range
 from max_ray.nn.module import Module
 from max_ray.nn.norm import RMSNorm
@@ -71,11 +71,10 @@ class LatentAttention(Module):
         """On a CPU, where the torch twin may serve, which plans on the host: no tape holds that."""
         return self._on_cpu
 
-    def forward(
-        self, x: torch.Tensor, cos_sin: torch.Tensor, kv: KVCacheInputs, qo_indptr: torch.Tensor
-    ) -> torch.Tensor:
-        """cos_sin: [T, R], the rotation of each new token, as RotaryEmbedding gives it."""
-        shape, cache = self._shape, kv.keys[self._layer_index]
+    def forward(self, x: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
+        shape, kv, cos_sin = self._shape, batch.kv, batch.cos_sin
+        assert cos_sin is not None, "the network gives the rotation before its layers run"
+        cache = kv.keys[self._layer_index]
         q = self._queries(x)
         latent, k_rope = self.latent_down(x).split([shape.latent_dim, shape.rope_dim], dim=-1)  # [T, L], [T, R]
         q_rope, k_rope = kernels.apply_rope(
@@ -84,7 +83,9 @@ class LatentAttention(Module):
         latent = torch.cat((self.latent_norm(latent), k_rope.squeeze(1)), dim=-1)  # [T, L + R]
         kernels.append_latent(latent, cache, kv.slot_mapping)
         q = torch.cat((q[..., : shape.plain_dim], q_rope), dim=-1)
-        attended = kernels.latent_attention(q, cache, kv, qo_indptr, up=self.up.heads, scale=shape.scale)  # [T, H, V]
+        attended = kernels.latent_attention(
+            q, cache, kv, batch.qo_indptr, up=self.up.heads, scale=shape.scale
+        )  # [T, H, V]
         y: torch.Tensor = self.out(attended.flatten(-2))
         return y
 

@@ -12,8 +12,8 @@ import torch
 
 from max_ray import kernels
 from max_ray.distributed import TPGroup
-from max_ray.interfaces import KVCacheInputs
 from max_ray.nn.embedding import ParallelLMHead, VocabParallelEmbedding
+from max_ray.nn.forward_batch import ForwardBatch
 from max_ray.nn.module import Module
 from max_ray.nn.norm import RMSNorm
 from max_ray.nn.rope import RopeConfig, RotaryEmbedding
@@ -38,7 +38,7 @@ class TransformerBlock(Module):
     """One pre-norm layer: x + attention(norm(x)), then x + mlp(norm(x)).
 
     The sum x + residual is left to the next norm, which fuses it.
-    attention: called as attention(x, cos_sin, kv, qo_indptr). mlp: called as mlp(x), dense or a mixture of experts.
+    attention: called as attention(x, batch). mlp: called as mlp(x), dense or a mixture of experts.
     """
 
     def __init__(
@@ -51,12 +51,7 @@ class TransformerBlock(Module):
         self.mlp = mlp
 
     def forward(
-        self,
-        x: torch.Tensor,
-        residual: torch.Tensor | None,
-        cos_sin: torch.Tensor,
-        kv: KVCacheInputs,
-        qo_indptr: torch.Tensor,
+        self, x: torch.Tensor, residual: torch.Tensor | None, batch: ForwardBatch
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """x, residual [T, D] -> the same; residual is None before the first layer."""
         if residual is None:
@@ -64,7 +59,7 @@ class TransformerBlock(Module):
             x = self.attention_norm(x)
         else:
             x, residual = self.attention_norm.add_and_norm(x, residual)
-        x = self.attention(x, cos_sin, kv, qo_indptr)
+        x = self.attention(x, batch)
         x, residual = self.mlp_norm.add_and_norm(x, residual)
         return self.mlp(x), residual
 
@@ -86,38 +81,20 @@ class Transformer(Module):
         self.lm_head = ParallelLMHead(config.vocab_size, dim, tp, tied_to=tied_to, dtype=dtype)
         self.rotary = RotaryEmbedding(config.rope, max_length, dtype=dtype, device=tp.device)
 
-    def forward(
-        self,
-        tokens: torch.Tensor,
-        positions: torch.Tensor,
-        qo_indptr: torch.Tensor,
-        logit_indices: torch.Tensor,
-        kv: KVCacheInputs,
-        rope_lengths: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """tokens, positions [T], logit_indices [N] -> logits [N, V]; the new keys and values go into `kv`.
+    def forward(self, batch: ForwardBatch) -> torch.Tensor:
+        """Logits [N, V]; the new keys and values go into `batch.kv`."""
+        batch.cos_sin = self.rotary(batch.positions, batch.rope_lengths)  # [T, R], for all layers
+        return self.decode(self.embed_tokens(batch.tokens), batch)
 
-        rope_lengths: [T], where the rope depends on the sequence length (see RotaryEmbedding).
-        """
-        cos_sin = self.rotary(positions, rope_lengths)  # [T, R], for all layers
-        return self.decode(self.embed_tokens(tokens), cos_sin, qo_indptr, logit_indices, kv)
-
-    def decode(
-        self,
-        x: torch.Tensor,
-        cos_sin: torch.Tensor,
-        qo_indptr: torch.Tensor,
-        logit_indices: torch.Tensor,
-        kv: KVCacheInputs,
-    ) -> torch.Tensor:
-        """Embedded tokens x [T, D] and their rotation [T, R] -> logits [N, V]."""
+    def decode(self, x: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
+        """Embedded tokens x [T, D] -> logits [N, V]."""
         residual = None
         for layer in self.layers:
-            x, residual = layer(x, residual, cos_sin, kv, qo_indptr)
-        x = kernels.gather_rows(x, logit_indices)  # [N, D]
+            x, residual = layer(x, residual, batch)
+        x = kernels.gather_rows(x, batch.logit_indices)  # [N, D]
         if residual is None:
             x = self.norm(x)
         else:
-            x, _ = self.norm.add_and_norm(x, kernels.gather_rows(residual, logit_indices))
+            x, _ = self.norm.add_and_norm(x, kernels.gather_rows(residual, batch.logit_indices))
         logits: torch.Tensor = self.lm_head(x)
         return logits

@@ -22,10 +22,12 @@ from max_ray.modeling import PipelineModel
 from max_ray.phases import phase
 from max_ray.pipelines.embeddings import EmbeddingsPipeline
 from max_ray.pipelines.text_generation import TextGenerationPipeline
+from max_ray.pipelines.vocabulary import token_vocabulary
 from max_ray.planning.checkpoint import open_checkpoint
 from max_ray.planning.hardware import MIB
 from max_ray.planning.plan import PipelinePlan, resolve_plan
 from max_ray.registry import PIPELINE_REGISTRY
+from max_ray.structured_output import GrammarCompiler
 from max_ray.tokenization.tokenizer import TextTokenizer
 
 if TYPE_CHECKING:
@@ -135,6 +137,7 @@ def build_runner(plan: PipelinePlan, tp: TPGroup, durations: dict[str, float] | 
     architecture = PIPELINE_REGISTRY.retrieve_architecture(plan.architecture, task=plan.task)
     return_freed_memory()
     before = held_bytes(tp.device)
+    grammars = _start_grammars(plan) if tp.rank == 0 and plan.sentence is None else None
     with phase("load", durations=durations):
         model = architecture.pipeline_model(
             plan.config,
@@ -149,9 +152,9 @@ def build_runner(plan: PipelinePlan, tp: TPGroup, durations: dict[str, float] | 
         _pack(model)
     return_freed_memory()
     _log_weights(plan, before, held_bytes(tp.device))
-    return (
-        _embeddings_runner(plan, model, tp) if plan.sentence is not None else _text_runner(plan, model, tp, durations)
-    )
+    if plan.sentence is not None:
+        return _embeddings_runner(plan, model, tp)
+    return _text_runner(plan, model, tp, durations, grammars)
 
 
 def _embeddings_runner(plan: PipelinePlan, model: PipelineModel, tp: TPGroup) -> Runner:
@@ -162,7 +165,19 @@ def _embeddings_runner(plan: PipelinePlan, model: PipelineModel, tp: TPGroup) ->
     return EmbeddingsRunner(model, SentenceHead.load(plan.sentence, Path(plan.model_dir), tp.device), tp)
 
 
-def _text_runner(plan: PipelinePlan, model: PipelineModel, tp: TPGroup, durations: dict[str, float] | None) -> Runner:
+def _start_grammars(plan: PipelinePlan) -> GrammarCompiler:
+    """Reads the tokens for structured output in a thread, while the weights are loaded."""
+    vocab_size = plan.huggingface_config.text_part.vocab_size
+    return GrammarCompiler(lambda: token_vocabulary(build_tokenizer(plan), vocab_size))
+
+
+def _text_runner(
+    plan: PipelinePlan,
+    model: PipelineModel,
+    tp: TPGroup,
+    durations: dict[str, float] | None,
+    grammars: GrammarCompiler | None,
+) -> Runner:
     from max_ray.engine.graphs import decode_graphs
     from max_ray.engine.kv_storage import KVStorage
     from max_ray.engine.runner import ModelRunner
@@ -172,7 +187,7 @@ def _text_runner(plan: PipelinePlan, model: PipelineModel, tp: TPGroup, duration
     shape = (plan.max_batch_size, plan.max_length, plan.tensor_parallel_size)
     with phase("warm", durations=durations):
         graphs = decode_graphs(model, storage, *shape, plan.config.cuda_graphs)
-    return ModelRunner(model, storage, tp, plan.huggingface_config.text_part.vocab_size, graphs)
+    return ModelRunner(model, storage, tp, plan.huggingface_config.text_part.vocab_size, graphs, grammars=grammars)
 
 
 def _pack(model: PipelineModel) -> None:

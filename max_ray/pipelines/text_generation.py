@@ -1,20 +1,21 @@
-"""TextGenerationPipeline: contexts in, one run, contexts updated. It remembers nothing about a request.
+"""TextGenerationPipeline: runs batches of contexts and updates them. It keeps nothing about a request.
 
-The pipeline of a library user and of a serving replica is the same object; they differ in the executor it holds (in
-this process, or a group of worker actors) and in who owns the blocks: with a `kv_manager` the pipeline claims and
-allocates by itself where the caller did not; without one (serving) the scheduling loop leases blocks from a ledger.
+Library users and serving replicas use the same class. They differ in the executor (in this process, or a group of
+worker actors) and in who owns the blocks. With a `kv_manager`, the pipeline claims and allocates blocks that the caller
+did not; without one (serving), the scheduling loop gets them from the KV manager actor.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator, Sequence
-from typing import Protocol
+from collections.abc import AsyncIterator
 
 import numpy as np
 
 from max_ray.interfaces import (
+    BlockingExecutor,
     Executor,
+    GenerationStatus,
     LogProbabilities,
     Pipeline,
     RequestID,
@@ -32,40 +33,46 @@ _TextInputs = TextGenerationInputs[TextContext]
 Outputs = dict[RequestID, TextGenerationOutput]
 
 
-class FlushingExecutor(Executor, Protocol):
-    """An executor that can also be told of ended requests when no run follows."""
-
-    async def flush(self, released: list[str]) -> None: ...
-
-
 class TextGenerationPipeline(Pipeline[_TextInputs, TextGenerationOutput]):
-    """Runs text-generation batches through an executor."""
+    """Runs text-generation batches through an executor.
 
-    def __init__(self, executor: FlushingExecutor, kv_manager: PagedKVCacheManager | None = None) -> None:
+    Args:
+        executor: Runs one batch at a time.
+        kv_manager: Block manager of this process; None if blocks come from a KV manager actor.
+    """
+
+    def __init__(self, executor: Executor, kv_manager: PagedKVCacheManager | None = None) -> None:
         self.executor = executor
         self.kv_managers = [] if kv_manager is None else [kv_manager]
         self._run_ids = itertools.count(1)
         self._current: _RunInProgress | None = None
-        self._released: list[str] = []
 
     @property
     def kv_manager(self) -> PagedKVCacheManager:
-        """The block manager of this process. Serving replicas have none: blocks are leased from a ledger there."""
+        """The block manager of this process. A serving replica has none."""
         if not self.kv_managers:
-            raise AttributeError("this pipeline leases its KV blocks from a KV manager actor and has none of its own")
+            raise AttributeError("this pipeline gets its KV blocks from a KV manager actor and has no manager itself")
         return self.kv_managers[0]
 
     def execute(self, inputs: _TextInputs) -> Outputs:
         """Runs one batch for up to `inputs.num_steps` tokens a request; blocking.
 
-        Every request of the batch has an entry, with no tokens where its prompt is still being chunked. Raises
-        InsufficientBlocksError when blocks are missing and cannot be allocated, WorkerGroupError when a worker dies.
+        Args:
+            inputs: The batch. The executor must be a BlockingExecutor.
+
+        Returns:
+            An entry for every request; without tokens if only a chunk of its prompt has run.
+
+        Raises:
+            InsufficientBlocksError: Blocks are missing and cannot be allocated.
+            WorkerGroupError: A worker died.
         """
+        assert isinstance(self.executor, BlockingExecutor), "runs of worker actors are streamed: see `stream`"
         contexts = _active(inputs)
         outputs = {c.request_id: TextGenerationOutput(request_id=c.request_id) for c in inputs.flat_batch}
         if contexts:
             self._allocate(contexts, inputs.num_steps)
-            request = self._request(contexts, inputs.num_steps, self._take_released())
+            request = self._request(contexts, inputs.num_steps)
             for step in self.executor.execute(request):
                 for request_id, output in _apply(contexts, request, step).items():
                     outputs[request_id].merge(output)
@@ -76,11 +83,17 @@ class TextGenerationPipeline(Pipeline[_TextInputs, TextGenerationOutput]):
             outputs[context.request_id].num_cached_tokens = context.cached_prefix_length
         return outputs
 
-    async def stream(self, inputs: _TextInputs, released: Sequence[str] = ()) -> AsyncIterator[Outputs]:
-        """The same, giving each step's outputs as it comes; blocks must have been leased. `released`: requests that
-        ended since the last run. Requests that gained nothing in a step have no entry in it."""
+    async def stream(self, inputs: _TextInputs) -> AsyncIterator[Outputs]:
+        """Runs one batch without blocking the event loop. Its contexts must have blocks for the whole run.
+
+        Yields:
+            Outputs of each step; without an entry for requests that gained nothing.
+
+        Raises:
+            WorkerGroupError: A worker died.
+        """
         contexts = _active(inputs)
-        request = self._request(contexts, inputs.num_steps, list(released))
+        request = self._request(contexts, inputs.num_steps)
         self._current = _RunInProgress(contexts, request)
         async for step in self.executor.stream(request):
             yield _apply(contexts, request, step)
@@ -96,23 +109,19 @@ class TextGenerationPipeline(Pipeline[_TextInputs, TextGenerationOutput]):
         return self.executor.can_extend
 
     def extend(self, num_steps: int) -> None:
-        """Lets the run that `stream` runs go on to `num_steps` steps in all; its contexts have got blocks for them. It
-        may have ended meanwhile: then nothing happens."""
+        """Extends the run in progress. A run that has ended stays ended.
+
+        Args:
+            num_steps: Steps of the whole run, and tokens that it may give each request. The contexts must have blocks
+                for them.
+        """
         assert self._current is not None, "no run to extend"
         self.executor.extend(self._current.extended(num_steps))
 
-    async def flush(self, released: list[str]) -> None:
-        """Tells the workers of ended requests when no run follows."""
-        await self.executor.flush(released)
-
     def release(self, request_id: RequestID) -> None:
+        """Gives back the blocks of a request. Idempotent; ignores unknown ids."""
         for manager in self.kv_managers:
             manager.release(request_id)
-        self._released.append(request_id.value)
-
-    def _take_released(self) -> list[str]:
-        released, self._released = self._released, []
-        return released
 
     def _allocate(self, contexts: list[TextContext], num_steps: int) -> None:
         for manager in self.kv_managers:
@@ -121,18 +130,22 @@ class TextGenerationPipeline(Pipeline[_TextInputs, TextGenerationOutput]):
                     manager.claim(context.request_id)
                 manager.alloc(context, num_steps=num_steps)
 
-    def _request(self, contexts: list[TextContext], num_steps: int, released: list[str]) -> RunRequest:
+    def _request(self, contexts: list[TextContext], num_steps: int) -> RunRequest:
         rows = [RunRow.from_context(context, num_steps) for context in contexts]
-        return RunRequest(next(self._run_ids), rows, num_steps, released)
+        return RunRequest(next(self._run_ids), rows, num_steps)
 
 
 class _RunInProgress:
-    """What an extension of a run is made of. `_sent`: block table that the workers know, by row."""
+    """What is needed to extend a run.
+
+    Attributes:
+        request: The run, as it began.
+    """
 
     def __init__(self, contexts: list[TextContext], request: RunRequest) -> None:
         self.request = request
         self._contexts = contexts
-        self._sent = [row.block_table for row in request.rows]
+        self._sent = [row.block_table for row in request.rows]  # block tables that the workers know
         self._num_extensions = 0
 
     def extended(self, num_steps: int) -> RunExtension:
@@ -159,29 +172,51 @@ def _active(inputs: _TextInputs) -> list[TextContext]:
 
 
 def _apply(contexts: list[TextContext], request: RunRequest, step: StepOutput) -> Outputs:
-    """Updates the contexts with one step's tokens. A context that was cancelled meanwhile is left alone."""
+    """Updates the contexts with the tokens of one step.
+
+    A context that was cancelled meanwhile stays as it is, and so does one that gained nothing, unless a chunk of its
+    prompt has run. Tokens behind the end of a request are dropped, with their log probabilities.
+    """
     outputs: Outputs = {}
     reports_prompt = step.prompt_log_probabilities is not None
-    for index, (context, token) in enumerate(zip(contexts, step.tokens.tolist(), strict=True)):
-        if context.is_done:
+    tokens, indptr = step.tokens.tolist(), step.indptr.tolist()
+    assert len(indptr) == len(contexts) + 1, "a step of another batch"
+    for index, context in enumerate(contexts):
+        if context.status is not GenerationStatus.ACTIVE:
+            continue
+        if step.errors is not None and index in step.errors:
+            outputs[context.request_id] = _failed(context, step.errors[index])
             continue
         echo = _echoed(context, request.rows[index], index, step) if reports_prompt else None
-        if token >= 0:
-            context.update(token)
-        elif step.step == 0:
+        new = tokens[indptr[index] : indptr[index + 1]]
+        if len(new) == 1:
+            context.update(new[0])
+        elif new:
+            new = new[: context.extend(new)]
+        elif step.step == 0 and context.prompt_in_chunks:
             context.advance()
-        if token < 0 and echo is None:
+        if not new and echo is None:
             continue
-        entry = (step.log_probabilities or {}).get(index)
+        entries = None if step.log_probabilities is None else step.log_probabilities.get(index)
         outputs[context.request_id] = TextGenerationOutput(
             request_id=context.request_id,
-            tokens=[token] if token >= 0 else [],
+            tokens=new,
             final_status=context.status,
-            log_probabilities=None if entry is None else [entry],
+            log_probabilities=None if entries is None else entries[: len(new)],
             prompt_log_probabilities=echo,
             num_cached_tokens=context.cached_prefix_length,
         )
     return outputs
+
+
+def _failed(context: TextContext, error: str) -> TextGenerationOutput:
+    context.status = GenerationStatus.FAILED
+    return TextGenerationOutput(
+        request_id=context.request_id,
+        final_status=context.status,
+        num_cached_tokens=context.cached_prefix_length,
+        error=error,
+    )
 
 
 def _echoed(context: TextContext, row: RunRow, index: int, step: StepOutput) -> list[LogProbabilities | None] | None:

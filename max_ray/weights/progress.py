@@ -4,52 +4,50 @@ from __future__ import annotations
 
 import sys
 import time
+from typing import Any
 
 from max_ray.log import get_logger
 
 _LOG = get_logger(__name__)
 _FIRST_AFTER_S = 1.0
 _LINE_EVERY_S = 5.0
-_BAR_EVERY_S = 0.1
-_BAR_WIDTH = 30
 _MIB = 1024**2
 
 
 class LoadProgress:
-    """Counts bytes read of `total`; says so on stderr now and then."""
+    """Counts bytes that were read.
+
+    Args:
+        total: Bytes to read.
+        is_terminal: Whether to draw a bar on stderr; None: if that is a terminal.
+    """
 
     def __init__(self, total: int, *, is_terminal: bool | None = None) -> None:
         self._total = max(1, total)
         self._done = 0
-        self._is_terminal = sys.stderr.isatty() if is_terminal is None else is_terminal
         self._started = time.monotonic()
         self._next = self._started + _FIRST_AFTER_S
-        self._said = False
+        is_terminal = sys.stderr.isatty() if is_terminal is None else is_terminal
+        self._bar = _bar(self._total) if is_terminal else None
 
     def add(self, count: int) -> None:
+        """`count` more bytes were read."""
         self._done += count
-        now = time.monotonic()
-        if now < self._next:
-            return
-        self._said = True
-        self._next = now + (_BAR_EVERY_S if self._is_terminal else _LINE_EVERY_S)
-        if self._is_terminal:
-            print(f"\r{self._bar()}", end="", file=sys.stderr, flush=True)
-        else:
+        if self._bar is not None:
+            self._bar.update(count)
+        elif time.monotonic() >= self._next:
+            self._next = time.monotonic() + _LINE_EVERY_S
             _LOG.info("%s", self._figures())
 
     def end(self) -> None:
         """Ends the line of a bar."""
-        if self._said and self._is_terminal:
-            print(f"\r{self._bar()}", file=sys.stderr, flush=True)
+        if self._bar is not None:
+            self._bar.close()
 
     @property
     def seconds(self) -> float:
+        """Since loading began."""
         return time.monotonic() - self._started
-
-    def _bar(self) -> str:
-        filled = min(_BAR_WIDTH, _BAR_WIDTH * self._done // self._total)
-        return f"[{'#' * filled}{'.' * (_BAR_WIDTH - filled)}] {self._figures()}  "
 
     def _figures(self) -> str:
         speed = self._done / max(1e-6, self.seconds)
@@ -58,3 +56,9 @@ class LoadProgress:
             f"loading weights: {self._done / _MIB:.0f} of {self._total / _MIB:.0f} MiB, "
             f"{speed / _MIB:.0f} MiB/s, {left:.0f} s left"
         )
+
+
+def _bar(total: int) -> Any:
+    from tqdm import tqdm  # costs nothing where no bar is drawn
+
+    return tqdm(desc="loading weights", total=total, unit="B", unit_scale=True, unit_divisor=1024, delay=_FIRST_AFTER_S)

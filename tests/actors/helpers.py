@@ -55,6 +55,12 @@ def worker_statuses(info: GroupInfo) -> list[MemberStatus]:
     return list(ray.get([worker.describe.remote() for worker in info.workers]))
 
 
+def num_used_blocks(kv_manager: Any) -> int:
+    """Blocks that requests hold, by the KV manager's own count."""
+    status = ray.get(kv_manager.describe.remote())
+    return int(status.num_blocks - status.num_free_blocks)
+
+
 def kill(actor: Any) -> None:
     """Kills the actor's process, as a crash would."""
     ray.kill(actor, no_restart=True)

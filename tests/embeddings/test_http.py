@@ -26,7 +26,8 @@ from max_ray.interfaces import (
 from max_ray.pipelines import PIPELINE_REGISTRY, EmbeddingsTokenizer
 from max_ray.pipelines.factory import PipelineFactory
 from max_ray.scheduler import EmbeddingsLoop, SchedulerLimits
-from max_ray.serve.api.metrics import LoopNumbers, Metrics, MetricsSnapshot
+from max_ray.serve.api.metrics import Metrics, MetricsSnapshot
+from max_ray.serve.api.model_parsers import ModelParsers
 from max_ray.serve.api.routes import build_api
 from tests.embeddings.checkpoints import reference_vectors
 from tests.embeddings.in_process import embed_in_process
@@ -39,6 +40,7 @@ class LocalEngine:
 
     task = PipelineTask.EMBEDDINGS_GENERATION
     model_name = "tiny"
+    parsers = ModelParsers()
 
     def __init__(self, folder: Path) -> None:
         config = PipelineConfig(model_path=str(folder), num_threads=1, max_length=32)
@@ -64,7 +66,7 @@ class LocalEngine:
         return self.loop.healthy
 
     async def metrics_snapshots(self) -> Sequence[MetricsSnapshot]:
-        return [self.metrics.snapshot(LoopNumbers(steps=self.loop.stats.steps))]
+        return [self.metrics.snapshot(self.loop.stats)]
 
 
 @pytest.fixture

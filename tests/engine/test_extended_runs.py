@@ -4,12 +4,13 @@ step by step and ahead, replayed and not."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import aclosing
+from typing import Any
 
 import pytest
 
-from max_ray.interfaces import TextContext, TextGenerationInputs
+from max_ray.interfaces import Extensions, RunRequest, StepOutput, TextContext, TextGenerationInputs
 from max_ray.pipelines.text_generation import TextGenerationPipeline
 from tests.engine.ahead import Recorder, ahead
 from tests.pipelines.conftest import Lab, make_context, random_prompt, run_to_end
@@ -119,10 +120,19 @@ def test_an_interrupted_run_takes_no_extension(lab: Lab, size: int) -> None:
     assert context.tokens.generated.tolist() == lab.greedy(random_prompt(5), steps)
 
 
-def test_the_books_know_the_blocks_of_extensions(lab: Lab) -> None:
+def test_messages_to_the_workers_hold_the_block_table_of_the_ledger(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = lab.pipeline(page_size=1)
     context = make_context(random_prompt(5), max_new_tokens=20)
     manager, runner = pipeline.kv_manager, pipeline.executor.runners[0]  # type: ignore[attr-defined]
+    tables: list[list[int]] = []
+
+    def run(request: RunRequest, should_stop: Any, extensions: Extensions) -> Iterator[StepOutput]:
+        tables.append(request.rows[0].block_table.tolist())
+        yield from original(request, should_stop, extensions)
+        tables.append(extensions.get(request.run_id, 1).block_tables[0].tolist())
+
+    original = runner.run
+    monkeypatch.setattr(runner, "run", run)
 
     async def look() -> None:
         manager.claim(context.request_id)
@@ -134,6 +144,6 @@ def test_the_books_know_the_blocks_of_extensions(lab: Lab) -> None:
                     pipeline.extend(15)
 
     asyncio.run(look())
-    assert runner.block_tables()[context.request_id.value].tolist() == context.block_table.tolist()
-    assert len(context.block_table) > 5 + 4
+    assert tables[-1] == manager.get_req_blocks(context.request_id) == context.block_table.tolist()
+    assert [len(table) for table in tables] == [5 + 3, 5 + 1 + 14]
     pipeline.release(context.request_id)

@@ -5,7 +5,9 @@ On a CPU, with graphs that call their function again; tests/gpu does the same wi
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,8 +16,11 @@ from typing import Any
 import pytest
 import torch
 
-from max_ray.engine.graphs import buckets_up_to, decode_graphs
-from max_ray.interfaces import RunRequest, RunRow, TextContext
+from max_ray import kernels
+from max_ray.engine.graphs import DecodeGraphs, buckets_up_to, capture_tape, decode_graphs
+from max_ray.engine.local_executor import LocalExecutor
+from max_ray.interfaces import ModelInputs, RunRequest, RunRow, TextContext
+from max_ray.nn import ForwardBatch
 from max_ray.pipelines.text_generation import TextGenerationPipeline
 from tests.architectures.engine import load_model
 from tests.checkpoints import make_llama
@@ -206,3 +211,50 @@ def test_llama_can_be_captured_unless_its_rope_asks_the_host(lab: Lab, tmp_path:
     scaling = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0}
     path = make_llama(tmp_path / "dynamic", tokenizer=False, rope_parameters=scaling)
     assert not load_model(path).decode_is_capturable
+
+
+def test_a_recorded_step_reads_every_field_again(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After other rows' steps, each tensor that the recording saw holds what a step of theirs would be given now."""
+    if not kernels.has_native():
+        pytest.skip("only the C++ kernels are recorded")
+    pipeline = lab.pipeline(page_size=4)
+    runner = ahead(pipeline, lookahead=0).executor.runners[0]
+    model, seen = runner._model, []
+
+    def forward_batch(inputs: ModelInputs) -> ForwardBatch:
+        seen.append(ForwardBatch.of(inputs))
+        return seen[-1]
+
+    monkeypatch.setattr(model, "forward_batch", forward_batch)
+    runner._graphs = DecodeGraphs(model, runner._storage, 4, 256, capture_tape)
+    own = TextGenerationPipeline(LocalExecutor([runner]), pipeline.kv_manager)
+    execute(own, [make_context(random_prompt(9), max_new_tokens=3)], num_steps=3)
+    recorded = next(batch for batch in seen if len(batch.tokens) == 1)
+    before = {name: value.clone() for name, value in tensors_of(recorded)}
+
+    num_calls = len(seen)
+    context = make_context(random_prompt(30, seed=3), max_new_tokens=9)
+    execute(own, [context], num_steps=9)
+    assert len(seen) == num_calls + 1, "only the prompt's step called the network"
+    assert context.tokens.generated.tolist() == lab.greedy(random_prompt(30, seed=3), 9)
+
+    position = 30 + 9 - 2  # of the last token that was an input
+    table = context.block_table[: position // 4 + 1].tolist()
+    now = dict(tensors_of(recorded))
+    assert now["tokens"].tolist() == context.tokens.generated[-2:-1].tolist()
+    assert now["positions"].tolist() == [position]
+    assert now["kv.cache_lengths"].tolist() == [position]
+    assert now["kv.block_tables"][0, : len(table)].tolist() == table
+    assert now["kv.slot_mapping"].tolist() == [table[-1] * 4 + position % 4]
+    assert torch.equal(now["cos_sin"], model.network.rotary(torch.tensor([position])))
+    same = {"qo_indptr", "logit_indices"}  # of one row always [0, 1] and [0]
+    assert {name for name in now if torch.equal(now[name], before[name])} == same
+    own.release(context.request_id)
+
+
+def tensors_of(batch: ForwardBatch) -> Iterator[tuple[str, torch.Tensor]]:
+    """Name and value of each tensor field; those of the cache inputs with `kv.` before them."""
+    for prefix, part in (("", batch), ("kv.", batch.kv)):
+        for field in dataclasses.fields(part):
+            if isinstance(value := getattr(part, field.name), torch.Tensor):
+                yield prefix + field.name, value

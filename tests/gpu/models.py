@@ -79,5 +79,8 @@ def request(
 
 def tokens_of(runner: ModelRunner, run: RunRequest) -> list[list[int]]:
     """What each row was given."""
-    steps = [step.tokens.tolist() for step in runner.run(run)]
-    return [[token for token in row if token >= 0] for row in zip(*steps, strict=True)]
+    gained: list[list[int]] = [[] for _ in run.rows]
+    for step in runner.run(run):
+        for row, new in zip(gained, np.split(step.tokens, step.indptr[1:-1]), strict=True):
+            row += new.tolist()
+    return gained

@@ -16,7 +16,9 @@ from max_ray.interfaces import (
     TextContext,
     TextGenerationOutput,
 )
-from max_ray.serve.api.metrics import LoopNumbers, Metrics, MetricsSnapshot
+from max_ray.scheduler import SchedulerStats
+from max_ray.serve.api.metrics import Metrics, MetricsSnapshot
+from max_ray.serve.api.model_parsers import ModelParsers
 from max_ray.tokenization.tokenizer import TextTokenizer
 
 Script = Callable[[TextContext], str | list[int]]
@@ -35,6 +37,7 @@ class FakeEngine:
         self.task = PipelineTask.TEXT_GENERATION
         self.embedding_size: int | None = None
         self.tokenizer = tokenizer
+        self.parsers = ModelParsers.of(tokenizer)
         self.metrics = Metrics("fake", "r0")
         self.script = script
         self.contexts: list[TextContext] = []
@@ -66,8 +69,9 @@ class FakeEngine:
         return self.is_healthy
 
     async def metrics_snapshots(self) -> Sequence[MetricsSnapshot]:
-        sibling = Metrics("fake", "r1").snapshot(LoopNumbers(kv_blocks_total=64))
-        return [self.metrics.snapshot(LoopNumbers(queued=2, running=3, kv_blocks_used=5, kv_blocks_total=64)), sibling]
+        stats = SchedulerStats(queued=2, running=3, num_used_blocks=5, num_blocks=64)
+        sibling = Metrics("fake", "r1").snapshot(SchedulerStats(num_blocks=64))
+        return [self.metrics.snapshot(stats), sibling]
 
     async def _steps(self, context: TextContext, ids: list[int]) -> AsyncIterator[TextGenerationOutput]:
         echo = self._prompt_log_probabilities(context)

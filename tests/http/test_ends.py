@@ -12,7 +12,8 @@ import httpx
 import pytest
 
 from max_ray.interfaces import PipelineTask
-from max_ray.serve.api.metrics import LoopNumbers, Metrics
+from max_ray.scheduler import SchedulerStats
+from max_ray.serve.api.metrics import Metrics
 from max_ray.serve.api.routes import build_api
 from max_ray.tokenization.embeddings_tokenizer import EmbeddingsTokenizer
 from max_ray.tokenization.tokenizer import TextTokenizer
@@ -108,7 +109,7 @@ async def started(engine: SlowEngine, route: str, streamed: bool, *headers: tupl
 
 
 def counted(metrics: Metrics, status: int, route: str) -> bool:
-    return metrics.snapshot(LoopNumbers()).requests == {(route, status): 1}
+    return metrics.snapshot(SchedulerStats()).requests == {(route, status): 1}
 
 
 @pytest.mark.parametrize(("route", "streamed"), CASES)
@@ -199,7 +200,7 @@ async def test_hanging_up_frees_whatever_the_headers_say(
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
     async with asyncio.timeout(5):
-        while not engine.cancelled or not engine.metrics.snapshot(LoopNumbers()).requests:
+        while not engine.cancelled or not engine.metrics.snapshot(SchedulerStats()).requests:
             await asyncio.sleep(0.01)
     assert counted(engine.metrics, 499, "/v1/completions")
 

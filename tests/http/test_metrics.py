@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import fields
+
 import httpx
 import pytest
+from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 import max_ray
-from max_ray.serve.api.metrics import Histogram, LoopNumbers, Metrics, render_metrics
+from max_ray.scheduler import SchedulerStats
+from max_ray.serve.api.metrics import Histogram, Metrics, render_metrics
 from tests.http.fake_engine import FakeEngine
 
+NOT_EXPORTED = {
+    *("prompt_tokens", "generated_tokens"),  # the routes count these
+    "healthy",  # /health tells it
+}
 
-def samples(text: str) -> dict[tuple[str, ...], float]:
+
+def families(text: bytes | str) -> Iterable[Metric]:
+    return text_string_to_metric_families(text if isinstance(text, str) else text.decode())
+
+
+def samples(text: bytes | str) -> dict[tuple[str, ...], float]:
     """(name, replica, further label values...) -> value."""
     found = {}
-    for family in text_string_to_metric_families(text):
+    for family in families(text):
         for sample in family.samples:
             labels = dict(sample.labels)
             assert labels.pop("model_name") == "fake"
@@ -64,22 +78,54 @@ def test_histogram_borders(value: float, counts: list[int]) -> None:
 
 def test_a_snapshot_does_not_change_afterwards() -> None:
     metrics = Metrics("fake", "r0")
-    before = metrics.snapshot(LoopNumbers())
+    before = metrics.snapshot(SchedulerStats())
     metrics.count_request("/v1/completions", 200, 0.1)
     metrics.time_to_first_token.observe(0.1)
     assert samples(render_metrics([before]))["max_ray_time_to_first_token_seconds_count", "r0"] == 0
     assert not before.requests
 
 
+def test_what_the_scheduling_loop_counts_is_on_the_page_once() -> None:
+    counted = [field.name for field in fields(SchedulerStats) if field.name not in NOT_EXPORTED]
+    stats = SchedulerStats(**{name: 1000 + i for i, name in enumerate(counted)})
+    found = list(samples(render_metrics([Metrics("fake", "r0").snapshot(stats)])).values())
+    assert [found.count(1000 + i) for i in range(len(counted))] == [1] * len(counted)
+
+
+def test_counters_and_gauges_have_their_type_and_a_help() -> None:
+    page = render_metrics([Metrics("fake", "r0").snapshot(SchedulerStats())])
+    assert [family.name for family in families(page) if not family.documentation.endswith(".")] == []
+    types = dict(line.split()[2:] for line in page.decode().splitlines() if line.startswith("# TYPE"))
+    assert all((kind == "counter") == name.endswith("_total") for name, kind in types.items())
+    assert types["max_ray_oldest_queued_request_seconds"] == types["max_ray_kv_blocks_used"] == "gauge"
+    assert types["max_ray_request_duration_seconds"] == "histogram"
+
+
+def test_histograms_are_cumulative_and_keep_their_bounds() -> None:
+    metrics = Metrics("fake", "r0")
+    for value in (0.001, 0.25, 0.26, 1.0, 31.0):
+        metrics.time_to_first_token.observe(value)
+    [family] = [
+        family
+        for family in families(render_metrics([metrics.snapshot(SchedulerStats())]))
+        if family.name == "max_ray_time_to_first_token_seconds"
+    ]
+    buckets = {s.labels["le"]: s.value for s in family.samples if s.name.endswith("_bucket")}
+    assert " ".join(buckets) == "0.005 0.01 0.025 0.05 0.1 0.25 0.5 1 2.5 5 10 30 +Inf"
+    assert list(buckets.values()) == [1, 1, 1, 1, 1, 2, 3, 4, 4, 4, 4, 4, 5]
+    rest = {s.name.rsplit("_", 1)[1]: s.value for s in family.samples if not s.name.endswith("_bucket")}
+    assert rest == {"count": 5, "sum": pytest.approx(32.511)}
+
+
 def test_label_values_are_escaped() -> None:
-    text = render_metrics([Metrics('a"b\\c\nd', "r").snapshot(LoopNumbers())])
-    [family] = [f for f in text_string_to_metric_families(text) if f.name == "max_ray_queued_requests"]
+    text = render_metrics([Metrics('a"b\\c\nd', "r").snapshot(SchedulerStats())])
+    [family] = [f for f in families(text) if f.name == "max_ray_queued_requests"]
     assert family.samples[0].labels["model_name"] == 'a"b\\c\nd'
 
 
 def test_phases_of_the_start_are_gauges() -> None:
-    text = render_metrics([Metrics("m", "r").snapshot(LoopNumbers(), {"load": 2.5, "compile": 0.5})])
-    [family] = [f for f in text_string_to_metric_families(text) if f.name == "max_ray_startup_phase_seconds"]
+    text = render_metrics([Metrics("m", "r").snapshot(SchedulerStats(), {"load": 2.5, "compile": 0.5})])
+    [family] = [f for f in families(text) if f.name == "max_ray_startup_phase_seconds"]
     assert {s.labels["phase"]: s.value for s in family.samples} == {"load": 2.5, "compile": 0.5}
 
 
@@ -97,4 +143,6 @@ async def test_models_and_version(client: httpx.AsyncClient) -> None:
         "tools": False,
         "tool_calls": False,
     }
+    assert listed["data"][0]["tool_call_parser"] == "json"
+    assert listed["data"][0]["reasoning_parser"] == "none"
     assert (await client.get("/version")).json() == {"version": max_ray.__version__}

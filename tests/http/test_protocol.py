@@ -9,8 +9,8 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from max_ray.scheduler import SchedulerStats
 from max_ray.serve.api.engine import ApiOptions
-from max_ray.serve.api.metrics import LoopNumbers
 from max_ray.serve.api.routes import build_api
 from tests.http.fake_engine import FakeEngine
 from tests.http.test_errors import error_of
@@ -118,7 +118,7 @@ async def test_an_application_below_a_prefix(engine: FakeEngine) -> None:
         assert (await client.post("/v1/completions/", json=COMPLETION, headers=key)).status_code == 200
         streamed = await client.post("/v1/completions", json={**COMPLETION, "stream": True}, headers=key)
         assert streamed.text.endswith("data: [DONE]\n\n")
-    requests = engine.metrics.snapshot(LoopNumbers()).requests
+    requests = engine.metrics.snapshot(SchedulerStats()).requests
     assert requests == {("/v1/models", 401): 1, ("/v1/completions", 200): 2}
 
 
@@ -129,7 +129,7 @@ async def test_requests_are_counted_by_the_routes_template(client: httpx.AsyncCl
     await client.head("/v1/models")
     await client.post("/v1/completions", json=COMPLETION)
     await client.post("/v1/completions", content=b"{", headers={"Content-Type": "text/plain"})
-    requests = engine.metrics.snapshot(LoopNumbers()).requests
+    requests = engine.metrics.snapshot(SchedulerStats()).requests
     assert requests == {
         ("/v1/models", 200): 3,
         ("/v1/models/{model}", 200): 1,
@@ -148,6 +148,6 @@ async def test_durations_do_not_mix_generations_with_the_rest(client: httpx.Asyn
     text = (await client.get("/metrics")).text
     counts = {line.rpartition(" ")[0]: line.rpartition(" ")[2] for line in text.splitlines() if "seconds_count" in line}
     label = 'max_ray_request_duration_seconds_count{model_name="fake",replica="r0",route="%s",status="%s"}'
-    assert counts[label % ("/v1/completions", "2xx")] == "1"
-    assert counts[label % ("/v1/completions", "4xx")] == "3"
-    assert counts[label % ("/v1/models", "2xx")] == "3"
+    assert counts[label % ("/v1/completions", "2xx")] == "1.0"
+    assert counts[label % ("/v1/completions", "4xx")] == "3.0"
+    assert counts[label % ("/v1/models", "2xx")] == "3.0"

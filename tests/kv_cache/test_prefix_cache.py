@@ -54,10 +54,6 @@ def test_a_lookup_leaves_the_last_token(length: int, expected: int) -> None:
 def test_no_lookup_where_a_hit_would_be_wrong() -> None:
     tokens = list(range(20))
     assert lookup_hashes(context(tokens, log_probabilities=1, log_probabilities_echo=True), 4) == []
-    with_tensor = context(tokens, extra={"routing": 1})
-    with_tensor.processed_length = 20
-    assert lookup_hashes(with_tensor, 4) == []
-    assert commit_hashes(with_tensor, 4, 0) == []
 
 
 @pytest.mark.parametrize(("processed", "first", "expected"), [(3, 0, 0), (4, 0, 1), (9, 0, 2), (9, 1, 1), (9, 2, 0)])

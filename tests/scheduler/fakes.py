@@ -12,9 +12,9 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 
 from max_ray.interfaces import (
+    CacheReply,
+    CacheUpdate,
     KVCacheParams,
-    LeaseReply,
-    LeaseRequest,
     RequestID,
     RunRow,
     SamplingParams,
@@ -23,7 +23,7 @@ from max_ray.interfaces import (
     TextGenerationOutput,
     TokenBuffer,
 )
-from max_ray.kv_cache import LocalKVLedger, PagedKVCacheManager
+from max_ray.kv_cache import LocalKVCacheClient, PagedKVCacheManager
 
 VOCABULARY = 50
 
@@ -55,7 +55,6 @@ class Run:
 
     num_steps: int
     rows: dict[str, int]
-    released: list[str]
     steps_made: int = 0
 
     @property
@@ -67,10 +66,12 @@ class Run:
 class FakePipeline:
     """fail_at: step number (over all runs) -> error kind: "before" the step, "lost" after the contexts were updated,
     "after" its outputs were handed out. error: what is raised then. poison: request id -> number of tokens after which
-    every step with it takes the workers down."""
+    every step with it takes the workers down. manager: the ledger's, against which each row's block table is checked.
+    tables: those of the run in progress; nothing else is known of a request."""
 
     page_size: int
     error: Callable[[], Exception]
+    manager: PagedKVCacheManager
     fail_at: dict[int, str] = field(default_factory=dict)
     poison: dict[str, int] = field(default_factory=dict)
     runs: list[Run] = field(default_factory=list)
@@ -78,21 +79,20 @@ class FakePipeline:
     slots: dict[int, int] = field(default_factory=dict)
     num_steps: int = 0
     num_interrupts: int = 0
-    flushed: list[list[str]] = field(default_factory=list)
     stop: bool = False
     can_extend: bool = False
     _contexts: list[TextContext] = field(default_factory=list)
     _left: dict[str, int] = field(default_factory=dict)
 
     async def stream(
-        self, inputs: TextGenerationInputs[TextContext], released: list[str]
+        self, inputs: TextGenerationInputs[TextContext]
     ) -> AsyncIterator[dict[RequestID, TextGenerationOutput]]:
         contexts = inputs.flat_batch
         rows = [RunRow.from_context(context, inputs.num_steps) for context in contexts]
-        run = Run(inputs.num_steps, {r.request_id: len(r.active_tokens) for r in rows}, released)
+        run = Run(inputs.num_steps, {r.request_id: len(r.active_tokens) for r in rows})
         self.runs.append(run)
         self.stop = False
-        self._set_tables(rows, released)
+        self.tables = {row.request_id: self._checked(row.request_id, row.block_table.tolist()) for row in rows}
         left = {row.request_id: row.max_new_tokens for row in rows}
         self._contexts, self._left = contexts, left
         while run.steps_made < run.num_steps:
@@ -114,22 +114,17 @@ class FakePipeline:
         for context in self._contexts:
             key = context.request_id.value
             self._left[key] = min(self._left[key] + num_steps - run.num_steps, context.remaining_new_tokens)
-            self.tables[key] = context.block_table.tolist()
+            if not context.is_done:
+                self.tables[key] = self._checked(key, context.block_table.tolist())
         run.num_steps = num_steps
 
     def interrupt(self) -> None:
         self.num_interrupts += 1
         self.stop = True
 
-    async def flush(self, released: list[str]) -> None:
-        self.flushed.append(released)
-        self._set_tables([], released)
-
-    def _set_tables(self, rows: list[RunRow], released: list[str]) -> None:
-        for key in released:
-            self.tables.pop(key, None)
-        for row in rows:
-            self.tables[row.request_id] = row.block_table.tolist()
+    def _checked(self, key: str, table: list[int]) -> list[int]:
+        assert table == self.manager.get_req_blocks(key), "the run's block table is not the ledger's"
+        return table
 
     def _step(
         self, contexts: list[TextContext], left: dict[str, int], *, is_first: bool
@@ -180,28 +175,35 @@ class FakePipeline:
             raise self.error()
 
 
-class CountingLedger(LocalKVLedger):
+class CountingLedger(LocalKVCacheClient):
     """Counts exchanges, checks the books after each, and can be made to fail."""
 
     def __init__(self, num_blocks: int, page_size: int) -> None:
         params = KVCacheParams(dtype="float32", num_layers=1, num_kv_heads=1, head_dim=8, page_size=page_size)
         super().__init__(PagedKVCacheManager(params, num_blocks))
-        self.requests: list[LeaseRequest] = []
+        self.requests: list[CacheUpdate] = []
         self.error: Exception | None = None
         self.gate = asyncio.Event()
         self.gate.set()
         self.num_called = 0
+        self._idle: list[bool] = []
 
-    async def exchange(self, request: LeaseRequest) -> LeaseReply:
+    async def update(self, request: CacheUpdate) -> CacheReply:
         self.num_called += 1
         await asyncio.sleep(0)
         await self.gate.wait()
         if self.error is not None:
             raise self.error
         self.requests.append(request)
-        reply = await super().exchange(request)
+        reply = await super().update(request)
         self.manager.assert_invariants()
+        self._idle.append(not request.requests and not self.manager.request_ids)
         return reply
+
+    @property
+    def flushes(self) -> list[list[str]]:
+        """What an idle loop gave back, exchange by exchange: nothing is wanted then, and nobody holds a block."""
+        return [request.releases for request, is_idle in zip(self.requests, self._idle, strict=True) if is_idle]
 
     @property
     def used(self) -> int:

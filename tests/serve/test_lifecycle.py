@@ -17,7 +17,7 @@ from ray.util.placement_group import placement_group_table
 
 from max_ray.actors.messages import NAMESPACE, REGISTRY_NAME
 from max_ray.serve import application
-from tests.actors.helpers import actors_of, eventually, registry_status
+from tests.actors.helpers import actors_of, eventually, num_used_blocks, registry_status
 from tests.serve.applications import deployed, replica_processes, text_of, worker_pids
 from tests.serve.conftest import Served
 
@@ -55,17 +55,12 @@ async def test_a_killed_replica_leaves_a_warm_group_to_its_successor(
         assert worker_pids("successor") == before
         name = next(name for name in actors_of("successor") if ":kv_manager:" in name)
         manager = ray.get_actor(name, namespace=NAMESPACE)
-        await eventually(lambda: _all_free(manager), 5, "every block is given back")
+        await eventually(lambda: num_used_blocks(manager) == 0, 5, "every block is given back")
     took = await eventually(lambda: not actors_of("successor"), 15, "the group ends with its application")
     assert took < 15
     await eventually(lambda: not _registry_is_up(), 15, "the registry ends when there is no group")
     rows = placement_group_table().values()
     assert not [row for row in rows if "max_ray:successor" in row["name"] and row["state"] != "REMOVED"]
-
-
-def _all_free(manager: Any) -> bool:
-    free, total = ray.get(manager.free_blocks.remote())
-    return bool(free == total)
 
 
 def _registry_is_up() -> bool:

@@ -14,9 +14,17 @@ import torch
 from architectures.llama3.model_config import Llama3Config
 from architectures.llama3.weight_adapters import safetensors_name_map
 from max_ray.distributed import TPGroup
-from max_ray.interfaces import KVCacheInputs
 from max_ray.modeling import CausalLMModel
-from max_ray.nn import Attention, GatedMLP, Module, ParallelLMHead, RMSNorm, RotaryEmbedding, VocabParallelEmbedding
+from max_ray.nn import (
+    Attention,
+    ForwardBatch,
+    GatedMLP,
+    Module,
+    ParallelLMHead,
+    RMSNorm,
+    RotaryEmbedding,
+    VocabParallelEmbedding,
+)
 
 
 @dataclass(frozen=True)
@@ -56,10 +64,8 @@ class GraniteBlock(Module):
         self.mlp_norm = RMSNorm(dim, config.rms_norm_eps, dtype=dtype, device=tp.device)
         self.mlp = GatedMLP(dim, config.intermediate_size, tp, bias=config.mlp_bias, dtype=dtype)
 
-    def forward(
-        self, x: torch.Tensor, cos_sin: torch.Tensor, kv: KVCacheInputs, qo_indptr: torch.Tensor
-    ) -> torch.Tensor:
-        x = x + self.attention(self.attention_norm(x), cos_sin, kv, qo_indptr) * self._multiplier
+    def forward(self, x: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
+        x = x + self.attention(self.attention_norm(x), batch) * self._multiplier
         x = x + self.mlp(self.mlp_norm(x)) * self._multiplier
         return x
 
@@ -77,21 +83,13 @@ class Granite(Module):
         self.lm_head = ParallelLMHead(config.vocab_size, dim, tp, tied_to=tied_to, dtype=dtype)
         self.rotary = RotaryEmbedding(config.rope, max_length, dtype=dtype, device=tp.device)
 
-    def forward(
-        self,
-        tokens: torch.Tensor,
-        positions: torch.Tensor,
-        qo_indptr: torch.Tensor,
-        logit_indices: torch.Tensor,
-        kv: KVCacheInputs,
-        rope_lengths: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """tokens, positions [T], logit_indices [N] -> logits [N, V]; the new keys and values go into `kv`."""
-        cos_sin = self.rotary(positions, rope_lengths)
-        x = self.embed_tokens(tokens) * self._config.embedding_multiplier  # [T, D]
+    def forward(self, batch: ForwardBatch) -> torch.Tensor:
+        """Logits [N, V]; the new keys and values go into `batch.kv`."""
+        batch.cos_sin = self.rotary(batch.positions, batch.rope_lengths)
+        x = self.embed_tokens(batch.tokens) * self._config.embedding_multiplier  # [T, D]
         for layer in self.layers:
-            x = layer(x, cos_sin, kv, qo_indptr)
-        logits: torch.Tensor = self.lm_head(self.norm(x[logit_indices]))
+            x = layer(x, batch)
+        logits: torch.Tensor = self.lm_head(self.norm(x[batch.logit_indices]))
         return logits / self._config.logits_scaling
 
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 
 from max_ray.driver import upload
+from max_ray.engine.sampling.logits_processor import LogitsProcessor
 from max_ray.interfaces.executor import RunRow
 from max_ray.interfaces.request import SamplingParams
 
@@ -66,7 +67,7 @@ class Penalties:
         self.output_counts[slots, tokens] += 1
 
 
-class MinTokens:
+class MinTokens(LogitsProcessor):
     """Forbids the tokens that would end a row while it has fewer than `min_new_tokens` tokens."""
 
     def __init__(self, rows: Sequence[RunRow], vocab_size: int, device: torch.device) -> None:
@@ -76,19 +77,18 @@ class MinTokens:
             row.sampling_params.min_new_tokens if ids else 0 for row, ids in zip(rows, self._stop_ids, strict=True)
         ]
         self._min_new_tokens = np.array(wanted, dtype=np.int64)
+        self._forbidden = torch.full((), -torch.inf, device=device)
         self._key: tuple[int, ...] = ()
         self._where: tuple[torch.Tensor, torch.Tensor] | None = None
 
-    def where(
-        self, numbers: npt.NDArray[np.int64], generated: npt.NDArray[np.int64]
-    ) -> tuple[torch.Tensor, ...] | None:
-        """Positions and token ids to forbid in a batch of the rows `numbers`, each with `generated` tokens so far."""
+    def is_due(self, numbers: npt.NDArray[np.int64], generated: npt.NDArray[np.int64]) -> bool:
+        return bool((generated < self._min_new_tokens[numbers]).any())
+
+    def edit(self, logits: torch.Tensor, numbers: npt.NDArray[np.int64], generated: npt.NDArray[np.int64]) -> None:
         held = generated < self._min_new_tokens[numbers]
-        if not held.any():
-            return None
         key = tuple(np.where(held, numbers, -1).tolist())
-        if key != self._key:
+        if key != self._key or self._where is None:
             pairs = [(p, i) for p, number in enumerate(key) if number >= 0 for i in self._stop_ids[number]]
             positions, ids = upload(np.array(pairs, dtype=np.int64), self._device).unbind(1)
             self._key, self._where = key, (positions, ids)
-        return self._where
+        logits.index_put_(self._where, self._forbidden)

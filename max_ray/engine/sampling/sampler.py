@@ -1,7 +1,8 @@
 """The sampler of one run: from the logits of a step to one token a row. Used by the model runner.
 
-Order of operations: repetition, frequency and presence penalties; min-tokens mask; report of log probabilities; then
-argmax for greedy rows (ties: the lowest id), and temperature, top-k, top-p, min-p and one draw for the others.
+Order of operations: repetition, frequency and presence penalties; min-tokens and grammar masks; report of log
+probabilities; then argmax for greedy rows (ties: the lowest id), and temperature, top-k, top-p, min-p and one draw for
+the others.
 
 Rows are grouped once, and again only when a row ends: a batch that is greedy throughout costs one argmax. State lives
 for one run (tokens generated per row, penalty counts) and is rebuilt from the rows by the next one.
@@ -9,8 +10,9 @@ for one run (tokens generated per row, penalty counts) and is rebuilt from the r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -20,13 +22,18 @@ from max_ray import kernels
 from max_ray.driver import upload
 from max_ray.engine.sampling.device_draw import DeviceDraw, SamplingKernel, sampling_kernel
 from max_ray.engine.sampling.draw import Filters, draw, draw_filtered, is_filtered
+from max_ray.engine.sampling.grammar_masks import NO_TOKEN, GrammarMasks, needs_host
+from max_ray.engine.sampling.logits_processor import LogitsProcessor
 from max_ray.engine.sampling.logprobs import TokenReport, prompt_logprobs
 from max_ray.engine.sampling.penalties import MinTokens, Penalties
 from max_ray.engine.sampling.philox import uniforms
 from max_ray.interfaces.context import LogProbabilities
 from max_ray.interfaces.executor import RunRow
 
-__all__ = ["Sampled", "Sampler", "prompt_logprobs"]
+if TYPE_CHECKING:
+    from max_ray.structured_output import GrammarCompiler
+
+__all__ = ["NO_TOKEN", "Sampled", "Sampler", "needs_host", "prompt_logprobs"]
 
 _DRAWS_AHEAD = 32  # random numbers made at once for each row
 
@@ -52,25 +59,37 @@ class Sampler:
     """Picks the next tokens for the rows of one run. `row_ids` are indices into the `rows` it was made with.
 
     kernel: draws on the device, in one launch and without waiting for it (default: what this device has). The tokens
-    are the same with and without one.
+    are the same with and without one. grammars: where rows have a structured output.
     """
 
     def __init__(
-        self, rows: Sequence[RunRow], vocab_size: int, device: torch.device, kernel: SamplingKernel | None = None
+        self,
+        rows: Sequence[RunRow],
+        vocab_size: int,
+        device: torch.device,
+        kernel: SamplingKernel | None = None,
+        grammars: GrammarCompiler | None = None,
     ) -> None:
         self._rows = rows
         self._vocab_size = vocab_size
         self._device = device
+        self._kernel = kernel or sampling_kernel(device)
         self._generated = np.array([row.generated_length for row in rows], dtype=np.int64)
         self._penalties = Penalties(rows, vocab_size, device)
-        self._min_tokens = MinTokens(rows, vocab_size, device)
-        self._forbidden = torch.full((), -torch.inf, device=device)
+        self._processors: list[LogitsProcessor] = []
+        if any(row.sampling_params.min_new_tokens for row in rows):
+            self._processors.append(MinTokens(rows, vocab_size, device))
+        self._grammar_masks: GrammarMasks | None = None
+        if any(map(needs_host, rows)):
+            assert grammars is not None, "a run with structured output on an engine that was made without grammars"
+            self._grammar_masks = GrammarMasks(rows, vocab_size, device, grammars, draws_among_few=self._kernel is None)
+            self._processors.append(self._grammar_masks)
         self._uniforms = _Uniforms(rows)
-        self._kernel = kernel or sampling_kernel(device)
         self._batch = self._batch_of(())
 
     def sample(self, logits: torch.Tensor, row_ids: Sequence[int]) -> Sampled:
-        """One token for each row of the step; `logits` [N, V] of any float type, row i for rows[row_ids[i]].
+        """One token for each row of the step; `logits` [N, V] of any float type, row i for rows[row_ids[i]]. NO_TOKEN
+        for a row that cannot go on, of which `accept` tells the reason.
 
         Counts the tokens as generated: one call per step.
         """
@@ -80,11 +99,24 @@ class Sampler:
             self._batch = self._batch_of(key)
         batch, numbers = self._batch, np.array(key, dtype=np.int64)
         logits = self._edit(logits, batch, numbers)
-        tokens = self._pick(logits, batch, numbers)
+        few = {} if self._grammar_masks is None else self._grammar_masks.few(key)
+        tokens = self._pick_with_few(logits, batch, numbers, few) if few else self._pick(logits, batch, numbers)
         if batch.penalized is not None:
             self._penalties.count(batch.penalty_slots, tokens[batch.penalized])
         self._generated[numbers] += 1
-        return Sampled(tokens, batch.report(logits, tokens), batch.report_rows, batch.report_num_top)
+        report = batch.report(logits, tokens)
+        if self._grammar_masks is not None and (failed := self._grammar_masks.failed_among(key)):
+            tokens = tokens.index_fill(0, upload(np.array(failed, dtype=np.int64), self._device), NO_TOKEN)
+        return Sampled(tokens, report, batch.report_rows, batch.report_num_top)
+
+    @property
+    def needs_host(self) -> bool:
+        """Whether each step's tokens must be given to `accept` before the next one is sampled."""
+        return self._grammar_masks is not None
+
+    def accept(self, row_ids: Sequence[int], tokens: Sequence[int]) -> dict[int, str] | None:
+        """Takes the tokens of the last step, now that they are on the host. Gives the reasons of rows that got none."""
+        return None if self._grammar_masks is None else self._grammar_masks.accept(row_ids, tokens)
 
     def _batch_of(self, key: tuple[int, ...]) -> _Batch:
         batch = _Batch(key, self._rows, self._penalties, self._vocab_size, self._device)
@@ -93,16 +125,50 @@ class Sampler:
         return batch
 
     def _edit(self, logits: torch.Tensor, batch: _Batch, numbers: npt.NDArray[np.int64]) -> torch.Tensor:
-        """Penalties and the min-tokens mask; the caller's logits stay as they are."""
-        forbidden = self._min_tokens.where(numbers, self._generated[numbers])
-        if batch.penalized is None and forbidden is None:
+        """Penalties and masks; the caller's logits stay as they are."""
+        generated = self._generated[numbers]
+        edits = [processor for processor in self._processors if processor.is_due(numbers, generated)]
+        if batch.penalized is None and not edits:
             return logits
         logits = logits.to(torch.float32, copy=True)
         if batch.penalized is not None:
             logits[batch.penalized] = self._penalties.apply(logits[batch.penalized], batch.penalty_slots)
-        if forbidden is not None:
-            logits.index_put_(forbidden, self._forbidden)
+        for processor in edits:
+            processor.edit(logits, numbers, generated)
         return logits
+
+    def _pick_with_few(
+        self,
+        logits: torch.Tensor,
+        batch: _Batch,
+        numbers: npt.NDArray[np.int64],
+        few: Mapping[int, npt.NDArray[np.int64]],
+    ) -> torch.Tensor:
+        """`_pick`, where the rows at the places of `few` draw among these ids alone: all others weigh nothing."""
+        tokens = torch.empty(len(numbers), dtype=torch.int64)
+        others = [place for place in range(len(numbers)) if place not in few]
+        if others:
+            rest = self._batch_of(tuple(batch.key[place] for place in others))
+            tokens[others] = self._pick(logits[others], rest, numbers[others])
+        for place, ids in few.items():
+            if len(ids) == 1:
+                tokens[place] = int(ids[0])
+            else:
+                tokens[place] = self._pick_among(logits[place], int(numbers[place]), torch.from_numpy(ids))
+        return tokens
+
+    def _pick_among(self, logits: torch.Tensor, number: int, ids: torch.Tensor) -> torch.Tensor:
+        """One row's token, logits [V], among `ids` [K] in ascending order."""
+        params = self._rows[number].sampling_params
+        chosen = logits[ids].float()[None]
+        if params.is_greedy:
+            return ids[kernels.argmax(chosen)[0]]
+        row = np.array([number])
+        uniform = torch.from_numpy(self._uniforms.at(row, self._generated[row]))
+        filters = Filters.from_params([params], len(ids), self._device)
+        if is_filtered(params):
+            return ids[draw_filtered(chosen, filters, uniform)[0]]
+        return ids[draw(chosen, filters.temperature, uniform)[0]]
 
     def _pick(self, logits: torch.Tensor, batch: _Batch, numbers: npt.NDArray[np.int64]) -> torch.Tensor:
         if batch.all_greedy:

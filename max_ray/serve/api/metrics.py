@@ -1,43 +1,71 @@
-"""Numbers for Prometheus: counted by the routes, snapshot per replica, rendered for all replicas together.
+"""Metrics for Prometheus: counted by the routes, one snapshot a replica, exported for all replicas together.
 
-A snapshot is plain picklable data, so that replicas can send theirs to wherever a scrape lands. Every series carries
-`model_name` and `replica`: sums over replicas are exact, and a restarted replica is an ordinary counter reset.
+A snapshot is plain picklable data, so that a replica can send it to the sibling that answers a scrape. Every series has
+the labels `model_name` and `replica`: sums over replicas are exact, and a restarted replica is an ordinary counter
+reset. The text format is `prometheus_client`'s.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
+
+from prometheus_client import generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from max_ray.scheduler import SchedulerStats
+
+FamilyT = TypeVar("FamilyT", CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily)
+ScalarT = TypeVar("ScalarT", CounterMetricFamily, GaugeMetricFamily)
 
 _TTFT_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _ITL_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _DURATION_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+_REPLICA_LABELS = ("model_name", "replica")
 
-# name -> (type, help), in the order of the page. Durations are in seconds.
-_FAMILIES = {
-    "requests_total": ("counter", "Requests to /v1 by route and HTTP status (499: the client hung up)."),
-    "queued_requests": ("gauge", "Requests that wait for admission."),
-    "running_requests": ("gauge", "Requests that hold KV blocks."),
-    "time_to_first_token_seconds": ("histogram", "From the request's arrival to its first token."),
-    "inter_token_latency_seconds": ("histogram", "Between two tokens of one stream."),
-    "request_duration_seconds": ("histogram", "From arrival to the end of the answer, by route and class of status."),
-    "prompt_tokens_total": ("counter", "Prompt tokens of admitted requests."),
-    "generated_tokens_total": ("counter", "Tokens generated."),
-    "prefix_hit_tokens_total": ("counter", "Prompt tokens whose keys and values came from the prefix cache."),
-    "kv_blocks_used": ("gauge", "KV cache blocks that running requests hold."),
-    "kv_blocks_capacity": ("gauge", "KV cache blocks in all."),
-    "steps_total": ("counter", "Model steps."),
-    "runs_total": ("counter", "Runs of one or more steps sent to the workers."),
-    "preemptions_total": ("counter", "Requests put back into the queue for want of blocks."),
-    "startup_phase_seconds": ("gauge", "How long each phase of the start of the worker group took (rank 0)."),
+# name -> (field of SchedulerStats, help). A request with n choices counts n times in these.
+_GAUGES = {
+    "queued_requests": ("queued", "Requests that wait for admission."),
+    "running_requests": ("running", "Requests that hold KV blocks."),
+    "oldest_queued_request_seconds": ("oldest_waiting_s", "Age of the request at the head of the queue; 0 if none."),
+    "kv_blocks_used": ("num_used_blocks", "KV cache blocks that running requests hold."),
+    "kv_blocks_capacity": ("num_blocks", "KV cache blocks in all."),
+}
+_COUNTERS = {
+    "finished_requests_total": ("finished", "Requests that the model ended, or their length limit."),
+    "cancelled_requests_total": ("cancelled", "Requests that their clients ended early."),
+    "failed_requests_total": ("failed", "Requests that were queued and ended with an error."),
+    "rejected_requests_total": ("rejected", "Requests refused because the queue was full."),
+    "prefix_hit_tokens_total": (
+        "prefix_hit_tokens",
+        "Prompt tokens whose keys and values came from the prefix cache.",
+    ),
+    "prefix_cache_hits_total": ("prefix_cache_hits", "Prompt blocks found in the prefix cache."),
+    "prefix_cache_misses_total": ("prefix_cache_misses", "Full prompt blocks looked up and not found."),
+    "prefix_cache_evictions_total": ("prefix_cache_evictions", "Cached blocks reused for other tokens."),
+    "scheduler_decisions_total": ("decisions", "Scheduling decisions: batches formed."),
+    "steps_total": ("steps", "Model steps."),
+    "runs_total": ("runs", "Runs of one or more steps sent to the workers."),
+    "run_extensions_total": ("extensions", "Requests for more steps of a run in progress."),
+    "run_interrupts_total": ("interrupts", "Runs ended early, for a waiting or a cancelled request."),
+    "preemptions_total": ("preemptions", "Requests put back into the queue for want of blocks."),
+    "worker_group_recoveries_total": ("recoveries", "Attempts to bring failed workers back."),
 }
 
 
 @dataclass(slots=True)
 class Histogram:
-    """Counts per bucket; `bounds` are upper bounds, inclusive, and the last count is of everything above."""
+    """Counts per bucket, cheap enough for every token; several tokens that came at once are one call.
+
+    Args:
+        bounds: Upper bounds of the buckets, inclusive.
+        counts: Observations in each bucket; the last one is of everything above the bounds.
+        total: Sum of all observed values.
+    """
 
     bounds: tuple[float, ...]
     counts: list[int] = field(default_factory=list)
@@ -47,43 +75,58 @@ class Histogram:
         self.counts = self.counts or [0] * (len(self.bounds) + 1)
 
     def observe(self, value: float, times: int = 1) -> None:
+        """Counts `value`, `times` times."""
         self.counts[bisect_left(self.bounds, value)] += times
         self.total += value * times
 
     def copy(self) -> Histogram:
+        """A histogram that later observations do not change."""
         return Histogram(self.bounds, self.counts.copy(), self.total)
 
-
-@dataclass(frozen=True, slots=True)
-class LoopNumbers:
-    """What the generation loop knows; counters since its start, blocks as of now."""
-
-    queued: int = 0
-    running: int = 0
-    kv_blocks_used: int = 0
-    kv_blocks_total: int = 0
-    prefix_hit_tokens: int = 0
-    steps: int = 0
-    runs: int = 0
-    preemptions: int = 0
+    def cumulative(self) -> list[tuple[str, float]]:
+        """(label `le`, observations up to that bound) of each bucket."""
+        below = 0
+        buckets: list[tuple[str, float]] = []
+        for bound, count in zip([*(f"{bound:g}" for bound in self.bounds), "+Inf"], self.counts, strict=True):
+            below += count
+            buckets.append((bound, below))
+        return buckets
 
 
 @dataclass(frozen=True, slots=True)
 class MetricsSnapshot:
-    """One replica's numbers at one moment: `values` and `histograms` hold unlabelled series by family name, `requests`
-    the counts by route and status, `durations` histograms by route and class of status ("2xx")."""
+    """One replica's numbers at one moment.
+
+    Args:
+        model_name: Value of the label `model_name`.
+        replica: Value of the label `replica`.
+        requests: HTTP requests by route and status.
+        prompt_tokens: Prompt tokens of admitted requests.
+        generated_tokens: Tokens generated.
+        stats: What the scheduling loop has counted.
+        histograms: By metric name, without labels of their own.
+        durations: By route and class of status ("2xx").
+        startup_phases: Seconds by name.
+    """
 
     model_name: str
     replica: str
     requests: Mapping[tuple[str, int], int]
-    values: Mapping[str, float]
+    prompt_tokens: int
+    generated_tokens: int
+    stats: SchedulerStats
     histograms: Mapping[str, Histogram]
-    durations: Mapping[tuple[str, str], Histogram] = field(default_factory=dict)
-    startup_phases: Mapping[str, float] = field(default_factory=dict)
+    durations: Mapping[tuple[str, str], Histogram]
+    startup_phases: Mapping[str, float]
 
 
 class Metrics:
-    """The counters of one replica's routes. Every method is O(1) and touched by the event loop only."""
+    """The counters of one replica's routes. Every method is O(1) and touched by the event loop only.
+
+    Args:
+        model_name: The name that requests give.
+        replica: Unique among the replicas of the application.
+    """
 
     def __init__(self, model_name: str, replica: str) -> None:
         self.model_name = model_name
@@ -96,31 +139,33 @@ class Metrics:
         self._durations: dict[tuple[str, str], Histogram] = {}
 
     def count_request(self, route: str, status: int, seconds: float) -> None:
-        """`route`: its template, not what the client asked for: each makes series of its own."""
+        """Counts an HTTP request.
+
+        Args:
+            route: The route's template, not what the client asked for: each makes series of its own.
+            status: HTTP status of the answer.
+            seconds: From the request's arrival to the end of the answer.
+        """
         self._requests[route, status] += 1
         group = (route, f"{status // 100}xx")
         if group not in self._durations:
             self._durations[group] = Histogram(_DURATION_BUCKETS)
         self._durations[group].observe(seconds)
 
-    def snapshot(self, loop: LoopNumbers, startup_phases: Mapping[str, float] | None = None) -> MetricsSnapshot:
-        """startup_phases: seconds by name."""
+    def snapshot(self, stats: SchedulerStats, startup_phases: Mapping[str, float] | None = None) -> MetricsSnapshot:
+        """The numbers as of now.
+
+        Args:
+            stats: A snapshot of the scheduling loop's.
+            startup_phases: Seconds of each phase of the start, by name.
+        """
         return MetricsSnapshot(
             model_name=self.model_name,
             replica=self.replica,
             requests=dict(self._requests),
-            values={
-                "queued_requests": loop.queued,
-                "running_requests": loop.running,
-                "prompt_tokens_total": self.prompt_tokens,
-                "generated_tokens_total": self.generated_tokens,
-                "prefix_hit_tokens_total": loop.prefix_hit_tokens,
-                "kv_blocks_used": loop.kv_blocks_used,
-                "kv_blocks_capacity": loop.kv_blocks_total,
-                "steps_total": loop.steps,
-                "runs_total": loop.runs,
-                "preemptions_total": loop.preemptions,
-            },
+            prompt_tokens=self.prompt_tokens,
+            generated_tokens=self.generated_tokens,
+            stats=stats,
             histograms={
                 "time_to_first_token_seconds": self.time_to_first_token.copy(),
                 "inter_token_latency_seconds": self.inter_token_latency.copy(),
@@ -130,47 +175,82 @@ class Metrics:
         )
 
 
-def render_metrics(snapshots: Sequence[MetricsSnapshot]) -> str:
+class SnapshotCollector(Collector):
+    """Metric families of all replicas, for `prometheus_client`.
+
+    Args:
+        snapshots: One a replica.
+    """
+
+    def __init__(self, snapshots: Sequence[MetricsSnapshot]) -> None:
+        self._snapshots = snapshots
+
+    def collect(self) -> Iterator[Metric]:
+        """The families, each with the samples of every replica."""
+        yield self._requests()
+        for name, (attribute, text) in _GAUGES.items():
+            yield self._of_stats(_family(GaugeMetricFamily, name, text), attribute)
+        yield self._histogram("time_to_first_token_seconds", "From the request's arrival to its first token.")
+        yield self._histogram("inter_token_latency_seconds", "Between two tokens of one stream.")
+        yield self._durations()
+        yield from self._tokens()
+        for name, (attribute, text) in _COUNTERS.items():
+            yield self._of_stats(_family(CounterMetricFamily, name, text), attribute)
+        yield self._startup_phases()
+
+    def _of_stats(self, family: ScalarT, attribute: str) -> ScalarT:
+        for snapshot in self._snapshots:
+            family.add_metric(_labels(snapshot), getattr(snapshot.stats, attribute))
+        return family
+
+    def _requests(self) -> Metric:
+        text = "Requests to /v1 by route and HTTP status (499: the client hung up)."
+        family = _family(CounterMetricFamily, "requests_total", text, "route", "status")
+        for snapshot in self._snapshots:
+            for (route, status), count in sorted(snapshot.requests.items()):
+                family.add_metric([*_labels(snapshot), route, str(status)], count)
+        return family
+
+    def _tokens(self) -> Iterator[Metric]:
+        prompt = _family(CounterMetricFamily, "prompt_tokens_total", "Prompt tokens of admitted requests.")
+        generated = _family(CounterMetricFamily, "generated_tokens_total", "Tokens generated.")
+        for snapshot in self._snapshots:
+            prompt.add_metric(_labels(snapshot), snapshot.prompt_tokens)
+            generated.add_metric(_labels(snapshot), snapshot.generated_tokens)
+        yield from (prompt, generated)
+
+    def _histogram(self, name: str, text: str) -> Metric:
+        family = _family(HistogramMetricFamily, name, text)
+        for snapshot in self._snapshots:
+            histogram = snapshot.histograms[name]
+            family.add_metric(_labels(snapshot), histogram.cumulative(), histogram.total)
+        return family
+
+    def _durations(self) -> Metric:
+        text = "From arrival to the end of the answer, by route and class of status."
+        family = _family(HistogramMetricFamily, "request_duration_seconds", text, "route", "status")
+        for snapshot in self._snapshots:
+            for group, histogram in sorted(snapshot.durations.items()):
+                family.add_metric([*_labels(snapshot), *group], histogram.cumulative(), histogram.total)
+        return family
+
+    def _startup_phases(self) -> Metric:
+        text = "How long each phase of the start of the worker group took (rank 0)."
+        family = _family(GaugeMetricFamily, "startup_phase_seconds", text, "phase")
+        for snapshot in self._snapshots:
+            for phase, seconds in snapshot.startup_phases.items():
+                family.add_metric([*_labels(snapshot), phase], seconds)
+        return family
+
+
+def render_metrics(snapshots: Sequence[MetricsSnapshot]) -> bytes:
     """Prometheus text exposition format, version 0.0.4, of all replicas."""
-    lines: list[str] = []
-    for family, (kind, text) in _FAMILIES.items():
-        name = f"max_ray_{family}"
-        lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
-        for snapshot in snapshots:
-            lines += _samples(name, family, snapshot)
-    return "\n".join(lines) + "\n"
+    return generate_latest(SnapshotCollector(snapshots))
 
 
-def _samples(name: str, family: str, snapshot: MetricsSnapshot) -> Iterable[str]:
-    labels = {"model_name": snapshot.model_name, "replica": snapshot.replica}
-    if family == "requests_total":
-        for (route, status), count in sorted(snapshot.requests.items()):
-            yield _line(name, {**labels, "route": route, "status": str(status)}, count)
-    elif family == "request_duration_seconds":
-        for (route, group), histogram in sorted(snapshot.durations.items()):
-            yield from _histogram_samples(name, {**labels, "route": route, "status": group}, histogram)
-    elif family == "startup_phase_seconds":
-        for phase, seconds in snapshot.startup_phases.items():
-            yield _line(name, {**labels, "phase": phase}, seconds)
-    elif family in snapshot.histograms:
-        yield from _histogram_samples(name, labels, snapshot.histograms[family])
-    else:
-        yield _line(name, labels, snapshot.values[family])
+def _family(kind: type[FamilyT], name: str, text: str, *labels: str) -> FamilyT:
+    return kind(f"max_ray_{name}", text, labels=[*_REPLICA_LABELS, *labels])
 
 
-def _histogram_samples(name: str, labels: dict[str, str], histogram: Histogram) -> Iterable[str]:
-    below = 0
-    for bound, count in zip([*histogram.bounds, float("inf")], histogram.counts, strict=True):
-        below += count
-        yield _line(f"{name}_bucket", {**labels, "le": "+Inf" if bound == float("inf") else f"{bound:g}"}, below)
-    yield _line(f"{name}_sum", labels, histogram.total)
-    yield _line(f"{name}_count", labels, below)
-
-
-def _line(name: str, labels: Mapping[str, str], value: float) -> str:
-    inside = ",".join(f'{key}="{_escape(text)}"' for key, text in labels.items())
-    return f"{name}{{{inside}}} {value}"
-
-
-def _escape(text: str) -> str:
-    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+def _labels(snapshot: MetricsSnapshot) -> list[str]:
+    return [snapshot.model_name, snapshot.replica]
