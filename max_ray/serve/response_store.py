@@ -46,8 +46,7 @@ class ResponseStoreActor(LocalResponseStore):
 
     async def begin(self) -> None:
         """To be called once, before anything else."""
-        if self._watch is None:
-            self._watch = asyncio.create_task(self._end_with_application())
+        self._watch = self._watch or asyncio.create_task(self._end_with_application())
 
     async def _end_with_application(self) -> None:
         num_unneeded = 0

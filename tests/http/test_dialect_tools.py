@@ -177,6 +177,7 @@ async def test_responses_whole(tmp_path: Path) -> None:
         answer = await post(client, "/v1/responses", RESPONSE)
         thought, text, first, second = answer["output"]
         assert thought["content"] == [{"type": "reasoning_text", "text": "Hm."}]
+        assert 3 <= answer["usage"]["output_tokens_details"]["reasoning_tokens"] <= len("<think>\nHm.\n</think>\n\n")
         assert text["content"][0]["text"] == "See."
         assert (first["type"], first["name"], json.loads(first["arguments"])) == (
             "function_call",

@@ -260,7 +260,7 @@ def _assistant_message(blocks: list[Block]) -> dict[str, Any]:
     return _given({**message, "reasoning_content": thoughts or None})
 
 
-def _parts(blocks: list[Block], refused: tuple[type, ...], role: str) -> list[dict[str, Any]]:
+def _parts(blocks: list[Any], refused: tuple[type, ...], role: str) -> list[dict[str, Any]]:
     """The content parts among the blocks. Raises InputError for blocks that this role does not have."""
     wrong = next((block for block in blocks if isinstance(block, refused)), None)
     if wrong is not None:

@@ -235,11 +235,12 @@ def stored_items(items: str | Sequence[Any]) -> list[dict[str, Any]]:
     if isinstance(items, str):
         text = {"type": "input_text", "text": items}
         return [{"id": f"msg_{RequestID()}", "type": "message", "role": "user", "content": [text]}]
-    stored = []
-    for item in items:
-        fields = item.model_dump(exclude_none=True)
-        if item.type == "message" and isinstance(item.content, str):
-            kind = "output_text" if item.role == "assistant" else "input_text"
-            fields["content"] = [{"type": kind, "text": item.content}]
-        stored.append({"id": f"{_PREFIXES[item.type]}_{RequestID()}", **fields})
-    return stored
+    return [_stored(item) for item in items]
+
+
+def _stored(item: Any) -> dict[str, Any]:
+    fields = item.model_dump(exclude_none=True)
+    if item.type == "message" and isinstance(item.content, str):
+        kind = "output_text" if item.role == "assistant" else "input_text"
+        fields["content"] = [{"type": kind, "text": item.content}]
+    return {"id": f"{_PREFIXES[item.type]}_{RequestID()}", **fields}
