@@ -57,7 +57,7 @@ class ResponseStoreActor(LocalResponseStore):
 
     async def _is_needed(self) -> bool:
         try:
-            registry = await asyncio.to_thread(ray.get_actor, REGISTRY_NAME, NAMESPACE)
+            registry: Any = await asyncio.to_thread(ray.get_actor, REGISTRY_NAME, NAMESPACE)
             status: RegistryStatus = await registry.status.remote()
         except (ValueError, RayError):  # there is none, or it is being restarted
             return False
