@@ -18,6 +18,7 @@
     |- InsufficientBlocksError (503)   the KV cache has no room for this request
     |- QueueFullError (429)            the bounded queue is full; carries `retry_after` seconds
     |- WorkerGroupError (503)          a worker of the tensor-parallel group died or hangs
+    |  `- TransportError                a connection to it cannot be made, or a peer breaks the protocol
     `- StaleLeaseError                 a call from a replica whose lease has passed to another
 
 A message says what is wrong and what to do about it. Bugs of ours are plain assertions, not these.
@@ -151,6 +152,10 @@ def _queue_full(message: str, retry_after: float) -> QueueFullError:
 class WorkerGroupError(MaxRayError, RuntimeError):
     http_status = 503
     error_type = "workers_unavailable"
+
+
+class TransportError(WorkerGroupError):
+    """A member of the group cannot be reached, or what a peer sent is not what the protocol allows."""
 
 
 class StaleLeaseError(MaxRayError, RuntimeError):
