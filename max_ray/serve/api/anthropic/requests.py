@@ -196,7 +196,8 @@ class CountTokensRequest(DialectRequest):
         for number, message in enumerate(self.messages):
             for one in message.messages():
                 if chat and places[-1] != "system" and _can_join(chat[-1], one):
-                    chat[-1] = {**chat[-1], "content": _as_parts(chat[-1]["content"]) + _as_parts(one["content"])}
+                    chat[-1]["content"] = _as_parts(chat[-1]["content"])
+                    chat[-1]["content"] += _as_parts(one["content"])
                 else:
                     chat.append(one)
                     places.append(f"messages[{number}]")
