@@ -180,7 +180,7 @@ async def real(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
         await task
 
 
-@pytest.mark.parametrize("least", [10, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("least", [10, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
 async def test_forced_calls_parse_and_validate(real: httpx.AsyncClient, least: int) -> None:
     num_calls = 0
     choices: list[Any] = ["required", {"type": "function", "function": {"name": "f1"}}]
