@@ -57,6 +57,7 @@ SERVE_SETTINGS = PIPELINE_SETTINGS | {
     "max_queued_requests": 512,
     "lease_grace_s": 60.0,
     "worker_start_timeout_s": 600.0,
+    "worker_port_range": None,
     "collective_timeout_s": 60.0,
     "allowed_hosts": (),
     "allowed_origins": (),

@@ -28,6 +28,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from max_ray import settings
+from max_ray.config.ports import parse_port_range
 from max_ray.errors import ConfigError, nearest
 from max_ray.interfaces import PipelineTask, SupportedEncoding
 from max_ray.output_parsers import AUTO, reasoning_parser_name, tool_parser_name
@@ -275,6 +276,10 @@ class ServeConfig(PipelineConfig):
     collective_timeout_s: float = Field(
         60.0, gt=0, le=_MAX_SECONDS, description="Seconds after which ranks that wait for a silent one give up."
     )
+    worker_port_range: str | None = Field(
+        None,
+        description="TCP ports LOW-HIGH on which replicas accept their workers on other nodes. Default: any free port.",
+    )
     allowed_hosts: TextList = Field(
         (),
         description="Names besides loopback's that clients may address the server by ('*': any, '*.x.org': below "
@@ -295,6 +300,13 @@ class ServeConfig(PipelineConfig):
         if not all(key.get_secret_value().strip() for key in keys):
             raise PydanticCustomError("blank_key", "Input should be a list of keys that are not blank")
         return keys
+
+    @field_validator("worker_port_range")
+    @classmethod
+    def _check_ports(cls, value: str | None) -> str | None:
+        if value is not None and parse_port_range(value) is None:
+            raise PydanticCustomError("port_range", "Input should be ports LOW-HIGH such as 20000-20999")
+        return value
 
     @field_validator("allowed_hosts")
     @classmethod

@@ -1,9 +1,10 @@
-"""The run: one message to the workers, many steps, one answer a step.
+"""The run: one message to the workers, many steps, one output a step.
 
 A pipeline turns contexts into a RunRequest and hands it to its executor (in this process, or a worker group). The
-first step of a run is ragged: whole prompts, chunks of prompts and single decode tokens side by side. Rows that
-sampled go on, one token a step, until the run's `num_steps` are done, the row is done, or the run is interrupted at a
-step boundary. Everything a worker needs is in the message: workers keep nothing that a context cannot rebuild.
+first step of a run is ragged: whole prompts, chunks of prompts and single decode tokens side by side. Rows that sample
+continue until the run's `num_steps` are done, the row is done, or the run is interrupted at a step boundary. A row may
+gain several tokens in a step, or none, and at most `max_new_tokens` in the run. Everything a worker needs is in the
+message: workers keep nothing that a context cannot rebuild.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from max_ray.errors import MaxRayError, StaleLeaseError, WorkerGroupError
 from max_ray.interfaces import (
     EmbeddingsContext,
     EmbeddingsGenerationOutput,
-    KVLedger,
+    KVCacheClient,
     PipelineTask,
     RequestID,
     TextContext,
@@ -65,7 +65,7 @@ class ReplicaEngine:
             pipeline = EmbeddingsPipeline(group.executor, limits.max_batch_size, limits.max_batch_input_tokens)
             self._loop = EmbeddingsLoop(pipeline, limits, self._recover)
         else:
-            self._loop = GenerationLoop(TextGenerationPipeline(group.executor), group.ledger, limits, self._recover)
+            self._loop = GenerationLoop(TextGenerationPipeline(group.executor), group.kv_cache, limits, self._recover)
         self._is_superseded = False
         self._siblings: dict[str, bytes] = {}
         self._tasks = [asyncio.create_task(self._loop.run()), asyncio.create_task(self._exchange_metrics())]
@@ -149,7 +149,7 @@ class ReplicaEngine:
     def _snapshot(self) -> MetricsSnapshot:
         return self._metrics.snapshot(self._loop.stats, self._group.info.phases)
 
-    async def _recover(self) -> KVLedger:
+    async def _recover(self) -> KVCacheClient:
         """The loop's way back after a WorkerGroupError."""
         try:
             return await self._group.rebuild()

@@ -90,6 +90,7 @@ def test_every_setting_is_a_flag(served: list[ServeConfig], tmp_path: Path) -> N
         "lease_grace_s": 1.5,
         "worker_start_timeout_s": 2.5,
         "collective_timeout_s": 3.5,
+        "worker_port_range": "20000-20999",
         "allowed_hosts": ("box.lan", "*.x.org"),
         "allowed_origins": ("https://x.org", "null"),
     }

@@ -69,8 +69,8 @@ class FakeEngine:
         return self.is_healthy
 
     async def metrics_snapshots(self) -> Sequence[MetricsSnapshot]:
-        stats = SchedulerStats(queued=2, running=3, kv_used_blocks=5, kv_total_blocks=64)
-        sibling = Metrics("fake", "r1").snapshot(SchedulerStats(kv_total_blocks=64))
+        stats = SchedulerStats(queued=2, running=3, num_used_blocks=5, num_blocks=64)
+        sibling = Metrics("fake", "r1").snapshot(SchedulerStats(num_blocks=64))
         return [self.metrics.snapshot(stats), sibling]
 
     async def _steps(self, context: TextContext, ids: list[int]) -> AsyncIterator[TextGenerationOutput]:

@@ -240,9 +240,9 @@ async def test_no_hint_is_better_than_a_wrong_one(client: httpx.AsyncClient, nam
 @pytest.mark.parametrize(
     ("path", "words"),
     [
-        ("/v1/responses", " Use /v1/chat/completions."),
-        ("/v1/responses/", " Use /v1/chat/completions."),
-        ("/api/chat", " Use /v1/chat/completions."),
+        ("/responses", " Use /v1/responses."),
+        ("/responses/", " Use /v1/responses."),
+        ("/chat", " Use /v1/chat/completions."),
         ("/generate", " Use /v1/completions."),
         ("/v1/chat/completion", " Did you mean '/v1/chat/completions'?"),
         ("/v1/score", ""),

@@ -14,7 +14,7 @@ import pytest
 
 from max_ray.errors import InputError, StructuredOutputError
 from max_ray.interfaces import GenerationStatus, GrammarSpec, SamplingParams, TextContext
-from max_ray.kv_cache import LocalKVLedger, PagedKVCacheManager
+from max_ray.kv_cache import LocalKVCacheClient, PagedKVCacheManager
 from max_ray.pipelines.text_generation import TextGenerationPipeline
 from max_ray.pipelines.vocabulary import token_vocabulary
 from max_ray.scheduler import GenerationLoop, SchedulerLimits
@@ -176,7 +176,7 @@ def test_two_ranks_equal_one_and_a_failing_row_ends_on_both(lab: Lab, tokenizer:
 @asynccontextmanager
 async def serving(pipeline: TextGenerationPipeline, num_blocks: int) -> AsyncIterator[GenerationLoop]:
     manager = PagedKVCacheManager(pipeline.kv_manager.params, num_blocks)
-    loop = GenerationLoop(pipeline, LocalKVLedger(manager), SchedulerLimits(4, 12, 20, 8))
+    loop = GenerationLoop(pipeline, LocalKVCacheClient(manager), SchedulerLimits(4, 12, 20, 8))
     task = asyncio.create_task(loop.run())
     yield loop
     task.cancel()

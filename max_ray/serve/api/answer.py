@@ -79,9 +79,7 @@ async def open_answer(
 
     Raises InputError (ModelNotServedError, PromptTooLongError), QueueFullError, InsufficientBlocksError.
     """
-    check_model(engine, request.model)
-    check_task(engine, PipelineTask.TEXT_GENERATION)
-    generation = await Generation.prepare(engine, await _job(engine, request), arrival)
+    generation = await prepared_generation(engine, request, arrival)
     generation.start()
     prefix = "chatcmpl" if isinstance(request, ChatCompletionRequest) else "cmpl"
     form = _format_of(request, generation)(
@@ -92,6 +90,18 @@ async def open_answer(
         include_usage=request.include_usage,
     )
     return Answer(generation, form, include_usage=request.include_usage)
+
+
+async def prepared_generation(
+    engine: Engine, request: CompletionRequest | ChatCompletionRequest, arrival: float | None = None
+) -> Generation:
+    """The generation of a request, checked and tokenized: what an answer of any dialect is made of.
+
+    Raises InputError (ModelNotServedError, PromptTooLongError).
+    """
+    check_model(engine, request.model)
+    check_task(engine, PipelineTask.TEXT_GENERATION)
+    return await Generation.prepare(engine, await _job(engine, request), arrival)
 
 
 def _format_of(request: CompletionRequest | ChatCompletionRequest, generation: Generation) -> type[AnswerFormat]:

@@ -117,6 +117,11 @@ class Choice:
         """A delta of this choice to put others together in."""
         return ChoiceDelta(self.index, "")
 
+    @property
+    def stop_string(self) -> str | None:
+        """The stop string that ended the text."""
+        return self._matcher.matched
+
     def feed(self, output: TextGenerationOutput) -> ChoiceDelta | None:
         """Takes what a step gave; None when there is nothing to tell yet."""
         if self._is_plain and output.final_status is GenerationStatus.ACTIVE:

@@ -102,6 +102,11 @@ class Generation:
             choice.stream = None
 
     @property
+    def arrival(self) -> float:
+        """perf_counter() when the request came."""
+        return self._arrival
+
+    @property
     def usage(self) -> Usage:
         per_prompt = self.choices[:: self._n]
         return Usage(

@@ -205,32 +205,29 @@ EMBEDDINGS_INSTEAD: dict[str, str] = {"messages": "Use 'input'.", "prompt": "Use
 
 _CHAT = "Use /v1/chat/completions."
 _COMPLETIONS = "Use /v1/completions."
+_ONE_MODEL = "This server serves the model that it was started with, and no other."
 ROUTES_INSTEAD: dict[str, str] = {
-    "/v1/responses": _CHAT,
-    "/responses": _CHAT,
-    "/v1/messages": _CHAT,
+    "/responses": "Use /v1/responses.",
+    "/messages": "Use /v1/messages.",
     "/v1/chat": _CHAT,
     "/chat": _CHAT,
     "/chat/completions": _CHAT,
-    "/api/chat": _CHAT,
     "/completions": _COMPLETIONS,
     "/completion": _COMPLETIONS,
     "/generate": _COMPLETIONS,
     "/generate_stream": _COMPLETIONS,
     "/infill": _COMPLETIONS,
-    "/api/generate": _COMPLETIONS,
     "/v1/engines/completions": _COMPLETIONS,
     "/embeddings": "Use /v1/embeddings.",
     "/embed": "Use /v1/embeddings.",
     "/embedding": "Use /v1/embeddings.",
     "/api/embed": "Use /v1/embeddings.",
-    "/api/embeddings": "Use /v1/embeddings.",
+    "/api/embeddings": "Use /api/embed.",
     "/models": "Use /v1/models.",
-    "/api/tags": "Use /v1/models.",
+    **dict.fromkeys(("/api/pull", "/api/push", "/api/create", "/api/copy", "/api/delete"), _ONE_MODEL),
     "/v1": "Its routes are /v1/models, /v1/completions, /v1/chat/completions and /v1/embeddings.",
     "/": "The API is below /v1: /v1/models, /v1/completions, /v1/chat/completions and /v1/embeddings.",
     "/healthz": "Use /health.",
-    "/ping": "Use /health.",
     "/ready": "Use /health.",
 }
 """What an unknown path stands for on other servers."""

@@ -18,7 +18,7 @@ from max_ray.errors import InputError, PromptTooLongError
 from max_ray.serve.api.chat_messages import MAX_MESSAGES, Message, named_results, text_or_list
 from max_ray.serve.api.json_body import decode_object
 from max_ray.serve.api.neutral_fields import CHAT, CHAT_INSTEAD, COMPLETION, COMPLETION_INSTEAD, STREAM_OPTIONS
-from max_ray.serve.api.request_fields import FIELD_ERROR, MAX_PROBLEMS, Neutral, StrictModel
+from max_ray.serve.api.request_fields import FIELD_ERROR, MAX_PROBLEMS, ApiRequest, Neutral, StrictModel
 from max_ray.serve.api.structured_output_fields import RESPONSE_FORMAT, StructuredOutputFields
 from max_ray.serve.api.tool_fields import ChatOutput, ToolFields
 
@@ -81,7 +81,7 @@ def _metadata(value: Any) -> Any:
 ShortText = Annotated[str, AfterValidator(_short)]
 
 
-class LabelledRequest(StrictModel):
+class LabelledRequest(ApiRequest):
     """Labels: what a client writes on its request for accounts and logs. They change nothing in the answer."""
 
     model: ShortText | None = None
@@ -89,10 +89,6 @@ class LabelledRequest(StrictModel):
     safety_identifier: ShortText | None = None
     prompt_cache_key: ShortText | None = None
     metadata: Annotated[dict[str, str], PlainValidator(_metadata)] | None = None
-
-    def refuse_hopeless(self, max_length: int) -> None:
-        """Raises PromptTooLongError for what cannot fit a model of `max_length` tokens however it is encoded."""
-        raise NotImplementedError
 
     @property
     def labels(self) -> dict[str, Any]:
@@ -278,13 +274,18 @@ def _last_text(messages: Sequence[Mapping[str, Any]]) -> str:
     return content if isinstance(content, str) else str(content[-1].get("text", "")) if content else ""
 
 
-RequestT = TypeVar("RequestT", bound=LabelledRequest)
+RequestT = TypeVar("RequestT", bound=ApiRequest)
 
 
 def parse_request(kind: type[RequestT], body: bytes) -> RequestT:
     """An HTTP body as a request. Raises InputError that names the field at fault."""
+    return validated(kind, decode_object(body))
+
+
+def validated(kind: type[RequestT], fields: Mapping[str, Any]) -> RequestT:
+    """A request of these fields. Raises InputError that names the field at fault."""
     try:
-        return kind.model_validate(decode_object(body))
+        return kind.model_validate(fields)
     except ValidationError as error:
         raise _explain(error) from None
 
