@@ -113,14 +113,14 @@ class Choice:
             job.discard_output or echo or self._log is not None or context.sampling_params.stop or unsettled
         )
 
+    def empty_delta(self) -> ChoiceDelta:
+        """A delta of this choice to put others together in."""
+        return ChoiceDelta(self.index, "")
+
     @property
     def stop_string(self) -> str | None:
         """The stop string that ended the text."""
         return self._matcher.matched
-
-    def empty_delta(self) -> ChoiceDelta:
-        """A delta of this choice to put others together in."""
-        return ChoiceDelta(self.index, "")
 
     def feed(self, output: TextGenerationOutput) -> ChoiceDelta | None:
         """Takes what a step gave; None when there is nothing to tell yet."""
