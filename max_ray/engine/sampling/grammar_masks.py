@@ -37,10 +37,15 @@ def needs_host(row: RunRow) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class RowMask:
-    """What one row may say next. bits: uint32 [ceil(V / 32)]. few: the allowed ids in order, int64, where they are
-    few; else None. error: why the row cannot go on; all tokens are allowed then."""
+    """What one row may say next.
+
+    bits: uint32 [ceil(V / 32)], bit i % 32 of word i // 32 is set where token i is allowed. forbidden: bool [V], the
+    other tokens; on a CPU only. few: the allowed ids in order, int64, where they are few; else None. error: why the row
+    cannot go on; all tokens are allowed then.
+    """
 
     bits: npt.NDArray[np.uint32]
+    forbidden: torch.Tensor | None = None
     few: npt.NDArray[np.int64] | None = None
     error: str | None = None
 
@@ -48,8 +53,8 @@ class RowMask:
 class GrammarMasks(LogitsProcessor):
     """The matchers of one run's rows. All that they do is done in the one thread of `grammars` for masks, in order.
 
-    draws_among_few: the caller takes the tokens of rows with few allowed ones from `few`; they are masked only where
-    their log probabilities are reported.
+    masks_when_drawn: the caller applies `masks_of` when it draws; `edit` masks only rows whose log probabilities are
+    reported.
     """
 
     needs_host_tokens = True
@@ -60,41 +65,43 @@ class GrammarMasks(LogitsProcessor):
         vocab_size: int,
         device: torch.device,
         grammars: GrammarCompiler,
-        draws_among_few: bool = False,
+        masks_when_drawn: bool = False,
     ) -> None:
         self._rows = {number: row for number, row in enumerate(rows) if needs_host(row)}
         self._vocab_size = vocab_size
         self._device = device
         self._grammars = grammars
-        self._draws_among_few = draws_among_few
+        self._masks_when_drawn = masks_when_drawn
         self._matchers: dict[int, GrammarMatcher] = {}
         self._masks: Mapping[int, RowMask] = {}
         for row in self._rows.values():
             assert row.sampling_params.structured_output is not None
             grammars.start(row.sampling_params.structured_output)
         first = [number for number, row in self._rows.items() if row.samples]
-        self._pending: Future[dict[int, RowMask]] | None = grammars.in_mask_thread(lambda: self._masks_of(first))
+        self._pending: Future[dict[int, RowMask]] | None = grammars.in_mask_thread(lambda: self._made(first))
 
     def is_due(self, numbers: npt.NDArray[np.int64], generated: npt.NDArray[np.int64]) -> bool:
         self._wait()
         return any(self._is_masked(number) for number in numbers.tolist())
 
     def edit(self, logits: torch.Tensor, numbers: npt.NDArray[np.int64], generated: npt.NDArray[np.int64]) -> None:
-        masked = [place for place, number in enumerate(numbers.tolist()) if self._is_masked(number)]
-        bits = np.stack([self._masks[int(numbers[place])].bits for place in masked])
-        forbidden = ~_unpacked(bits, self._vocab_size, self._device)
-        if len(masked) == len(logits):
-            logits.masked_fill_(forbidden, -torch.inf)
-        else:
-            places = upload(np.array(masked, dtype=np.int64), self._device)
-            logits.index_copy_(0, places, logits.index_select(0, places).masked_fill_(forbidden, -torch.inf))
+        masks = {place: self._masks[n] for place, n in enumerate(numbers.tolist()) if self._is_masked(n)}
+        if self._device.type == "cpu":
+            for place, mask in masks.items():
+                assert mask.forbidden is not None, "a mask of a CPU"
+                logits[place].masked_fill_(mask.forbidden, -torch.inf)
+            return
+        words = upload(np.stack([mask.bits for mask in masks.values()]).view(np.int32), self._device)
+        shifts = torch.arange(32, dtype=torch.int32, device=self._device)
+        forbidden = ((words[:, :, None] >> shifts) & 1).flatten(1)[:, : self._vocab_size] == 0
+        places = upload(np.array(list(masks), dtype=np.int64), self._device)
+        logits.index_copy_(0, places, logits.index_select(0, places).masked_fill_(forbidden, -torch.inf))
 
-    def few(self, numbers: Sequence[int]) -> dict[int, npt.NDArray[np.int64]]:
-        """The allowed ids by place in a batch of rows, for those that are drawn among few."""
-        if not self._draws_among_few:
+    def masks_of(self, numbers: Sequence[int]) -> dict[int, RowMask]:
+        """Masks by place in a batch of rows, where they are applied when tokens are drawn."""
+        if not self._masks_when_drawn:
             return {}
-        found = {place: self._masks[number].few for place, number in enumerate(numbers) if number in self._masks}
-        return {place: ids for place, ids in found.items() if ids is not None}
+        return {place: self._masks[number] for place, number in enumerate(numbers) if number in self._masks}
 
     def failed_among(self, numbers: Sequence[int]) -> list[int]:
         """Places in a batch of rows that cannot go on."""
@@ -117,11 +124,8 @@ class GrammarMasks(LogitsProcessor):
         return None if mask is None else mask.error
 
     def _is_masked(self, number: int) -> bool:
-        mask = self._masks.get(number)
-        if mask is None:
-            return False
-        is_reported = self._rows[number].log_probabilities is not None
-        return mask.few is None or is_reported or not self._draws_among_few
+        is_reported = number in self._masks and self._rows[number].log_probabilities is not None
+        return is_reported or (number in self._masks and not self._masks_when_drawn)
 
     def _wait(self) -> None:
         if self._pending is not None:
@@ -137,10 +141,10 @@ class GrammarMasks(LogitsProcessor):
                 self._matchers[number].advance([token])
             except StructuredOutputError as error:
                 errors[number] = str(error)
-        masks = self._masks_of([number for number in tokens if number not in errors])
+        masks = self._made([number for number in tokens if number not in errors])
         return masks | {number: self._failed(reason) for number, reason in errors.items()}
 
-    def _masks_of(self, numbers: Sequence[int]) -> dict[int, RowMask]:
+    def _made(self, numbers: Sequence[int]) -> dict[int, RowMask]:
         return {number: self._mask_of(number) for number in numbers}
 
     def _mask_of(self, number: int) -> RowMask:
@@ -149,13 +153,18 @@ class GrammarMasks(LogitsProcessor):
             self._matcher(number).fill_mask(bits)
         except StructuredOutputError as error:
             return self._failed(str(error))
-        if int(np.bitwise_count(bits).sum()) > MAX_FEW:
-            return RowMask(bits)
+        return self._row_mask(bits)
+
+    def _row_mask(self, bits: npt.NDArray[np.uint32], error: str | None = None) -> RowMask:
+        if self._device.type != "cpu":
+            return RowMask(bits, error=error)
         flags = np.unpackbits(bits.view(np.uint8), count=self._vocab_size, bitorder="little")
-        return RowMask(bits, np.flatnonzero(flags).astype(np.int64, copy=False))
+        is_few = int(np.bitwise_count(bits).sum()) <= MAX_FEW
+        few = np.flatnonzero(flags).astype(np.int64, copy=False) if is_few else None
+        return RowMask(bits, torch.from_numpy((flags ^ 1).view(np.bool_)), few, error)
 
     def _failed(self, reason: str) -> RowMask:
-        return RowMask(np.full(-(-self._vocab_size // 32), 0xFFFFFFFF, dtype=np.uint32), error=reason)
+        return self._row_mask(np.full(-(-self._vocab_size // 32), 0xFFFFFFFF, dtype=np.uint32), reason)
 
     def _matcher(self, number: int) -> GrammarMatcher:
         matcher = self._matchers.get(number)
@@ -167,13 +176,3 @@ class GrammarMasks(LogitsProcessor):
             generated = history[row.prompt_length :].tolist()
             matcher = self._matchers[number] = self._grammars.matcher(spec, row.stop_ids, generated, row.request_id)
         return matcher
-
-
-def _unpacked(bits: npt.NDArray[np.uint32], vocab_size: int, device: torch.device) -> torch.Tensor:
-    """bool [n, V] on the device of uint32 [n, ceil(V / 32)]."""
-    if device.type == "cpu":
-        flags = np.unpackbits(bits.view(np.uint8), axis=1, count=vocab_size, bitorder="little")
-        return torch.from_numpy(flags.view(np.bool_))
-    words = upload(bits.view(np.int32), device)
-    shifts = torch.arange(32, dtype=torch.int32, device=device)
-    return ((words[:, :, None] >> shifts) & 1).bool().flatten(1)[:, :vocab_size]

@@ -22,7 +22,7 @@ from max_ray import kernels
 from max_ray.driver import upload
 from max_ray.engine.sampling.device_draw import DeviceDraw, SamplingKernel, sampling_kernel
 from max_ray.engine.sampling.draw import Filters, draw, draw_filtered, is_filtered
-from max_ray.engine.sampling.grammar_masks import NO_TOKEN, GrammarMasks, needs_host
+from max_ray.engine.sampling.grammar_masks import NO_TOKEN, GrammarMasks, RowMask, needs_host
 from max_ray.engine.sampling.logits_processor import LogitsProcessor
 from max_ray.engine.sampling.logprobs import TokenReport, prompt_logprobs
 from max_ray.engine.sampling.penalties import MinTokens, Penalties
@@ -82,7 +82,9 @@ class Sampler:
         self._grammar_masks: GrammarMasks | None = None
         if any(map(needs_host, rows)):
             assert grammars is not None, "a run with structured output on an engine that was made without grammars"
-            self._grammar_masks = GrammarMasks(rows, vocab_size, device, grammars, draws_among_few=self._kernel is None)
+            self._grammar_masks = GrammarMasks(
+                rows, vocab_size, device, grammars, masks_when_drawn=self._kernel is None
+            )
             self._processors.append(self._grammar_masks)
         self._uniforms = _Uniforms(rows)
         self._batch = self._batch_of(())
@@ -99,8 +101,8 @@ class Sampler:
             self._batch = self._batch_of(key)
         batch, numbers = self._batch, np.array(key, dtype=np.int64)
         logits = self._edit(logits, batch, numbers)
-        few = {} if self._grammar_masks is None else self._grammar_masks.few(key)
-        tokens = self._pick_with_few(logits, batch, numbers, few) if few else self._pick(logits, batch, numbers)
+        masks = {} if self._grammar_masks is None else self._grammar_masks.masks_of(key)
+        tokens = self._pick_masked(logits, batch, numbers, masks) if masks else self._pick(logits, batch, numbers)
         if batch.penalized is not None:
             self._penalties.count(batch.penalty_slots, tokens[batch.penalized])
         self._generated[numbers] += 1
@@ -137,19 +139,25 @@ class Sampler:
             processor.edit(logits, numbers, generated)
         return logits
 
-    def _pick_with_few(
+    def _pick_masked(
         self,
         logits: torch.Tensor,
         batch: _Batch,
         numbers: npt.NDArray[np.int64],
-        few: Mapping[int, npt.NDArray[np.int64]],
+        masks: Mapping[int, RowMask],
     ) -> torch.Tensor:
-        """`_pick`, where the rows at the places of `few` draw among these ids alone: all others weigh nothing."""
+        """`_pick` under masks by place in the batch. Rows with few allowed ids draw among these alone: all others weigh
+        nothing."""
         tokens = torch.empty(len(numbers), dtype=torch.int64)
+        few = {place: mask.few for place, mask in masks.items() if mask.few is not None}
         others = [place for place in range(len(numbers)) if place not in few]
         if others:
+            chosen = logits[others]  # a copy
+            for row, place in zip(chosen, others, strict=True):
+                if place in masks and masks[place].forbidden is not None:
+                    row.masked_fill_(masks[place].forbidden, -torch.inf)
             rest = self._batch_of(tuple(batch.key[place] for place in others))
-            tokens[others] = self._pick(logits[others], rest, numbers[others])
+            tokens[others] = self._pick(chosen, rest, numbers[others])
         for place, ids in few.items():
             if len(ids) == 1:
                 tokens[place] = int(ids[0])
