@@ -25,8 +25,10 @@ TICK_S = 1.0
 IDLE_TICKS = 10
 """A connection that has been idle for so many ticks is pinged at each of the next ones."""
 SILENT_PINGS = 30
-"""A member that answers none of so many pings counts as unreachable. Ticks, not seconds: when this process gets no
-time, none pass."""
+"""A member that answers none of so many pings, nor any for as long as a step may take, counts as unreachable.
+
+Ticks, not seconds: when this process gets no time, none pass.
+"""
 _TELL_S = 5.0
 """How long an actor's call may take to tell why its connection was closed."""
 
@@ -137,13 +139,15 @@ class MemberConnections:
                 self.check_clock()
                 self._ping_idle()
         errors = [error for call in done if isinstance(error := call.exception(), MaxRayError)]
-        self.fail(errors[0] if errors else WorkerGroupError("A member of the group hung up."))
+        self.fail(errors[0] if errors else WorkerGroupError("A member of the group closed its connection."))
 
     def _ping_idle(self) -> None:
+        longest_step_s = self._info.spec.collective_timeout_s + 10  # a run that nobody reads may still be in one
+        most_pings = max(SILENT_PINGS, round(longest_step_s / TICK_S))
         for number, connection in enumerate(self._connections):
             ticks = 0 if self.is_busy else self._idle_ticks.get(connection, 0) + 1
             self._idle_ticks[connection] = ticks
-            if ticks > IDLE_TICKS + SILENT_PINGS:
+            if ticks > IDLE_TICKS + most_pings:
                 self.close(WorkerGroupError(f"{connection.member} answers no ping on its connection."))
                 return
             if ticks > IDLE_TICKS:

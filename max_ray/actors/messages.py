@@ -125,7 +125,7 @@ class MemberStatus:
 
 @dataclass(frozen=True)
 class GroupInfo:
-    """A leased group. `workers[i]` is rank i; `num_blocks` is what the ledger has, known once the group is loaded.
+    """A leased group. `workers[i]` is rank i; `num_blocks` is what the KV manager has, known once the group is loaded.
     `kv_manager` is None for a task without a KV cache.
 
     phases: seconds of the phases of its start, those of rank 0 included; those of the order alone after a restart of
@@ -143,7 +143,7 @@ class GroupInfo:
 
 @dataclass
 class GroupStatus:
-    """One line of the registry's status."""
+    """One group in the registry's status."""
 
     group_id: str
     app: str

@@ -1,4 +1,4 @@
-"""The paged KV cache as a ledger: block pool, prefix cache, block tables. No tensors: those live with the workers."""
+"""The paged KV cache: block pool, prefix cache, block tables. No tensors: those live with the workers."""
 
 from max_ray.kv_cache.block_pool import BlockPool
 from max_ray.kv_cache.client import LocalKVCacheClient

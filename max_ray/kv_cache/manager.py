@@ -1,4 +1,4 @@
-"""PagedKVCacheManager: the ledger of which request has which blocks. Counts and tables only; the tensors live with
+"""PagedKVCacheManager: which request has which blocks. Counts and tables only; the tensors live with
 the workers.
 
 Regions of one request's block table (P = page size):

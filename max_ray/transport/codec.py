@@ -39,6 +39,8 @@ HASH_BYTES = 16
 
 _NUMBER = struct.Struct("<q")
 _STEP = struct.Struct("<qIB")  # run id, step, flags
+_PLAIN_STEP = struct.Struct("<qIBBBI")  # the same and the head of the array of tokens
+_INT64_LIST = (2, 1)  # dtype code and dimensions in that head
 _LAST = 1
 _RARE_FLAGS = _LOGPROBS, _PROMPT_LOGPROBS, _EMBEDDINGS, _ERRORS_OF_ROWS = 2, 4, 8, 16
 _IS_REGULAR = 32  # every row gained one token: no offsets follow
@@ -85,19 +87,21 @@ def decode_error(payload: bytes) -> MaxRayError:
 
 def encode_step(run_id: int, output: StepOutput) -> bytes:
     """What one step of a run gave."""
-    writer = PayloadWriter()
     rare = (output.log_probabilities, output.prompt_log_probabilities, output.embeddings, output.errors)
     flags = _LAST if output.last else 0
     for flag, part in zip(_RARE_FLAGS, rare, strict=True):
         flags |= 0 if part is None else flag
     offsets = output.indptr.tobytes()
     is_regular = offsets == _REGULAR_BYTES[: len(offsets)]
+    if is_regular and flags <= _LAST:  # nearly every step
+        head = _PLAIN_STEP.pack(run_id, output.step, flags | _IS_REGULAR, *_INT64_LIST, len(output.tokens))
+        return head + output.tokens.tobytes()
+    writer = PayloadWriter()
     writer.pack(_STEP, run_id, output.step, flags | _IS_REGULAR if is_regular else flags)
     writer.array(output.tokens)
     if not is_regular:
         writer.array(output.indptr)
-    if flags > _LAST:
-        _write_rare(writer, output)
+    _write_rare(writer, output)
     return writer.bytes()
 
 
@@ -115,6 +119,16 @@ def _write_rare(writer: PayloadWriter, output: StepOutput) -> None:
 
 def decode_step(payload: bytes) -> tuple[int, StepOutput]:
     """(run id, what the step gave)."""
+    if len(payload) >= _PLAIN_STEP.size:
+        run_id, step, flags, code, num_dims, count = _PLAIN_STEP.unpack_from(payload)
+        is_plain = (code, num_dims) == _INT64_LIST and flags & ~_LAST == _IS_REGULAR and count < len(_REGULAR)
+        if is_plain and len(payload) == _PLAIN_STEP.size + 8 * count:
+            tokens = np.frombuffer(payload, INT64, count, _PLAIN_STEP.size).copy()
+            return run_id, StepOutput(step, tokens, _REGULAR[: count + 1], bool(flags & _LAST))
+    return _decode_rare_step(payload)
+
+
+def _decode_rare_step(payload: bytes) -> tuple[int, StepOutput]:
     reader = PayloadReader(payload)
     run_id, step, flags = reader.unpack(_STEP)
     tokens = reader.array(INT64)

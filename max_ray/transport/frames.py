@@ -108,24 +108,28 @@ class FrameReader:
 
     def feed(self, data: bytes) -> list[tuple[int, bytes]]:
         """(type, payload) of the frames that are complete with `data`. Raises TransportError for a wrong one."""
-        self._buffer += data
+        if self._buffer:
+            self._buffer += data
+        source = self._buffer or data  # most often a read brings one whole frame
         messages: list[tuple[int, bytes]] = []
-        start, available = 0, len(self._buffer)
+        start, available = 0, len(source)
         while available - start >= HEADER.size:
-            kind, length = self._checked_header(start)
+            kind, length = self._checked_header(source, start)
             end = start + HEADER.size + length + DIGEST_BYTES
             if end > available:
                 break
-            messages.append((kind, self._verified(start, length)))
+            messages.append((kind, self._verified(source, start, length)))
             start = end
-        if start == available:
+        if source is data:
+            self._buffer += data[start:]
+        elif start == available:
             self._buffer = bytearray()
         elif start:
             del self._buffer[:start]
         return messages
 
-    def _checked_header(self, start: int) -> tuple[int, int]:
-        magic, version, kind, length, counter = HEADER.unpack_from(self._buffer, start)
+    def _checked_header(self, source: bytes | bytearray, start: int) -> tuple[int, int]:
+        magic, version, kind, length, counter = HEADER.unpack_from(source, start)
         if magic != MAGIC or version != VERSION:
             raise TransportError("A frame does not begin as version 1 of this protocol does.")
         if kind not in self._accepts:
@@ -136,14 +140,14 @@ class FrameReader:
             raise TransportError(f"Frame {counter} arrived in the place of frame {self._counter}.")
         return kind, length
 
-    def _verified(self, start: int, length: int) -> bytes:
+    def _verified(self, source: bytes | bytearray, start: int, length: int) -> bytes:
         body = start + HEADER.size
-        with memoryview(self._buffer) as view:
+        end = body + length
+        with memoryview(source) as view:
             digest = self._keyed.copy()
-            digest.update(view[start : body + length])
-            is_genuine = hmac.compare_digest(digest.digest(), view[body + length : body + length + DIGEST_BYTES])
-            payload = bytes(view[body : body + length]) if is_genuine else b""
-        if not is_genuine:
-            raise TransportError(f"Frame {self._counter} was changed on its way, or is from another session.")
+            digest.update(view[start:end])
+            if not hmac.compare_digest(digest.digest(), view[end : end + DIGEST_BYTES]):
+                raise TransportError(f"Frame {self._counter} was changed on its way, or is from another session.")
+            payload = bytes(view[body:end])
         self._counter += 1
         return payload

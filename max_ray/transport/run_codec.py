@@ -2,8 +2,7 @@
 
     header         run id, steps, rows, cache groups, sets of stop ids, histories, stop texts, images,
                    grammars
-    int64          16 numbers a row: lengths of what follows, limits, and sampling parameters
-    float64        6 numbers a row: sampling parameters
+    records        22 numbers a row: lengths of what follows, limits, and sampling parameters
     joined         request ids; active tokens; a block table a row, for each cache group
     sets           the different sets of stop ids
     rare           histories, stop texts, images, grammars: only for the rows that have any
@@ -14,11 +13,11 @@ Every field of RunRow and SamplingParams has its place here; a test compares the
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from itertools import islice
-from typing import NamedTuple, TypeVar, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -32,14 +31,14 @@ from max_ray.transport.codec import NUM_CACHE_GROUPS, check_cache_groups
 _HEADER = struct.Struct("<qIIBIIIII")
 _KINDS: dict[str, GrammarKind] = {kind: kind for kind in get_args(GrammarKind)}
 _WHITESPACES: dict[str, Whitespace] = {kind: kind for kind in get_args(Whitespace)}
-NumberT = TypeVar("NumberT", int, float)
 _NONE = -1  # no alternatives to report; no limit of new tokens
 _MAX_INTEGER = 2**62  # limits beyond it are none
 _BITS_64 = 2**64
 _SIGN_64 = 2**63
 _ECHO, _IGNORE_EOS, _UNSIGNED_SEED = 1, 2, 4
 _OF_SAMPLING = _IGNORE_EOS | _UNSIGNED_SEED
-_NUM_INTEGERS, _NUM_FLOATS = 16, 6
+_RECORD = struct.Struct("<16q6d")
+"""The numbers of one row: lengths of its texts and arrays, limits, sampling parameters."""
 
 
 def encode_run(request: RunRequest) -> bytes:
@@ -51,13 +50,13 @@ def encode_run(request: RunRequest) -> bytes:
     which = [sets.setdefault(row.stop_ids, len(sets)) for row in rows]
     rare = _Rare.of(rows)
     writer.pack(_HEADER, request.run_id, request.num_steps, len(rows), NUM_CACHE_GROUPS, len(sets), *rare)
-    writer.integers([n for row, name, set_ in zip(rows, names, which, strict=True) for n in _integers(row, name, set_)])
-    writer.floats([number for row in rows for number in _floats(row.sampling_params)])
+    writer.raw(b"".join([_record(*columns) for columns in zip(rows, names, which, strict=True)]))
     writer.raw(b"".join(names))
     writer.joined([row.active_tokens for row in rows], INT64)
     writer.joined([row.block_table for row in rows], INT32)
     writer.integers([number for found in sets for number in (len(found), *found)])
-    rare.write(writer, rows)
+    if any(rare):
+        rare.write(writer, rows)
     return writer.bytes()
 
 
@@ -66,35 +65,30 @@ def decode_run(payload: bytes) -> RunRequest:
     reader = PayloadReader(payload)
     run_id, num_steps, num_rows, num_groups, num_sets, *rare = reader.unpack(_HEADER)
     check_cache_groups(num_groups)
-    integers, floats = reader.integers(num_rows * _NUM_INTEGERS), reader.floats(num_rows * _NUM_FLOATS)
-    num_bytes, num_active, num_blocks, which = (integers[column::_NUM_INTEGERS] for column in range(4))
-    names = reader.split_texts(num_bytes)
-    active, tables = reader.split(INT64, num_active), reader.split(INT32, num_blocks)
+    data = reader.raw()
+    if len(data) != num_rows * _RECORD.size:
+        raise TransportError(f"A run has {len(data)} bytes of numbers for {num_rows} rows.")
+    records = list(_RECORD.iter_unpack(data))
+    names = reader.split_texts([record[0] for record in records])
+    active = reader.split(INT64, [record[1] for record in records])
+    tables = reader.split(INT32, [record[2] for record in records])
     sets = _sets(reader.integers(), num_sets)
-    if max(which, default=-1) >= num_sets:
-        raise TransportError("A run names a set of stop ids that it has not.")
-    by_row = zip(batched(integers, _NUM_INTEGERS), batched(floats, _NUM_FLOATS), strict=True)
-    stops = [sets[number] for number in which]
     try:
-        rows = [_row(*row) for row in zip(names, by_row, active, tables, stops, strict=True)]
-        _Rare(*rare).read(reader, rows)
+        rows = [_row(*columns, sets) for columns in zip(records, names, active, tables, strict=True)]
+        if any(rare):
+            _Rare(*rare).read(reader, rows)
     except InputError as error:
         raise TransportError(f"A run has wrong sampling parameters: {error}") from None
     reader.finish()
     return RunRequest(run_id, rows, num_steps)
 
 
-def batched(values: tuple[NumberT, ...], size: int) -> Iterator[tuple[NumberT, ...]]:
-    """Pieces of `size` values."""
-    return zip(*[iter(values)] * size, strict=True)
-
-
-def _integers(row: RunRow, name: bytes, stops: int) -> tuple[int, ...]:
+def _record(row: RunRow, name: bytes, stops: int) -> bytes:
     params = row.sampling_params
     flags = (_ECHO if row.echo else 0) | (_IGNORE_EOS if params.ignore_eos else 0)
     if params.seed >= _SIGN_64:
         flags |= _UNSIGNED_SEED
-    return (
+    return _RECORD.pack(
         len(name),
         len(row.active_tokens),
         len(row.block_table),
@@ -111,11 +105,6 @@ def _integers(row: RunRow, name: bytes, stops: int) -> tuple[int, ...]:
         _NONE if params.max_new_tokens is None else min(params.max_new_tokens, _MAX_INTEGER),
         params.min_new_tokens,
         params.seed - _BITS_64 if params.seed >= _SIGN_64 else params.seed,
-    )
-
-
-def _floats(params: SamplingParams) -> tuple[float, ...]:
-    return (
         params.top_p,
         params.min_p,
         params.temperature,
@@ -137,24 +126,26 @@ def _sets(numbers: tuple[int, ...], num_sets: int) -> list[frozenset[int]]:
 
 
 def _row(
+    record: tuple[Any, ...],
     name: str,
-    numbers: tuple[tuple[int, ...], tuple[float, ...]],
     active: npt.NDArray[np.int64],
     table: npt.NDArray[np.int32],
-    stops: frozenset[int],
+    sets: Sequence[frozenset[int]],
 ) -> RunRow:
-    (
-        (_, _, _, _, flags, processed, max_new, generated, prompt, log_probabilities, echo_next, offset, *sampling),
-        floats,
-    ) = numbers
+    num_active, _, stops, flags, processed, max_new, generated, prompt, log_probabilities, echo_next, offset = record[
+        1:12
+    ]
+    lowest = stops | flags | processed | max_new | generated | prompt | (log_probabilities + 1) | (echo_next + 1)
+    if lowest < 0 or num_active < 1 or stops >= len(sets):  # a bitwise or is negative when one of its numbers is
+        raise TransportError("A run has a length, or a set of stop ids, that cannot be.")
     return RunRow(
         request_id=name,
         active_tokens=active,
         processed_length=processed,
         block_table=table,
         max_new_tokens=max_new,
-        sampling_params=_sampling_params(flags & _OF_SAMPLING, *sampling, *floats),
-        stop_ids=stops,
+        sampling_params=_sampling_params(flags & _OF_SAMPLING, *record[12:]),
+        stop_ids=sets[stops],
         generated_length=generated,
         prompt_length=prompt,
         log_probabilities=None if log_probabilities == _NONE else log_probabilities,
@@ -212,8 +203,6 @@ class _Rare(NamedTuple):
         return cls(histories, stops, images, grammars)
 
     def write(self, writer: PayloadWriter, rows: Sequence[RunRow]) -> None:
-        if not any(self):
-            return
         for i, row in enumerate(rows):
             if row.history is not None:
                 writer.counts((i,))

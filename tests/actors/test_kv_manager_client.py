@@ -149,7 +149,7 @@ def test_a_manager_whose_connection_closes_before_ray_tells(monkeypatch: pytest.
         connection._connections[0]._transport.abort()
         await asyncio.sleep(0.05)
         assert connection.is_open
-        with pytest.raises(WorkerGroupError, match="hung up"):
+        with pytest.raises(WorkerGroupError, match="closed its connection"):
             await connection.update(CacheUpdate())
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

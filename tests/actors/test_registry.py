@@ -167,6 +167,22 @@ async def test_a_registry_that_was_stopped_ends_no_group_whose_owner_lives(
     assert second.group_id != info.group_id, "a living owner is not robbed"
 
 
+async def test_a_group_is_placed_on_its_owners_node_and_successors_prefer_their_own(
+    cluster: FakeCluster, spec: GroupSpec, registries: Registries
+) -> None:
+    first = await registries.now.acquire(spec, 0, "owner", "node a")
+    keeping = asyncio.create_task(keep(cluster))
+    second = await registries.now.acquire(spec, 1, "second", "node b")
+    keeping.cancel()
+    assert [cluster.nodes[f"placement of {info.group_id}"] for info in (first, second)] == ["node a", "node b"]
+    for group in registries.now._groups.values():
+        group.renewed_at -= 60
+    for member in cluster.members.values():
+        member.lease._renewed_at -= 60
+    successor = await registries.now.acquire(spec, 0, "third", "node b")
+    assert successor.group_id == second.group_id, "its own node's, though the other one was its rank's"
+
+
 async def test_a_group_without_an_owner_ends(cluster: FakeCluster, spec: GroupSpec, registries: Registries) -> None:
     info = await registries.now.acquire(spec, 0, "owner")
     registries.now._groups[info.group_id].renewed_at -= 60

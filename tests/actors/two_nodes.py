@@ -1,6 +1,7 @@
 """Two raylets with addresses of their own on this machine; the replica is on the one where no worker fits.
 
-    python -m tests.actors.two_nodes MODEL    prints what was found, as JSON
+    python -m tests.actors.two_nodes MODEL         prints what was found, as JSON
+    python -m tests.actors.two_nodes MODEL speed   steps a second by TCP and by a Unix socket, 10 pairs by turns
 
 A process of its own: another Ray may run in the one that starts it.
 """
@@ -8,9 +9,12 @@ A process of its own: another Ray may run in the one that starts it.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
+import statistics
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,11 +53,28 @@ async def extended_tokens(group: LeasedGroup) -> list[list[int]]:
     return tokens
 
 
-async def steps_a_second(group: LeasedGroup, first_run: int) -> float:
+async def steps_a_second(group: LeasedGroup, run_ids: Iterator[int]) -> float:
+    group.executor.close()
+    await run_all(group.executor, make_run(next(run_ids)))  # connects
     started, steps = time.perf_counter(), 0
-    for run_id in range(first_run, first_run + 20):
-        steps += len(await run_all(group.executor, make_run(run_id, num_steps=40)))
+    for _ in range(20):
+        steps += len(await run_all(group.executor, make_run(next(run_ids), num_steps=40)))
     return steps / (time.perf_counter() - started)
+
+
+async def compare(model: Path) -> dict[str, Any]:
+    """Both raylets are on one machine, so a Unix socket reaches the workers too once it is asked for."""
+    group = await LeasedGroup.acquire(make_spec(model, "speed", size=2), 0, "owner")
+    group.keep(print)
+    place = await group.info.workers[0].locate.remote(group.info.epoch)
+    run_ids, pairs = itertools.count(1), []
+    for _ in range(10):
+        member_connections.this_node = this_node
+        by_tcp = await steps_a_second(group, run_ids)
+        member_connections.this_node = lambda: place
+        pairs.append((by_tcp, await steps_a_second(group, run_ids)))
+    await group.release()
+    return {"pairs": pairs, "median_ratio": statistics.median(tcp / unix for tcp, unix in pairs)}
 
 
 async def find_out(model: Path) -> dict[str, Any]:
@@ -79,7 +100,6 @@ async def find_out(model: Path) -> dict[str, Any]:
         "expected": local_tokens(spec),
         "tokens": first,
         "extended": await extended_tokens(group),
-        "steps_a_second": await steps_a_second(group, 10),
     }
     ray.kill(group.info.workers[1], no_restart=True)
     await group.rebuild()
@@ -89,11 +109,12 @@ async def find_out(model: Path) -> dict[str, Any]:
 
 
 def main() -> None:
+    work = compare if sys.argv[2:] == ["speed"] else find_out
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "node_ip_address": "127.0.0.2"})
     cluster.add_node(num_cpus=4, node_ip_address="127.0.0.3")
     ray.init(address=cluster.address, log_to_driver=False)
     try:
-        print(json.dumps(asyncio.run(find_out(Path(sys.argv[1])))))
+        print(json.dumps(asyncio.run(work(Path(sys.argv[1])))))
     finally:
         ray.shutdown()
         cluster.shutdown()
