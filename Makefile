@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: serve setup test test-slow gpu check format clean
+.PHONY: serve setup test test-slow gpu check format docs hooks clean
 
 serve: setup  ## a model behind an OpenAI-compatible URL; ARGS="--model-path DIR ..." for your own
 	@exec $(BIN)/max-ray serve $(ARGS)
@@ -41,5 +41,12 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+docs: setup  ## the documentation as web pages in build/docs; needs no network once `make setup` has run
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "Open build/docs/index.html"
+
+hooks: setup  ## runs ruff, mypy and clang-format before each commit
+	$(BIN)/pre-commit install
+
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info
+	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -18,6 +18,7 @@
     |- InsufficientBlocksError (503)   the KV cache has no room for this request
     |- QueueFullError (429)            the bounded queue is full; carries `retry_after` seconds
     |- WorkerGroupError (503)          a worker of the tensor-parallel group died or hangs
+    |  `- TransportError                a connection to it cannot be made, or a peer breaks the protocol
     `- StaleLeaseError                 a call from a replica whose lease has passed to another
 
 A message says what is wrong and what to do about it. Bugs of ours are plain assertions, not these.
@@ -62,6 +63,7 @@ class PromptTooLongError(InputError):
         )
         self.num_tokens = num_tokens
         self.max_length = max_length
+        self.at_least = at_least
 
     def __reduce__(self) -> tuple[object, ...]:  # its arguments are not its message: the default pickle fails
         return (type(self), (self.num_tokens, self.max_length), {**self.__dict__, "args": self.args})
@@ -79,6 +81,7 @@ class InputTooLongError(PromptTooLongError):
         )
         self.num_tokens = num_tokens
         self.max_length = max_length
+        self.at_least = at_least
 
 
 class StructuredOutputError(InputError):
@@ -149,6 +152,10 @@ def _queue_full(message: str, retry_after: float) -> QueueFullError:
 class WorkerGroupError(MaxRayError, RuntimeError):
     http_status = 503
     error_type = "workers_unavailable"
+
+
+class TransportError(WorkerGroupError):
+    """A member of the group cannot be reached, or what a peer sent is not what the protocol allows."""
 
 
 class StaleLeaseError(MaxRayError, RuntimeError):

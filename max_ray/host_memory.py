@@ -13,7 +13,7 @@ import mmap
 
 import torch
 
-_OWN_PAGES_BYTES = 2**20  # tensors from here on get pages of their own
+_OWN_PAGES_BYTES = 2**18  # tensors from here on get pages of their own
 _HUGE_PAGE_BYTES = 2**21
 
 

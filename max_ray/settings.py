@@ -9,7 +9,7 @@
 | MAX_RAY_INT8         | 0: inputs of quantized layers keep their type where bytes are multiplied  |
 | MAX_RAY_LOG_LEVEL    | DEBUG, INFO, WARNING or ERROR (default: INFO)                            |
 
-An empty variable counts as not set.
+An empty variable counts as not set. Of Ray's own variables RAY_USE_TLS and RAY_TLS_* are read, and no others.
 """
 
 from __future__ import annotations
@@ -56,6 +56,20 @@ def log_level() -> str:
     if level not in LOG_LEVELS:
         raise ConfigError(f"{LOG_LEVEL} must be one of {', '.join(LOG_LEVELS)}, not {variable(LOG_LEVEL)!r}.")
     return level
+
+
+def ray_tls_paths() -> tuple[str, str, str] | None:
+    """(certificate, key, CA certificate) of Ray's own TLS; None where RAY_USE_TLS is off.
+
+    Raises ConfigError when TLS is on and a file is not named.
+    """
+    if (variable("RAY_USE_TLS") or "").lower() not in ("1", "true"):
+        return None
+    names = ("RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY", "RAY_TLS_CA_CERT")
+    paths = [variable(name) or "" for name in names]
+    if not all(paths):
+        raise ConfigError(f"RAY_USE_TLS is on, but {names[paths.index('')]} names no file.")
+    return paths[0], paths[1], paths[2]
 
 
 def native_kernels() -> bool:

@@ -28,12 +28,14 @@ TABLE: dict[str, set[str]] = {
     "driver": set(),
     "quantization_files": set(),
     "graph": {"interfaces"},
-    "config": {"settings", "interfaces"},
+    "output_parsers": set(),
+    "config": {"settings", "interfaces", "output_parsers"},
     "kv_cache": {"interfaces"},
-    "distributed": {"driver", "interfaces"},
     "kernels": {"interfaces", "settings", "host_memory"},
     "structured_output": {"interfaces"},
+    "distributed": {"driver", "interfaces", "kernels"},
     "weights": {"interfaces", "gguf", "host_memory"},
+    "transport": {"interfaces"},
     "hub": {"gguf"},
     "huggingface": {"gguf", "hub", "quantization_files"},
     "sentence_files": {"huggingface"},
@@ -60,7 +62,7 @@ TABLE: dict[str, set[str]] = {
     },
     "scheduler": {"interfaces", "config", "kv_cache"},
     "actors": {
-        *("interfaces", "settings", "config", "kv_cache", "planning", "pipelines", "distributed"),
+        *("interfaces", "settings", "config", "kv_cache", "planning", "pipelines", "distributed", "transport"),
     },
     "architectures": {
         *("interfaces", "config", "weights", "nn", "modeling", "kernels", "distributed", "images", "huggingface"),
@@ -75,8 +77,8 @@ TABLE: dict[str, set[str]] = {
         *("distributed", "modeling", "nn", "engine"),
     },
     "serve": {
-        *("interfaces", "settings", "config", "tokenization", "registry", "planning", "pipelines", "scheduler"),
-        *("actors", "structured_output"),
+        *("interfaces", "settings", "config", "output_parsers", "tokenization", "registry", "planning", "pipelines"),
+        *("scheduler", "actors", "structured_output"),
     },
     "deployments": {  # with the examples and the demo's training
         *("interfaces", "settings", "config", "serve"),
@@ -120,12 +122,15 @@ WITHOUT_TORCH = [
     "max_ray.interfaces",
     "max_ray.settings",
     "max_ray.config",
+    "max_ray.output_parsers",
     "max_ray.gguf.tokenizer",
     "max_ray.huggingface",
     "max_ray.weights",
     "max_ray.registry",
     "max_ray.custom_code",
     "max_ray.kv_cache",
+    "max_ray.transport.listener",
+    "max_ray.transport.worker_connection",
     "max_ray.structured_output",
     "max_ray.scheduler",
     "max_ray.tokenization.tokenizer",
@@ -247,6 +252,7 @@ def test_a_bare_gpu_machine_needs_no_pydantic() -> None:
     """Networks, the runner and the benchmarks of a device run where only torch and transformers are."""
     modules = ["max_ray.engine.runner", "max_ray.engine.graphs", "architectures.llama3.model"]
     modules += ["max_ray.benchmark.kernels", "max_ray.benchmark.offline"]
+    modules += ["max_ray.transport.worker_connection", "max_ray.transport.listener"]
     assert loaded_by(modules, {"pydantic", "ray", "fastapi"}) == ""
 
 

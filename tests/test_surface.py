@@ -42,6 +42,8 @@ PIPELINE_SETTINGS = {
     "max_image_bytes": 16 * 2**20,
     "max_image_pixels": 2**26,
     "allow_special_tokens_in_messages": False,
+    "tool_call_parser": "auto",
+    "reasoning_parser": "auto",
     "num_threads": None,
 }
 SERVE_SETTINGS = PIPELINE_SETTINGS | {
@@ -55,6 +57,7 @@ SERVE_SETTINGS = PIPELINE_SETTINGS | {
     "max_queued_requests": 512,
     "lease_grace_s": 60.0,
     "worker_start_timeout_s": 600.0,
+    "worker_port_range": None,
     "collective_timeout_s": 60.0,
     "allowed_hosts": (),
     "allowed_origins": (),

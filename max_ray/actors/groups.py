@@ -32,6 +32,7 @@ class Group:
 
     rebuilt_from: the epoch of the order that the present epoch is the answer to; 0 when it answers none.
     strays: members whose places others have, to be ended.
+    preferred_node: Ray's id of the node to be placed on when it has room: its owner's. "" for any.
     """
 
     group_id: str
@@ -47,6 +48,7 @@ class Group:
     kv_manager: ActorHandle = None
     strays: list[ActorHandle] = field(default_factory=list)
     num_blocks: int = 0
+    preferred_node: str = ""
     phases: dict[str, float] = field(default_factory=dict)
     renewed_at: float = field(default_factory=time.monotonic)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -96,7 +98,7 @@ async def start(group: Group) -> None:
         if not group.placement_id or not _is_placed(group.placement_id):
             group.state = "placing"
             with phase("place", durations=group.phases):
-                placement = await place_group(group.group_id, group.spec, group.progress)
+                placement = await place_group(group.group_id, group.spec, group.progress, group.preferred_node)
             group.placement_id = placement.id.hex()
         group.state = "loading"
         _spawn_members(group)

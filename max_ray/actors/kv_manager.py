@@ -1,7 +1,7 @@
-"""KVManagerActor: the block ledger of one worker group, as an actor of its own.
+"""KVManagerActor: which request has which KV blocks of one worker group, as an actor of its own.
 
 It outlives the replica that uses it: a successor starts a new epoch, and all blocks of the old owner come back. It is
-asked once a scheduling decision, never once a token: over a direct line (`serve`), or by Ray calls from another node.
+asked once a scheduling decision, never once a token, over a connection that it opens in `serve`.
 """
 
 from __future__ import annotations
@@ -12,12 +12,17 @@ import threading
 import ray
 
 from max_ray.actors.lease import LOOK_S, Lease, watch
-from max_ray.actors.line import WorkerLine
 from max_ray.actors.messages import Membership, MemberStatus
+from max_ray.actors.network import NodeAddress, this_node, tls_files
 from max_ray.actors.placement import remove_group_placement
-from max_ray.interfaces import LeaseReply, LeaseRequest
+from max_ray.interfaces import CacheReply, CacheUpdate
 from max_ray.kv_cache import PagedKVCacheManager
 from max_ray.log import setup_logging
+from max_ray.transport.address import Endpoint
+from max_ray.transport.blocking import MemberConnection
+from max_ray.transport.codec import decode_update, encode_error, encode_reply
+from max_ray.transport.frames import TO_KV_MANAGER, MessageType
+from max_ray.transport.handshake import KV_MANAGER, Member
 
 
 class KVManagerActor:
@@ -39,27 +44,28 @@ class KVManagerActor:
             plan.kv_params, num_blocks, enable_prefix_caching=plan.config.enable_prefix_caching
         )
 
-    def serve(self, path: str, epoch: int) -> None:
-        """Answers exchanges on a line to the replica that listens at `path`, until that hangs up; returns at once where
-        it cannot be reached. Raises StaleLeaseError when the lease passes on."""
+    def serve(self, endpoint: Endpoint, epoch: int) -> None:
+        """Connects to the replica and answers its updates until it closes. Raises StaleLeaseError when the lease passes
+        on, TransportError when the replica cannot be reached or breaks the protocol."""
         self._lease.check(epoch)
-        line = WorkerLine.call(path, rank=None)
-        if line is None:
-            return
+        connection = MemberConnection.connect(endpoint, Member(KV_MANAGER, 0), TO_KV_MANAGER, tls_files())
         try:
-            while not line.is_closed:
+            while not connection.is_closed:
                 self._lease.check(epoch)
-                order = line.next_order(LOOK_S)
-                if order is not None:
-                    number, request = order
-                    line.send((number, self._exchange(epoch, request)))
+                for _, payload in connection.receive(LOOK_S):
+                    number, request = decode_update(payload)
+                    connection.send(MessageType.CACHE_REPLY, encode_reply(number, self._update(epoch, request)))
+        except Exception as error:
+            connection.send(MessageType.ERROR, encode_error(error))
+            raise
         finally:
-            line.close()
+            connection.close()
 
     @ray.method(concurrency_group="control")
-    def exchange(self, epoch: int, request: LeaseRequest) -> LeaseReply:
-        """One scheduling decision's commits, releases and wants. Raises StaleLeaseError for an older owner."""
-        return self._exchange(epoch, request)
+    def locate(self, epoch: int) -> NodeAddress:
+        """The node of the KV manager. Raises StaleLeaseError for an older owner."""
+        self._lease.check(epoch)
+        return this_node()
 
     @ray.method(concurrency_group="control")
     def renew(self, owner_id: str) -> None:
@@ -78,17 +84,17 @@ class KVManagerActor:
 
     @ray.method(concurrency_group="control")
     def describe(self) -> MemberStatus:
-        lease = self._lease
-        num_blocks = 0 if self._manager is None else self._manager.total_num_blocks
-        healthy = self._manager is not None
+        lease, manager = self._lease, self._manager
+        num_blocks, num_free = (0, 0) if manager is None else (manager.total_num_blocks, manager.num_free_blocks)
+        healthy = manager is not None
         return MemberStatus(
-            self._membership, lease.epoch, lease.owner_id, healthy, lease.age_s, os.getpid(), num_blocks
+            self._membership, lease.epoch, lease.owner_id, healthy, lease.age_s, os.getpid(), num_blocks, num_free
         )
 
-    def _exchange(self, epoch: int, request: LeaseRequest) -> LeaseReply:
+    def _update(self, epoch: int, request: CacheUpdate) -> CacheReply:
         with self._one_at_a_time:
             self._lease.check(epoch)
-            return self._opened.exchange(request)
+            return self._opened.update(request)
 
     @property
     def _opened(self) -> PagedKVCacheManager:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from max_ray.actors.kv_manager_client import KVManagerClient
 from max_ray.actors.lease_keeper import LeaseKeeper
 from max_ray.actors.messages import GroupInfo, GroupSpec
+from max_ray.actors.network import this_node
 from max_ray.actors.registry_calls import ask_registry, order_from_registry
-from max_ray.actors.worker_group import ActorKVLedger, GroupExecutor
+from max_ray.actors.worker_group import GroupExecutor
 from max_ray.errors import MaxRayError
 
 _RELEASE_LIMIT_S = 10.0
@@ -16,11 +18,11 @@ _RENEW_LIMIT_S = 5.0
 
 
 class LeasedGroup:
-    """`executor` and `ledger` stay the same objects when the group is rebuilt."""
+    """`executor` and `kv_cache` stay the same objects when the group is rebuilt."""
 
     def __init__(self, info: GroupInfo, replica_rank: int, owner_id: str) -> None:
         self.executor = GroupExecutor(info)
-        self.ledger = ActorKVLedger(info)
+        self.kv_cache = KVManagerClient(info)
         self._replica_rank = replica_rank
         self._owner_id = owner_id
         self._repairing = asyncio.Lock()
@@ -30,8 +32,9 @@ class LeasedGroup:
     async def acquire(cls, spec: GroupSpec, replica_rank: int, owner_id: str) -> LeasedGroup:
         """Waits until a loaded group is leased; `keep` it then. Raises ParallelismError, WeightsError and what else
         loading raises."""
+        node_id = this_node().node_id
         info: GroupInfo = await order_from_registry(
-            lambda registry: registry.acquire.remote(spec, replica_rank, owner_id)
+            lambda registry: registry.acquire.remote(spec, replica_rank, owner_id, node_id)
         )
         return cls(info, replica_rank, owner_id)
 
@@ -69,21 +72,21 @@ class LeasedGroup:
         )
         return answer
 
-    async def rebuild(self) -> ActorKVLedger:
+    async def rebuild(self) -> KVManagerClient:
         """A whole group with an empty KV cache again, after a WorkerGroupError. Raises what loading raises,
         WorkerGroupError when no registry comes up, StaleLeaseError when the group is another replica's."""
         async with self._repairing:
-            info = self.info
+            info, node_id = self.info, this_node().node_id
             fresh: GroupInfo = await order_from_registry(
                 lambda registry: registry.rebuild.remote(
-                    info.group_id, info.epoch, info.spec, self._replica_rank, self._owner_id
+                    info.group_id, info.epoch, info.spec, self._replica_rank, self._owner_id, node_id
                 )
             )
             self.executor.adopt(fresh)
-            self.ledger.adopt(fresh)
+            self.kv_cache.adopt(fresh)
             if self._keeper is not None:
                 self._keeper.adopt(fresh)
-            return self.ledger
+            return self.kv_cache
 
     async def release(self) -> None:
         """Ends the group. Raises WorkerGroupError when the registry does not answer: then the group ends by itself."""
@@ -101,5 +104,5 @@ class LeasedGroup:
         """Of the present group only: what was found out about the one before has been mended, or is just being."""
         if info is self.info and not self._repairing.locked():
             self.executor.fail(error)
-            self.ledger.fail(error)
+            self.kv_cache.fail(error)
             report(error)

@@ -35,6 +35,7 @@ class GroupSpec:
     start_timeout_s: placing and loading may take so long.
     collective_timeout_s: a step or a collective that takes longer counts as a dead group.
     phases: seconds of the phases of the start that lie before the order.
+    worker_port_range: TCP ports for connections between nodes; None for any free one.
     """
 
     app: str
@@ -43,6 +44,7 @@ class GroupSpec:
     start_timeout_s: float = 600.0
     collective_timeout_s: float = 120.0
     phases: Mapping[str, float] = field(default_factory=dict)
+    worker_port_range: tuple[int, int] | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -98,7 +100,18 @@ def new_group_id(spec: GroupSpec, replica_rank: int) -> str:
 
 @dataclass(frozen=True)
 class MemberStatus:
-    """A member's answer to `describe`. `healthy` is False after a failed run; `lease_age_s` since the last renewal."""
+    """A member's answer to `describe`.
+
+    Args:
+        membership: Its place in the group.
+        epoch: The owner's.
+        owner_id: The replica that has the lease.
+        healthy: False before it is loaded, and after a failed run.
+        lease_age_s: Since the last renewal.
+        pid: Of its process.
+        num_blocks: KV blocks, of a worker those of its device.
+        num_free_blocks: KV blocks that no request holds; of the KV manager only.
+    """
 
     membership: Membership
     epoch: int
@@ -107,6 +120,7 @@ class MemberStatus:
     lease_age_s: float
     pid: int
     num_blocks: int
+    num_free_blocks: int = 0
 
 
 @dataclass(frozen=True)

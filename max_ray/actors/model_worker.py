@@ -1,9 +1,8 @@
 """ModelWorker: one rank of a worker group: one shard of the weights, the KV tensors, the sampler.
 
-It holds nothing that a context cannot rebuild. Runs come on a direct line from the replica (`serve`), or as Ray calls:
-then rank 0 answers a run as a stream, one message a step, and the other ranks answer once, at its end. Control calls
-(interrupt, renew, adopt, describe) come through a concurrency group of their own, so they are served in the middle of
-a run.
+It holds nothing that a context cannot rebuild. Runs come on a connection to the replica, which the worker opens in
+`serve` and stays in. Control calls (locate, renew, adopt, describe) come through a concurrency group of their own, so
+they are served in the middle of a run.
 """
 
 from __future__ import annotations
@@ -11,17 +10,18 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator
 
 import ray
 
 from max_ray.actors.lease import LOOK_S, Lease, watch
-from max_ray.actors.line import WorkerLine
 from max_ray.actors.messages import Membership, MemberStatus
+from max_ray.actors.network import NodeAddress, this_node, tls_files
 from max_ray.actors.placement import remove_group_placement
 from max_ray.errors import StaleLeaseError, WorkerGroupError
-from max_ray.interfaces import Extensions, Runner, RunRequest, StepOutput
+from max_ray.interfaces import Runner, RunRequest
 from max_ray.log import get_logger, setup_logging
+from max_ray.transport.address import Endpoint
+from max_ray.transport.worker_connection import WorkerConnection
 
 _LOG = get_logger(__name__)
 
@@ -68,41 +68,29 @@ class ModelWorker:
         self._runner = build_runner(plan, group, self._durations)
         return self._runner.num_blocks
 
-    def run(self, request: RunRequest, epoch: int) -> Iterator[StepOutput]:
-        """Rank 0: yields each step's output; ends early when interrupted or when the lease has passed on."""
-        yield from self._steps(request, epoch, lambda: self._should_stop(request.run_id, epoch))
-
-    def follow(self, request: RunRequest, epoch: int) -> None:
-        """Rank > 0: takes part in the run that rank 0 streams."""
-        for _ in self._steps(request, epoch, lambda: False):
-            pass
-
-    def serve(self, path: str, epoch: int) -> None:
-        """Takes orders on a line to the replica that listens at `path`, until that hangs up; returns at once where it
-        cannot be reached. Raises StaleLeaseError when the lease passes on."""
+    def serve(self, endpoint: Endpoint, epoch: int) -> None:
+        """Connects to the replica and takes its runs until it closes. Raises StaleLeaseError when the lease passes on,
+        TransportError when the replica cannot be reached or breaks the protocol."""
         self._lease.check(epoch)
-        line = WorkerLine.call(path, self._rank, self._stop)
-        if line is None:
-            return
+        connection = WorkerConnection.connect(endpoint, self._rank, self._stop, tls_files())
         try:
-            while not line.is_closed:
+            while not connection.is_closed:
                 self._lease.check(epoch)
-                order = line.next_order(LOOK_S)
-                if order is not None:
-                    self._run_on_line(order, epoch, line)
+                request = connection.next_run(LOOK_S)
+                if request is not None:
+                    self._run(request, epoch, connection)
+        except Exception as error:
+            connection.send_error(error)
+            raise
         finally:
-            line.close()
+            connection.close()
 
     @ray.method(concurrency_group="control")
-    def interrupt(self, run_id: int, epoch: int) -> None:
-        """Ends run `run_id` (running, queued or over) at its next step boundary."""
+    def locate(self, epoch: int) -> NodeAddress:
+        """The node of this worker. Raises StaleLeaseError for an older owner, whose `serve` would wait behind the
+        present one's."""
         self._lease.check(epoch)
-        self._stop(run_id)
-
-    @ray.method(concurrency_group="control")
-    def check_lease(self, epoch: int) -> None:
-        """Raises StaleLeaseError for an older owner, whose `serve` would wait behind the present one's."""
-        self._lease.check(epoch)
+        return this_node()
 
     @ray.method(concurrency_group="control")
     def renew(self, owner_id: str) -> None:
@@ -144,29 +132,20 @@ class ModelWorker:
     def _stop(self, run_id: int) -> None:
         self._stop_through = max(self._stop_through, run_id)
 
-    def _run_on_line(self, request: RunRequest, epoch: int, line: WorkerLine) -> None:
-        """Orders that arrive meanwhile wait, but for interrupts. A replica that has gone reads no more steps."""
+    def _run(self, request: RunRequest, epoch: int, connection: WorkerConnection) -> None:
+        """Runs that arrive meanwhile wait, interrupts do not. A replica that has gone reads no more steps."""
 
         def should_stop() -> bool:
-            line.look()
-            return line.is_closed or self._should_stop(request.run_id, epoch)
+            connection.look()
+            return connection.is_closed or self._should_stop(request.run_id, epoch)
 
-        for output in self._steps(request, epoch, should_stop, line):
-            if self._rank == 0:
-                line.send_step(request.run_id, output)
-
-    def _steps(
-        self,
-        request: RunRequest,
-        epoch: int,
-        should_stop: Callable[[], bool],
-        extensions: Extensions | None = None,
-    ) -> Iterator[StepOutput]:
         self._idle.clear()
         try:
             self._lease.check(epoch)
-            yield from self._loaded.run(request, should_stop, extensions)
-        except (StaleLeaseError, GeneratorExit):
+            for output in self._loaded.run(request, should_stop, connection):
+                if self._rank == 0:
+                    connection.send_step(request.run_id, output)
+        except StaleLeaseError:
             raise
         except BaseException:
             self._healthy = False  # the ranks may be at different steps now: this group needs new workers

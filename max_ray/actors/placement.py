@@ -27,11 +27,23 @@ def rank_resources(plan: PipelinePlan) -> dict[str, float]:
     return {"CPU": 1.0, "GPU": 1.0} if plan.device == "cuda" else {"CPU": _CPU_SHARE}
 
 
-async def place_group(group_id: str, spec: GroupSpec, progress: Callable[[str], None]) -> PlacementGroup:
-    """A placement group with one bundle a rank. Raises ParallelismError when the cluster has no room in time."""
+async def place_group(
+    group_id: str, spec: GroupSpec, progress: Callable[[str], None], preferred_node: str = ""
+) -> PlacementGroup:
+    """A placement group with one bundle a rank.
+
+    Args:
+        group_id: The group that it is for.
+        spec: Its order.
+        progress: Called with what the order waits for.
+        preferred_node: Ray's id of the node to take when it has room; "" for any.
+
+    Raises ParallelismError when the cluster has no room in time.
+    """
     bundles = [rank_resources(spec.plan)] * spec.size
+    name = f"max_ray:{group_id}"
     group: PlacementGroup = placement_group(
-        bundles, strategy="STRICT_PACK", name=f"max_ray:{group_id}", lifetime="detached"
+        bundles, "STRICT_PACK", name, "detached", _soft_target_node_id=preferred_node or None
     )
     deadline = time.monotonic() + spec.start_timeout_s
     while not await asyncio.to_thread(group.wait, 2):
@@ -62,6 +74,15 @@ def remove_group_placement(placement_group_id: str) -> None:
 def placement_of(placement_group_id: str) -> PlacementGroup:
     """The handle for an id in hex."""
     return PlacementGroup(PlacementGroupID(bytes.fromhex(placement_group_id)))
+
+
+def nodes_of_placements() -> dict[str, str]:
+    """Placement group id (hex) -> Ray's id of its node, of those that are placed; all bundles are on one node."""
+    return {
+        row["placement_group_id"]: next(iter(row["bundles_to_node_id"].values()))
+        for row in placement_group_table().values()
+        if row["state"] == "CREATED" and row["bundles_to_node_id"]
+    }
 
 
 def placements_of_groups() -> dict[str, str]:

@@ -11,8 +11,13 @@ from max_ray.errors import MaxRayError, StaleLeaseError, WorkerGroupError
 
 async def outcome(call: Any) -> None:
     """Waits for an actor's call; Ray's errors as ours."""
+    await answer(call)
+
+
+async def answer(call: Any) -> Any:
+    """The answer of an actor's call; Ray's errors as ours."""
     try:
-        await call
+        return await call
     except RayError as error:
         raise typed(error) from error
 

@@ -18,7 +18,7 @@ from ray.exceptions import RayError
 from max_ray.actors import groups
 from max_ray.actors.groups import Group
 from max_ray.actors.messages import GroupInfo, GroupSpec, RegistryStatus, new_group_id
-from max_ray.actors.placement import placements_of_groups, remove_group_placement
+from max_ray.actors.placement import nodes_of_placements, placements_of_groups, remove_group_placement
 from max_ray.actors.read_back import FoundGroup, find_groups
 from max_ray.errors import MaxRayError, StaleLeaseError, WorkerGroupError
 from max_ray.log import get_logger, setup_logging
@@ -50,8 +50,11 @@ class RegistryActor:
         self._starting = 0
         self._janitor: asyncio.Task[None] | None = None
 
-    async def acquire(self, spec: GroupSpec, replica_rank: int, owner_id: str) -> GroupInfo:
+    async def acquire(self, spec: GroupSpec, replica_rank: int, owner_id: str, node_id: str = "") -> GroupInfo:
         """Leases a loaded group to `owner_id`: its own one, the warm one of a dead predecessor, else a new one.
+
+        node_id: Ray's id of the owner's node. Groups on it come first, and a new one is placed on it when it has room:
+        then messages stay on the node.
 
         Raises ParallelismError when there is no room in time, the workers' own error when loading fails. Minutes for a
         large model: `status` says how it goes.
@@ -59,10 +62,11 @@ class RegistryActor:
         await self._recover()
         self._starting += 1
         try:
-            for group in self._candidates(spec, replica_rank, owner_id):
+            for group in await self._candidates(spec, replica_rank, owner_id, node_id):
                 if await self._take_over(group, spec, owner_id):
+                    group.preferred_node = node_id
                     return group.info
-            return await self._new_group(spec, replica_rank, owner_id)
+            return await self._new_group(spec, replica_rank, owner_id, node_id)
         finally:
             self._starting -= 1
 
@@ -89,7 +93,9 @@ class RegistryActor:
         async with group.lock:
             await self._end(group)
 
-    async def rebuild(self, group_id: str, epoch: int, spec: GroupSpec, replica_rank: int, owner_id: str) -> GroupInfo:
+    async def rebuild(
+        self, group_id: str, epoch: int, spec: GroupSpec, replica_rank: int, owner_id: str, node_id: str = ""
+    ) -> GroupInfo:
         """A whole group again, with an empty KV cache, after a member died or failed. The epoch grows.
 
         `epoch`: the one that the owner knows. An order that the owner repeats, because its answer was lost, is the same
@@ -110,7 +116,7 @@ class RegistryActor:
         finally:
             self._starting -= 1
             self._forget_ended()
-        return await self.acquire(spec, replica_rank, owner_id)
+        return await self.acquire(spec, replica_rank, owner_id, node_id)
 
     async def ping(self) -> None:
         """Answers as long as this process runs."""
@@ -127,11 +133,17 @@ class RegistryActor:
             raise StaleLeaseError(f"The worker group {group_id} has passed to another replica.")
         return group
 
-    def _candidates(self, spec: GroupSpec, replica_rank: int, owner_id: str) -> list[Group]:
+    async def _candidates(self, spec: GroupSpec, replica_rank: int, owner_id: str, node_id: str) -> list[Group]:
         """Groups of this application that may be leased: the owner's own, then those that a successor may find
-        abandoned, its own rank's first."""
+        abandoned, those on its node first, its own rank's before others."""
         mine = [group for group in self._groups.values() if group.spec.app == spec.app and group.state == "ready"]
-        return sorted(mine, key=lambda group: (group.owner_id != owner_id, group.replica_rank != replica_rank))
+        nodes = await asyncio.to_thread(nodes_of_placements) if mine else {}
+
+        def distance(group: Group) -> tuple[bool, bool, bool]:
+            is_far = nodes.get(group.placement_id) != node_id
+            return group.owner_id != owner_id, is_far, group.replica_rank != replica_rank
+
+        return sorted(mine, key=distance)
 
     async def _take_over(self, group: Group, spec: GroupSpec, owner_id: str) -> bool:
         """Takes a group whose owner is dead; waits long enough to know. False: it is somebody's, or unfit and ended."""
@@ -151,8 +163,8 @@ class RegistryActor:
                 return False
             return True
 
-    async def _new_group(self, spec: GroupSpec, replica_rank: int, owner_id: str) -> GroupInfo:
-        group = Group(new_group_id(spec, replica_rank), spec, replica_rank, owner_id)
+    async def _new_group(self, spec: GroupSpec, replica_rank: int, owner_id: str, node_id: str) -> GroupInfo:
+        group = Group(new_group_id(spec, replica_rank), spec, replica_rank, owner_id, preferred_node=node_id)
         self._groups[group.group_id] = group
         try:
             async with group.lock:

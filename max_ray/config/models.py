@@ -28,8 +28,10 @@ from pydantic import (
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from max_ray import settings
+from max_ray.config.ports import parse_port_range
 from max_ray.errors import ConfigError, nearest
 from max_ray.interfaces import PipelineTask, SupportedEncoding
+from max_ray.output_parsers import AUTO, reasoning_parser_name, tool_parser_name
 
 ALIASES = {"model": "model_path"}
 """Other spellings of a setting, accepted wherever settings are: the seed page prints `--model`."""
@@ -161,6 +163,12 @@ class PipelineConfig(BaseModel):
     allow_special_tokens_in_messages: bool = Field(
         False, description="Read names of special tokens in chat messages as these tokens; by default they are text."
     )
+    tool_call_parser: str = Field(
+        AUTO, description="Parser of tool calls: 'auto' (by the chat template), 'none', or a name."
+    )
+    reasoning_parser: str = Field(
+        AUTO, description="Parser of reasoning: 'auto' (by the chat template), 'none', or a name."
+    )
     num_threads: int | None = Field(
         None, ge=1, le=_MAX_THREADS, description="CPU threads of one rank. Default: its share of the cores."
     )
@@ -196,6 +204,14 @@ class PipelineConfig(BaseModel):
         except ValueError as error:
             raise PydanticCustomError("devices", "Input should be {rule}", {"rule": str(error)}) from None
         return value
+
+    @field_validator("tool_call_parser", "reasoning_parser")
+    @classmethod
+    def _check_parser(cls, value: str, info: Any) -> str:
+        try:
+            return tool_parser_name(value) if info.field_name == "tool_call_parser" else reasoning_parser_name(value)
+        except ConfigError as error:
+            raise PydanticCustomError("parser", "Input should be {rule}", {"rule": str(error)}) from None
 
     @model_validator(mode="after")
     def _check_device_count(self) -> Self:
@@ -260,6 +276,10 @@ class ServeConfig(PipelineConfig):
     collective_timeout_s: float = Field(
         60.0, gt=0, le=_MAX_SECONDS, description="Seconds after which ranks that wait for a silent one give up."
     )
+    worker_port_range: str | None = Field(
+        None,
+        description="TCP ports LOW-HIGH on which replicas accept their workers on other nodes. Default: any free port.",
+    )
     allowed_hosts: TextList = Field(
         (),
         description="Names besides loopback's that clients may address the server by ('*': any, '*.x.org': below "
@@ -280,6 +300,13 @@ class ServeConfig(PipelineConfig):
         if not all(key.get_secret_value().strip() for key in keys):
             raise PydanticCustomError("blank_key", "Input should be a list of keys that are not blank")
         return keys
+
+    @field_validator("worker_port_range")
+    @classmethod
+    def _check_ports(cls, value: str | None) -> str | None:
+        if value is not None and parse_port_range(value) is None:
+            raise PydanticCustomError("port_range", "Input should be ports LOW-HIGH such as 20000-20999")
+        return value
 
     @field_validator("allowed_hosts")
     @classmethod
@@ -376,7 +403,7 @@ def _problem(cls: type[PipelineConfig], details: ErrorDetails) -> tuple[str, str
         return name, details["msg"]
     rule = details["msg"].replace("Input should", f"{name} should", 1)
     rule = rule if rule.startswith(name) else f"{name}: {rule}"
-    shown = "" if name == "api_keys" or details["type"] == "devices" else f", not {details['input']!r}"
+    shown = "" if name == "api_keys" or details["type"] in ("devices", "parser") else f", not {details['input']!r}"
     return name, f"{rule}{shown}."
 
 

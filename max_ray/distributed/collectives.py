@@ -10,17 +10,21 @@ would get other sums in another batch, so here CPUs add in rank order: see `_sum
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 
+from max_ray import kernels
 from max_ray.distributed.group import TPGroup
 from max_ray.errors import WorkerGroupError
 
-_GATHERED_BYTES = 256 * 1024  # at 4 ranks faster than in parts up to here, slower above
+_SENT_WHOLE_BYTES = 64 * 1024
+_SLICE_BYTES = 4 * 1024**2
+_SUMMANDS, _SUMS = 1, 2  # what is sent between two ranks, one after another of each
 
 
 def all_reduce(x: torch.Tensor, tp: TPGroup) -> torch.Tensor:
@@ -62,31 +66,74 @@ def broadcast(x: torch.Tensor, tp: TPGroup, src: int = 0) -> torch.Tensor:
 
 
 def _sum_in_rank_order(x: torch.Tensor, tp: TPGroup) -> torch.Tensor:
-    """x[0] + x[1] + ... of ranks 0, 1, ...: short tensors are gathered whole by every rank. Of long ones each rank sums
-    one part and gathers the others' sums, which sends less and gives the same bits."""
+    """x[0] + x[1] + ... of ranks 0, 1, ..., in place. Long tensors go in slices, so that memory stays small."""
     x = x.contiguous()
     flat = x.view(-1)
-    group = tp.process_group
     with _transport_errors(tp, "all_reduce"):
-        if flat.nbytes <= _GATHERED_BYTES:
-            parts = flat.new_empty(tp.size, len(flat))
-            group._allgather_base(parts.view(-1), flat).wait()
-            return flat.copy_(_sum_of_rows(parts)).view(x.shape)
-        width = -(-len(flat) // tp.size)
-        padded = F.pad(flat, (0, width * tp.size - len(flat)))
-        parts = torch.empty_like(padded)
-        group.alltoall_base(parts, padded, [], []).wait()
-        group._allgather_base(padded, _sum_of_rows(parts.view(tp.size, width))).wait()
-    return flat.copy_(padded[: len(flat)]).view(x.shape)
+        for part in flat.split(_SLICE_BYTES // flat.element_size()):
+            if part.nbytes <= _SENT_WHOLE_BYTES:
+                _sum_whole(part, tp)
+            else:
+                _sum_in_shares(part, tp)
+    return flat.view(x.shape)
 
 
-def _sum_of_rows(parts: torch.Tensor) -> torch.Tensor:
-    """[N, W] -> [W], row after row. (torch's own sum takes an order that depends on W.)"""
-    is_half = parts.is_floating_point() and parts.element_size() < 4
-    total = parts[0].to(torch.float32 if is_half else parts.dtype, copy=True)
-    for part in parts[1:]:
-        total += part
-    return total.to(parts.dtype)
+def _sum_whole(x: torch.Tensor, tp: TPGroup) -> None:
+    """Every rank gets all ranks' `x` [W] and adds them."""
+    rows = _scratch(tp.size * len(x), x.dtype).view(tp.size, -1)
+    coming = _receive(rows.unbind(), tp, _SUMMANDS)
+    sent = _send([x] * tp.size, tp, _SUMMANDS)
+    rows[tp.rank].copy_(x)
+    _wait(coming + sent)
+    kernels.sum_rows(rows, x)
+
+
+def _sum_in_shares(x: torch.Tensor, tp: TPGroup) -> None:
+    """Each rank adds one share of `x` [W] and sends the sums to the others, which sends less and gives the same bits.
+
+    Another rank's sums may come at once: it has added its share only when it has got this rank's part of it.
+    """
+    shares = x.tensor_split(tp.size)
+    own = shares[tp.rank]
+    rows = _scratch(tp.size * len(own), x.dtype).view(tp.size, -1)
+    summands, sums = _receive(rows.unbind(), tp, _SUMMANDS), _receive(shares, tp, _SUMS)
+    sent = _send(shares, tp, _SUMMANDS)
+    rows[tp.rank].copy_(own)
+    _wait(summands)
+    kernels.sum_rows(rows, own)
+    _wait(sent + _send([own] * tp.size, tp, _SUMS) + sums)
+
+
+def _receive(to: Sequence[torch.Tensor], tp: TPGroup, tag: int) -> list[Any]:
+    """Begins to receive `to[r]` from each other rank r, those first that send to this rank first."""
+    ranks = [(tp.rank - distance) % tp.size for distance in range(1, tp.size)]
+    return [tp.process_group.recv([to[rank]], rank, tag) for rank in ranks]
+
+
+def _send(parts: Sequence[torch.Tensor], tp: TPGroup, tag: int) -> list[Any]:
+    """Begins to send `parts[r]` to each other rank r."""
+    ranks = [(tp.rank + distance) % tp.size for distance in range(1, tp.size)]
+    return [tp.process_group.send([parts[rank]], rank, tag) for rank in ranks]
+
+
+def _wait(works: Sequence[Any]) -> None:
+    for work in works:
+        work.wait()
+
+
+class _Thread(threading.local):
+    memory = torch.empty(0, dtype=torch.uint8)
+
+
+_thread = _Thread()
+
+
+def _scratch(count: int, dtype: torch.dtype) -> torch.Tensor:
+    """`count` numbers of memory that this thread keeps between calls: new memory costs as much as the sums."""
+    nbytes = count * dtype.itemsize
+    if len(_thread.memory) < nbytes:
+        _thread.memory = torch.empty(nbytes, dtype=torch.uint8)
+    return _thread.memory[:nbytes].view(dtype)
 
 
 def _all_reduce(x: torch.Tensor, tp: TPGroup, operation: dist.ReduceOp.RedOpType) -> torch.Tensor:

@@ -13,6 +13,7 @@ from max_ray.errors import ArchitectureNotFoundError, WeightsError
 from max_ray.gguf.file import GgufFile, GgufTensor
 from max_ray.gguf.keys import Keys
 from max_ray.gguf.rope import rope_values
+from max_ray.gguf.strings import StringArray
 
 _GEMMA3_27B_LAYERS = 62
 _COUNTS = {
@@ -260,10 +261,11 @@ def _special_ids(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """bos_token_id, and eos_token_id as a list: the file's own, and control (or added) tokens known to end
     a turn."""
     ends = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
-    kinds, tokens = metadata.get("tokenizer.ggml.token_type") or [], metadata.get("tokenizer.ggml.tokens") or []
-    by_name = [
-        i for i, (kind, token) in enumerate(zip(kinds, tokens, strict=False)) if kind in (3, 4) and token in _END_NAMES
-    ]
+    kinds, tokens = metadata.get("tokenizer.ggml.token_type"), metadata.get("tokenizer.ggml.tokens")
+    by_name: list[int] = []
+    if isinstance(kinds, list) and isinstance(tokens, list | StringArray):
+        special = (i for i, kind in enumerate(kinds[: len(tokens)]) if kind in (3, 4))
+        by_name = [i for i in special if tokens[i] in _END_NAMES]
     found = list(dict.fromkeys(end for end in [*ends, *by_name] if type(end) is int))
     result: dict[str, Any] = {"eos_token_id": found} if found else {}
     begin = metadata.get("tokenizer.ggml.bos_token_id")

@@ -8,6 +8,9 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +18,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from max_ray.errors import WeightsError
 from max_ray.gguf.file import GgufFile
+from max_ray.gguf.strings import StringArray
 from max_ray.gguf.words import NFC_RULES, WHOLE_WORD_RULES, WORD_RULES
 from max_ray.log import get_logger
 
@@ -39,6 +43,24 @@ class GgufTokenizer:
 
 def build_tokenizer(file: GgufFile) -> GgufTokenizer:
     """The tokenizer of a model. Raises WeightsError where the file has none, or one of a kind that is not read."""
+    with _collector_paused():
+        return _build(file)
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """A hundred thousand pairs of strings make the garbage collector search all objects of the process, several times;
+    with torch imported that takes longer than the rest."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _build(file: GgufFile) -> GgufTokenizer:
     keys = file.metadata
     tokens, kinds = _tokens(file)
     kind = keys.get("tokenizer.ggml.model")
@@ -66,13 +88,27 @@ def _chat_template(file: GgufFile) -> str | dict[str, str] | None:
 
 
 def _tokens(file: GgufFile) -> tuple[list[str], list[int]]:
-    tokens = file.metadata.get("tokenizer.ggml.tokens")
+    tokens = _strings(file, "tokenizer.ggml.tokens")
     kinds = file.metadata.get("tokenizer.ggml.token_type") or [1] * len(tokens or [])
-    if not isinstance(tokens, list) or not tokens or not all(isinstance(token, str) for token in tokens):
+    if not tokens:
         raise WeightsError(f"{file.path} holds no tokenizer: tokenizer.ggml.tokens is missing or no list of texts.")
     if not isinstance(kinds, list) or len(kinds) != len(tokens):
         raise WeightsError(f"{file.path}: tokenizer.ggml.token_type must have {len(tokens)} entries.")
     return tokens, kinds
+
+
+def _strings(file: GgufFile, key: str) -> list[str]:
+    """An array of strings; empty where the key is missing or something else. Raises WeightsError for other bytes than
+    UTF-8."""
+    strings = file.metadata.get(key)
+    if isinstance(strings, list):
+        return strings if all(isinstance(text, str) for text in strings) else []
+    if not isinstance(strings, StringArray):
+        return []
+    try:
+        return list(strings)
+    except UnicodeDecodeError:
+        raise WeightsError(f"{file.path} is truncated or corrupt: {key} has text that is not UTF-8.") from None
 
 
 def _byte_level(file: GgufFile, tokens: list[str]) -> Tokenizer:
@@ -86,8 +122,7 @@ def _byte_level(file: GgufFile, tokens: list[str]) -> Tokenizer:
             f"{', '.join(sorted(WORD_RULES))}."
         )
     vocabulary = {token: i for i, token in enumerate(tokens)}
-    merges = [_merge(file, text, vocabulary) for text in file.metadata.get("tokenizer.ggml.merges") or []]
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=rule in WHOLE_WORD_RULES))
+    tokenizer = Tokenizer(_byte_pairs(file, vocabulary, ignore_merges=rule in WHOLE_WORD_RULES))
     patterns = WORD_RULES[rule]
     cuts = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in patterns if pattern is not None]
     level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=None in patterns)
@@ -98,11 +133,23 @@ def _byte_level(file: GgufFile, tokens: list[str]) -> Tokenizer:
     return tokenizer
 
 
-def _merge(file: GgufFile, text: object, vocabulary: dict[str, int]) -> tuple[str, str]:
-    parts = text.split(" ") if isinstance(text, str) else []
-    if len(parts) != 2 or not {*parts, "".join(parts)} <= vocabulary.keys():
-        raise WeightsError(f"{file.path}: {text!r} in tokenizer.ggml.merges does not make one token of two others.")
-    return parts[0], parts[1]
+def _byte_pairs(file: GgufFile, vocabulary: dict[str, int], *, ignore_merges: bool) -> models.BPE:
+    """The model of the file's merges. Raises WeightsError for one that does not make one token of two others."""
+    texts = _strings(file, "tokenizer.ggml.merges")
+    try:
+        return models.BPE(
+            vocab=vocabulary, merges=[text.partition(" ")[::2] for text in texts], ignore_merges=ignore_merges
+        )
+    except Exception as error:  # the library looks each merge up, and raises Exception itself
+        wrong = next((text for text in texts if not _is_merge(text, vocabulary)), "")
+        raise WeightsError(
+            f"{file.path}: {wrong!r} in tokenizer.ggml.merges does not make one token of two others."
+        ) from error
+
+
+def _is_merge(text: str, vocabulary: dict[str, int]) -> bool:
+    left, _, right = text.partition(" ")
+    return {left, right, left + right} <= vocabulary.keys()
 
 
 def _sentencepiece(file: GgufFile, tokens: list[str], kinds: list[int]) -> Tokenizer:

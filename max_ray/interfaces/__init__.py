@@ -1,5 +1,8 @@
 """The contracts that every layer shares: words and shapes, no behaviour. Imports neither torch nor Ray."""
 
+from importlib import import_module
+from typing import Any
+
 from max_ray.interfaces.context import LogProbabilities, TextContext, TokenBuffer
 from max_ray.interfaces.embeddings import (
     EmbeddingsContext,
@@ -21,12 +24,12 @@ from max_ray.interfaces.executor import (
 from max_ray.interfaces.grammar import GrammarSpec
 from max_ray.interfaces.image import PromptImage
 from max_ray.interfaces.kv_cache import (
+    BlockGrant,
+    BlockRequest,
+    CacheReply,
+    CacheUpdate,
+    KVCacheClient,
     KVCacheParams,
-    KVLedger,
-    LeaseGrant,
-    LeaseReply,
-    LeaseRequest,
-    LeaseWant,
 )
 from max_ray.interfaces.model_inputs import KVCacheInputs, ModelInputs, ModelOutputs
 from max_ray.interfaces.pipeline import (
@@ -43,7 +46,11 @@ from max_ray.interfaces.task import GenerationStatus, PipelineTask
 from max_ray.interfaces.tokenizer import PipelineTokenizer
 
 __all__ = [
+    "BlockGrant",
+    "BlockRequest",
     "BlockingExecutor",
+    "CacheReply",
+    "CacheUpdate",
     "EmbeddingsContext",
     "EmbeddingsGenerationInputs",
     "EmbeddingsGenerationOutput",
@@ -52,14 +59,10 @@ __all__ = [
     "Extensions",
     "GenerationStatus",
     "GrammarSpec",
+    "KVCacheClient",
     "KVCacheInputs",
     "KVCacheParams",
     "KVCacheStrategy",
-    "KVLedger",
-    "LeaseGrant",
-    "LeaseReply",
-    "LeaseRequest",
-    "LeaseWant",
     "LogProbabilities",
     "ModelInputs",
     "ModelOutputs",
@@ -88,3 +91,10 @@ __all__ = [
     "TokenBuffer",
     "WeightsFormat",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The pipeline page names PipelineModel here; its home is `max_ray.modeling`."""
+    if name == "PipelineModel":
+        return import_module("max_ray.modeling").PipelineModel
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -75,15 +75,27 @@ class TokenBuffer:
 
 @dataclass(kw_only=True, eq=False)
 class TextContext:
-    """State of one text-generation request. The tokenizer makes it, the pipeline updates it, nobody else keeps it.
+    """State of one text-generation request. The tokenizer creates it, the pipeline updates it; no other copy exists.
 
-    max_length: prompt + generated tokens may not exceed it.
-    eos_token_ids: end the sequence unless `sampling_params.ignore_eos`; `stop_token_ids` always end it.
-    block_table: ids of the KV blocks leased for this request, in order; a copy of the KV manager's truth.
-    echoed_length: prompt tokens whose log probabilities were reported already (for `echo`).
-    cached_prefix_length: prompt tokens whose keys and values came from the prefix cache (for `usage`).
-    images: of the prompt, in order; kept until the end, for a prompt that must be computed again.
-    num_siblings: contexts of the same request that are submitted right behind this one: all are admitted, or none.
+    Attributes:
+        request_id: Identity of the request.
+        tokens: Prompt and generated tokens.
+        max_length: Prompt and generated tokens, at most.
+        eos_token_ids: Tokens that end the sequence unless `sampling_params.ignore_eos`.
+        sampling_params: How tokens are sampled; its `stop_token_ids` always end the sequence.
+        model_name: The model that the request names.
+        log_probabilities: Alternatives to report for each token; None to report nothing.
+        log_probabilities_echo: Whether to report log probabilities of the prompt too.
+        status: Whether the request is active, or how it ended.
+        processed_length: Tokens that have keys and values.
+        active_end: End of the tokens that run in the next step.
+        block_table: int32, ids of the request's KV blocks, in order; a copy of the KV manager's table.
+        cached_prefix_length: Prompt tokens whose keys and values came from the prefix cache (for `usage`).
+        echoed_length: Prompt tokens whose log probabilities were reported already.
+        block_hashes: Hashes of the full blocks, as far as they were needed.
+        images: Images of the prompt, in order; kept until the end, for a prompt that must be computed again.
+        num_siblings: Contexts of the same request that are submitted right after this one. All are admitted, or none.
+        stop_ids: All tokens that end the sequence.
     """
 
     request_id: RequestID

@@ -1,6 +1,6 @@
-"""Words of the embeddings task: what is asked, a text on its way, and the vector that comes of it.
+"""Types of the embeddings task: the request, the tokenized text, and its vector.
 
-A text is one row of tokens and is computed in one step: nothing of it is kept for a following one.
+A text is one row of tokens and is computed in one step; no state is kept for another step.
 """
 
 from __future__ import annotations
@@ -20,9 +20,12 @@ ContextT = TypeVar("ContextT")
 
 @dataclass(frozen=True)
 class EmbeddingsGenerationRequest(Request):
-    """One text (or its token ids, taken as they are, without special tokens added) to be made a vector.
+    """One text to embed.
 
-    truncate: whether what exceeds the model's length is cut off; without it such an input is refused.
+    Attributes:
+        model_name: The model that the request names.
+        input: The text, or its token ids, to which no special tokens are added.
+        truncate: Whether tokens beyond the model's length are cut off. If not, such an input is refused.
     """
 
     model_name: str = ""
@@ -32,7 +35,13 @@ class EmbeddingsGenerationRequest(Request):
 
 @dataclass(frozen=True, eq=False)
 class EmbeddingsContext:
-    """A tokenized request. tokens: int64 [n >= 1]."""
+    """A tokenized request.
+
+    Attributes:
+        request_id: Identity of the request.
+        tokens: int64 [n >= 1].
+        model_name: The model that the request names.
+    """
 
     request_id: RequestID
     tokens: npt.NDArray[np.int64]
@@ -41,7 +50,11 @@ class EmbeddingsContext:
 
 @dataclass
 class EmbeddingsGenerationInputs(PipelineInputs, Generic[ContextT]):
-    """Texts to embed. `batches`: one entry a data-parallel replica (here always one), as in TextGenerationInputs."""
+    """Texts to embed.
+
+    Attributes:
+        batches: One entry for each data-parallel replica, of which there is one.
+    """
 
     batches: list[dict[RequestID, ContextT]]
 
@@ -52,7 +65,11 @@ class EmbeddingsGenerationInputs(PipelineInputs, Generic[ContextT]):
 
 @dataclass(frozen=True, eq=False)
 class EmbeddingsGenerationOutput:
-    """embeddings: float32 [D], pooled and, where the model's files say so, normalized to length 1."""
+    """The vector of one text.
+
+    Attributes:
+        embeddings: float32 [D], pooled and, if the model's files say so, normalized to length 1.
+    """
 
     embeddings: npt.NDArray[np.float32]
 

@@ -1,9 +1,10 @@
-"""The run: one message to the workers, many steps, one answer a step.
+"""The run: one message to the workers, many steps, one output a step.
 
 A pipeline turns contexts into a RunRequest and hands it to its executor (in this process, or a worker group). The
-first step of a run is ragged: whole prompts, chunks of prompts and single decode tokens side by side. Rows that
-sampled go on, one token a step, until the run's `num_steps` are done, the row is done, or the run is interrupted at a
-step boundary. Everything a worker needs is in the message: workers keep nothing that a context cannot rebuild.
+first step of a run is ragged: whole prompts, chunks of prompts and single decode tokens side by side. Rows that sample
+continue until the run's `num_steps` are done, the row is done, or the run is interrupted at a step boundary. A row may
+gain several tokens in a step, or none, and at most `max_new_tokens` in the run. Everything a worker needs is in the
+message: workers keep nothing that a context cannot rebuild.
 """
 
 from __future__ import annotations
@@ -24,17 +25,22 @@ from max_ray.interfaces.request import SamplingParams
 class RunRow:
     """One request's part of a run.
 
-    active_tokens: int64 [n >= 1], what the first step runs; their positions start at `processed_length`.
-    block_table: int32, covers processed_length + n + (steps this row may take - 1) tokens.
-    max_new_tokens: tokens the row may sample in this run; 0 for a prompt chunk that is not the last.
-    generated_length: tokens generated before this run; numbers the random draws (0 for the first one).
-    history: int64 prompt + generated tokens before this run, only where the sampling parameters need it;
-    `prompt_length` splits it.
-    log_probabilities: alternatives to report per sampled token; None for nothing.
-    echo: report log probabilities of the active prompt tokens too; `echo_next`: the token that follows the last
-    active one in the prompt (-1 when that is the end), so that chunks join up.
-    images: those of which a part is among the active tokens. position_offset: position minus index of the first active
-    token, as far as images before it make it (see PromptImage).
+    Attributes:
+        request_id: Identity of the request, as a string.
+        active_tokens: int64 [n >= 1], what the first step runs; their positions start at `processed_length`.
+        processed_length: Tokens that have keys and values.
+        block_table: int32, covers processed_length + n + max_new_tokens - 1 tokens.
+        max_new_tokens: Tokens that the row may gain in this run; 0 for a prompt chunk that is not the last.
+        sampling_params: How tokens are sampled.
+        stop_ids: Tokens that end the row.
+        generated_length: Tokens generated before this run; numbers the random draws (0 for the first one).
+        prompt_length: Tokens of the prompt.
+        history: int64, prompt and generated tokens before this run; only if the sampling parameters need it.
+        log_probabilities: Alternatives to report for each sampled token; None to report nothing.
+        echo: Whether to report log probabilities of the active prompt tokens too.
+        echo_next: The token that follows the last active one in the prompt, so that chunks join up; -1 at its end.
+        images: Images of which a part is among the active tokens.
+        position_offset: Position minus index of the first active token, due to images before it (see PromptImage).
     """
 
     request_id: str
@@ -97,7 +103,13 @@ class RunRow:
 
 @dataclass(slots=True)
 class RunRequest:
-    """One run: its rows, and for how many steps at most."""
+    """One run.
+
+    Attributes:
+        run_id: Number of the run; grows.
+        rows: Requests that take part.
+        num_steps: Steps, at most.
+    """
 
     run_id: int
     rows: list[RunRow]
@@ -108,9 +120,15 @@ class RunRequest:
 class RunExtension:
     """More steps for the rows of a run in progress, so that it need not end while nothing changes.
 
-    number: 1, 2, .. within the run. num_steps: steps of the whole run, now. max_new_tokens: int64 [rows], tokens that
-    each row may sample in the whole run. block_tables: by row, where they have grown. A run that has ended meanwhile
-    stays ended: its last StepOutput has said so.
+    A run that has ended stays ended: its last StepOutput has said so. A row that has used up its tokens before may
+    stay out until the run ends.
+
+    Attributes:
+        run_id: The run.
+        number: 1, 2, .. within the run.
+        num_steps: Steps of the whole run, from now on.
+        max_new_tokens: int64 [rows], tokens that each row may gain in the whole run.
+        block_tables: Row -> int32, block tables that have grown.
     """
 
     run_id: int

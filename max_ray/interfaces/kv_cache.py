@@ -1,7 +1,7 @@
-"""Words of the paged KV cache: its shape, and the lease messages between a scheduling loop and the block ledger.
+"""Words of the paged KV cache: its shape, and the messages between a scheduling loop and the KV manager.
 
-A *block* holds `page_size` consecutive tokens of one request, for all layers. The ledger (PagedKVCacheManager, in
-this process or in the KV manager actor) owns which request has which block; a loop asks for blocks in bulk, at most
+A *block* holds `page_size` consecutive tokens of one request, for all layers. The manager (PagedKVCacheManager,
+in this process or in the KV manager actor) knows which request has which block. A loop asks for blocks in bulk: at most
 one message a scheduling decision.
 """
 
@@ -52,11 +52,14 @@ class KVCacheParams:
 
 
 @dataclass(slots=True)
-class LeaseWant:
-    """Room for `num_tokens` tokens in all (not additional) for one request.
+class BlockRequest:
+    """Blocks for one request: room for `num_tokens` tokens in all, not additional ones.
 
-    A request the ledger does not know is claimed first. `block_hashes`, only at that time: hashes of its full prompt
-    blocks, to be looked up in the prefix cache; at least one token is always left to run.
+    Args:
+        request_id: The request. One that the manager does not know is claimed first.
+        num_tokens: Tokens that its block table must cover.
+        block_hashes: Hashes of the full blocks of its prompt, only at the claim; the manager reuses the longest cached
+            prefix of them.
     """
 
     request_id: str
@@ -65,57 +68,65 @@ class LeaseWant:
 
 
 @dataclass(slots=True)
-class LeaseGrant:
-    """`block_ids`: the blocks added to the end of the request's table. `cached_tokens`: how many leading tokens
-    already have keys and values (a multiple of the page size; only at claim)."""
+class BlockGrant:
+    """The answer to one BlockRequest.
+
+    Args:
+        block_ids: int32 [n], the blocks added to the end of the request's table.
+        cached_tokens: Leading tokens that already have keys and values: a multiple of the page size, only at the claim.
+    """
 
     block_ids: npt.NDArray[np.int32]
     cached_tokens: int = 0
 
 
 @dataclass(slots=True)
-class LeaseRequest:
-    """One scheduling decision's worth of news for the ledger; applied in the order of the fields.
+class CacheUpdate:
+    """The message of one scheduling decision to the KV manager; applied in the order of the fields.
 
-    commits: (request id, index of the first block, hashes of that and the following full blocks): these blocks hold
-    computed keys and values now and may serve as a prefix to others.
-    wants: granted in order; a want that does not fit is refused (None) and leaves no trace, later ones are tried.
+    Args:
+        commits: (request id, index of the first block, hashes of that and the following full blocks). These blocks
+            hold computed keys and values now and may serve as a prefix to other requests.
+        releases: Ids of requests whose blocks are free again.
+        requests: Granted in order. One that does not fit is refused and changes nothing; later ones are tried.
+        cache_group: Kind of layers whose blocks these are. There is one kind today: 0.
     """
 
     commits: list[tuple[str, int, list[bytes]]] = field(default_factory=list)
     releases: list[str] = field(default_factory=list)
-    wants: list[LeaseWant] = field(default_factory=list)
+    requests: list[BlockRequest] = field(default_factory=list)
+    cache_group: int = 0
 
 
 @dataclass(slots=True)
-class LeaseReply:
-    """The ledger's answer. All counts are of blocks, after the exchange.
+class CacheReply:
+    """The KV manager's answer to a CacheUpdate. All counts are of blocks, after the update.
 
     Args:
-        grants: One entry a want; None where it was refused.
-        free_blocks: Blocks that no request holds; cached ones are among them.
-        total_blocks: Size of the cache.
-        prefix_cache_hits: Blocks found in the prefix cache since the ledger was made.
+        grants: An entry for every BlockRequest, None where it was refused.
+        num_free_blocks: Blocks that no request holds; cached ones are among them.
+        num_blocks: Size of the cache.
+        prefix_cache_hits: Blocks found in the prefix cache since the manager was made.
         prefix_cache_misses: Blocks looked up there and not found.
         prefix_cache_evictions: Cached blocks that were given out for other tokens.
     """
 
-    grants: dict[str, LeaseGrant | None]
-    free_blocks: int
-    total_blocks: int
+    grants: dict[str, BlockGrant | None]
+    num_free_blocks: int
+    num_blocks: int
     prefix_cache_hits: int = 0
     prefix_cache_misses: int = 0
     prefix_cache_evictions: int = 0
 
 
-class KVLedger(Protocol):
-    """What a scheduling loop knows of the KV manager, wherever it lives."""
+class KVCacheClient(Protocol):
+    """What a scheduling loop knows of the KV manager, in this process or in another one."""
 
     @property
     def page_size(self) -> int: ...
 
     @property
-    def total_blocks(self) -> int: ...
+    def num_blocks(self) -> int: ...
 
-    async def exchange(self, request: LeaseRequest) -> LeaseReply:
-        """Applies commits, releases and wants. Raises StaleLeaseError when the lease went to another replica."""
+    async def update(self, request: CacheUpdate) -> CacheReply:
+        """Applies commits, releases and requests. Raises StaleLeaseError when the lease went to another replica."""

@@ -49,10 +49,15 @@ PipelinesFactory = Callable[[], Pipeline[Any, Any]]
 
 @dataclass
 class TextGenerationInputs(PipelineInputs, Generic[ContextT]):
-    """A batch, and for how many decode steps to run it.
+    """A batch to run.
 
-    `batches`: one entry a data-parallel replica (here always one); each entry a dict of request id to context
-    (the seed's shape) or a list of contexts (MAX's later shape).
+    Attributes:
+        batches: One entry for each data-parallel replica, of which there is one; a dict of request id to context, or
+            a list of contexts (MAX's later shape).
+        num_steps: Steps of the run, and tokens that it may give a request, at most.
+
+    Raises:
+        ValueError: `num_steps` is less than 1.
     """
 
     batches: list[dict[RequestID, ContextT]] | list[list[ContextT]]
@@ -76,12 +81,17 @@ class TextGenerationInputs(PipelineInputs, Generic[ContextT]):
 
 @dataclass(kw_only=True, slots=True)
 class TextGenerationOutput:
-    """Tokens that one request gained in a batch or a step; empty while its prompt is still being chunked.
+    """Tokens that one request gained in a run or a step.
 
-    `log_probabilities`: one entry a token of `tokens` when asked for.
-    `prompt_log_probabilities`: for `echo`, one entry a prompt token of this chunk; None for the very first token,
-    which nothing precedes.
-    `error`: why the request ended, with the status FAILED.
+    Attributes:
+        request_id: Identity of the request.
+        tokens: New tokens; empty while its prompt is computed in chunks.
+        final_status: Whether the request is active, or how it ended.
+        log_probabilities: One entry for each of `tokens`, if asked for.
+        prompt_log_probabilities: For `echo`, one entry for each prompt token of this chunk; None for the very first
+            token, which nothing precedes.
+        num_cached_tokens: Prompt tokens that came from the prefix cache.
+        error: Why the request ended with the status FAILED.
     """
 
     request_id: RequestID

@@ -24,6 +24,9 @@ class RequestID:
     def __str__(self) -> str:
         return self.value
 
+    def __hash__(self) -> int:
+        return hash(self.value)  # looked up for each request in each step; the generated one makes a tuple first
+
 
 @dataclass(frozen=True)
 class Request:
@@ -160,20 +163,20 @@ _GENERATION_CONFIG_NAMES = {
     "max_new_tokens": "max_new_tokens",
     "min_new_tokens": "min_new_tokens",
 }
-_NOT_HONOURED: dict[str, tuple[Any, ...]] = {
+_UNSUPPORTED_OPTIONS: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "epsilon_cutoff", "eta_cutoff"), (0, 0.0)),
     **dict.fromkeys(("typical_p", "encoder_repetition_penalty", "guidance_scale", "num_beams"), (1, 1.0)),
     **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "sequence_bias"), ([],)),
     **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty"), ()),
 }
-"""What generation_config.json may say that changes the text, and is not done here, with the values that say nothing."""
+"""Options of a generation_config.json that change the text and are not supported, with their neutral values."""
 
 
-def not_honoured(generation_config: Mapping[str, Any]) -> list[str]:
-    """The settings of a generation_config.json that change what transformers generates, and nothing here."""
+def unsupported_generation_options(generation_config: Mapping[str, Any]) -> list[str]:
+    """Options of a generation_config.json that change what transformers generates and have no effect here."""
     return [
         f"{name}={generation_config[name]!r}"
-        for name, neutral in _NOT_HONOURED.items()
+        for name, neutral in _UNSUPPORTED_OPTIONS.items()
         if generation_config.get(name) is not None and generation_config[name] not in neutral
     ]
 

@@ -45,6 +45,7 @@ __all__ = [
     "rmsnorm",
     "rope_and_append",
     "silu_and_mul",
+    "sum_rows",
     "tile_blocks",
 ]
 
@@ -106,7 +107,8 @@ def new_matrix(type_name: str, rows: int, columns: int) -> PackedMatrix | None:
 
 
 def tile_blocks(type_name: str, blocks: torch.Tensor, matrix: PackedMatrix, first_tile: int) -> None:
-    """Writes blocks of a GGUF file, uint8 [R, blocks a row, bytes a block], into a `new_matrix` from a tile on."""
+    """Writes blocks of a GGUF file, uint8 [R, blocks a row, bytes a block], into a `new_matrix` from a tile on. In one
+    thread, and without the interpreter's lock: loading has threads for several matrices."""
     from max_ray.kernels import native
 
     native.tile_blocks(type_name, blocks, matrix, first_tile)
@@ -148,6 +150,14 @@ def gather_rows(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """x [N, D], rows int64 [n] in [0, N) -> [n, D]. On a GPU torch's own operation serves."""
     result: torch.Tensor = (cpu if x.is_cuda else _cpu_twins()).gather_rows(x, rows)
     return result
+
+
+def sum_rows(rows: torch.Tensor, out: torch.Tensor) -> None:
+    """Writes rows[0] + rows[1] + ... of rows [N, W] into out [W], added in this order; halves in float32, rounded once.
+
+    On a CPU only. An element's sum does not depend on W.
+    """
+    _cpu_twins().sum_rows(rows, out)
 
 
 def decode_slots(block_tables: torch.Tensor, cache_lengths: torch.Tensor, page_size: int) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """The paged KV cache as a ledger: block pool, prefix cache, block tables. No tensors: those live with the workers."""
 
 from max_ray.kv_cache.block_pool import BlockPool
-from max_ray.kv_cache.ledger import LocalKVLedger
+from max_ray.kv_cache.client import LocalKVCacheClient
 from max_ray.kv_cache.manager import KVCacheMetrics, PagedKVCacheManager, insufficient_blocks, tokens_to_cover
 from max_ray.kv_cache.prefix_cache import (
     PrefixCache,
@@ -14,7 +14,7 @@ from max_ray.kv_cache.prefix_cache import (
 __all__ = [
     "BlockPool",
     "KVCacheMetrics",
-    "LocalKVLedger",
+    "LocalKVCacheClient",
     "PagedKVCacheManager",
     "PrefixCache",
     "commit_hashes",

@@ -6,7 +6,7 @@ Regions of one request's block table (P = page size):
     [0, num_committed)      full, computed, offered as a prefix (or reused from one); shared, never written again
     [num_committed, n)      the request's own: being filled, or leased ahead for the next run
 
-Two ways in, one state: `claim/alloc/step/release` with contexts (the library), and `exchange` with lease messages
+Two ways in, one state: `claim/alloc/step/release` with contexts (the library), and `update` with messages
 (a scheduling loop, here or across a process border). Every operation costs O(blocks touched). Not thread-safe.
 """
 
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from max_ray.errors import ConfigError, InputError, InsufficientBlocksError
-from max_ray.interfaces import KVCacheParams, LeaseGrant, LeaseReply, LeaseRequest, LeaseWant, RequestID, TextContext
+from max_ray.interfaces import BlockGrant, BlockRequest, CacheReply, CacheUpdate, KVCacheParams, RequestID, TextContext
 from max_ray.kv_cache.block_pool import BlockPool
 from max_ray.kv_cache.prefix_cache import PrefixCache, commit_hashes, lookup_hashes
 
@@ -47,8 +47,10 @@ class _Table:
 
 
 def tokens_to_cover(context: TextContext, num_steps: int) -> int:
-    """Tokens whose keys and values a run of `num_steps` writes for `context`, those before it included: the active
-    ones, and one a further step that the row can take. The last sampled token is not among them."""
+    """Tokens that have keys and values after a run that gives `context` up to `num_steps` new tokens.
+
+    These are the active tokens, those before them, and the new tokens but for the last one.
+    """
     if context.prompt_in_chunks:
         return context.active_end
     return context.active_end + max(0, min(num_steps, context.remaining_new_tokens) - 1)
@@ -174,19 +176,20 @@ class PagedKVCacheManager:
 
     # The message of a scheduling loop.
 
-    def exchange(self, request: LeaseRequest) -> LeaseReply:
-        """Applies commits, releases and wants, in this order; see LeaseRequest."""
+    def update(self, request: CacheUpdate) -> CacheReply:
+        """Applies commits, releases and block requests, in this order; see CacheUpdate."""
+        assert request.cache_group == 0, f"cache group {request.cache_group} of a cache that has one"
         for request_id, first_block, hashes in request.commits:
             assert request_id in self._tables, f"commit for request {request_id}, which holds no blocks"
             self._commit(self._tables[request_id], first_block, hashes, replace=False)
         for request_id in request.releases:
             self.release(request_id)
-        grants = {want.request_id: self._grant(want) for want in request.wants}
-        assert len(grants) == len(request.wants), "two wants for one request in one exchange"
-        return LeaseReply(
+        grants = {wanted.request_id: self._grant(wanted) for wanted in request.requests}
+        assert len(grants) == len(request.requests), "two block requests for one request in one update"
+        return CacheReply(
             grants=grants,
-            free_blocks=self._pool.num_free,
-            total_blocks=self._pool.num_blocks,
+            num_free_blocks=self._pool.num_free,
+            num_blocks=self._pool.num_blocks,
             prefix_cache_hits=self.metrics.cache_hits,
             prefix_cache_misses=self.metrics.cache_misses,
             prefix_cache_evictions=self.metrics.evictions,
@@ -216,16 +219,16 @@ class PagedKVCacheManager:
             context.cached_prefix_length = context.processed_length
         _append_blocks(context, added)
 
-    def _grant(self, want: LeaseWant) -> LeaseGrant | None:
-        table = self._tables.get(want.request_id)
+    def _grant(self, wanted: BlockRequest) -> BlockGrant | None:
+        table = self._tables.get(wanted.request_id)
         is_new = table is None
         table = table or _Table()
-        added = self._extend(table, want.num_tokens, want.block_hashes or [])
+        added = self._extend(table, wanted.num_tokens, wanted.block_hashes or [])
         if added is None:
             return None
-        self._tables[want.request_id] = table
+        self._tables[wanted.request_id] = table
         cached_tokens = table.num_committed * self.page_size if is_new else 0
-        return LeaseGrant(block_ids=np.array(added, dtype=np.int32), cached_tokens=cached_tokens)
+        return BlockGrant(block_ids=np.array(added, dtype=np.int32), cached_tokens=cached_tokens)
 
     def _extend(self, table: _Table, num_tokens: int, hashes: list[bytes]) -> list[int] | None:
         """Makes `table` cover `num_tokens`, an empty one from the prefix cache first. The blocks added; None when

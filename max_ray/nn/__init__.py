@@ -11,7 +11,6 @@ from max_ray.nn.linear import (
     MergedColumnParallelLinear,
     QKVParallelLinear,
     RowParallelLinear,
-    linear,
     pack_weights,
 )
 from max_ray.nn.mlp import GatedMLP
@@ -53,7 +52,6 @@ __all__ = [
     "grouped_matmul",
     "grouped_matmul_waits",
     "keep_best_groups",
-    "linear",
     "pack_weights",
     "run_by_expert",
     "softmax_top_k",

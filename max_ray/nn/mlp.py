@@ -15,8 +15,9 @@ from max_ray.nn.module import Module
 class GatedMLP(Module):
     """down(silu(gate(x)) * up(x)): [T, D] -> [T, D].
 
-    reduce: see RowParallelLinear.
-    gate: the gated activation, [gate | up] [..., 2F] -> [..., F]; by default silu(gate) * up.
+    Args:
+        reduce: see RowParallelLinear.
+        gate: the gated activation: gate and up side by side, `[..., 2F]`, to `[..., F]`. Default: silu(gate) * up.
     """
 
     def __init__(

@@ -168,7 +168,8 @@ def _walk(prefix: str, value: object, seen: set[int]) -> Iterator[tuple[str, Mod
     else:
         return
     for name, child in children:
-        yield from _walk(f"{prefix}{name}.", child, seen)
+        if isinstance(child, Module | list | tuple | dict):
+            yield from _walk(f"{prefix}{name}.", child, seen)
 
 
 def _annotated_names(cls: type) -> tuple[list[str], set[str]]:

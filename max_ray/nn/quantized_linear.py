@@ -20,6 +20,7 @@ from max_ray.errors import WeightsError
 from max_ray.kernels import quantized as packed
 from max_ray.kernels.quantized import TILE, PackedMatrix
 from max_ray.nn.module import Module
+from max_ray.weights.finite import is_finite
 from max_ray.weights.parameter import PartSpec, StoredPart
 from max_ray.weights.quantized import QuantizedRows
 
@@ -245,7 +246,7 @@ def _pack_blocks(parts: Sequence[StoredPart], padding: int) -> PackedMatrix | No
             blocks = part.read_blocks(range(start, min(start + step, part.rows.stop)), buffer)
             kernels.tile_blocks(part.block_type, blocks, matrix, first_tile + (start - part.rows.start) // TILE)
         tiles = slice(first_tile, first_tile + -(-len(part.rows) // TILE))
-        if not all(bool(torch.isfinite(t[tiles]).all()) for t in tensors if t.is_floating_point()):
+        if not all(is_finite(t[tiles]) for t in tensors):
             raise WeightsError(f"Tensor {part.tensor!r} has scales that are no finite numbers.")
         first_tile = tiles.stop
     return matrix

@@ -1,6 +1,6 @@
-"""EmbeddingsPipeline: tokenized texts in, one vector a text out. No KV cache, no padding, one step a batch.
+"""EmbeddingsPipeline: computes one vector for each tokenized text. No KV cache, no padding, one step a batch.
 
-The pipeline of a library user and of a serving replica is the same object; they differ in the executor it holds.
+Library users and serving replicas use the same class with different executors.
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ _NO_SAMPLING = SamplingParams(temperature=0.0, seed=0)
 class EmbeddingsPipeline(Pipeline[_Inputs, EmbeddingsGenerationOutput]):
     """Embeds batches through an executor.
 
-    max_batch_size: most texts of a step. max_batch_input_tokens: most tokens of a step; a longer text runs alone.
+    Args:
+        executor: Runs one step at a time.
+        max_batch_size: Texts of a step, at most.
+        max_batch_input_tokens: Tokens of a step, at most; a longer text runs alone.
     """
 
     def __init__(self, executor: Executor, max_batch_size: int, max_batch_input_tokens: int) -> None:
@@ -43,8 +46,17 @@ class EmbeddingsPipeline(Pipeline[_Inputs, EmbeddingsGenerationOutput]):
         self._run_ids = itertools.count(1)
 
     def execute(self, inputs: _Inputs) -> Outputs:
-        """Embeds every text of the batch, in as many steps as the limits ask for; blocking. Raises WorkerGroupError
-        when a worker dies. The executor must be one that can block."""
+        """Embeds every text of the batch, in as many steps as the limits require; blocking.
+
+        Args:
+            inputs: The batch. The executor must be a BlockingExecutor.
+
+        Returns:
+            A vector for every text, in the order of the batch.
+
+        Raises:
+            WorkerGroupError: A worker died.
+        """
         assert isinstance(self.executor, BlockingExecutor), "runs of worker actors are streamed: see `embed`"
         outputs: Outputs = {}
         for contexts in self.steps_of(inputs.flat_batch):
@@ -53,17 +65,27 @@ class EmbeddingsPipeline(Pipeline[_Inputs, EmbeddingsGenerationOutput]):
         return {context.request_id: outputs[context.request_id] for context in inputs.flat_batch}
 
     async def embed(self, contexts: Sequence[EmbeddingsContext]) -> Outputs:
-        """One step with these texts, which must keep within the limits; does not block the event loop."""
+        """Runs one step without blocking the event loop.
+
+        Args:
+            contexts: Texts, within the limits.
+
+        Returns:
+            A vector for every text.
+
+        Raises:
+            WorkerGroupError: A worker died.
+        """
         outputs: Outputs = {}
         async for step in self.executor.stream(self._request(contexts)):
             outputs |= _outputs(contexts, step)
         return outputs
 
     def release(self, request_id: RequestID) -> None:
-        """Nothing is held for a request."""
+        """Does nothing: no state is kept for a request."""
 
     def steps_of(self, contexts: Sequence[EmbeddingsContext]) -> Iterator[list[EmbeddingsContext]]:
-        """The texts cut into steps within the limits, those of like length together."""
+        """Splits texts into steps within the limits; texts of similar length share a step."""
         step: list[EmbeddingsContext] = []
         num_tokens = 0
         for context in sorted(contexts, key=lambda c: len(c.tokens)):
@@ -81,7 +103,7 @@ class EmbeddingsPipeline(Pipeline[_Inputs, EmbeddingsGenerationOutput]):
 
 
 def _row(context: EmbeddingsContext) -> RunRow:
-    """A row that samples nothing; `echo` asks for what the network makes of all its tokens, not of the last."""
+    """A row that samples nothing; `echo` requests the hidden states of all its tokens instead of the last one's."""
     return RunRow(
         request_id=context.request_id.value,
         active_tokens=context.tokens,

@@ -1,8 +1,8 @@
-"""TextGenerationPipeline: contexts in, one run, contexts updated. It remembers nothing about a request.
+"""TextGenerationPipeline: runs batches of contexts and updates them. It keeps nothing about a request.
 
-The pipeline of a library user and of a serving replica is the same object; they differ in the executor it holds (in
-this process, or a group of worker actors) and in who owns the blocks: with a `kv_manager` the pipeline claims and
-allocates by itself where the caller did not; without one (serving) the scheduling loop leases blocks from a ledger.
+Library users and serving replicas use the same class. They differ in the executor (in this process, or a group of
+worker actors) and in who owns the blocks. With a `kv_manager`, the pipeline claims and allocates blocks that the caller
+did not; without one (serving), the scheduling loop gets them from the KV manager actor.
 """
 
 from __future__ import annotations
@@ -34,7 +34,12 @@ Outputs = dict[RequestID, TextGenerationOutput]
 
 
 class TextGenerationPipeline(Pipeline[_TextInputs, TextGenerationOutput]):
-    """Runs text-generation batches through an executor."""
+    """Runs text-generation batches through an executor.
+
+    Args:
+        executor: Runs one batch at a time.
+        kv_manager: Block manager of this process; None if blocks come from a KV manager actor.
+    """
 
     def __init__(self, executor: Executor, kv_manager: PagedKVCacheManager | None = None) -> None:
         self.executor = executor
@@ -44,17 +49,23 @@ class TextGenerationPipeline(Pipeline[_TextInputs, TextGenerationOutput]):
 
     @property
     def kv_manager(self) -> PagedKVCacheManager:
-        """The block manager of this process. Serving replicas have none: blocks are leased from a ledger there."""
+        """The block manager of this process. A serving replica has none."""
         if not self.kv_managers:
-            raise AttributeError("this pipeline leases its KV blocks from a KV manager actor and has none of its own")
+            raise AttributeError("this pipeline gets its KV blocks from a KV manager actor and has no manager itself")
         return self.kv_managers[0]
 
     def execute(self, inputs: _TextInputs) -> Outputs:
         """Runs one batch for up to `inputs.num_steps` tokens a request; blocking.
 
-        Every request of the batch has an entry, with no tokens where its prompt is still being chunked. Raises
-        InsufficientBlocksError when blocks are missing and cannot be allocated, WorkerGroupError when a worker dies.
-        The executor must be one that can block.
+        Args:
+            inputs: The batch. The executor must be a BlockingExecutor.
+
+        Returns:
+            An entry for every request; without tokens if only a chunk of its prompt has run.
+
+        Raises:
+            InsufficientBlocksError: Blocks are missing and cannot be allocated.
+            WorkerGroupError: A worker died.
         """
         assert isinstance(self.executor, BlockingExecutor), "runs of worker actors are streamed: see `stream`"
         contexts = _active(inputs)
@@ -73,8 +84,14 @@ class TextGenerationPipeline(Pipeline[_TextInputs, TextGenerationOutput]):
         return outputs
 
     async def stream(self, inputs: _TextInputs) -> AsyncIterator[Outputs]:
-        """The same, giving each step's outputs as it comes; blocks must have been leased. Requests that gained nothing
-        in a step have no entry in it."""
+        """Runs one batch without blocking the event loop. Its contexts must have blocks for the whole run.
+
+        Yields:
+            Outputs of each step; without an entry for requests that gained nothing.
+
+        Raises:
+            WorkerGroupError: A worker died.
+        """
         contexts = _active(inputs)
         request = self._request(contexts, inputs.num_steps)
         self._current = _RunInProgress(contexts, request)
@@ -92,12 +109,17 @@ class TextGenerationPipeline(Pipeline[_TextInputs, TextGenerationOutput]):
         return self.executor.can_extend
 
     def extend(self, num_steps: int) -> None:
-        """Lets the run that `stream` runs go on to `num_steps` steps in all; its contexts have got blocks for them. It
-        may have ended meanwhile: then nothing happens."""
+        """Extends the run in progress. A run that has ended stays ended.
+
+        Args:
+            num_steps: Steps of the whole run, and tokens that it may give each request. The contexts must have blocks
+                for them.
+        """
         assert self._current is not None, "no run to extend"
         self.executor.extend(self._current.extended(num_steps))
 
     def release(self, request_id: RequestID) -> None:
+        """Gives back the blocks of a request. Idempotent; ignores unknown ids."""
         for manager in self.kv_managers:
             manager.release(request_id)
 
@@ -114,12 +136,16 @@ class TextGenerationPipeline(Pipeline[_TextInputs, TextGenerationOutput]):
 
 
 class _RunInProgress:
-    """What an extension of a run is made of. `_sent`: block table that the workers know, by row."""
+    """What is needed to extend a run.
+
+    Attributes:
+        request: The run, as it began.
+    """
 
     def __init__(self, contexts: list[TextContext], request: RunRequest) -> None:
         self.request = request
         self._contexts = contexts
-        self._sent = [row.block_table for row in request.rows]
+        self._sent = [row.block_table for row in request.rows]  # block tables that the workers know
         self._num_extensions = 0
 
     def extended(self, num_steps: int) -> RunExtension:
@@ -163,9 +189,10 @@ def _apply(contexts: list[TextContext], request: RunRequest, step: StepOutput) -
             continue
         echo = _echoed(context, request.rows[index], index, step) if reports_prompt else None
         new = tokens[indptr[index] : indptr[index + 1]]
-        if new:
-            num_taken = context.extend(new)
-            new = new if num_taken == len(new) else new[:num_taken]
+        if len(new) == 1:
+            context.update(new[0])
+        elif new:
+            new = new[: context.extend(new)]
         elif step.step == 0 and context.prompt_in_chunks:
             context.advance()
         if not new and echo is None:

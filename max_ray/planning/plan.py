@@ -20,7 +20,7 @@ from max_ray.huggingface import (
     resolve_model_path,
 )
 from max_ray.interfaces import KVCacheParams, PipelineTask, SupportedEncoding, WeightsFormat
-from max_ray.interfaces.request import not_honoured
+from max_ray.interfaces.request import unsupported_generation_options
 from max_ray.log import get_logger
 from max_ray.planning.encoding import choose_encoding
 from max_ray.planning.fit import ModelFacts, fit_memory
@@ -130,7 +130,7 @@ def resolve_plan(
     measured = device == "cuda" and config.kv_cache_memory is None and kv_params.has_cache
     origins["tensor_parallel_size"] = "given" if config.tensor_parallel_size != 1 else "default"
     generation_config = load_generation_config(model_dir)
-    if ignored := not_honoured(generation_config):
+    if ignored := unsupported_generation_options(generation_config):
         _LOG.warning("generation_config.json asks for what is not done here: %s.", ", ".join(ignored))
     return PipelinePlan(
         config=config,

@@ -1,20 +1,24 @@
-"""Continuous batching: who runs next (batch), the loop that runs them (loop), the way of the tokens (channel)."""
+"""Continuous batching: the scheduler, the loops that drive it, and the queues to the readers."""
 
-from max_ray.scheduler.batch import Batcher
-from max_ray.scheduler.channel import Channel, TokenStream
-from max_ray.scheduler.embeddings import EmbeddingsLoop
-from max_ray.scheduler.loop import GenerationLoop, TextPipeline
-from max_ray.scheduler.row import Batch, Decision, Row, SchedulerLimits
+from max_ray.scheduler.batch_runner import TextPipeline
+from max_ray.scheduler.decision import Batch, ScheduleDecision, SchedulerLimits
+from max_ray.scheduler.embeddings_loop import EmbeddingsLoop
+from max_ray.scheduler.engine_loop import EngineLoop
+from max_ray.scheduler.generation_loop import GenerationLoop
+from max_ray.scheduler.output_queue import OutputQueue, TokenStream
+from max_ray.scheduler.scheduled_request import ScheduledRequest
+from max_ray.scheduler.scheduler import Scheduler
 from max_ray.scheduler.stats import SchedulerStats
 
 __all__ = [
     "Batch",
-    "Batcher",
-    "Channel",
-    "Decision",
     "EmbeddingsLoop",
+    "EngineLoop",
     "GenerationLoop",
-    "Row",
+    "OutputQueue",
+    "ScheduleDecision",
+    "ScheduledRequest",
+    "Scheduler",
     "SchedulerLimits",
     "SchedulerStats",
     "TextPipeline",

@@ -1,4 +1,4 @@
-"""Numbers of a GenerationLoop, for metrics and for the answer to a full queue."""
+"""Counters of a loop, for metrics, and the rate of completions, for the answer to a full queue."""
 
 from __future__ import annotations
 
@@ -12,18 +12,37 @@ _MAX_RETRY_AFTER_S = 60.0
 class SchedulerStats:
     """Present state (the first six), and counts since the loop was made.
 
-    kv_used_blocks: blocks that requests held after the last exchange. oldest_waiting_s: age of the request at the
-    head of the queue, 0 when none waits. prompt_tokens and prefix_hit_tokens: of admitted requests, each once.
-    prefix_cache_hits, _misses, _evictions: blocks, as the ledger counts them since it was made.
-    runs: messages to the workers; steps: forward passes that came back; decisions: ledger exchanges that scheduled;
-    extensions: exchanges that asked for more steps of a run in progress.
+    Attributes:
+        queued: Requests that wait.
+        running: Requests that hold blocks.
+        oldest_waiting_s: Age of the request at the head of the queue; 0 if none waits.
+        num_used_blocks: KV blocks that requests held after the last exchange.
+        num_blocks: KV blocks of the cache.
+        healthy: Whether the workers are well.
+        prompt_tokens: Prompt tokens of admitted requests, each request once.
+        prefix_hit_tokens: Those of them that were found in the prefix cache.
+        prefix_cache_hits: Blocks found in the prefix cache, as the KV manager counts them since it was made.
+        prefix_cache_misses: Blocks looked up and not found.
+        prefix_cache_evictions: Cached blocks that were given new contents.
+        generated_tokens: Tokens delivered.
+        finished: Requests that the model or a limit ended.
+        cancelled: Requests that their client ended.
+        failed: Requests that ended with an error.
+        rejected: Requests that found the queue full.
+        decisions: Exchanges with the KV manager that scheduled a run.
+        runs: Runs sent to the workers.
+        extensions: Exchanges that asked for more steps of a run in progress.
+        steps: Forward passes whose outputs arrived.
+        interrupts: Runs that were ended early.
+        preemptions: Requests whose blocks were taken back.
+        recoveries: Attempts to bring the workers back.
     """
 
     queued: int = 0
     running: int = 0
     oldest_waiting_s: float = 0.0
-    kv_used_blocks: int = 0
-    kv_total_blocks: int = 0
+    num_used_blocks: int = 0
+    num_blocks: int = 0
     healthy: bool = True
     prompt_tokens: int = 0
     prefix_hit_tokens: int = 0
@@ -45,7 +64,11 @@ class SchedulerStats:
 
 
 class CompletionRate:
-    """How fast requests have been ending lately."""
+    """How fast requests ended lately.
+
+    Args:
+        window: Completions to look at.
+    """
 
     def __init__(self, window: int = 32) -> None:
         self._ends: deque[float] = deque(maxlen=window)
@@ -55,8 +78,15 @@ class CompletionRate:
         self._ends.append(now)
 
     def retry_after(self, num_waiting: int, now: float) -> float:
-        """Seconds, from 1 to 60, in which `num_waiting` requests leave the queue at the recent rate; 1 while nothing
-        is known."""
+        """Time in which `num_waiting` requests leave the queue at the recent rate.
+
+        Args:
+            num_waiting: Requests in the queue.
+            now: Present time, in monotonic seconds.
+
+        Returns:
+            Seconds, from 1 to 60; 1 while the rate is unknown.
+        """
         if len(self._ends) < 2 or now <= self._ends[0]:
             return 1.0
         rate = len(self._ends) / (now - self._ends[0])

@@ -9,6 +9,7 @@ from ray import serve
 from max_ray.actors.messages import GroupSpec
 from max_ray.actors.registry_calls import get_registry
 from max_ray.config import PipelineConfig, ServeConfig
+from max_ray.config.ports import parse_port_range
 from max_ray.log import get_logger
 from max_ray.phases import phase
 from max_ray.pipelines.factory import build_tokenizer
@@ -50,6 +51,7 @@ def build_application(config: ServeConfig) -> serve.Application:
         start_timeout_s=config.worker_start_timeout_s,
         collective_timeout_s=config.collective_timeout_s,
         phases=phases,
+        worker_port_range=None if config.worker_port_range is None else parse_port_range(config.worker_port_range),
     )
     deployment = Ingress.options(
         max_ongoing_requests=config.max_queued_requests + plan.max_batch_size + _EXTRA_ONGOING,

@@ -18,7 +18,9 @@ from max_ray import settings
 from max_ray.actors.messages import GroupSpec
 from max_ray.actors.priority import ORDINARY_PRIORITY
 from max_ray.log import setup_logging
+from max_ray.planning.plan import PipelinePlan
 from max_ray.serve.api.answer import generate, open_answer
+from max_ray.serve.api.api_context import ModelDetails
 from max_ray.serve.api.embeddings import EmbeddingsRequest, embed
 from max_ray.serve.api.engine import ApiOptions
 from max_ray.serve.api.openai import ChatCompletionRequest, CompletionRequest
@@ -26,6 +28,7 @@ from max_ray.serve.api.routes import build_api
 from max_ray.serve.cluster_env import SERVE_LOGGING
 from max_ray.serve.replica_door import REPLICA_DOOR
 from max_ray.serve.replica_engine import ReplicaEngine, ReplicaIdentity
+from max_ray.serve.response_store import ActorResponseStore
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -42,12 +45,14 @@ class _Ingress:
         context: Any = serve.get_replica_context()
         owner_id = ray.get_runtime_context().get_actor_id() or context.replica_tag
         identity = ReplicaIdentity(rank=context.rank.rank, owner_id=owner_id)
+        self._details = _details(spec.plan)
+        self._responses = ActorResponseStore(context.app_name)
         self.engine = await ReplicaEngine.start(replace(spec, app=context.app_name), max_queued_requests, identity)
         gc.collect()
         gc.freeze()  # what a start makes stays: collections that look through it held all streams up for 17 ms
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return build_api(self.engine, self._options)
+        return build_api(self.engine, self._options, self._responses, self._details)
 
     async def generate(self, request: CompletionRequest | ChatCompletionRequest) -> AsyncIterator[dict[str, Any]]:
         """For Python handles, called with `.options(stream=True)`: OpenAI's chunk objects when `request.stream`, else
@@ -77,6 +82,16 @@ class _Ingress:
     async def __del__(self) -> None:
         if hasattr(self, "engine"):
             await self.engine.close()
+
+
+def _details(plan: PipelinePlan) -> ModelDetails:
+    return ModelDetails(
+        family=str(plan.huggingface_config.get("model_type") or ""),
+        format=plan.weights_format.value,
+        encoding=plan.encoding.value,
+        size_bytes=plan.memory.weights * plan.memory.num_ranks,
+        is_on_gpu=plan.device != "cpu",
+    )
 
 
 Ingress = serve.deployment(

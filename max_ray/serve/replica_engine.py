@@ -18,7 +18,7 @@ from max_ray.errors import MaxRayError, StaleLeaseError, WorkerGroupError
 from max_ray.interfaces import (
     EmbeddingsContext,
     EmbeddingsGenerationOutput,
-    KVLedger,
+    KVCacheClient,
     PipelineTask,
     RequestID,
     TextContext,
@@ -32,6 +32,7 @@ from max_ray.planning.plan import PipelinePlan
 from max_ray.registry import PIPELINE_REGISTRY
 from max_ray.scheduler import EmbeddingsLoop, GenerationLoop, SchedulerLimits
 from max_ray.serve.api.metrics import Metrics, MetricsSnapshot
+from max_ray.serve.api.model_parsers import ModelParsers
 from max_ray.tokenization.tokenizer import TextTokenizer
 
 _LOG = get_logger(__name__)
@@ -56,6 +57,7 @@ class ReplicaEngine:
         self._group = group
         self._owner_id = owner_id
         self._tokenizer = tokenizer
+        self._parsers = _parsers_of(tokenizer, plan)
         self._metrics = Metrics(plan.config.served_model_name, owner_id)
         self._plan = plan
         self._loop: GenerationLoop | EmbeddingsLoop
@@ -63,7 +65,7 @@ class ReplicaEngine:
             pipeline = EmbeddingsPipeline(group.executor, limits.max_batch_size, limits.max_batch_input_tokens)
             self._loop = EmbeddingsLoop(pipeline, limits, self._recover)
         else:
-            self._loop = GenerationLoop(TextGenerationPipeline(group.executor), group.ledger, limits, self._recover)
+            self._loop = GenerationLoop(TextGenerationPipeline(group.executor), group.kv_cache, limits, self._recover)
         self._is_superseded = False
         self._siblings: dict[str, bytes] = {}
         self._tasks = [asyncio.create_task(self._loop.run()), asyncio.create_task(self._exchange_metrics())]
@@ -81,6 +83,10 @@ class ReplicaEngine:
     @property
     def model_name(self) -> str:
         return self._metrics.model_name
+
+    @property
+    def parsers(self) -> ModelParsers:
+        return self._parsers
 
     @property
     def tokenizer(self) -> TextTokenizer:
@@ -143,7 +149,7 @@ class ReplicaEngine:
     def _snapshot(self) -> MetricsSnapshot:
         return self._metrics.snapshot(self._loop.stats, self._group.info.phases)
 
-    async def _recover(self) -> KVLedger:
+    async def _recover(self) -> KVCacheClient:
         """The loop's way back after a WorkerGroupError."""
         try:
             return await self._group.rebuild()
@@ -184,6 +190,13 @@ def _ready_tokenizer(plan: PipelinePlan) -> TextTokenizer:
     if plan.task is PipelineTask.TEXT_GENERATION:
         tokenizer.describe_chat_template()
     return tokenizer
+
+
+def _parsers_of(tokenizer: TextTokenizer, plan: PipelinePlan) -> ModelParsers:
+    if plan.task is not PipelineTask.TEXT_GENERATION:
+        return ModelParsers()
+    config = plan.config
+    return ModelParsers.of(tokenizer, config.tool_call_parser, config.reasoning_parser, plan.architecture)
 
 
 def _limits(spec: GroupSpec, max_queued_requests: int) -> SchedulerLimits:

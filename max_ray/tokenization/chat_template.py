@@ -14,6 +14,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from max_ray.errors import InputError
+from max_ray.tokenization.message_forms import CALL_FORMS, CallForm, probe_chat, until_mark, with_calls, with_mark
 from max_ray.tokenization.template_limits import TemplateLimitError, TemplateTimeError
 from max_ray.tokenization.template_sandbox import BoundedTemplate
 
@@ -26,7 +27,7 @@ _NO_VISION = "This model takes text only and cannot see images: leave them out, 
 _LONGEST_REASON = 500
 _LONGEST_ROLE = 64
 _CHARACTERS_A_FIELD = 8  # what a field costs besides its text
-_OPTIONS = frozenset(["add_generation_prompt", "tools", "documents"])
+_OPTIONS = frozenset(["add_generation_prompt", "tools", "documents", "continue_final_message"])
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 _TOOL = {
     "type": "function",
@@ -40,11 +41,6 @@ _TOOL = {
         },
     },
 }
-_CALL = {
-    "id": "zqcall123",
-    "type": "function",
-    "function": {"name": "zqfunction", "arguments": {"zqkey": "zqargument"}},
-}
 
 
 @dataclass(frozen=True)
@@ -54,8 +50,8 @@ class TemplateFacts:
     roles: whose messages it writes; `developer` is among them where it is sent as `system`. refusals: why it writes no
     message of another role. names: roles whose `name` it writes. content: "string", "list" (of typed parts), or
     "both". system: where system messages may stand: "anywhere", "first" (one only), or "none". tools: whether it
-    describes tools; tool_calls: whether it writes the calls of the assistant. turns: text around a user's and a system
-    message. is_known: False where it writes no plain user message, so that nothing can be said.
+    describes tools; call_form: how it wants the calls of the assistant, None where it writes none. turns: text around
+    a user's and a system message. is_known: False where it writes no plain user message, so that nothing can be said.
     """
 
     is_known: bool
@@ -65,9 +61,14 @@ class TemplateFacts:
     content: str = "string"
     system: str = "none"
     tools: bool = False
-    tool_calls: bool = False
+    call_form: CallForm | None = None
     developer_is_system: bool = False
     turns: str = ""
+
+    @property
+    def tool_calls(self) -> bool:
+        """Whether it writes the calls of the assistant."""
+        return self.call_form is not None
 
     def public(self) -> dict[str, Any]:
         """For `GET /v1/models/{id}`."""
@@ -110,6 +111,9 @@ class ChatTemplate:
 
         Raises InputError for whatever the template raises, TemplateTimeError where it takes longer.
         """
+        options = dict(options)
+        if options.pop("continue_final_message", False):
+            return until_mark(self.render(with_mark(chat), options, seconds))
         template = self._compiled("tool_use" if options.get("tools") and "tool_use" in self._sources else "default")
         variables: dict[str, Any] = {"messages": [_message(m) for m in chat], "tools": None, "documents": None}
         variables |= {"add_generation_prompt": False, **self._special_tokens, **options}
@@ -148,19 +152,30 @@ class ChatTemplate:
                     param=f"messages[{index}].role",
                 )
             self._check_fields(message, index)
-            chat.append(message)
+            calls = message.get("tool_calls") if facts.call_form is not None else None
+            chat.append(with_calls(message, calls, facts.call_form) if calls and facts.call_form else message)
         return chat
+
+    @property
+    def source(self) -> str:
+        """Its text; several templates are joined."""
+        return "\n".join(self._sources.values())
+
+    @cached_property
+    def variables(self) -> frozenset[str]:
+        """Names that its expressions read."""
+        return frozenset[str]().union(*(template.variables for template in self._templates.values()))
 
     def check_options(self, options: Mapping[str, Any]) -> None:
         """Raises InputError for options that the template does not read."""
-        variables = frozenset[str]().union(*(template.variables for template in self._templates.values()))
+        variables = self.variables
         for name in options:
             if name not in variables and name not in _OPTIONS:
                 raise InputError(f"The chat template reads no option {name!r}.", param="chat_template_options")
         if options.get("tools") and self.facts.is_known and not self.facts.tools:
             raise InputError("This model's chat template writes no tools. Leave them out.", param="tools")
         if options.get("documents") and "documents" not in variables:
-            raise InputError("This model's chat template writes no documents.", param="chat_template_options")
+            raise InputError("This model's chat template writes no documents.", param="documents")
 
     def _check_role(self, role: Any, index: int) -> None:
         is_word = isinstance(role, str) and len(role) <= _LONGEST_ROLE
@@ -238,7 +253,7 @@ class _Probe:
             content=content,
             system=system,
             tools=self._writes([_USER], "zqtool", tools=[_TOOL]),
-            tool_calls=not self._call_refusal("zqfunction"),
+            call_form=self._call_form(),
             developer_is_system=as_system,
             turns=(self._text([_USER]) or "") + (self._text([{"role": "system", "content": "zqsystem"}, _USER]) or ""),
         )
@@ -260,11 +275,14 @@ class _Probe:
             return self.refusal([_USER, _ANSWER, _USER], ["zqanswer"])
         return self.refusal([{"role": role, "content": "zqrole"}, _USER], ["zqrole", "zquser"])
 
+    def _call_form(self) -> CallForm | None:
+        """The first form of a tool's call that it writes."""
+        words = ["zqfunction", "zqargument"]
+        return next((form for form in CALL_FORMS if not self.refusal(probe_chat(form), words)), None)
+
     def _call_refusal(self, word: str) -> str:
-        """Why the word is not in the text of a tool's call and its result: with and without text beside the call."""
-        result = {"role": "tool", "content": "zqresult", "tool_call_id": _CALL["id"], "name": "zqname"}
-        call = {"role": "assistant", "tool_calls": [_CALL]}
-        refusals = [self.refusal([_USER, each, result], [word]) for each in (call, {**call, "content": ""})]
+        """Why the word is not in the text of a tool's call and its result, in any form."""
+        refusals = [self.refusal(probe_chat(form), [word]) for form in CALL_FORMS]
         return refusals[1] if all(refusals) else ""
 
     def _takes_many_systems(self) -> bool:
@@ -347,7 +365,11 @@ def _parts(text: Any) -> Any:
 
 def _message(message: Mapping[str, Any]) -> dict[str, Any]:
     """A message for the template: without what is None, and its reasoning by the names that templates read."""
-    given = {key: value for key, value in message.items() if value is not None}
+    given = {
+        key: value
+        for key, value in message.items()
+        if value is not None or (key == "content" and "tool_calls" in message)
+    }
     reasoning = next((given[key] for key in _REASONING if key in given), None)
     return given if reasoning is None else {"thinking": reasoning, **given, "reasoning_content": reasoning}
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from functools import cache, lru_cache, partial
 from typing import TYPE_CHECKING
 
@@ -57,11 +57,28 @@ class TokenText:
         r"""The bytes as text, or `bytes:\xe4\xbd` where they are no whole characters (as OpenAI writes it)."""
         return self._look_up(token_id)[1]
 
-    def detokenizer(self, prompt: Sequence[int] | npt.NDArray[np.int64] = ()) -> Detokenizer:
-        """A detokenizer (special tokens left out) for what follows these tokens, of which it takes the last ones."""
+    def detokenizer(
+        self, prompt: Sequence[int] | npt.NDArray[np.int64] = (), shown: Set[int] = frozenset()
+    ) -> Detokenizer:
+        """A detokenizer for what follows a prompt.
+
+        Args:
+            prompt: Its tokens; the last ones are taken.
+            shown: Special tokens that stand in the text by their names. The others are left out.
+        """
         detokenizer: Detokenizer
-        if self._is_glued:
+        if self._is_glued and shown:
+            names = {token: self._tokenizer.token_piece(token) for token in shown}
+            detokenizer = ByteDetokenizer(
+                lambda token: names[token] if token in names else self.whole_text_of(token),
+                lambda token: names[token].encode() if token in names else self._decoded_bytes(token),
+            )
+        elif self._is_glued:
             detokenizer = ByteDetokenizer(self.whole_text_of, self._decoded_bytes)
+        elif shown:
+            detokenizer = IncrementalDetokenizer(
+                self._tokenizer.decode_ids, lambda token: token not in shown and self._is_hidden(token)
+            )
         else:
             detokenizer = IncrementalDetokenizer(self._decode, self._is_hidden)
         end = prompt[-_LOOK_BACK:]

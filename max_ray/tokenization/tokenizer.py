@@ -32,6 +32,7 @@ from max_ray.tokenization.chat_template import (
 )
 from max_ray.tokenization.control_tokens import ControlTokens, Marking, control_names, fold_of, strings_of
 from max_ray.tokenization.loading import as_ids, is_gguf, load_tokenizer, local_folder, read_json, turn_end_ids
+from max_ray.tokenization.loading.folder import text_config
 from max_ray.tokenization.piece_encoder import PieceEncoder
 from max_ray.tokenization.template_limits import TemplateTimeError
 
@@ -88,14 +89,14 @@ class TextTokenizer:
         if self._backend is not None:
             self._backend.no_truncation()
             self._backend.no_padding()
-        self.vocab_size = vocab_size or _text_config(model_config).get("vocab_size") or len(self._hf)
+        self.vocab_size = vocab_size or text_config(model_config).get("vocab_size") or len(self._hf)
         self._generation_config = dict(generation_config)
         _check_defaults(self._generation_config, folder)
         self._bos_text: str | None = self._hf.bos_token
         self.special_ids = self._find_special_ids()
         self.special_names = {self.token_piece(i): i for i in self.special_ids if i < self.vocab_size}
         self.added_ids = frozenset(self._hf.added_tokens_decoder)
-        configs = (generation_config, _text_config(model_config), model_config)
+        configs = (generation_config, text_config(model_config), model_config)
         self._eos = self._find_ends(configs) if eos_token_ids is None else as_ids(list(eos_token_ids))
         self.eos_token_ids = frozenset(self._eos)
 
@@ -120,6 +121,11 @@ class TextTokenizer:
             return None
         self._control.suspects("")
         return self._template.facts.public()
+
+    @property
+    def chat_template(self) -> ChatTemplate | None:
+        """The chat template; None without one."""
+        return self._template if self._hf.chat_template else None
 
     async def new_context(self, request: TextGenerationRequest) -> TextContext:
         """The context of a request. Long texts are encoded in a thread, short ones here.
@@ -215,7 +221,8 @@ class TextTokenizer:
     def _chat(self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any] | None) -> tuple[Chat, Any]:
         """Messages and options as the template takes them. Raises InputError for what it would leave out."""
         wrap = self.expects_content_wrapping
-        chat = [{**m, "content": self._content(m.get("content"), wrap)} for m in self._template.prepare(messages)]
+        prepared = self._template.prepare(messages)
+        chat = [{**m, "content": self._content(m["content"], wrap)} if "content" in m else dict(m) for m in prepared]
         if options:
             self._template.check_options(options)
         return chat, {"add_generation_prompt": True, **(options or {})}
@@ -372,12 +379,6 @@ class TextTokenizer:
             raise InputError(
                 f"Token id {outside[0]} is outside the model's vocabulary, 0 to {self.vocab_size - 1}.", param=param
             )
-
-
-def _text_config(model_config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The part of config.json that speaks of text: multimodal models nest it."""
-    nested = model_config.get("text_config")
-    return nested if isinstance(nested, dict) else model_config
 
 
 def _check_defaults(generation_config: Mapping[str, Any], folder: Path) -> None:

@@ -139,7 +139,12 @@ class GgufSource(WeightSource):
         if size == 1:
             return data
         pairs = data.reshape(-1, size // 2, 2, *data.shape[1:])
-        return pairs.transpose(1, 2).flatten(0, 2)
+        if not tensor.type.is_quantized:
+            return pairs.transpose(1, 2).flatten(0, 2)
+        import torch
+
+        # torch would start threads of its own for each of the threads that read blocks
+        return torch.from_numpy(pairs.numpy().swapaxes(1, 2).reshape(data.shape))
 
     def _head_rows(self, tensor: GgufTensor) -> int:
         """Rows of a head of a tensor whose rows are reordered within heads; 1 for all others."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -50,22 +51,58 @@ def load_weights(
     tensors = {own: renaming.sources[own][0] for own in wanted}
     for own, spec in wanted.items():
         _check_tensor(source, tensors[own], spec, parameters[own.parameter].data.dtype)
-    nbytes = 0
-    progress = LoadProgress(sum(_stored_bytes(source, tensors[own], spec) for own, spec in wanted.items()))
-    for name, parameter in parameters.items():
-        named = {part: tensors[OwnName(name, part)] for part in parameter.parts}
-        stored = sum(_stored_bytes(source, named[part], spec) for part, spec in parameter.parts.items())
-        if parameter.keep_quantized is not None and any(source.quantization(tensor) for tensor in named.values()):
-            nbytes += parameter.keep_quantized(_ordered(parameter, source, named))
-        elif parameter.pack is not None and parameter.pack(_ordered(parameter, source, named)):
-            nbytes += stored
-        else:
-            parameter.take_memory()
-            _zero_uncovered(name, parameter)
-            nbytes += sum(_fill_part(parameter, spec, source, named[part]) for part, spec in parameter.parts.items())
-        progress.add(stored)
-    progress.end()
+    named = {name: {part: tensors[OwnName(name, part)] for part in p.parts} for name, p in parameters.items()}
+    nbytes = _load_all(parameters, named, source)
     return LoadReport(len(parameters), len(tensors), nbytes, tuple(renaming.dropped))
+
+
+def _load_all(
+    parameters: Mapping[str, ShardedParameter], tensors: Mapping[str, Mapping[str, str]], source: WeightSource
+) -> int:
+    """Fills or replaces all parameters, and gives the bytes read. tensors: by parameter, the checkpoint's by part.
+
+    Matrices that stay in a file's blocks are taken by as many threads as the products use, a matrix at a time: they are
+    read and tiled without the interpreter's lock, and no thread waits for another within a matrix."""
+    stored = {
+        name: sum(_stored_bytes(source, tensors[name][part], spec) for part, spec in parameter.parts.items())
+        for name, parameter in parameters.items()
+    }
+    progress, nbytes = LoadProgress(sum(stored.values())), 0
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        started = {
+            name: threads.submit(_load_one, name, parameter, tensors[name], source, stored[name])
+            for name, parameter in parameters.items()
+            if _stays_in_blocks(parameter, tensors[name], source)
+        }
+        try:
+            for name, parameter in parameters.items():
+                task = started.pop(name, None)
+                given = (name, parameter, tensors[name], source, stored[name])
+                nbytes += _load_one(*given) if task is None else task.result()
+                progress.add(stored[name])
+        except BaseException:
+            threads.shutdown(cancel_futures=True)
+            raise
+    progress.end()
+    return nbytes
+
+
+def _stays_in_blocks(parameter: ShardedParameter, tensors: Mapping[str, str], source: WeightSource) -> bool:
+    on_cpu = parameter.data.device.type == "cpu"
+    return on_cpu and parameter.keep_quantized is not None and all(map(source.block_type, tensors.values()))
+
+
+def _load_one(
+    name: str, parameter: ShardedParameter, tensors: Mapping[str, str], source: WeightSource, stored: int
+) -> int:
+    """Fills or replaces one parameter, and gives the bytes read. stored: its bytes in the checkpoint."""
+    if parameter.keep_quantized is not None and any(source.quantization(tensor) for tensor in tensors.values()):
+        return parameter.keep_quantized(_ordered(parameter, source, tensors))
+    if parameter.pack is not None and parameter.pack(_ordered(parameter, source, tensors)):
+        return stored
+    parameter.take_memory()
+    _zero_uncovered(name, parameter)
+    return sum(_fill_part(parameter, spec, source, tensors[part]) for part, spec in parameter.parts.items())
 
 
 def _stored_bytes(source: WeightSource, tensor: str, spec: PartSpec) -> int:

@@ -97,6 +97,7 @@ class FakeCluster:
     def __init__(self) -> None:
         self.members: dict[str, FakeMember] = {}
         self.placements: dict[str, str] = {}
+        self.nodes: dict[str, str] = {}
         self.loading = asyncio.Event()
         self.loading.set()
         self.process = 0
@@ -133,7 +134,7 @@ class FakeCluster:
     def list_names(self, everywhere: bool) -> list[dict[str, str]]:
         return [{"name": name, "namespace": "max_ray"} for name in self.living]
 
-    async def place(self, group_id: str, spec: Any, progress: Any) -> Any:
+    async def place(self, group_id: str, spec: Any, progress: Any, preferred_node: str = "") -> Any:
         await self.if_alive()
 
         class Placement:
@@ -141,6 +142,7 @@ class FakeCluster:
                 hex = staticmethod(lambda: f"placement of {group_id}")
 
         self.placements[group_id] = Placement.id.hex()
+        self.nodes[Placement.id.hex()] = preferred_node
         return Placement
 
     def remove_placement(self, placement_id: str) -> None:
@@ -164,6 +166,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> FakeCluster:
     monkeypatch.setattr(groups.ray, "kill", cluster.kill)
     monkeypatch.setattr(groups, "_PING_S", 0.3)
     monkeypatch.setattr(registry, "placements_of_groups", lambda: dict(cluster.placements))
+    monkeypatch.setattr(registry, "nodes_of_placements", lambda: dict(cluster.nodes))
     monkeypatch.setattr(registry, "remove_group_placement", cluster.remove_placement)
     monkeypatch.setattr(registry, "STALE_AFTER_S", 0.1)
     monkeypatch.setattr(registry, "_TIDY_EVERY_S", 0.01)

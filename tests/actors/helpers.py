@@ -14,7 +14,7 @@ import ray
 from max_ray.actors.messages import NAMESPACE, GroupInfo, GroupSpec, MemberStatus, RegistryStatus
 from max_ray.actors.registry_calls import get_registry
 from max_ray.config import PipelineConfig
-from max_ray.interfaces import LeaseRequest, RunRequest, RunRow, SamplingParams
+from max_ray.interfaces import RunRequest, RunRow, SamplingParams
 from max_ray.planning.plan import resolve_plan
 
 
@@ -55,10 +55,10 @@ def worker_statuses(info: GroupInfo) -> list[MemberStatus]:
     return list(ray.get([worker.describe.remote() for worker in info.workers]))
 
 
-def num_used_blocks(kv_manager: Any, epoch: int) -> int:
-    """Blocks that requests hold. Raises StaleLeaseError for an epoch that is over."""
-    reply = ray.get(kv_manager.exchange.remote(epoch, LeaseRequest()))
-    return int(reply.total_blocks - reply.free_blocks)
+def num_used_blocks(kv_manager: Any) -> int:
+    """Blocks that requests hold, by the KV manager's own count."""
+    status = ray.get(kv_manager.describe.remote())
+    return int(status.num_blocks - status.num_free_blocks)
 
 
 def kill(actor: Any) -> None:

@@ -14,12 +14,13 @@ import pytest
 import ray
 from ray.util.placement_group import placement_group_table
 
+from max_ray.actors.kv_manager_client import KVManagerClient
 from max_ray.actors.leased_group import LeasedGroup
 from max_ray.actors.messages import NAMESPACE, REGISTRY_NAME, GroupInfo
 from max_ray.actors.registry_calls import get_registry
-from max_ray.actors.worker_group import ActorKVLedger, GroupExecutor
+from max_ray.actors.worker_group import GroupExecutor
 from max_ray.errors import MaxRayError, ParallelismError, StaleLeaseError, WorkerGroupError
-from max_ray.interfaces import LeaseRequest, LeaseWant, RunExtension, RunRequest
+from max_ray.interfaces import BlockRequest, CacheUpdate, RunExtension, RunRequest
 from max_ray.pipelines.factory import PipelineFactory
 from tests.actors.helpers import actors_of, eventually, kill, make_run, make_spec, registry_status, worker_statuses
 
@@ -28,12 +29,6 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 async def run_all(executor: GroupExecutor, request: RunRequest) -> list[list[int]]:
     return [output.tokens.tolist() async for output in executor.stream(request)]
-
-
-def without_line(executor: GroupExecutor) -> None:
-    """From now on runs are Ray calls, as where a worker is on another node."""
-    executor.hang_up()
-    executor._is_line_possible = False
 
 
 def pids(info: GroupInfo) -> list[int]:
@@ -72,8 +67,6 @@ async def test_two_ranks_compute_what_one_process_computes(
     assert {psutil.Process(pid).nice() for pid in pids(group.info)} == {psutil.Process().nice()}, "Ray's own: 15 more"
     assert await run_all(group.executor, make_run(1)) == local_tokens[0.0]
     assert await run_all(group.executor, make_run(2, temperature=1.0)) == local_tokens[1.0]
-    without_line(group.executor)  # as from another node
-    assert await run_all(group.executor, make_run(4)) == local_tokens[0.0]
 
     kill(group.info.workers[1])  # rank 0 must not hang in a collective with the dead
     with pytest.raises(WorkerGroupError):
@@ -115,9 +108,6 @@ async def test_interrupt_ends_a_run_at_a_step_boundary(tiny_llama: Path) -> None
     early = await run_all(group.executor, make_run(2, num_steps=50, row_ids="a"))
     assert len(early) == 1
     assert len(await run_all(group.executor, make_run(3, row_ids="a"))) == 12
-    without_line(group.executor)
-    group.executor.interrupt(4)
-    assert len(await run_all(group.executor, make_run(4, num_steps=50, row_ids="a"))) == 1
     await group.release()
 
 
@@ -127,7 +117,7 @@ async def test_a_successor_takes_over_a_warm_group_and_its_blocks(
     spec = make_spec(tiny_llama, "warm")
     old = await LeasedGroup.acquire(spec, 0, "first")
     old_info, old_pids = old.info, pids(old.info)
-    await old.ledger.exchange(LeaseRequest(wants=[LeaseWant("a", 40)]))
+    await old.kv_cache.update(CacheUpdate(requests=[BlockRequest("a", 40)]))
     abandoned = old.executor.stream(make_run(1, num_steps=40))
     await anext(abandoned)  # the owner dies in the middle of a run
 
@@ -135,14 +125,14 @@ async def test_a_successor_takes_over_a_warm_group_and_its_blocks(
     assert new.info.group_id == old_info.group_id
     assert new.info.epoch == old_info.epoch + 1
     assert pids(new.info) == old_pids
-    reply = await new.ledger.exchange(LeaseRequest())
-    assert reply.free_blocks == reply.total_blocks == spec.plan.num_blocks
+    reply = await new.kv_cache.update(CacheUpdate())
+    assert reply.num_free_blocks == reply.num_blocks == spec.plan.num_blocks
     assert await run_all(new.executor, make_run(1)) == local_tokens[0.0]
 
     with pytest.raises(StaleLeaseError):
         await run_all(GroupExecutor(old_info), make_run(2))
     with pytest.raises(StaleLeaseError):
-        await ActorKVLedger(old_info).exchange(LeaseRequest())
+        await KVManagerClient(old_info).update(CacheUpdate())
     with pytest.raises(StaleLeaseError):
         await old.renew()
     told: list[MaxRayError] = []
@@ -171,11 +161,11 @@ async def test_a_dead_kv_manager_is_replaced_and_the_workers_stay(
     before = pids(group.info)
     kill(group.info.kv_manager)
     with pytest.raises(WorkerGroupError):
-        await group.ledger.exchange(LeaseRequest(wants=[LeaseWant("a", 4)]))
+        await group.kv_cache.update(CacheUpdate(requests=[BlockRequest("a", 4)]))
     ledger = await group.rebuild()
     assert pids(group.info) == before
-    reply = await ledger.exchange(LeaseRequest(wants=[LeaseWant("a", 4)]))
-    assert reply.free_blocks == reply.total_blocks - 1
+    reply = await ledger.update(CacheUpdate(requests=[BlockRequest("a", 4)]))
+    assert reply.num_free_blocks == reply.num_blocks - 1
     assert await run_all(group.executor, make_run(1)) == local_tokens[0.0]
     await group.release()
 

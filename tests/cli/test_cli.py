@@ -77,6 +77,8 @@ def test_every_setting_is_a_flag(served: list[ServeConfig], tmp_path: Path) -> N
         "max_image_bytes": 5,
         "max_image_pixels": 6,
         "allow_special_tokens_in_messages": True,
+        "tool_call_parser": "hermes",
+        "reasoning_parser": "none",
         "num_threads": 3,
         "host": "localhost",
         "port": 1234,
@@ -88,6 +90,7 @@ def test_every_setting_is_a_flag(served: list[ServeConfig], tmp_path: Path) -> N
         "lease_grace_s": 1.5,
         "worker_start_timeout_s": 2.5,
         "collective_timeout_s": 3.5,
+        "worker_port_range": "20000-20999",
         "allowed_hosts": ("box.lan", "*.x.org"),
         "allowed_origins": ("https://x.org", "null"),
     }

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from max_ray.config import DeviceChoice, PipelineConfig, ServeConfig, SettingsError
 from max_ray.config.models import is_loopback
+from max_ray.config.ports import parse_port_range
 from max_ray.errors import ConfigError
 from max_ray.interfaces import SupportedEncoding
 
@@ -203,3 +204,22 @@ def test_is_loopback() -> None:
     assert is_loopback("127.0.0.1")
     assert not is_loopback("0.0.0.0")
     assert not is_loopback("")
+
+
+def test_parsers_are_checked() -> None:
+    assert PipelineConfig(model_path="m", tool_call_parser="deepseek_v31").tool_call_parser == "deepseek_v3"
+    assert PipelineConfig(model_path="m", reasoning_parser="none").reasoning_parser == "none"
+    with pytest.raises(SettingsError, match=r"tool_call_parser should be one of auto, .*, not 'hermse'\. Did you mean"):
+        PipelineConfig(model_path="m", tool_call_parser="hermse")
+
+
+@pytest.mark.parametrize("text", ["", "20000", "20000-", "0-5", "20-10", "1-65536", "a-b", "20000-20999 "])
+def test_worker_port_range_is_two_ports(text: str) -> None:
+    with pytest.raises(SettingsError, match="worker_port_range"):
+        ServeConfig(worker_port_range=text)
+
+
+def test_worker_port_range_is_understood() -> None:
+    assert parse_port_range("20000-20999") == (20000, 20999)
+    assert ServeConfig(worker_port_range="1-65535").worker_port_range == "1-65535"
+    assert ServeConfig(worker_port_range="none").worker_port_range is None

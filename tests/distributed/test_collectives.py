@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from max_ray.distributed import TPGroup, all_gather, all_reduce, all_reduce_min, broadcast
+from max_ray.distributed import TPGroup, all_gather, all_reduce, all_reduce_min, broadcast, collectives
 from tests.nn.ranks import run_ranks
 
 SIZES = [1, 2, 3]
@@ -30,6 +30,29 @@ def test_a_row_gets_the_same_sum_alone_and_among_others(size: int, dtype: torch.
     for rows in (1, 2, 3, 8, 16, 257):
         for result in run_ranks(size, lambda tp, rows=rows: all_reduce(parts[tp.rank][-rows:].clone(), tp)):
             assert torch.equal(result, expected[-rows:].to(dtype)), f"{rows} rows"
+
+
+@pytest.mark.parametrize("size", [3, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64])
+def test_slices_and_shares_of_any_length(monkeypatch: pytest.MonkeyPatch, size: int, dtype: torch.dtype) -> None:
+    """Shares that do not divide evenly, several slices, the last of which may be sent whole; one call after another."""
+    monkeypatch.setattr(collectives, "_SLICE_BYTES", 4096)
+    monkeypatch.setattr(collectives, "_SENT_WHOLE_BYTES", 256)
+    lengths = [1, 31, 32, 64, 65, 129, 511, 512, 1024, 1025, 5001]
+    parts = [
+        torch.randn(5001, generator=torch.Generator().manual_seed(rank)).mul(100).to(dtype) for rank in range(size)
+    ]
+    wide = [part if dtype is torch.int64 else part.float() for part in parts]
+    expected = wide[0].clone()
+    for part in wide[1:]:
+        expected += part
+
+    def rank(tp: TPGroup) -> list[torch.Tensor]:
+        return [all_reduce(parts[tp.rank][:length].clone(), tp) for length in lengths]
+
+    for results in run_ranks(size, rank):
+        for length, result in zip(lengths, results, strict=True):
+            assert torch.equal(result, expected[:length].to(dtype)), f"{length} numbers"
 
 
 @pytest.mark.parametrize("size", SIZES)

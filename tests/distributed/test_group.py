@@ -33,27 +33,28 @@ def listening_addresses() -> set[str]:
     return {c.laddr.ip for c in psutil.Process().net_connections() if c.status == psutil.CONN_LISTEN}
 
 
-def add_up_until_rank_1_dies(rank: int, init_method: str, answer: Connection) -> None:
+def add_up_until_rank_1_dies(rank: int, size: int, init_method: str, answer: Connection) -> None:
     torch.set_num_threads(1)
-    tp = init_tp_group(rank, 2, init_method, CPU, timeout_s=30)
+    tp = init_tp_group(rank, size, init_method, CPU, timeout_s=30)
     answer.send((all_reduce(torch.tensor([rank + 1.0]), tp).item(), listening_addresses()))
     if rank == 1:
         os._exit(3)
     start = time.monotonic()
     try:
-        all_reduce(torch.ones(1), tp)
+        all_reduce(torch.ones(100_000), tp)
         answer.send(("no error", 0.0))
     except WorkerGroupError as error:
         answer.send((str(error), time.monotonic() - start))
 
 
-def test_two_processes_meet_listen_on_loopback_only_and_notice_a_death_at_once() -> None:
+@pytest.mark.parametrize("size", [2, 3])
+def test_processes_meet_listen_on_loopback_only_and_notice_a_death_at_once(size: int) -> None:
     spawn = multiprocessing.get_context("spawn")
     init_method = f"tcp://127.0.0.1:{free_port()}"
-    pipes = [spawn.Pipe(duplex=False) for _ in range(2)]
+    pipes = [spawn.Pipe(duplex=False) for _ in range(size)]
     ranks = [
-        spawn.Process(target=add_up_until_rank_1_dies, args=(rank, init_method, pipes[rank][1]), daemon=True)
-        for rank in range(2)
+        spawn.Process(target=add_up_until_rank_1_dies, args=(rank, size, init_method, pipes[rank][1]), daemon=True)
+        for rank in range(size)
     ]
     for process in ranks:
         process.start()
@@ -61,7 +62,7 @@ def test_two_processes_meet_listen_on_loopback_only_and_notice_a_death_at_once()
         for receive, _ in pipes:
             assert receive.poll(120), "a rank did not answer"
             total, addresses = receive.recv()
-            assert total == 3.0
+            assert total == size * (size + 1) / 2
             assert addresses <= {"127.0.0.1"}
         assert pipes[0][0].poll(60), "rank 0 hangs after the death of rank 1"
         message, seconds = pipes[0][0].recv()
@@ -108,16 +109,21 @@ def test_the_port_is_taken() -> None:
             init_tp_group(0, 2, f"tcp://127.0.0.1:{taken.getsockname()[1]}", CPU, timeout_s=1)
 
 
-def test_a_rank_that_stops_answering_is_an_error_after_the_timeout() -> None:
+@pytest.mark.parametrize("count", [1, 100_000])
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_rank_that_stops_answering_is_an_error_after_the_timeout(size: int, count: int) -> None:
     def rank(tp: TPGroup) -> str:
         if tp.rank == 1:
             time.sleep(1.5)
             return ""
-        with pytest.raises(WorkerGroupError, match="all_reduce of rank 0 in a tensor-parallel group of 2 failed"):
-            all_reduce(torch.ones(1), tp)
+        with pytest.raises(
+            WorkerGroupError, match=f"all_reduce of rank {tp.rank} in a tensor-parallel group of {size} failed"
+        ):
+            all_reduce(torch.ones(count), tp)
         return "told"
 
-    assert run_ranks(2, rank, timeout_s=0.7)[0] == "told"
+    told = run_ranks(size, rank, timeout_s=0.7)
+    assert told == ["told", ""] + ["told"] * (size - 2)
 
 
 @pytest.mark.parametrize("init_method", ["env://", "tcp://host", "127.0.0.1:80", ""])

@@ -27,6 +27,7 @@ from max_ray.pipelines import PIPELINE_REGISTRY, EmbeddingsTokenizer
 from max_ray.pipelines.factory import PipelineFactory
 from max_ray.scheduler import EmbeddingsLoop, SchedulerLimits
 from max_ray.serve.api.metrics import Metrics, MetricsSnapshot
+from max_ray.serve.api.model_parsers import ModelParsers
 from max_ray.serve.api.routes import build_api
 from tests.embeddings.checkpoints import reference_vectors
 from tests.embeddings.in_process import embed_in_process
@@ -39,6 +40,7 @@ class LocalEngine:
 
     task = PipelineTask.EMBEDDINGS_GENERATION
     model_name = "tiny"
+    parsers = ModelParsers()
 
     def __init__(self, folder: Path) -> None:
         config = PipelineConfig(model_path=str(folder), num_threads=1, max_length=32)

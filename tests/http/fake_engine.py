@@ -18,6 +18,7 @@ from max_ray.interfaces import (
 )
 from max_ray.scheduler import SchedulerStats
 from max_ray.serve.api.metrics import Metrics, MetricsSnapshot
+from max_ray.serve.api.model_parsers import ModelParsers
 from max_ray.tokenization.tokenizer import TextTokenizer
 
 Script = Callable[[TextContext], str | list[int]]
@@ -36,6 +37,7 @@ class FakeEngine:
         self.task = PipelineTask.TEXT_GENERATION
         self.embedding_size: int | None = None
         self.tokenizer = tokenizer
+        self.parsers = ModelParsers.of(tokenizer)
         self.metrics = Metrics("fake", "r0")
         self.script = script
         self.contexts: list[TextContext] = []
@@ -67,8 +69,8 @@ class FakeEngine:
         return self.is_healthy
 
     async def metrics_snapshots(self) -> Sequence[MetricsSnapshot]:
-        stats = SchedulerStats(queued=2, running=3, kv_used_blocks=5, kv_total_blocks=64)
-        sibling = Metrics("fake", "r1").snapshot(SchedulerStats(kv_total_blocks=64))
+        stats = SchedulerStats(queued=2, running=3, num_used_blocks=5, num_blocks=64)
+        sibling = Metrics("fake", "r1").snapshot(SchedulerStats(num_blocks=64))
         return [self.metrics.snapshot(stats), sibling]
 
     async def _steps(self, context: TextContext, ids: list[int]) -> AsyncIterator[TextGenerationOutput]:

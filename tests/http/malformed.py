@@ -13,8 +13,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-POST_ROUTES = ("/v1/completions", "/v1/chat/completions", "/v1/embeddings")
-GET_ROUTES = ("/v1/models", "/v1/models/tiny", "/health", "/metrics", "/version", "/")
+POST_ROUTES = (
+    *("/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/tokenize", "/detokenize"),
+    *("/v1/messages", "/v1/messages/count_tokens", "/v1/responses", "/v1/responses/x/cancel"),
+    *("/api/chat", "/api/generate", "/api/embed", "/api/show"),
+)
+GET_ROUTES = (
+    *("/v1/models", "/v1/models/tiny", "/health", "/metrics", "/version", "/", "/ping", "/docs", "/openapi.json"),
+    *("/tokenizer_info", "/v1/responses/x", "/v1/responses/x/input_items", "/api/tags", "/api/ps", "/api/version"),
+)
 METHODS = ("GET", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "POST", "QUERY")
 FIELDS = (
     *("model", "prompt", "messages", "input", "max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k"),
@@ -22,7 +29,9 @@ FIELDS = (
     *("logprobs", "top_logprobs", "logit_bias", "min_tokens", "ignore_eos", "frequency_penalty", "presence_penalty"),
     *("repetition_penalty", "tools", "tool_choice", "response_format", "metadata", "store", "modalities", "audio"),
     *("encoding_format", "dimensions", "truncate", "service_tier", "reasoning_effort", "functions", "prediction"),
-    *("chat_template", "chat_template_kwargs", "guided_json", "n_predict", "cache_prompt", "", "\u0000", "\ud800", "é"),
+    *("chat_template", "chat_template_kwargs", "guided_json", "n_predict", "cache_prompt", "tokens", "system", "raw"),
+    *("stop_sequences", "thinking", "options", "keep_alive", "think", "instructions", "previous_response_id", "text"),
+    *("background", "reasoning", "truncation", "include", "include_obfuscation", "", "\u0000", "\ud800", "é"),
 )
 CONTENT_TYPES = (
     *("application/json", "application/json; charset=utf-8", "application/json;charset=latin-1", "text/plain", ""),
@@ -89,16 +98,37 @@ class Generator:
     def valid_body(self, route: str) -> dict[str, Any]:
         if route == "/v1/embeddings":
             return {"input": self._random.choice(["a", ["a", "b"], [1, 2], [[1], [2]]]), "model": "tiny"}
+        if route == "/detokenize":
+            return {"tokens": self._random.choice([[], [5, 6], [0]]), "model": "tiny"}
+        if route == "/tokenize":
+            return {"prompt": self._random.choice(["a", ""]), "return_token_strs": self._random.random() < 0.5}
+        if route.startswith("/api/") or route.startswith("/v1/responses"):
+            return self._other_body(route)
         body: dict[str, Any] = {"model": "tiny", "max_tokens": self._random.randrange(1, 3)}
-        if self._random.random() < 0.2:
+        if self._random.random() < 0.2 and route != "/v1/messages/count_tokens":
             body["stream"] = True
+        if route == "/v1/messages/count_tokens":
+            del body["max_tokens"]
         if route == "/v1/completions":
             return body | {"prompt": self._random.choice(["a", ["a", "b"], [5, 6], [[5], [6]]])}
         parts = [{"type": "text", "text": "hello"}]
         messages = [{"role": "user", "content": self._random.choice(["hello", parts])}]
-        if self._random.random() < 0.3:
+        if self._random.random() < 0.3 and route == "/v1/chat/completions":
             messages.insert(0, {"role": self._random.choice(["system", "developer"]), "content": "be brief"})
         return body | {"messages": messages}
+
+    def _other_body(self, route: str) -> dict[str, Any]:
+        rng = self._random
+        if route.startswith("/v1/responses"):
+            extras: list[dict[str, Any]] = [{}, {"stream": True}, {"background": True}, {"store": False}]
+            text = rng.choice(["a", [{"role": "user", "content": "a"}]])
+            return {"model": "tiny", "input": text, "max_output_tokens": rng.randrange(1, 3), **rng.choice(extras)}
+        body: dict[str, Any] = {"model": "tiny"}
+        if route in ("/api/embed", "/api/show"):
+            return body | ({"input": "a"} if route == "/api/embed" else {})
+        body |= {"options": {"num_predict": rng.randrange(1, 3)}, "stream": rng.random() < 0.5}
+        messages = [{"role": "user", "content": "hello"}]
+        return body | ({"prompt": "a"} if route == "/api/generate" else {"messages": messages})
 
     def _spoil(self, body: dict[str, Any]) -> None:
         """One change at some depth."""

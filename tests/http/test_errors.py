@@ -108,7 +108,8 @@ async def test_bad_completion_fields(
         ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
         ({"echo": True}, "echo", "Unknown field"),
         ({"prompt": "x"}, "prompt", "Unknown field"),
-        ({"tools": [{"type": "function"}]}, "tools", "not supported"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function", "required"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type", "function"),
     ],
 )
 async def test_bad_chat_fields(

@@ -20,10 +20,11 @@ from max_ray.errors import InputError
 from max_ray.images.limits import ImageLimits
 from max_ray.images.tokenizer import ImageTextTokenizer
 from max_ray.interfaces import PipelineTask, RequestID, TextContext, TextGenerationOutput, TextGenerationRequest
-from max_ray.kv_cache import LocalKVLedger, PagedKVCacheManager
+from max_ray.kv_cache import LocalKVCacheClient, PagedKVCacheManager
 from max_ray.pipelines import PIPELINE_REGISTRY, PipelineConfig
 from max_ray.scheduler import GenerationLoop, SchedulerLimits
 from max_ray.serve.api.metrics import Metrics, MetricsSnapshot
+from max_ray.serve.api.model_parsers import ModelParsers
 from max_ray.serve.api.routes import build_api
 from max_ray.tokenization.tokenizer import TextTokenizer
 from tests.architectures.vision import DENSE, Prompt, VisionReference, make_served_vision, picture
@@ -42,6 +43,7 @@ class LoopEngine:
 
     model_name = "tiny"
     task = PipelineTask.TEXT_GENERATION
+    parsers = ModelParsers()
 
     def __init__(self, tokenizer: ImageTextTokenizer, loop: GenerationLoop) -> None:
         self.tokenizer = tokenizer
@@ -107,7 +109,7 @@ async def engine(served: ServedModel, request: pytest.FixtureRequest) -> AsyncIt
     """Its parameter: the blocks of the KV cache."""
     num_blocks = getattr(request, "param", NUM_BLOCKS)
     manager = PagedKVCacheManager(served.pipeline.kv_manager.params, num_blocks)
-    loop = GenerationLoop(served.pipeline, LocalKVLedger(manager), SchedulerLimits(4, 12, 20, 8))
+    loop = GenerationLoop(served.pipeline, LocalKVCacheClient(manager), SchedulerLimits(4, 12, 20, 8))
     task = asyncio.create_task(loop.run())
     yield LoopEngine(served.tokenizer, loop)
     while manager.num_free_blocks < num_blocks:

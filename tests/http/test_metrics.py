@@ -143,4 +143,6 @@ async def test_models_and_version(client: httpx.AsyncClient) -> None:
         "tools": False,
         "tool_calls": False,
     }
+    assert listed["data"][0]["tool_call_parser"] == "json"
+    assert listed["data"][0]["reasoning_parser"] == "none"
     assert (await client.get("/version")).json() == {"version": max_ray.__version__}

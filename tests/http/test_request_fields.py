@@ -144,8 +144,8 @@ async def test_what_asks_for_nothing_passes(
 @pytest.mark.parametrize(
     ("fields", "param", "words"),
     [
-        ({"tools": [{"type": "function"}]}, "tools", "except as []"),
-        ({"tool_choice": "required"}, "tool_choice", '"none" or "auto"'),
+        ({"functions": [{"name": "f"}]}, "functions", "Use 'tools'"),
+        ({"function_call": {"name": "f"}}, "function_call", "Use 'tool_choice'"),
         ({"logit_bias": {"5": 1}}, "logit_bias", "{}"),
         ({"best_of": 2}, "best_of", "1 or the value of n"),
         ({"best_of": True}, "best_of", "1 or the value of n"),
@@ -179,8 +179,12 @@ async def test_what_asks_for_something_is_named_with_what_would_pass(
     ("message", "param"),
     [
         ({"role": "assistant", "content": "x", "refusal": "no"}, "messages[1].refusal"),
-        ({"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}, "messages[1].tool_calls"),
-        ({"role": "assistant", "reasoning_content": "hm"}, "messages[1].reasoning_content"),
+        ({"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}, "messages[1].tool_calls[0].function"),
+        ({"role": "user", "content": "x", "reasoning_content": "hm"}, "messages[1].reasoning_content"),
+        ({"role": "user", "content": "x", "tool_calls": [{"id": "1"}]}, "messages[1].tool_calls"),
+        ({"role": "assistant", "content": "x", "tool_call_id": "1"}, "messages[1].tool_call_id"),
+        ({"role": "tool", "content": "x"}, "messages[1].tool_call_id"),
+        ({"role": "function", "name": "f", "content": "x"}, "messages[1].role"),
         ({"role": "user", "content": None}, "messages[1].content"),
         ({"role": "system"}, "messages[1].content"),
         ({"role": "user", "content": [{"type": "text", "text": "a", "cache_control": 1}]}, "messages[1].content[0]."),
@@ -236,9 +240,9 @@ async def test_no_hint_is_better_than_a_wrong_one(client: httpx.AsyncClient, nam
 @pytest.mark.parametrize(
     ("path", "words"),
     [
-        ("/v1/responses", " Use /v1/chat/completions."),
-        ("/v1/responses/", " Use /v1/chat/completions."),
-        ("/api/chat", " Use /v1/chat/completions."),
+        ("/responses", " Use /v1/responses."),
+        ("/responses/", " Use /v1/responses."),
+        ("/chat", " Use /v1/chat/completions."),
         ("/generate", " Use /v1/completions."),
         ("/v1/chat/completion", " Did you mean '/v1/chat/completions'?"),
         ("/v1/score", ""),

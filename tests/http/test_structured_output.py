@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from max_ray.interfaces import GrammarSpec, TextContext, TextGenerationOutput
-from max_ray.kv_cache import LocalKVLedger
+from max_ray.kv_cache import LocalKVCacheClient
 from max_ray.pipelines import PIPELINE_REGISTRY, PipelineConfig
 from max_ray.scheduler import GenerationLoop, SchedulerLimits
 from max_ray.serve.api.routes import build_api
@@ -191,7 +191,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
 @pytest.fixture
 async def real(model: tuple[Any, Any]) -> AsyncIterator[httpx.AsyncClient]:
     tokenizer, pipeline = model
-    loop = GenerationLoop(pipeline, LocalKVLedger(pipeline.kv_manager), SchedulerLimits(8, 64, 20, 8))
+    loop = GenerationLoop(pipeline, LocalKVCacheClient(pipeline.kv_manager), SchedulerLimits(8, 64, 20, 8))
     task = asyncio.create_task(loop.run())
     transport = httpx.ASGITransport(build_api(ModelEngine(tokenizer, loop)), raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60) as client:

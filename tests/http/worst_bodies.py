@@ -20,6 +20,11 @@ def numbered(before: bytes, unit: str, after: bytes, size: int) -> bytes:
 
 
 _USER = b'{"messages":[{"role":"user","content":'
+_HI = _USER + b'"hi"}],'
+_CALLS = b'{"messages":[{"role":"assistant","tool_calls":['
+_TOOL = (
+    _HI + b'"tool_choice":"required","tools":[{"type":"function","function":{"name":"f","parameters":{"properties":{'
+)
 _EMPTY = b'{"role":"user","content":""}'
 
 WORST: dict[str, tuple[str, Callable[[int], bytes]]] = {
@@ -43,6 +48,8 @@ WORST: dict[str, tuple[str, Callable[[int], bytes]]] = {
     "one field again and again": (COMPLETIONS, lambda n: filled(b'{"prompt":"a",', b'"n":1', b"}", n)),
     "labels": (COMPLETIONS, lambda n: numbered(b'{"prompt":"a","metadata":{', '"f#":1', b"}}", n)),
     "tools": (CHAT, lambda n: filled(b'{"tools":[', b"0.5", b"]}", n)),
+    "parameters of a tool": (CHAT, lambda n: numbered(_TOOL, '"p#":{"type":"string"}', b"}}}}]}", n)),
+    "tool calls": (CHAT, lambda n: filled(_CALLS, b'{"id":"1","function":{"name":"f"}}', b"]}]}", n)),
     "deep lists": (COMPLETIONS, lambda n: b'{"prompt":' + b"[" * (n - 10)),
     "a huge number": (COMPLETIONS, lambda n: b'{"prompt":"a","seed":' + b"9" * (n - 22) + b"}"),
     "a long key": (COMPLETIONS, lambda n: b'{"' + b"k" * (n - 6) + b'":1}'),

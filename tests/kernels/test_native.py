@@ -163,6 +163,17 @@ def test_argmax_takes_the_first_of_the_largest(dtype: torch.dtype, width: int) -
     assert native.argmax(x[:0]).tolist() == []
 
 
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.int64])
+@pytest.mark.parametrize("width", [1, 15, 16, 17, 300])
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+def test_rows_are_added_in_order(count: int, width: int, dtype: torch.dtype) -> None:
+    rows = (torch.randn(count, width) * 100).to(dtype)
+    got, expected = torch.empty(2, width, dtype=dtype)
+    native.sum_rows(rows, got)
+    cpu.sum_rows(rows, expected)
+    assert torch.equal(got, expected)
+
+
 @needs_library
 def test_silu_of_very_large_and_very_small_gates() -> None:
     gate = torch.tensor([[-1e4, -100, -88, -20, 0, 20, 88, 100, 1e4]])

@@ -6,6 +6,7 @@ python -m pytest tests/kernels/test_native_latent.py
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 
 import pytest
@@ -120,6 +121,35 @@ def test_the_number_of_threads_changes_nothing(threads: int, dtype: torch.dtype)
         assert torch.equal(case.run([0, 1], [69, 39], [70, 40]), expected[1])
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_shapes_and_batches(seed: int) -> None:
+    """Against the definition, and in a random batch of random pieces against the whole."""
+    rng = random.Random(seed)
+    latent = rng.randint(1, 96)
+    rope = -latent % 16 + 16 * rng.randint(0, 3)
+    shape = (rng.randint(1, 40), rng.randint(1, 50), rope, latent, rng.randint(1, 50), rng.choice([1, 3, 16, 64, 128]))
+    lengths = [rng.randint(1, 300) for _ in range(rng.randint(1, 4))]
+    for dtype in DTYPES:
+        case = Case(shape, lengths, dtype)
+        stops = [rng.randint(1, length) for length in lengths]
+        starts = [rng.randint(0, stop - 1) for stop in stops]
+        pieces = case.run(range(len(lengths)), starts, stops).split([b - a for a, b in zip(starts, stops, strict=True)])
+        for row, piece in enumerate(pieces):
+            whole = case.whole(row)
+            torch.testing.assert_close(whole.double(), case.expected(row), atol=TOLERANCE[dtype], rtol=0)
+            assert torch.equal(piece, whole[starts[row] : stops[row]]), f"{shape} {dtype} row {row}"
+
+
+def test_matrix_registers_are_shared_with_torch() -> None:
+    """Its products of bfloat16 set the same registers of the processor."""
+    case = Case(SHAPES[-1], [70], torch.bfloat16)
+    a = torch.randn(128, 256, generator=torch.Generator().manual_seed(1)).bfloat16()
+    product, attended = a @ a.T, case.whole(0)
+    for _ in range(3):
+        assert torch.equal(a @ a.T, product)
+        assert torch.equal(case.whole(0), attended)
 
 
 def test_other_sizes_and_mixed_dtypes_go_to_the_torch_twin(monkeypatch: pytest.MonkeyPatch) -> None:

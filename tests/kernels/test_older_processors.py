@@ -23,6 +23,7 @@ FILES = [
     "test_sinks.py",
     "test_paged_attention.py",
     "test_tape.py",
+    "../weights/test_gguf.py",
 ]
 MAIN = """
 import sys
@@ -31,21 +32,32 @@ from max_ray.kernels.native import build
 build._FLAGS = tuple(sys.argv[1] if flag == "-march=native" else flag for flag in build._FLAGS)
 loaded = build.library()
 assert loaded is not None, "it was not built"
-print("products of bfloat16:", loaded.has_bf16_products(), "of bytes:", loaded.has_int8_products())
+print("bfloat16:", loaded.has_bf16_products(), "bytes:", loaded.has_int8_products(), end=" ")
+print("tiles:", loaded.has_matrix_registers())
 sys.exit(pytest.main(["-q", "--no-header", "--tb=short", "-p", "no:cacheprovider", *sys.argv[2:]]))
 """
+
+
+# flags, the instruction sets that a processor must have to run them, and what the kernels may use
+OLDER = [
+    ("-march=x86-64-v3", (), "bfloat16: 0 bytes: 0 tiles: 0"),
+    ("-march=skylake-avx512", ("avx512bw",), "bfloat16: 0 bytes: 0 tiles: 0"),
+    ("-march=cooperlake", ("avx512bw", "avx512_vnni", "avx512_bf16"), "bfloat16: 1 bytes: 1 tiles: 0"),
+]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(native.library() is None, reason="no C++ compiler on this machine")
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the flags are x86's")
-@pytest.mark.parametrize("flag", ["-march=x86-64-v3", "-march=skylake-avx512"])
-def test_without_later_instructions(flag: str, tmp_path: Path) -> None:
-    if flag == "-march=skylake-avx512" and " avx512bw " not in Path("/proc/cpuinfo").read_text():
-        pytest.skip("this processor has no AVX-512")
+@pytest.mark.parametrize(("flag", "needed", "used"), OLDER, ids=[flag for flag, *_ in OLDER])
+def test_without_later_instructions(flag: str, needed: tuple[str, ...], used: str, tmp_path: Path) -> None:
+    features = Path("/proc/cpuinfo").read_text().split()
+    missing = [name for name in needed if name not in features]
+    if missing:
+        pytest.skip(f"this processor has no {', '.join(missing)}")
     command = [sys.executable, "-c", MAIN, flag, *(str(HERE / name) for name in FILES)]
     environment = os.environ | {"MAX_RAY_CACHE_DIR": str(tmp_path)}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout[-10_000:] + result.stderr[-5_000:]
-    assert "products of bfloat16: 0 of bytes: 0" in result.stdout
+    assert used in result.stdout

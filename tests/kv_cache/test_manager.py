@@ -9,15 +9,15 @@ import pytest
 
 from max_ray.errors import ConfigError, InputError, InsufficientBlocksError
 from max_ray.interfaces import (
+    BlockRequest,
+    CacheUpdate,
     KVCacheParams,
-    LeaseRequest,
-    LeaseWant,
     RequestID,
     SamplingParams,
     TextContext,
     TokenBuffer,
 )
-from max_ray.kv_cache import LocalKVLedger, PagedKVCacheManager, hash_blocks, tokens_to_cover
+from max_ray.kv_cache import LocalKVCacheClient, PagedKVCacheManager, hash_blocks, tokens_to_cover
 from tests.kv_cache.naive_ledger import NaiveLedger
 
 
@@ -285,28 +285,28 @@ def test_counts_and_resets() -> None:
 
 async def test_exchange_applies_commits_then_releases_then_wants() -> None:
     manager = make_manager(2, 4)
-    ledger = LocalKVLedger(manager)
-    assert (ledger.page_size, ledger.total_blocks) == (4, 2)
+    ledger = LocalKVCacheClient(manager)
+    assert (ledger.page_size, ledger.num_blocks) == (4, 2)
     hashes = hash_blocks(list(range(8)), 4)
-    reply = await ledger.exchange(LeaseRequest(wants=[LeaseWant("a", 8, hashes[:1])]))
+    reply = await ledger.update(CacheUpdate(requests=[BlockRequest("a", 8, hashes[:1])]))
     grant = reply.grants["a"]
     assert grant is not None
     assert (len(grant.block_ids), grant.cached_tokens) == (2, 0)
-    reply = await ledger.exchange(LeaseRequest([("a", 0, hashes)], ["a"], [LeaseWant("b", 8, hashes[:1])]))
+    reply = await ledger.update(CacheUpdate([("a", 0, hashes)], ["a"], [BlockRequest("b", 8, hashes[:1])]))
     grant = reply.grants["b"]
     assert grant is not None
     assert grant.cached_tokens == 4
-    assert (reply.free_blocks, reply.total_blocks) == (0, 2)
+    assert (reply.num_free_blocks, reply.num_blocks) == (0, 2)
     manager.assert_invariants()
 
 
 def test_a_refused_want_leaves_no_trace_and_later_ones_are_tried() -> None:
     manager = make_manager(4, 4)
-    reply = manager.exchange(LeaseRequest(wants=[LeaseWant("a", 8), LeaseWant("b", 12), LeaseWant("c", 8)]))
+    reply = manager.update(CacheUpdate(requests=[BlockRequest("a", 8), BlockRequest("b", 12), BlockRequest("c", 8)]))
     assert reply.grants["b"] is None
     assert not manager.contains("b")
     assert reply.grants["c"] is not None
-    reply = manager.exchange(LeaseRequest(wants=[LeaseWant("a", 9), LeaseWant("c", 5)]))
+    reply = manager.update(CacheUpdate(requests=[BlockRequest("a", 9), BlockRequest("c", 5)]))
     assert reply.grants["a"] is None
     assert manager.get_req_blocks("a") == [0, 1]
     grant = reply.grants["c"]
@@ -317,8 +317,8 @@ def test_a_refused_want_leaves_no_trace_and_later_ones_are_tried() -> None:
 def test_exchange_never_gives_the_whole_sequence_from_the_cache() -> None:
     manager = make_manager(8, 4)
     hashes = hash_blocks(list(range(8)), 4)
-    manager.exchange(LeaseRequest(wants=[LeaseWant("a", 8)]))
-    reply = manager.exchange(LeaseRequest(commits=[("a", 0, hashes)], wants=[LeaseWant("b", 8, hashes)]))
+    manager.update(CacheUpdate(requests=[BlockRequest("a", 8)]))
+    reply = manager.update(CacheUpdate(commits=[("a", 0, hashes)], requests=[BlockRequest("b", 8, hashes)]))
     grant = reply.grants["b"]
     assert grant is not None
     assert grant.cached_tokens == 4
@@ -327,20 +327,20 @@ def test_exchange_never_gives_the_whole_sequence_from_the_cache() -> None:
 def test_exchange_does_not_change_tables_behind_the_workers_back() -> None:
     manager = make_manager(8, 4)
     hashes = hash_blocks(list(range(4)), 4)
-    manager.exchange(LeaseRequest(wants=[LeaseWant("a", 5), LeaseWant("b", 5)]))
+    manager.update(CacheUpdate(requests=[BlockRequest("a", 5), BlockRequest("b", 5)]))
     before = manager.get_req_blocks("b")
-    manager.exchange(LeaseRequest(commits=[("a", 0, hashes), ("b", 0, hashes)]))
+    manager.update(CacheUpdate(commits=[("a", 0, hashes), ("b", 0, hashes)]))
     assert manager.get_req_blocks("b") == before
-    manager.exchange(LeaseRequest(releases=["b"]))
+    manager.update(CacheUpdate(releases=["b"]))
     manager.assert_invariants()
 
 
 def test_our_own_mistakes_are_assertions() -> None:
     manager = make_manager(8, 4)
     with pytest.raises(AssertionError, match="holds no blocks"):
-        manager.exchange(LeaseRequest(commits=[("a", 0, [b"x"])]))
-    with pytest.raises(AssertionError, match="two wants"):
-        manager.exchange(LeaseRequest(wants=[LeaseWant("a", 4), LeaseWant("a", 8)]))
+        manager.update(CacheUpdate(commits=[("a", 0, [b"x"])]))
+    with pytest.raises(AssertionError, match="two block requests"):
+        manager.update(CacheUpdate(requests=[BlockRequest("a", 4), BlockRequest("a", 8)]))
     moved = make_context("b", [1, 2, 3])
     moved.processed_length = 2
     manager.claim("b")
@@ -384,7 +384,7 @@ def _start(
     tokens = [rng.randint(0, 1) for _ in range(page_size)] * rng.randint(0, 3)
     tokens += [rng.randint(0, 1) for _ in range(rng.randint(1, page_size + 1))]
     expected_hit = naive.cached_blocks(tokens)
-    reply = manager.exchange(LeaseRequest(wants=[LeaseWant(name, len(tokens), hash_blocks(tokens, page_size))]))
+    reply = manager.update(CacheUpdate(requests=[BlockRequest(name, len(tokens), hash_blocks(tokens, page_size))]))
     grant = reply.grants[name]
     if grant is None:
         in_use = {block for table in naive.tables.values() for block in table}
@@ -413,8 +413,8 @@ def _decode(
     run_step(context, rng.randint(0, 1))
     tokens = context.tokens.all.tolist()
     hashes = hash_blocks(tokens[: context.processed_length], manager.page_size)
-    want = LeaseWant(name, len(tokens) + rng.randint(0, 2))
-    reply = manager.exchange(LeaseRequest(commits=[(name, 0, hashes)], wants=[want]))
+    want = BlockRequest(name, len(tokens) + rng.randint(0, 2))
+    reply = manager.update(CacheUpdate(commits=[(name, 0, hashes)], requests=[want]))
     naive.commit(name, tokens, context.processed_length)
     grant = reply.grants[name]
     if grant is not None:

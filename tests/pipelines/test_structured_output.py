@@ -14,7 +14,7 @@ import pytest
 
 from max_ray.errors import InputError, StructuredOutputError
 from max_ray.interfaces import GenerationStatus, GrammarSpec, SamplingParams, TextContext
-from max_ray.kv_cache import LocalKVLedger, PagedKVCacheManager
+from max_ray.kv_cache import LocalKVCacheClient, PagedKVCacheManager
 from max_ray.pipelines.text_generation import TextGenerationPipeline
 from max_ray.pipelines.vocabulary import token_vocabulary
 from max_ray.scheduler import GenerationLoop, SchedulerLimits
@@ -212,7 +212,7 @@ def test_forced_tokens_stay_within_the_limit(lab: Lab, tokenizer: TextTokenizer)
 @asynccontextmanager
 async def serving(pipeline: TextGenerationPipeline, num_blocks: int) -> AsyncIterator[GenerationLoop]:
     manager = PagedKVCacheManager(pipeline.kv_manager.params, num_blocks)
-    loop = GenerationLoop(pipeline, LocalKVLedger(manager), SchedulerLimits(4, 12, 20, 8))
+    loop = GenerationLoop(pipeline, LocalKVCacheClient(manager), SchedulerLimits(4, 12, 20, 8))
     task = asyncio.create_task(loop.run())
     yield loop
     task.cancel()

@@ -12,9 +12,9 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 
 from max_ray.interfaces import (
+    CacheReply,
+    CacheUpdate,
     KVCacheParams,
-    LeaseReply,
-    LeaseRequest,
     RequestID,
     RunRow,
     SamplingParams,
@@ -23,7 +23,7 @@ from max_ray.interfaces import (
     TextGenerationOutput,
     TokenBuffer,
 )
-from max_ray.kv_cache import LocalKVLedger, PagedKVCacheManager
+from max_ray.kv_cache import LocalKVCacheClient, PagedKVCacheManager
 
 VOCABULARY = 50
 
@@ -175,29 +175,29 @@ class FakePipeline:
             raise self.error()
 
 
-class CountingLedger(LocalKVLedger):
+class CountingLedger(LocalKVCacheClient):
     """Counts exchanges, checks the books after each, and can be made to fail."""
 
     def __init__(self, num_blocks: int, page_size: int) -> None:
         params = KVCacheParams(dtype="float32", num_layers=1, num_kv_heads=1, head_dim=8, page_size=page_size)
         super().__init__(PagedKVCacheManager(params, num_blocks))
-        self.requests: list[LeaseRequest] = []
+        self.requests: list[CacheUpdate] = []
         self.error: Exception | None = None
         self.gate = asyncio.Event()
         self.gate.set()
         self.num_called = 0
         self._idle: list[bool] = []
 
-    async def exchange(self, request: LeaseRequest) -> LeaseReply:
+    async def update(self, request: CacheUpdate) -> CacheReply:
         self.num_called += 1
         await asyncio.sleep(0)
         await self.gate.wait()
         if self.error is not None:
             raise self.error
         self.requests.append(request)
-        reply = await super().exchange(request)
+        reply = await super().update(request)
         self.manager.assert_invariants()
-        self._idle.append(not request.wants and not self.manager.request_ids)
+        self._idle.append(not request.requests and not self.manager.request_ids)
         return reply
 
     @property

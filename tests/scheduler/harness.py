@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 from max_ray.errors import WorkerGroupError
-from max_ray.interfaces import KVLedger, TextGenerationOutput
+from max_ray.interfaces import KVCacheClient, TextGenerationOutput
 from max_ray.scheduler import GenerationLoop, SchedulerLimits
 from tests.scheduler.fakes import CountingLedger, FakePipeline, expected_tokens, make_context
 
@@ -56,7 +56,7 @@ class Harness:
         assert ledger.used == 0, "blocks were not given back"
         assert ledger.manager.request_ids == []
         stats = self.loop.stats
-        assert (stats.queued, stats.running, stats.kv_used_blocks) == (0, 0, 0)
+        assert (stats.queued, stats.running, stats.num_used_blocks) == (0, 0, 0)
 
 
 @asynccontextmanager
@@ -73,20 +73,21 @@ async def running(
     check: bool = True,
     can_extend: bool = False,
     flush_after_s: float = 0.0,
+    prefix_caching: bool = True,
 ) -> AsyncIterator[Harness]:
     """recover: bring the workers back with a fresh ledger after a WorkerGroupError."""
-    limits = SchedulerLimits(max_batch_size, budget, max_queued, max_num_steps, chunked)
+    limits = SchedulerLimits(max_batch_size, budget, max_queued, max_num_steps, chunked, prefix_caching)
     ledger = CountingLedger(num_blocks, page_size)
     pipeline = FakePipeline(page_size, error, ledger.manager, can_extend=can_extend)
     ledgers = [ledger]
 
-    async def bring_back() -> KVLedger:
+    async def bring_back() -> KVCacheClient:
         await asyncio.sleep(0)
         ledgers.append(CountingLedger(num_blocks, page_size))
         pipeline.manager = ledgers[-1].manager
         return ledgers[-1]
 
-    callback: Callable[[], Awaitable[KVLedger | None]] | None = bring_back if recover else None
+    callback: Callable[[], Awaitable[KVCacheClient | None]] | None = bring_back if recover else None
     loop = GenerationLoop(pipeline, ledger, limits, callback, flush_after_s)
     task = asyncio.create_task(loop.run())
     harness = Harness(loop, pipeline, ledger, ledgers)

@@ -12,7 +12,7 @@ from itertools import pairwise
 import pytest
 
 from max_ray.errors import MaxRayError, StaleLeaseError, WorkerGroupError
-from max_ray.interfaces import GenerationStatus, KVLedger, RequestID
+from max_ray.interfaces import GenerationStatus, KVCacheClient, RequestID
 from max_ray.scheduler import recovery
 from tests.scheduler.fakes import expected_tokens, make_context
 from tests.scheduler.harness import Harness, running
@@ -41,11 +41,11 @@ async def test_cancel_of_a_waiting_request_ends_it_at_once() -> None:
         first = asyncio.create_task(h.generate("a", range(4), num_new=20))
         await h.at_step(1)
         stream = h.loop.submit(make_context("b", range(4)))
-        h.loop.cancel("b")
+        h.loop.cancel(RequestID("b"))
         assert h.loop.stats.queued == 0
         assert [o.final_status for o in [output async for output in stream]] == [GenerationStatus.CANCELLED]
-        h.loop.cancel("b")
-        h.loop.cancel("never seen")
+        h.loop.cancel(RequestID("b"))
+        h.loop.cancel(RequestID("never seen"))
         await first
     assert h.loop.stats.cancelled == 1
 
@@ -57,7 +57,7 @@ async def test_cancel_while_the_first_lease_is_on_its_way() -> None:
         stream = h.loop.submit(make_context("a", range(9)))
         while not h.ledger.num_called:
             await asyncio.sleep(0)
-        h.loop.cancel("a")
+        h.loop.cancel(RequestID("a"))
         assert len([output async for output in stream]) == 1
         again = asyncio.create_task(h.generate("a", range(20, 27), num_new=5))
         await asyncio.sleep(0)
@@ -163,7 +163,7 @@ async def test_without_recovery_every_stream_gets_the_error() -> None:
 
 
 async def test_failures_in_a_row_end_the_streams_and_the_next_request_starts_afresh() -> None:
-    """Three requests are found guilty one after another, the last of them for all that wait."""
+    """Three requests are found to be poison one after another, the last of them for all that wait."""
     async with running(recover=True, max_batch_size=5) as h:
         die = h.pipeline._die
         h.pipeline._die = lambda step, kind: _always(h.pipeline.error)  # type: ignore[method-assign]
@@ -192,11 +192,11 @@ async def test_progress_between_failures_resets_their_count() -> None:
 
 
 @pytest.mark.parametrize("after", [0, 1, 5])
-@pytest.mark.parametrize("guilty", ["r0", "r2", "r4"])
+@pytest.mark.parametrize("poison", ["r0", "r2", "r4"])
 @pytest.mark.parametrize("budget", [4, 64])
-async def test_the_request_that_takes_the_workers_down_ends_alone(guilty: str, after: int, budget: int) -> None:
+async def test_the_request_that_takes_the_workers_down_ends_alone(poison: str, after: int, budget: int) -> None:
     async with running(recover=True, can_extend=True, budget=budget, max_batch_size=5) as h:
-        h.pipeline.poison = {guilty: after}
+        h.pipeline.poison = {poison: after}
         names = [f"r{i}" for i in range(5)]
         answers = await asyncio.gather(
             *(h.generate(name, range(i, 3 * i + 4), num_new=9) for i, name in enumerate(names)), return_exceptions=True
@@ -204,12 +204,12 @@ async def test_the_request_that_takes_the_workers_down_ends_alone(guilty: str, a
         h.pipeline.poison = {}
         await h.generate("later", range(4))
         assert h.loop.healthy
-    assert [name for name, answer in zip(names, answers, strict=True) if isinstance(answer, Exception)] == [guilty]
-    assert isinstance(answers[names.index(guilty)], WorkerGroupError)
+    assert [name for name, answer in zip(names, answers, strict=True) if isinstance(answer, Exception)] == [poison]
+    assert isinstance(answers[names.index(poison)], WorkerGroupError)
     assert h.loop.stats.recoveries <= 5
 
 
-async def test_two_guilty_requests_and_blocks_for_few() -> None:
+async def test_two_poison_requests_and_blocks_for_few() -> None:
     async with running(recover=True, num_blocks=10, max_batch_size=6) as h:
         h.pipeline.poison = {"r1": 3, "r2": 0}
         answers = await asyncio.gather(
@@ -223,7 +223,7 @@ def failing(h: Harness, error: Callable[[], Exception], times: int) -> list[floa
     recover, moments = h.loop._recovery.recover, []
     assert recover is not None
 
-    async def attempt() -> KVLedger | None:
+    async def attempt() -> KVCacheClient | None:
         moments.append(time.monotonic())
         if len(moments) <= times:
             raise error()
@@ -359,7 +359,7 @@ async def test_stopping_the_loop_ends_every_stream_with_a_reason() -> None:
     async with running(max_batch_size=1, check=False) as h:
         streams = [h.loop.submit(make_context(name, range(4), 10_000)) for name in "ab"]
         await anext(streams[0])
-        task = next(t for t in asyncio.all_tasks() if "GenerationLoop.run" in repr(t))
+        task = next(t for t in asyncio.all_tasks() if "EngineLoop.run" in repr(t))
         task.cancel()
         for stream in streams:
             with pytest.raises(MaxRayError, match="stopping"):

@@ -201,7 +201,7 @@ async def test_blocks_held_by_a_stranger_end_in_an_error_not_in_a_busy_loop() ->
         h.ledger.manager.claim("stranger")
         h.ledger.manager.alloc(make_context("stranger", range(9)))
         stream = h.loop.submit(make_context("a", range(6)))
-        with pytest.raises(InsufficientBlocksError, match="somebody else"):
+        with pytest.raises(InsufficientBlocksError, match="claimed by other code"):
             await anext(stream)
         h.ledger.manager.release("stranger")
         await h.generate("b", range(6))
@@ -224,7 +224,7 @@ async def test_stats_tell_the_age_of_the_oldest() -> None:
         stats = h.loop.stats
         assert (stats.running, stats.queued) == (1, 2)
         assert 0 < stats.oldest_waiting_s < 60
-        assert 0 < stats.kv_used_blocks <= stats.kv_total_blocks == 64
+        assert 0 < stats.num_used_blocks <= stats.num_blocks == 64
         await asyncio.gather(*tasks)
     assert h.loop.stats.oldest_waiting_s == 0
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 
 import pytest
 
@@ -47,8 +46,7 @@ async def test_a_short_common_beginning_is_not_waited_for() -> None:
 
 
 async def test_nobody_waits_where_nothing_is_cached() -> None:
-    async with running(num_blocks=256, budget=1024, max_batch_size=NUM) as h:
-        h.loop._batcher.limits = replace(h.loop.limits, enable_prefix_caching=False)
+    async with running(num_blocks=256, budget=1024, max_batch_size=NUM, prefix_caching=False) as h:
         h.ledger.manager.enable_prefix_caching = False
         await share(h)
         assert len(h.pipeline.runs[0].rows) == NUM

@@ -21,7 +21,7 @@ from max_ray.interfaces import (
     TextGenerationOutput,
     TokenBuffer,
 )
-from max_ray.kv_cache import LocalKVLedger, PagedKVCacheManager
+from max_ray.kv_cache import LocalKVCacheClient, PagedKVCacheManager
 from max_ray.pipelines import PIPELINE_REGISTRY, PipelineConfig
 from max_ray.scheduler import GenerationLoop, SchedulerLimits
 from tests.checkpoints import load_reference
@@ -58,7 +58,7 @@ def prompt_entries(outputs: list[TextGenerationOutput]) -> list[tuple[int, float
 @asynccontextmanager
 async def serving(pipeline: Any, num_blocks: int) -> AsyncIterator[tuple[GenerationLoop, PagedKVCacheManager]]:
     manager = PagedKVCacheManager(pipeline.kv_manager.params, num_blocks)
-    loop = GenerationLoop(pipeline, LocalKVLedger(manager), SchedulerLimits(4, 12, 20, 8))
+    loop = GenerationLoop(pipeline, LocalKVCacheClient(manager), SchedulerLimits(4, 12, 20, 8))
     task = asyncio.create_task(loop.run())
     yield loop, manager
     while manager.num_free_blocks < num_blocks:

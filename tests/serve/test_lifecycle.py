@@ -55,7 +55,7 @@ async def test_a_killed_replica_leaves_a_warm_group_to_its_successor(
         assert worker_pids("successor") == before
         name = next(name for name in actors_of("successor") if ":kv_manager:" in name)
         manager = ray.get_actor(name, namespace=NAMESPACE)
-        await eventually(lambda: num_used_blocks(manager, after.epoch) == 0, 5, "every block is given back")
+        await eventually(lambda: num_used_blocks(manager) == 0, 5, "every block is given back")
     took = await eventually(lambda: not actors_of("successor"), 15, "the group ends with its application")
     assert took < 15
     await eventually(lambda: not _registry_is_up(), 15, "the registry ends when there is no group")

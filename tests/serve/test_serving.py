@@ -121,7 +121,7 @@ async def test_hanging_up_frees_the_blocks(served: Served) -> None:
     )
     await anext(aiter(chunks))
     await chunks.close()
-    await eventually(lambda: num_used_blocks(manager, group.epoch) == 0, 10, "every block is given back")
+    await eventually(lambda: num_used_blocks(manager) == 0, 10, "every block is given back")
 
 
 async def test_every_block_is_given_back_when_some_of_many_clients_hang_up(served: Served) -> None:
@@ -132,7 +132,7 @@ async def test_every_block_is_given_back_when_some_of_many_clients_hang_up(serve
         await asyncio.sleep(0.05)
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    await eventually(lambda: num_used_blocks(manager, group.epoch) == 0, 10, "every block is given back")
+    await eventually(lambda: num_used_blocks(manager) == 0, 10, "every block is given back")
 
 
 async def test_metrics_name_the_replica(served: Served) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 import struct
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 
 from max_ray.errors import MaxRayError, ModelPathError, ParallelismError, WeightsError
 from max_ray.gguf import huggingface_values, read_gguf
+from max_ray.gguf.strings import StringArray
 from max_ray.kernels import native
 from max_ray.nn.quantized_linear import pack, pack_codes
 from max_ray.weights import open_weights
@@ -90,7 +93,7 @@ def test_quantized_tensors_are_offered_as_codes_only_when_wanted(every_type: Pat
 
 
 @pytest.mark.skipif(native.library() is None, reason="no C++ compiler on this machine")
-@pytest.mark.parametrize("kind", ["Q4_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K"])
+@pytest.mark.parametrize("kind", TYPES[3:] + OTHER_TYPES)
 @pytest.mark.parametrize(("rows", "columns", "padding"), [(range(24), range(512), 0), (range(3, 20), range(256), 9)])
 def test_blocks_go_to_the_same_tiles_as_their_codes(
     every_type: Path, kind: str, rows: range, columns: range, padding: int, monkeypatch: pytest.MonkeyPatch
@@ -98,6 +101,11 @@ def test_blocks_go_to_the_same_tiles_as_their_codes(
     monkeypatch.setattr("max_ray.nn.quantized_linear._BLOCK_BYTES", 4000)  # a chunk is a tile
     source = open_weights(every_type, keep_quantized=True)
     part = StoredPart(source, kind, rows, columns, source.quantization(kind))
+    assert_same_tiles(part, padding)
+
+
+def assert_same_tiles(part: StoredPart, padding: int = 0) -> None:
+    """The C++ tiles of a part are those of torch, its definition, to the bit."""
     fast, order = pack([part], padding, torch.device("cpu"))
     slow, _ = pack_codes([part], padding, torch.device("cpu"))
     assert order is None
@@ -105,6 +113,50 @@ def test_blocks_go_to_the_same_tiles_as_their_codes(
     for name, value in vars(slow).items():
         got = getattr(fast, name)
         assert torch.equal(got, value) if isinstance(value, torch.Tensor) else got == value, name
+
+
+def border_blocks(kind: str, rows: int) -> torch.Tensor:
+    """uint8 [rows, bytes a row] of COLUMNS: random bytes; scales of every size that a float16 has, 0 and subnormal ones
+    included; rows of the smallest and the largest codes."""
+    generator = torch.Generator().manual_seed(rows)
+    size, nbytes = gguf.GGML_QUANT_SIZES[Type[kind]]
+    shape = (rows, COLUMNS // size)
+    blocks = torch.randint(0, 256, (*shape, nbytes), dtype=torch.uint8, generator=generator)
+    blocks[0], blocks[1] = 0, 255
+    if kind == "MXFP4":  # up to 2^15, the largest power of two of a float16
+        blocks[..., 0] = torch.randint(0, 144, shape, dtype=torch.uint8, generator=generator)
+        blocks[2:5, :, 0] = torch.tensor([0, 1, 143], dtype=torch.uint8).unsqueeze(1)
+        return blocks.flatten(1)
+    top = 0x7C00 if kind != "IQ4_XS" else 0x6400  # its scale is taken 32 times
+    for at in SCALES_AT.get(kind, (208,) if kind == "Q6_K" else (0, 2) if kind in ("Q4_K", "Q5_K") else (0,)):
+        bits = torch.randint(0, top, (*shape, 1), generator=generator)
+        bits[2:4] = torch.tensor([[[0]], [[1]]])
+        signs = torch.randint(0, 2, (*shape, 1), generator=generator) << 15
+        blocks[..., at : at + 2] = (bits | signs).to(torch.int16).view(torch.uint8)
+    return blocks.flatten(1)
+
+
+@pytest.mark.skipif(native.library() is None, reason="no C++ compiler on this machine")
+@pytest.mark.parametrize("kind", TYPES[3:] + OTHER_TYPES)
+@pytest.mark.parametrize("rows", [16, 37, 300])
+def test_every_byte_goes_to_the_same_tiles(kind: str, rows: int, tmp_path: Path) -> None:
+    path = write(tmp_path / "borders.gguf", {"w": (kind, border_blocks(kind, rows))})
+    source = open_weights(path, keep_quantized=True)
+    assert_same_tiles(StoredPart(source, "w", range(rows), range(COLUMNS), source.quantization("w")))
+
+
+@pytest.mark.skipif(native.library() is None, reason="no C++ compiler on this machine")
+@pytest.mark.parametrize("kind", ["Q4_1", "Q5_1", "Q2_K", "IQ4_XS", "MXFP4"])
+def test_scales_that_become_no_numbers_are_refused(kind: str, tmp_path: Path) -> None:
+    """Those that are made while the blocks are tiled: of rounded numbers, and as products."""
+    blocks = border_blocks(kind, 16)
+    at = SCALES_AT.get(kind, (0,))[-1]
+    blocks[7, at : at + 2] = torch.tensor([0xFF, 0x7B] if kind == "IQ4_XS" else [254, 0x7C], dtype=torch.uint8)
+    source = open_weights(write(tmp_path / "nan.gguf", {"w": (kind, blocks)}), keep_quantized=True)
+    part = StoredPart(source, "w", range(16), range(COLUMNS), source.quantization("w"))
+    for packing in (pack, pack_codes):
+        with pytest.raises(WeightsError, match="no finite numbers"):
+            packing([part], 0, torch.device("cpu"))
 
 
 def test_scales_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
@@ -243,3 +295,53 @@ def test_a_folder_with_later_parts_only(tmp_path: Path) -> None:
     write(tmp_path / "m-00002-of-00003.gguf", {"a": ("F32", torch.ones(2, 2))})
     with pytest.raises(ModelPathError, match=r"a part of a model, and not the first, m-00001-of-00003\.gguf"):
         resolve_model_path(tmp_path)
+
+
+# --- strings in a header
+
+
+def with_tokens(path: Path, tokens: list[str]) -> Path:
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_token_list(tokens)
+    writer.add_tensor("a", np.ones((2, 2), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@given(st.lists(st.text(max_size=12), min_size=1, max_size=20))
+@settings(max_examples=60, deadline=None)
+def test_strings_are_read_when_they_are_asked_for(tmp_path_factory: pytest.TempPathFactory, tokens: list[str]) -> None:
+    file = read_gguf(with_tokens(tmp_path_factory.mktemp("strings") / "m.gguf", tokens))
+    strings = file.metadata["tokenizer.ggml.tokens"]
+    assert isinstance(strings, StringArray)
+    assert len(strings) == len(tokens)
+    assert list(strings) == tokens == strings
+    assert [strings[i] for i in range(-len(tokens), len(tokens))] == tokens * 2
+    assert strings[1:7:2] == tokens[1:7:2]
+    assert list(pickle.loads(pickle.dumps(strings))) == tokens
+    assert open_weights(file.path).names() == ["a"]  # what stands behind the strings is where it was
+
+
+def test_strings_that_are_not_utf8_or_reach_beyond_the_file(tmp_path: Path) -> None:
+    path = with_tokens(tmp_path / "m.gguf", ["ab", "cd"])
+    at = path.read_bytes().index(struct.pack("<Q", 2) + b"cd")
+    with pytest.raises(WeightsError, match=r"m.gguf is truncated or corrupt: .*reaches beyond its end"):
+        read_gguf(changed(path, at, "<Q", 1 << 63))
+    strings = read_gguf(changed(with_tokens(path, ["ab", "cd"]), at + 8, "<B", 0xFF)).metadata["tokenizer.ggml.tokens"]
+    assert strings[0] == "ab"
+    with pytest.raises(UnicodeDecodeError):
+        list(strings)
+
+
+def test_a_header_is_read_once_until_the_file_changes(tmp_path: Path) -> None:
+    path = small(tmp_path)
+    young = read_gguf(path)
+    os.utime(path, (1, 1))
+    first = read_gguf(path)
+    assert read_gguf(path).metadata is first.metadata is not young.metadata
+    write(path, {"c": ("F32", torch.ones(2, 2))})
+    os.utime(path, (1, 1))
+    assert list(read_gguf(path).tensors) == ["c"]

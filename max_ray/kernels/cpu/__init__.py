@@ -4,7 +4,7 @@ from max_ray.kernels.cpu.activation import silu_and_mul
 from max_ray.kernels.cpu.argmax import argmax
 from max_ray.kernels.cpu.attention import paged_attention
 from max_ray.kernels.cpu.latent import append_latent, latent_attention
-from max_ray.kernels.cpu.lookup import decode_slots, gather_rows, positions
+from max_ray.kernels.cpu.lookup import decode_slots, gather_rows, positions, sum_rows
 from max_ray.kernels.cpu.norm import fused_add_rmsnorm, rmsnorm
 from max_ray.kernels.cpu.paged_cache import append_paged_kv_cache
 from max_ray.kernels.cpu.quantized import grouped_quantized_linear, quantized_linear, quantized_rows
@@ -28,4 +28,5 @@ __all__ = [
     "rmsnorm",
     "rope_and_append",
     "silu_and_mul",
+    "sum_rows",
 ]

@@ -15,6 +15,7 @@ from max_ray.kernels.native.ops import (
     rmsnorm,
     rope_and_append,
     silu_and_mul,
+    sum_rows,
 )
 from max_ray.kernels.native.packed import PackedWeight, new_packed, pack_weight
 from max_ray.kernels.native.quantized import grouped_quantized_linear, quantized_linear
@@ -41,5 +42,6 @@ __all__ = [
     "rmsnorm",
     "rope_and_append",
     "silu_and_mul",
+    "sum_rows",
     "tile_blocks",
 ]

@@ -59,6 +59,7 @@ _SIGNATURES: dict[str, list[type]] = {
     "add_rmsnorm": [_P, _P, _P, _P, _P, _L, _L, _F, _I],
     "silu_and_mul": [_P, _P, _L, _L, _I],
     "gather_rows": [_P, _L, _P, _L, _L, _P],
+    "sum_rows": [_P, _L, _L, _P],
     "argmax": [_P, _L, _L, _L, _P, _I],
     "decode_slots": [_P, _L, _P, _L, _L, _P],
     "positions": [_P, _L, _P],

@@ -76,6 +76,14 @@ def gather_rows(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     return y
 
 
+def sum_rows(rows: torch.Tensor, out: torch.Tensor) -> None:
+    run = None if rows.dtype is torch.int64 else kernel("sum_rows", rows.dtype)
+    if run is None or not (rows.is_contiguous() and out.is_contiguous()):
+        cpu.sum_rows(rows, out)
+        return
+    run(rows.data_ptr(), rows.shape[0], rows.shape[1], out.data_ptr())
+
+
 def decode_slots(block_tables: torch.Tensor, cache_lengths: torch.Tensor, page_size: int) -> torch.Tensor:
     run = kernel("decode_slots", torch.int64)
     assert run is not None

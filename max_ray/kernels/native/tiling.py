@@ -1,6 +1,8 @@
-"""GGUF's quantized blocks straight into the tiles of a PackedMatrix (csrc/tile_blocks.cpp), as they come from the file.
+"""GGUF's quantized blocks straight into the tiles of a PackedMatrix, as they come from the file.
 
-The slow way, through codes and scales in torch, is `max_ray.nn.quantized_linear.pack`; both give the same tiles.
+csrc/tile_blocks.cpp has the types with tiles of their own, csrc/tile_other_blocks.cpp those that are kept as q8_0 or
+q6_k. The slow way, through codes and scales in torch, is `max_ray.nn.quantized_linear.pack_codes`; both give the same
+tiles, to the bit.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from max_ray.kernels.quantized import (
 )
 
 _P, _L = ctypes.c_void_p, ctypes.c_int64
-_SIGNATURE = [_P, _L, _L, _L, ctypes.POINTER(QuantizedMatrix), ctypes.c_int]
+_SIGNATURE = [_P, _L, _L, _L, ctypes.POINTER(QuantizedMatrix)]
 _Shape = tuple[int, int]  # tiles, groups of 32 columns
 
 
@@ -41,7 +43,7 @@ def new_matrix(type_name: str, rows: int, columns: int) -> PackedMatrix | None:
 def tile_blocks(type_name: str, blocks: torch.Tensor, matrix: PackedMatrix, first_tile: int) -> None:
     """Writes blocks, uint8 [R, blocks a row, bytes a block], as the rows of `matrix` from `first_tile` on."""
     loaded = library()
-    assert loaded is not None, "somebody made a matrix"
+    assert loaded is not None, "a matrix is made with the library only"
     assert blocks.is_contiguous(), "blocks are read in one piece"
     assert first_tile * TILE + len(blocks) <= matrix.num_tiles * TILE, "more rows than the matrix has"
     tile = getattr(loaded, f"tile_{type_name.lower()}")
@@ -49,7 +51,7 @@ def tile_blocks(type_name: str, blocks: torch.Tensor, matrix: PackedMatrix, firs
     kind_and_matrix = described(matrix)
     assert kind_and_matrix is not None, "these kinds have kernels"
     shape = (blocks.shape[0], blocks.shape[1], first_tile)
-    tile(blocks.data_ptr(), *shape, kind_and_matrix[1], torch.get_num_threads())
+    tile(blocks.data_ptr(), *shape, kind_and_matrix[1])
 
 
 def _supers(shape: _Shape, size: int) -> torch.Tensor:
@@ -88,4 +90,6 @@ _NEW: dict[str, Callable[[int, int, _Shape], PackedMatrix]] = {
     "Q4_K": _q4_k,
     "Q5_K": _q5_k,
     "Q6_K": _q6_k,
+    **dict.fromkeys(("Q4_1", "Q5_0", "Q5_1", "Q2_K", "IQ4_NL", "IQ4_XS", "MXFP4"), _q8_0),
+    "Q3_K": _q6_k,
 }

@@ -3,42 +3,39 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
 from time import perf_counter
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from max_ray.serve.api.engine import Engine
 from max_ray.serve.api.metrics import Metrics
+from max_ray.serve.api.route_table import counted_label
 from max_ray.serve.api.scope import CLIENT_CLOSED, STATUS_KEY, drop_trailing_slash, route_path
-
-_MODEL_ROUTE = "/v1/models/{model}"
 
 
 class RequestCounter:
-    """ASGI middleware, the outermost. Counts requests to /v1.
+    """ASGI middleware, the outermost. Counts requests to the routes that `route_table` says.
 
     The status is what a layer below left in the scope, else what was sent, else 499: a server in front (Ray Serve's
     proxy) cancels a request whose client has gone. 500 is left for what raised before it answered.
     """
 
-    def __init__(self, app: ASGIApp, engine: Engine, routes: Iterable[str]) -> None:
+    def __init__(self, app: ASGIApp, engine: Engine) -> None:
         self._app = app
         self._engine = engine
-        self._routes = frozenset(routes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         drop_trailing_slash(scope)
-        path = route_path(scope)
-        if path.startswith("/v1/"):
-            await self._counted(path, scope, receive, send)
+        label = counted_label(route_path(scope))
+        if label is not None:
+            await self._counted(label, scope, receive, send)
         else:
             await self._app(scope, receive, send)
 
-    async def _counted(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _counted(self, label: str, scope: Scope, receive: Receive, send: Send) -> None:
         begin = perf_counter()
         status = 500
         is_complete = False
@@ -59,10 +56,4 @@ class RequestCounter:
             raise
         finally:
             metrics: Metrics = self._engine.metrics
-            metrics.count_request(self._label(path), scope.get(STATUS_KEY, status), perf_counter() - begin)
-
-    def _label(self, path: str) -> str:
-        """The route's template: as many labels as routes, whatever clients ask for."""
-        if path in self._routes:
-            return path
-        return _MODEL_ROUTE if path.startswith("/v1/models/") else "other"
+            metrics.count_request(label, scope.get(STATUS_KEY, status), perf_counter() - begin)

@@ -10,11 +10,15 @@ from typing import Any
 
 from max_ray.errors import InputError, ModelNotServedError, nearest, quoted
 from max_ray.interfaces import PipelineTask, RequestID
+from max_ray.output_parsers import Event
+from max_ray.serve.api.chat_preparation import fitted
 from max_ray.serve.api.choice import ChoiceDelta, TokenEntry
 from max_ray.serve.api.engine import Engine
 from max_ray.serve.api.formats import AnswerFormat, ChatFormat, CompletionFormat
 from max_ray.serve.api.generation import Generation
 from max_ray.serve.api.openai import ChatCompletionRequest, CompletionRequest, GenerationJob
+from max_ray.serve.api.parsed_choice import ParsedChoice
+from max_ray.serve.api.parsed_format import ParsedChatFormat
 from max_ray.serve.api.sse import encode_event
 from max_ray.tokenization.token_bytes import token_text_of
 
@@ -50,6 +54,7 @@ class Answer:
         choices = [ChoiceDelta(choice.index, "") for choice in self._generation.choices]
         texts: list[list[str]] = [[] for _ in choices]
         tokens: list[list[TokenEntry]] = [[] for _ in choices]
+        events: list[list[Event]] = [[] for _ in choices]
         async for deltas in self._generation.deltas():
             for delta in deltas:
                 choice = choices[delta.index]
@@ -57,6 +62,9 @@ class Answer:
                 if delta.tokens is not None:
                     choice.tokens = tokens[delta.index]
                     choice.tokens += delta.tokens
+                if delta.events is not None:
+                    choice.events = events[delta.index]
+                    choice.events += delta.events
                 choice.finish_reason = delta.finish_reason
         for choice, pieces in zip(choices, texts, strict=True):
             choice.text = "".join(pieces)
@@ -74,14 +82,10 @@ async def open_answer(
 
     Raises InputError (ModelNotServedError, PromptTooLongError), QueueFullError, InsufficientBlocksError.
     """
-    check_model(engine, request.model)
-    check_task(engine, PipelineTask.TEXT_GENERATION)
-    generation = await Generation.prepare(engine, await _job(engine, request), arrival)
+    generation = await prepared_generation(engine, request, arrival)
     generation.start()
-    kind, prefix = (
-        (ChatFormat, "chatcmpl") if isinstance(request, ChatCompletionRequest) else (CompletionFormat, "cmpl")
-    )
-    form = kind(
+    prefix = "chatcmpl" if isinstance(request, ChatCompletionRequest) else "cmpl"
+    form = _format_of(request, generation)(
         f"{prefix}-{RequestID()}",
         int(time.time()),
         engine.model_name,
@@ -91,12 +95,30 @@ async def open_answer(
     return Answer(generation, form, include_usage=request.include_usage)
 
 
+async def prepared_generation(
+    engine: Engine, request: CompletionRequest | ChatCompletionRequest, arrival: float | None = None
+) -> Generation:
+    """The generation of a request, checked and tokenized: what an answer of any dialect is made of.
+
+    Raises InputError (ModelNotServedError, PromptTooLongError).
+    """
+    check_model(engine, request.model)
+    check_task(engine, PipelineTask.TEXT_GENERATION)
+    return await Generation.prepare(engine, await _job(engine, request), arrival)
+
+
+def _format_of(request: CompletionRequest | ChatCompletionRequest, generation: Generation) -> type[AnswerFormat]:
+    if isinstance(request, CompletionRequest):
+        return CompletionFormat
+    return ParsedChatFormat if isinstance(generation.choices[0], ParsedChoice) else ChatFormat
+
+
 async def _job(engine: Engine, request: CompletionRequest | ChatCompletionRequest) -> GenerationJob:
     """Raises InputError for what contradicts itself or cannot fit. What has many parts is taken apart in a thread."""
 
     def checked() -> GenerationJob:
         request.refuse_hopeless(engine.tokenizer.max_length)
-        return request.job()
+        return fitted(request.job(), engine)
 
     return checked() if request.num_items <= _INLINE_ITEMS else await asyncio.to_thread(checked)
 

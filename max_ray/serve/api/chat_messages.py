@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, PlainValidator, Tag
 
-from max_ray.serve.api.neutral_fields import MESSAGE, PART
+from max_ray.serve.api.neutral_fields import CALLED_FUNCTION, MESSAGE, PART, TOOL_CALL
 from max_ray.serve.api.request_fields import FieldProblem, Neutral, StrictModel, raise_problems
 
+MAX_CALLS = 128
 MAX_MESSAGES = 16_384
 MAX_PARTS = 4096
 """Of one message."""
@@ -67,18 +69,44 @@ ContentPart = Annotated[
 ]
 
 
+class CalledFunction(StrictModel):
+    """A function's name and the arguments as JSON text; where a limit cut the answer off, not all of it."""
+
+    NEUTRAL: ClassVar[Mapping[str, Neutral]] = CALLED_FUNCTION
+
+    name: str
+    arguments: str = "{}"
+
+
+class ToolCall(StrictModel):
+    """A call that the assistant made."""
+
+    NEUTRAL: ClassVar[Mapping[str, Neutral]] = TOOL_CALL
+
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
 class Message(StrictModel):
-    """One message. Of the assistant it may have no content; the other fields of an answer's message pass empty."""
+    """One message. Of the assistant it may have no content; the other fields of an answer's message pass empty.
+
+    tool_calls, reasoning_content: of the assistant. tool_call_id: of a tool's result.
+    """
 
     NEUTRAL: ClassVar[Mapping[str, Neutral]] = MESSAGE
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[
         Annotated[str, Tag("<text>")]
         | Annotated[list[ContentPart], Field(max_length=MAX_PARTS, fail_fast=True), Tag("<list>")],
         Discriminator(text_or_list),
     ]
     name: str | None = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_CALLS, fail_fast=True)] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
 
     @property
     def num_characters(self) -> int:
@@ -89,10 +117,59 @@ class Message(StrictModel):
 
     @classmethod
     def _completed(cls, given: dict[str, Any]) -> dict[str, Any]:
+        role = given.get("role")
+        if not given.keys() <= {"role", "content", "name"}:
+            given = _with_own_fields(given, role)
+        if role == "tool" and "tool_call_id" not in given:
+            required = "is required in a tool's message: the id of the call"
+            raise_problems([FieldProblem("tool_call_id", lambda place: f"The field '{place}' {required}.")])
         if "content" in given:
             return given
-        if given.get("role") == "assistant":
+        if role == "assistant":
             return {**given, "content": ""}
         required = "is required: a text or a list of parts"
         raise_problems([FieldProblem("content", lambda place: f"The field '{place}' {required}.")])
         return given
+
+    def for_template(self) -> dict[str, Any]:
+        """The message as chat templates read it."""
+        given = self.model_dump(exclude_none=True)
+        thought = given.pop("reasoning", None)
+        if thought is not None:
+            given.setdefault("reasoning_content", thought)
+        return given
+
+
+_ROLE_OF = {
+    "tool_calls": "assistant",
+    "tool_call_id": "tool",
+    "reasoning_content": "assistant",
+    "reasoning": "assistant",
+}
+
+
+def _with_own_fields(given: dict[str, Any], role: Any) -> dict[str, Any]:
+    """A message without empty fields. `raise_problems` where it has one of another role."""
+    kept = {name: value for name, value in given.items() if name not in _ROLE_OF or value not in ("", [])}
+    wrong = [name for name in kept if _ROLE_OF.get(name, role) != role]
+    raise_problems([FieldProblem(name, partial(_wrong_role, role=_ROLE_OF[name])) for name in wrong])
+    return kept
+
+
+def _wrong_role(place: str, role: str) -> str:
+    return f"The field '{place}' is for messages of the role '{role}' only. Leave it out."
+
+
+def named_results(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages, with the function's name in each result of a tool: some templates write it.
+
+    Args:
+        messages: As chat templates read them.
+    """
+    names: dict[str, str] = {}
+    for message in messages:
+        for call in message.get("tool_calls", ()):
+            names[call["id"]] = call["function"]["name"]
+        if message["role"] == "tool" and "name" not in message and message["tool_call_id"] in names:
+            message["name"] = names[message["tool_call_id"]]
+    return messages

@@ -7,12 +7,13 @@ its place in the text is certain, and that the place is before a stop string.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Set
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from max_ray.errors import WorkerGroupError
 from max_ray.interfaces import GenerationStatus, LogProbabilities, TextContext, TextGenerationOutput
+from max_ray.output_parsers import Event
 from max_ray.serve.api.openai import GenerationJob
 from max_ray.tokenization.detokenizer import REPLACEMENT
 from max_ray.tokenization.token_bytes import TokenText, token_text_of
@@ -36,12 +37,14 @@ class TokenEntry(NamedTuple):
 @dataclass(slots=True)
 class ChoiceDelta:
     """What one choice gained. `tokens`: None when log probabilities were not asked for. They are those of the text:
-    without a stop or end-of-sequence token, and without tokens whose text a stop string has cut off."""
+    without a stop or end-of-sequence token, and without tokens whose text a stop string has cut off. `events`: what a
+    parser has read in the text, None without one."""
 
     index: int
     text: str
     tokens: list[TokenEntry] | None = None
     finish_reason: str | None = None
+    events: list[Event] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,7 @@ class PromptEcho:
 
 
 class Choice:
-    """One context's way from tokens to text. echo: what the text starts with."""
+    """One context's way from tokens to text. echo: what the text starts with. shown: special tokens in the text."""
 
     def __init__(
         self,
@@ -81,6 +84,7 @@ class Choice:
         tokenizer: TextTokenizer,
         job: GenerationJob,
         echo: PromptEcho | None = None,
+        shown: Set[int] = frozenset(),
     ) -> None:
         self.index = index
         self.context = context
@@ -89,11 +93,12 @@ class Choice:
         self.finish_reason: str | None = None
         self.stream: AsyncIterator[TextGenerationOutput] | None = None
         self.last_token_time = 0.0
+        self._shown = shown
         self._discard = job.discard_output
         self._echo = echo
         self._prompt_entries: list[LogProbabilities | None] = []
         self._tokens = token_text_of(tokenizer)
-        self._detokenizer = self._tokens.detokenizer(context.tokens.prompt)
+        self._detokenizer = self._tokens.detokenizer(context.tokens.prompt, shown)
         self._matcher = self._tokens.stop_matcher(context.sampling_params.stop)
         self._log = None if job.logprobs is None else _TokenLog(0 if echo is None else len(echo.text))
         self._length = 0  # characters given out
@@ -102,6 +107,11 @@ class Choice:
         self._is_plain = not (
             job.discard_output or echo or self._log is not None or context.sampling_params.stop or unsettled
         )
+
+    @property
+    def stop_string(self) -> str | None:
+        """The stop string that ended the text."""
+        return self._matcher.matched
 
     def feed(self, output: TextGenerationOutput) -> ChoiceDelta | None:
         """Takes what a step gave; None when there is nothing to tell yet."""
@@ -145,7 +155,7 @@ class Choice:
         for position, token in enumerate(output.tokens[:num_visible]):
             self.num_tokens += 1
             delta.text += self._match(self._text_of(token, output.log_probabilities, position))
-            if self._tokens.is_special(token):
+            if self._tokens.is_special(token) and token not in self._shown:
                 delta.text += self._match_special(token)
             if self._matcher.matched is not None:
                 self.finish_reason = "stop"

@@ -7,14 +7,13 @@ Serve reads the same header where `max_ray.serve.replica_door` does not keep it 
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from max_ray.serve.api.error_shapes import ErrorShape, error_shape
 from max_ray.serve.api.http_errors import ErrorResponse, error_body
 from max_ray.serve.api.scope import REQUEST_TIMEOUT, STATUS_KEY, TIMEOUT_KEY
-from max_ray.serve.api.sse import encode_event
 
 TIMEOUT_HEADER = b"x-request-timeout-seconds"
 _LONGEST_S = 10.0**6
@@ -36,7 +35,7 @@ class RequestDeadline:
             await self._limited(seconds, scope, receive, send)
 
     async def _limited(self, seconds: float, scope: Scope, receive: Receive, send: Send) -> None:
-        reply = _Reply(send)
+        reply = _Reply(send, error_shape(scope))
         try:
             async with asyncio.timeout(seconds) as limit:
                 await self._app(scope, receive, reply.send)
@@ -54,8 +53,9 @@ class RequestDeadline:
 class _Reply:
     """What of a response has been sent, and how to end it early."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, shape: ErrorShape) -> None:
         self._send = send
+        self._shape = shape
         self._started = False
         self._is_stream = False
         self._complete = False
@@ -63,7 +63,7 @@ class _Reply:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._started = True
-            self._is_stream = any(value.startswith(b"text/event-stream") for _, value in message["headers"])
+            self._is_stream = any(value.startswith(self._shape.media_type) for _, value in message["headers"])
         else:
             self._complete = not message.get("more_body", False)
         await self._send(message)
@@ -77,7 +77,7 @@ class _Reply:
         if not self._started:
             await ErrorResponse(body, status_code=REQUEST_TIMEOUT)(scope, receive, self._send)
         elif self._is_stream:
-            event = encode_event(json.dumps(body))
+            event = self._shape.event(self._shape.body(body, REQUEST_TIMEOUT))
             await self._send({"type": "http.response.body", "body": event, "more_body": False})
 
 

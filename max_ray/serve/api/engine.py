@@ -15,6 +15,7 @@ from max_ray.interfaces import (
     TextGenerationOutput,
 )
 from max_ray.serve.api.metrics import Metrics, MetricsSnapshot
+from max_ray.serve.api.model_parsers import ModelParsers
 from max_ray.tokenization.tokenizer import TextTokenizer
 
 
@@ -34,6 +35,10 @@ class Engine(Protocol):
 
     @property
     def tokenizer(self) -> TextTokenizer: ...
+
+    @property
+    def parsers(self) -> ModelParsers:
+        """How answers of chats are read."""
 
     @property
     def metrics(self) -> Metrics:

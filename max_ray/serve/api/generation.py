@@ -19,12 +19,17 @@ from max_ray.interfaces import PromptImage, RequestID, TextGenerationOutput, Tex
 from max_ray.serve.api.choice import Choice, ChoiceDelta, PromptEcho
 from max_ray.serve.api.engine import Engine
 from max_ray.serve.api.openai import GenerationJob
+from max_ray.serve.api.parsed_choice import made_choice
 from max_ray.serve.api.structured_output_fields import check_grammar
 from max_ray.tokenization.tokenizer import INLINE_CHARACTERS
 
 # A prompt of more tokens is echoed with offsets in a thread: a token takes some microseconds.
 _INLINE_ECHO_TOKENS = 4096
-_HTTP_NAMES = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
+_HTTP_NAMES = {
+    "max_new_tokens": "max_tokens",
+    "min_new_tokens": "min_tokens",
+    "chat_template_options": "chat_template_kwargs",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +100,11 @@ class Generation:
             if choice.stream is not None and not choice.context.is_done:
                 self._engine.cancel(choice.context.request_id)
             choice.stream = None
+
+    @property
+    def arrival(self) -> float:
+        """perf_counter() when the request came."""
+        return self._arrival
 
     @property
     def usage(self) -> Usage:
@@ -173,13 +183,17 @@ async def _choices_of(engine: Engine, job: GenerationJob, prompt: str | list[int
             sampling_params=_numbered_seed(job.sampling, number),
             logprobs=job.logprobs,
             echo=job.echo,
+            chat_template_options=job.template_options if ids is None and job.messages else None,
             images=images,
         )
         context = await engine.tokenizer.new_context(request)
         if ids is None:
             ids, images = context.tokens.prompt, context.images
             echo = await _echo_of(engine, job, prompt, ids.tolist()) if job.echo else None
-        choices.append(Choice(start + number, context, engine.tokenizer, job, echo))
+        if job.chat is not None:
+            choices.append(made_choice(start + number, context, engine.tokenizer, engine.parsers, job))
+        else:
+            choices.append(Choice(start + number, context, engine.tokenizer, job, echo))
         if len(ids) > INLINE_CHARACTERS:
             await asyncio.sleep(0)  # a copy of a long prompt takes a while, and there may be many
     return choices

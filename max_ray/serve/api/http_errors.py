@@ -1,17 +1,20 @@
-"""Errors as HTTP answers, always in OpenAI's shape: {"error": {"message", "type", "param", "code"}}."""
+"""Errors as HTTP answers, in OpenAI's shape: {"error": {"message", "type", "param", "code"}}, or in their dialect's."""
 
 from __future__ import annotations
 
 import json
 import logging
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
 
-from max_ray.errors import InputError, MaxRayError, PromptTooLongError, QueueFullError, nearest
+from max_ray.errors import InputError, MaxRayError, ModelNotServedError, PromptTooLongError, QueueFullError, nearest
+from max_ray.serve.api.error_shapes import error_shape
 from max_ray.serve.api.neutral_fields import ROUTES_INSTEAD
 
 logger = logging.getLogger(__name__)
@@ -26,10 +29,19 @@ _CODES = {
 
 
 class ErrorResponse(JSONResponse):
-    """ASCII JSON: a message may quote what the client sent, lone surrogates included."""
+    """OpenAI's error object, sent in the shape of the dialect that the request's path belongs to.
+
+    ASCII JSON: a message may quote what the client sent, lone surrogates included.
+    """
 
     def render(self, content: Any) -> bytes:
+        self._content = content
         return json.dumps(content).encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.body = json.dumps(error_shape(scope).body(self._content, self.status_code)).encode()
+        self.headers["content-length"] = str(len(self.body))
+        await super().__call__(scope, receive, send)
 
 
 def error_body(message: str, *, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
@@ -44,7 +56,7 @@ def describe_error(error: MaxRayError) -> dict[str, Any]:
     param = error.param if isinstance(error, InputError) else None
     code = "context_length_exceeded" if isinstance(error, PromptTooLongError) else None
     if type(error).http_status == 404:
-        code = "model_not_found"
+        code = "model_not_found" if isinstance(error, ModelNotServedError) else "not_found"
     return error_body(str(error), kind=type(error).error_type, param=param, code=code)
 
 
@@ -59,7 +71,7 @@ def describe_and_log(error: MaxRayError) -> dict[str, Any]:
     return describe_error(error)
 
 
-def add_error_handlers(api: FastAPI, routes: tuple[str, ...]) -> None:
+def add_error_handlers(api: FastAPI, routes: Iterable[str]) -> None:
     """`routes`: the paths to suggest for an unknown one."""
 
     @api.exception_handler(MaxRayError)
@@ -80,7 +92,7 @@ def add_error_handlers(api: FastAPI, routes: tuple[str, ...]) -> None:
         return ErrorResponse(internal_error(), status_code=500)
 
 
-def _http_message(request: Request, error: HTTPException, routes: tuple[str, ...]) -> str:
+def _http_message(request: Request, error: HTTPException, routes: Iterable[str]) -> str:
     path = request.url.path
     if error.status_code == 404:
         hint = ROUTES_INSTEAD.get(path.rstrip("/") or "/")

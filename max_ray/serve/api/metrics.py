@@ -32,8 +32,8 @@ _GAUGES = {
     "queued_requests": ("queued", "Requests that wait for admission."),
     "running_requests": ("running", "Requests that hold KV blocks."),
     "oldest_queued_request_seconds": ("oldest_waiting_s", "Age of the request at the head of the queue; 0 if none."),
-    "kv_blocks_used": ("kv_used_blocks", "KV cache blocks that running requests hold."),
-    "kv_blocks_capacity": ("kv_total_blocks", "KV cache blocks in all."),
+    "kv_blocks_used": ("num_used_blocks", "KV cache blocks that running requests hold."),
+    "kv_blocks_capacity": ("num_blocks", "KV cache blocks in all."),
 }
 _COUNTERS = {
     "finished_requests_total": ("finished", "Requests that the model ended, or their length limit."),

@@ -27,6 +27,7 @@ def _is_cache_hint(given: Any, _: Mapping[str, Any]) -> bool:
 
 CACHE_CONTROL = Neutral(_is_cache_hint, '{"type": "ephemeral"}', is_foreign=True)
 
+_CHAT_TOOLS = "/v1/chat/completions has it."
 _TOKENS = "Use 'max_tokens'."
 
 ANY_REQUEST: dict[str, Neutral] = {
@@ -44,13 +45,10 @@ ANY_REQUEST: dict[str, Neutral] = {
 
 GENERATION: dict[str, Neutral] = ANY_REQUEST | {
     "best_of": Neutral(_is_best_of, "1 or the value of n"),
-    "function_call": only("none", "auto"),
-    "functions": only([]),
+    "function_call": only("none", "auto", instead="Use 'tool_choice'."),
+    "functions": only([], instead="Use 'tools'."),
     "logit_bias": Neutral(lambda given, _: given in ({}, []), "{}"),
     "moderation": only(),
-    "parallel_tool_calls": only(True, False),
-    "tool_choice": only("none", "auto"),
-    "tools": only([]),
     # vLLM, SGLang
     "allowed_token_ids": foreign(),
     "bad_words": foreign([]),
@@ -114,7 +112,10 @@ GENERATION: dict[str, Neutral] = ANY_REQUEST | {
 }
 
 COMPLETION: dict[str, Neutral] = GENERATION | {
+    "parallel_tool_calls": only(True, False),
     "suffix": only(""),
+    "tool_choice": only("none", "auto", instead=_CHAT_TOOLS),
+    "tools": only([], instead=_CHAT_TOOLS),
     "add_special_tokens": foreign(True),
     "prompt_embeds": foreign(),
 }
@@ -123,19 +124,11 @@ CHAT: dict[str, Neutral] = GENERATION | {
     "audio": only(),
     "modalities": only(["text"]),
     "prediction": only(),
-    "reasoning_effort": only(),
-    "verbosity": only("medium"),
     "web_search_options": only(),
-    "add_generation_prompt": foreign(True),
     "add_special_tokens": foreign(False),  # the chat template writes them
     "chat_template": foreign(),
-    "chat_template_kwargs": foreign({}),
-    "continue_final_message": foreign(False),
-    "documents": foreign([]),
     "echo": foreign(False, instead="/v1/completions has it."),
-    "include_reasoning": foreign(True),  # it is in the text
     "mm_processor_kwargs": foreign({}),
-    "reasoning_format": foreign("none"),
     "think": foreign(),
 }
 
@@ -156,16 +149,20 @@ STREAM_OPTIONS: dict[str, Neutral] = {
 MESSAGE: dict[str, Neutral] = {
     "annotations": only([]),
     "audio": only(),
-    "function_call": only(),
+    "function_call": only(instead="Use 'tool_calls'."),
     "parsed": only(),
     "refusal": only(),
-    "tool_call_id": only(),
-    "tool_calls": only([]),
     "cache_control": CACHE_CONTROL,
     "partial": foreign(False),
     "prefix": foreign(False),
-    "reasoning": foreign(""),
-    "reasoning_content": foreign(""),
+}
+
+TOOL_CALL: dict[str, Neutral] = {
+    "index": Neutral(lambda given, _: type(given) is int, "a number"),  # of a streamed call that was put together
+}
+
+CALLED_FUNCTION: dict[str, Neutral] = {
+    "parsed_arguments": Neutral(lambda *_: True, "anything"),  # the openai package puts it beside `arguments`
 }
 
 PART: dict[str, Neutral] = {
@@ -208,32 +205,29 @@ EMBEDDINGS_INSTEAD: dict[str, str] = {"messages": "Use 'input'.", "prompt": "Use
 
 _CHAT = "Use /v1/chat/completions."
 _COMPLETIONS = "Use /v1/completions."
+_ONE_MODEL = "This server serves the model that it was started with, and no other."
 ROUTES_INSTEAD: dict[str, str] = {
-    "/v1/responses": _CHAT,
-    "/responses": _CHAT,
-    "/v1/messages": _CHAT,
+    "/responses": "Use /v1/responses.",
+    "/messages": "Use /v1/messages.",
     "/v1/chat": _CHAT,
     "/chat": _CHAT,
     "/chat/completions": _CHAT,
-    "/api/chat": _CHAT,
     "/completions": _COMPLETIONS,
     "/completion": _COMPLETIONS,
     "/generate": _COMPLETIONS,
     "/generate_stream": _COMPLETIONS,
     "/infill": _COMPLETIONS,
-    "/api/generate": _COMPLETIONS,
     "/v1/engines/completions": _COMPLETIONS,
     "/embeddings": "Use /v1/embeddings.",
     "/embed": "Use /v1/embeddings.",
     "/embedding": "Use /v1/embeddings.",
     "/api/embed": "Use /v1/embeddings.",
-    "/api/embeddings": "Use /v1/embeddings.",
+    "/api/embeddings": "Use /api/embed.",
     "/models": "Use /v1/models.",
-    "/api/tags": "Use /v1/models.",
+    **dict.fromkeys(("/api/pull", "/api/push", "/api/create", "/api/copy", "/api/delete"), _ONE_MODEL),
     "/v1": "Its routes are /v1/models, /v1/completions, /v1/chat/completions and /v1/embeddings.",
     "/": "The API is below /v1: /v1/models, /v1/completions, /v1/chat/completions and /v1/embeddings.",
     "/healthz": "Use /health.",
-    "/ping": "Use /health.",
     "/ready": "Use /health.",
 }
 """What an unknown path stands for on other servers."""

@@ -15,11 +15,12 @@ from typing import Annotated, Any, ClassVar, TypeVar
 from pydantic import AfterValidator, Discriminator, Field, PlainValidator, Tag, ValidationError, field_validator
 
 from max_ray.errors import InputError, PromptTooLongError
-from max_ray.serve.api.chat_messages import MAX_MESSAGES, Message, text_or_list
+from max_ray.serve.api.chat_messages import MAX_MESSAGES, Message, named_results, text_or_list
 from max_ray.serve.api.json_body import decode_object
 from max_ray.serve.api.neutral_fields import CHAT, CHAT_INSTEAD, COMPLETION, COMPLETION_INSTEAD, STREAM_OPTIONS
-from max_ray.serve.api.request_fields import FIELD_ERROR, MAX_PROBLEMS, Neutral, StrictModel
+from max_ray.serve.api.request_fields import FIELD_ERROR, MAX_PROBLEMS, ApiRequest, Neutral, StrictModel
 from max_ray.serve.api.structured_output_fields import RESPONSE_FORMAT, StructuredOutputFields
+from max_ray.serve.api.tool_fields import ChatOutput, ToolFields
 
 MAX_CHOICES = 128
 MAX_LOGPROBS = 20
@@ -38,7 +39,9 @@ class GenerationJob:
     Exactly one of `prompts` and `messages` is filled. `sampling`: only what the user gave, by our names. `n`: choices
     a prompt. `logprobs`: alternatives per token, None for no log probabilities. `discard_output`: only the prompt is
     wanted back (`max_tokens=0` with `echo`). `grammar_field`: the field of the request that gave
-    `sampling["structured_output"]`, for errors. `labels`: what the client wrote on its request (`LabelledRequest`).
+    `sampling["structured_output"]`, for errors. `template_options`: variables of the chat template. `efforts`:
+    `reasoning_effort` and `verbosity`. `chat`: how the answer to messages is read. `labels`: what the client wrote on
+    its request (`LabelledRequest`).
     """
 
     prompts: Sequence[str | list[int]] = ()
@@ -48,6 +51,9 @@ class GenerationJob:
     logprobs: int | None = None
     echo: bool = False
     discard_output: bool = False
+    template_options: Mapping[str, Any] = field(default_factory=dict)
+    efforts: Mapping[str, str] = field(default_factory=dict)
+    chat: ChatOutput | None = None
     grammar_field: str = RESPONSE_FORMAT
     labels: Mapping[str, Any] = field(default_factory=dict)
 
@@ -75,7 +81,7 @@ def _metadata(value: Any) -> Any:
 ShortText = Annotated[str, AfterValidator(_short)]
 
 
-class LabelledRequest(StrictModel):
+class LabelledRequest(ApiRequest):
     """Labels: what a client writes on its request for accounts and logs. They change nothing in the answer."""
 
     model: ShortText | None = None
@@ -83,10 +89,6 @@ class LabelledRequest(StrictModel):
     safety_identifier: ShortText | None = None
     prompt_cache_key: ShortText | None = None
     metadata: Annotated[dict[str, str], PlainValidator(_metadata)] | None = None
-
-    def refuse_hopeless(self, max_length: int) -> None:
-        """Raises PromptTooLongError for what cannot fit a model of `max_length` tokens however it is encoded."""
-        raise NotImplementedError
 
     @property
     def labels(self) -> dict[str, Any]:
@@ -218,7 +220,7 @@ class CompletionRequest(GenerationRequest):
         )
 
 
-class ChatCompletionRequest(GenerationRequest):
+class ChatCompletionRequest(ToolFields, GenerationRequest):
     """`POST /v1/chat/completions`. Without a limit the answer may fill the model's length."""
 
     NEUTRAL: ClassVar[Mapping[str, Neutral]] = CHAT
@@ -232,8 +234,10 @@ class ChatCompletionRequest(GenerationRequest):
 
     @property
     def num_items(self) -> int:
-        """Of the request's longest list: what work on it grows with."""
-        return sum(1 if isinstance(message.content, str) else len(message.content) for message in self.messages)
+        """Of the request's longest list, and what else work on it grows with."""
+        num_parts = sum(1 if isinstance(m.content, str) else len(m.content) for m in self.messages)
+        num_calls = sum(len(m.tool_calls) for m in self.messages if m.tool_calls)
+        return num_parts + num_calls + MAX_MESSAGES * self.is_long
 
     def refuse_hopeless(self, max_length: int) -> None:
         """A message has a token or more, for its role."""
@@ -249,23 +253,39 @@ class ChatCompletionRequest(GenerationRequest):
         limits = {self.max_tokens, self.max_completion_tokens} - {None}
         if len(limits) > 1:
             raise InputError("max_tokens and max_completion_tokens differ: give one of them.", param="max_tokens")
+        messages = named_results([message.for_template() for message in self.messages])
+        efforts = {name: getattr(self, name) for name in ("reasoning_effort", "verbosity")}
         return GenerationJob(
-            messages=[message.model_dump(exclude_none=True) for message in self.messages],
+            messages=messages,
             sampling=self.sampling(limits.pop() if limits else None),
             n=self.n,
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
+            template_options=self.template_options(),
+            efforts={name: value for name, value in efforts.items() if value is not None},
+            chat=self.chat_output(_last_text(messages) if self.continue_final_message else ""),
             grammar_field=self.grammar_field,
             labels=self.labels,
         )
 
 
-RequestT = TypeVar("RequestT", bound=LabelledRequest)
+def _last_text(messages: Sequence[Mapping[str, Any]]) -> str:
+    """The text of the last message."""
+    content = messages[-1].get("content", "")
+    return content if isinstance(content, str) else str(content[-1].get("text", "")) if content else ""
+
+
+RequestT = TypeVar("RequestT", bound=ApiRequest)
 
 
 def parse_request(kind: type[RequestT], body: bytes) -> RequestT:
     """An HTTP body as a request. Raises InputError that names the field at fault."""
+    return validated(kind, decode_object(body))
+
+
+def validated(kind: type[RequestT], fields: Mapping[str, Any]) -> RequestT:
+    """A request of these fields. Raises InputError that names the field at fault."""
     try:
-        return kind.model_validate(decode_object(body))
+        return kind.model_validate(fields)
     except ValidationError as error:
         raise _explain(error) from None
 

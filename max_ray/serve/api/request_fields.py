@@ -92,7 +92,7 @@ class StrictModel(BaseModel):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        cls._known = cls.model_fields.keys()
+        cls._known = {field.alias or name for name, field in cls.model_fields.items()}
 
     @model_validator(mode="before")
     @classmethod
@@ -122,6 +122,14 @@ class StrictModel(BaseModel):
             yield FieldProblem(str(name), lambda place: f"Unknown field '{place}'.{hint}")
         elif value is not None and not neutral.passes(value, data):
             yield FieldProblem(name, neutral.refusal)
+
+
+class ApiRequest(StrictModel):
+    """Base of what an HTTP body becomes, of any dialect."""
+
+    def refuse_hopeless(self, max_length: int) -> None:
+        """Raises PromptTooLongError for what cannot fit a model of `max_length` tokens however it is encoded."""
+        raise NotImplementedError
 
 
 def raise_problems(problems: list[FieldProblem]) -> None:

@@ -27,7 +27,10 @@ from max_ray.errors import MaxRayError
 from max_ray.interfaces import PipelineTask
 from max_ray.serve.api.accounting import RequestCounter
 from max_ray.serve.api.answer import Answer, check_model, open_answer
-from max_ray.serve.api.auth import BearerAuth
+from max_ray.serve.api.anthropic.requests import CountTokensRequest, MessagesRequest
+from max_ray.serve.api.anthropic.routes import add_anthropic_routes
+from max_ray.serve.api.api_context import ApiContext, ModelDetails
+from max_ray.serve.api.auth import KeyAuth
 from max_ray.serve.api.body_reader import BodyReader
 from max_ray.serve.api.deadline import RequestDeadline
 from max_ray.serve.api.embeddings import EmbeddingsJob, EmbeddingsRequest, open_job
@@ -40,31 +43,74 @@ from max_ray.serve.api.http_errors import (
     internal_error,
 )
 from max_ray.serve.api.metrics import render_metrics
+from max_ray.serve.api.ollama.requests import OllamaChatRequest, OllamaGenerateRequest
+from max_ray.serve.api.ollama.routes import OllamaEmbedRequest, ShowRequest, add_ollama_routes
 from max_ray.serve.api.openai import ChatCompletionRequest, CompletionRequest
+from max_ray.serve.api.openapi import add_documentation
 from max_ray.serve.api.origin_guard import OriginGuard, cors_settings
+from max_ray.serve.api.request_fields import ApiRequest
+from max_ray.serve.api.responses.requests import ResponsesRequest
+from max_ray.serve.api.responses.routes import add_response_routes
+from max_ray.serve.api.responses.store import LocalResponseStore, ResponseStore
+from max_ray.serve.api.route_table import known_paths
 from max_ray.serve.api.scope import CLIENT_CLOSED, SEND_KEY, SERVER_SEND_KEY, STATUS_KEY
 from max_ray.serve.api.sse import DONE, ClientGoneError, EventStream, encode_event, until_disconnect
+from max_ray.serve.api.token_routes import DetokenizeRequest, TokenizeRequest, add_token_routes
 
 logger = logging.getLogger(__name__)
 
-_ROUTES = ("/v1/models", "/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/health", "/metrics", "/version")
+_BODIES: dict[str, type[ApiRequest]] = {
+    "/v1/completions": CompletionRequest,
+    "/v1/chat/completions": ChatCompletionRequest,
+    "/v1/embeddings": EmbeddingsRequest,
+    "/v1/responses": ResponsesRequest,
+    "/v1/messages": MessagesRequest,
+    "/v1/messages/count_tokens": CountTokensRequest,
+    "/api/chat": OllamaChatRequest,
+    "/api/generate": OllamaGenerateRequest,
+    "/api/embed": OllamaEmbedRequest,
+    "/api/show": ShowRequest,
+    "/tokenize": TokenizeRequest,
+    "/detokenize": DetokenizeRequest,
+}
+"""The model of the JSON body, by route."""
 
 
-def build_api(engine: Engine, options: ApiOptions | None = None) -> FastAPI:
-    """The application with all routes. `engine` may come alive later: it is not touched before a request."""
+def build_api(
+    engine: Engine,
+    options: ApiOptions | None = None,
+    responses: ResponseStore | None = None,
+    details: ModelDetails | None = None,
+) -> FastAPI:
+    """The application with all routes.
+
+    Args:
+        engine: What generates. It may come alive later: it is not touched before a request.
+        options: Settings of the front.
+        responses: Keeps the responses of the Responses API; None keeps them in this process.
+        details: What is told of the served model.
+    """
     options = options or ApiOptions()
     no_pages: dict[str, Any] = {"openapi_url": None, "docs_url": None, "redoc_url": None}
     api = _Api(title="max_ray", version=__version__, redirect_slashes=False, **no_pages)
+    bodies = BodyReader(timeout_s=options.body_timeout_s)
+    store = LocalResponseStore() if responses is None else responses
+    context = ApiContext(engine, options, bodies, store, details or ModelDetails())
     _add_readings(api, engine)
-    _add_tasks(api, engine, options)
-    add_error_handlers(api, _ROUTES)
+    _add_tasks(api, context)
+    add_response_routes(api, context)
+    add_anthropic_routes(api, context)
+    add_ollama_routes(api, context)
+    add_token_routes(api, context)
+    add_documentation(api, _BODIES)
+    add_error_handlers(api, known_paths())
     if options.api_keys:
-        api.add_middleware(BearerAuth, keys=options.api_keys)
+        api.add_middleware(KeyAuth, keys=options.api_keys)
     api.add_middleware(RequestDeadline)
     if options.allowed_origins:
         api.add_middleware(CORSMiddleware, **cors_settings(options.allowed_origins))
     api.add_middleware(OriginGuard, options=options)
-    api.add_middleware(RequestCounter, engine=engine, routes=_ROUTES)
+    api.add_middleware(RequestCounter, engine=engine)
     return api
 
 
@@ -93,6 +139,7 @@ def _add_readings(api: FastAPI, engine: Engine) -> None:
         return JSONResponse(_model_object(engine, created))
 
     @get("/health")
+    @api.api_route("/ping", methods=["GET", "HEAD", "POST"])
     async def health() -> Response:
         if await engine.healthy():
             return JSONResponse({"status": "ok"})
@@ -109,32 +156,27 @@ def _add_readings(api: FastAPI, engine: Engine) -> None:
         return JSONResponse({"version": __version__})
 
 
-def _add_tasks(api: FastAPI, engine: Engine, options: ApiOptions) -> None:
+def _add_tasks(api: FastAPI, context: ApiContext) -> None:
     """The routes of POST."""
-    bodies = BodyReader(timeout_s=options.body_timeout_s)
 
     @api.post("/v1/completions")
     async def completions(request: Request) -> Response:
-        return await _answer(engine, request, CompletionRequest, bodies, options)
+        return await _answer(context, request, CompletionRequest)
 
     @api.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
-        return await _answer(engine, request, ChatCompletionRequest, bodies, options)
+        return await _answer(context, request, ChatCompletionRequest)
 
     @api.post("/v1/embeddings")
     async def embeddings(request: Request) -> Response:
-        return await _embeddings(engine, request, bodies, options)
+        return await _embeddings(context, request)
 
 
 async def _answer(
-    engine: Engine,
-    request: Request,
-    kind: type[CompletionRequest] | type[ChatCompletionRequest],
-    bodies: BodyReader,
-    options: ApiOptions,
+    context: ApiContext, request: Request, kind: type[CompletionRequest] | type[ChatCompletionRequest]
 ) -> Response:
     try:
-        answer, is_streamed = await _opened(engine, request, kind, bodies, options)
+        answer, is_streamed = await _opened(context, request, kind)
     except ClientDisconnect:
         return Response(status_code=CLIENT_CLOSED)
     if is_streamed:
@@ -148,25 +190,18 @@ async def _answer(
 
 
 async def _opened(
-    engine: Engine,
-    request: Request,
-    kind: type[CompletionRequest] | type[ChatCompletionRequest],
-    bodies: BodyReader,
-    options: ApiOptions,
+    context: ApiContext, request: Request, kind: type[CompletionRequest] | type[ChatCompletionRequest]
 ) -> tuple[Answer, bool]:
     """The answer, and whether it is streamed. Nothing of the body is kept."""
     arrival = perf_counter()
-    limit, max_length = _body_limit(engine, kind, options), engine.tokenizer.max_length
-    async with bodies.parsed(request, kind, limit, max_length) as parsed:
-        return await open_answer(engine, parsed, arrival), parsed.stream
+    async with context.parsed(request, kind, is_chat=kind is ChatCompletionRequest) as parsed:
+        return await open_answer(context.engine, parsed, arrival), parsed.stream
 
 
-async def _embeddings(engine: Engine, request: Request, bodies: BodyReader, options: ApiOptions) -> Response:
+async def _embeddings(context: ApiContext, request: Request) -> Response:
     try:
-        async with bodies.parsed(
-            request, EmbeddingsRequest, options.max_body_bytes, engine.tokenizer.max_length
-        ) as parsed:
-            job = await open_job(engine, parsed)
+        async with context.parsed(request, EmbeddingsRequest) as parsed:
+            job = await open_job(context.engine, parsed)
         return await until_disconnect(request.receive, _vectors(job))
     except (ClientDisconnect, ClientGoneError):
         return Response(status_code=CLIENT_CLOSED)
@@ -192,14 +227,6 @@ async def _events(answer: Answer, scope: Scope) -> AsyncGenerator[bytes, None]:
         yield DONE
 
 
-def _body_limit(
-    engine: Engine, kind: type[CompletionRequest] | type[ChatCompletionRequest], options: ApiOptions
-) -> int:
-    if kind is ChatCompletionRequest and engine.tokenizer.takes_images:
-        return max(options.max_body_bytes, options.max_body_bytes_with_images)
-    return options.max_body_bytes
-
-
 def _model_object(engine: Engine, created: int) -> dict[str, Any]:
     is_chat = engine.task is PipelineTask.TEXT_GENERATION
     return {
@@ -209,5 +236,5 @@ def _model_object(engine: Engine, created: int) -> dict[str, Any]:
         "owned_by": "max_ray",
         "max_model_len": engine.tokenizer.max_length,
         "task": engine.task.value,
-        **({"chat_template": engine.tokenizer.describe_chat_template()} if is_chat else {}),
+        **({"chat_template": engine.tokenizer.describe_chat_template(), **engine.parsers.public()} if is_chat else {}),
     }

@@ -33,8 +33,10 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, body: AsyncGenerator[bytes, None], close: Callable[[], None]) -> None:
-        super().__init__(headers=HEADERS)
+    def __init__(
+        self, body: AsyncGenerator[bytes, None], close: Callable[[], None], media_type: str | None = None
+    ) -> None:
+        super().__init__(headers=HEADERS, media_type=media_type or self.media_type)
         del self.headers["content-length"]
         self._body = body
         self._close = close

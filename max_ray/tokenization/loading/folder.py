@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,3 +43,9 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold a JSON object, not a {type(content).__name__}.")
     return content
+
+
+def text_config(model_config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part of config.json that speaks of text: multimodal models nest it."""
+    nested = model_config.get("text_config")
+    return nested if isinstance(nested, dict) else model_config

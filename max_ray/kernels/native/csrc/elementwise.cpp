@@ -137,6 +137,15 @@ template <class T> void argmax(const T *x, int64_t stride, int64_t rows, int64_t
     for (int64_t r = 0; r < rows; r++) y[r] = argmax_row(x + r * stride, V);
 }
 
+// y = x[0] + x[1] + ..., in this order, in floats and rounded once.
+template <class T> void sum_rows(const T *x, int64_t rows, int64_t width, T *y) {
+    lanes(width, [&](int64_t i, int64_t left) {
+        f32x16 total = load_lanes(x + i, left);
+        for (int64_t r = 1; r < rows; r++) total += load_lanes(x + r * width + i, left);
+        store_lanes(y + i, total, left);
+    });
+}
+
 }  // namespace
 
 #define MAX_RAY_EXPORT(NAME, T)                                                                                           \
@@ -153,6 +162,7 @@ template <class T> void argmax(const T *x, int64_t stride, int64_t rows, int64_t
     void gather_rows_##NAME(const T *x, int64_t stride, const int64_t *rows, int64_t count, int64_t D, T *y) {            \
         for (int64_t i = 0; i < count; i++) std::copy_n(x + rows[i] * stride, D, y + i * D);                              \
     }                                                                                                                     \
+    void sum_rows_##NAME(const T *x, int64_t rows, int64_t width, T *y) { sum_rows<T>(x, rows, width, y); }               \
     void argmax_##NAME(const T *x, int64_t stride, int64_t rows, int64_t V, int64_t *y, int threads) {                    \
         argmax<T>(x, stride, rows, V, y, threads);                                                                        \
     }                                                                                                                     \

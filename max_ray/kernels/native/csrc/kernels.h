@@ -45,6 +45,7 @@ struct QuantizedMatrix {
                             float eps, int threads);                                                                      \
     void silu_and_mul_##NAME(const T *x, T *y, int64_t rows, int64_t F, int threads);                                     \
     void gather_rows_##NAME(const T *x, int64_t stride, const int64_t *rows, int64_t count, int64_t D, T *y);             \
+    void sum_rows_##NAME(const T *x, int64_t rows, int64_t width, T *y);                                                  \
     void argmax_##NAME(const T *x, int64_t stride, int64_t rows, int64_t V, int64_t *y, int threads);                     \
     void rope_and_append_##NAME(const T *q, const T *k, const T *v, T *q_out, T *k_cache, T *v_cache, const T *cos_sin,   \
                                 const int64_t *positions, const int64_t *slots, const RopeShape *shape, int threads);     \

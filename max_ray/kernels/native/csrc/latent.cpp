@@ -8,25 +8,16 @@
 //     attended [token][head][L]                                a piece: some tokens of a row and some heads
 //     y [token][head][V] = attended W_uv^T                     a piece: a head and some tokens
 //
-// All in floats: pairs of bf16 were a quarter slower in prompts, with heads this wide, and no faster in decode.
+// latent_tiles.h multiplies bf16 in the processor's matrix registers where the system lets it. Here all is in floats: pairs
+// of bf16 (AVX-512 BF16) were a quarter slower in prompts, with heads this wide, and no faster in decode.
 // Sums of the first product are chains over P; of the last one 16 chains over L each, added as a tree. So a token's result
 // depends on its own keys only, in their order: not on the chunk, the batch or the number of threads.
 #include "attention.h"
-#include <atomic>
-#include <vector>
-#include <omp.h>
+#include "latent_tiles.h"
 
 namespace {
 
-constexpr int64_t CHUNK_TOKENS = 128;
-constexpr int64_t HEAD_TOKENS = 32;  // of a piece of a product with a head's weights
-constexpr int64_t QUERIES = 128;     // of a piece of attention
-constexpr int64_t FEW_HEADS = 4;     // fewer in a piece cost more for laying out keys than a second thread saves
 constexpr int64_t COLUMNS = 64;
-
-template <class T> inline f32x16 load_upto(const T *p, int64_t left) {
-    return left >= LANES ? load16(p) : load_part(p, left);
-}
 
 // The sums of 16 vectors, each added as the same tree.
 inline f32x16 sums_of(const f32x16 vectors[LANES]) {
@@ -58,40 +49,36 @@ inline void expand_block(const float *attended, int64_t stride, const T *const *
     store16(to, sums_of(acc));
 }
 
-struct Piece {
-    int64_t row, first_token, count, first_head, heads;  // tokens of the whole batch
-};
-
 thread_local Scratch shared_queries, shared_attended, product_memory;
 thread_local Buffers<Floats> buffers;
-thread_local std::vector<Piece> chunk_pieces;
 
 template <class T> struct Latents {
-    const T *q, *up, *cache;
-    const int32_t *tables, *lengths, *indptr;
-    T *y;
+    static constexpr int64_t HEAD_TOKENS = 32;  // of a piece of a product with a head's weights
+    static constexpr int64_t FEW_HEADS = 4;     // fewer in a piece cost more for laying out keys than a second thread saves
+    struct Thread {
+        Thread() {}
+    };
+
+    const LatentInputs<T> &in;
     const LatentShape &s;
     const int64_t D, width;  // of a latent; L rounded up to whole vectors, at most D
     const AttentionShape attention;
-    int64_t base = 0;  // the chunk's first token
-    float *queries = nullptr, *attended = nullptr;
+    float *const queries, *const attended;
 
-    Latents(const T *q, const T *up, const T *cache, const int32_t *tables, const int32_t *lengths, const int32_t *indptr,
-            T *y, const LatentShape &s)
-        : q(q), up(up), cache(cache), tables(tables), lengths(lengths), indptr(indptr), y(y), s(s), D(s.L + s.R),
-          width(round_up(s.L, LANES)), attention{s.B, s.H, 1, D, s.page_size, s.table_width, 0, s.scale, 0} {}
-
-    const T *head_weights(int64_t head) const { return up + head * (s.P + s.V) * s.L; }
+    Latents(const LatentInputs<T> &in, int64_t tokens)
+        : in(in), s(in.s), D(in.latent_width()), width(round_up(s.L, LANES)),
+          attention{s.B, s.H, 1, D, s.page_size, s.table_width, 0, s.scale, 0},
+          queries(shared_queries.get(tokens * s.H * D)), attended(shared_attended.get(tokens * s.H * width)) {}
 
     // Tokens [first, first + count) of one head, through W_uk.
-    void absorb(int64_t head, int64_t first, int64_t count) const {
+    void absorb(int64_t base, int64_t head, int64_t first, int64_t count) const {
         const int64_t plain = round_up(s.P, LANES);
         float *rows = product_memory.get(count * plain + s.P * COLUMNS + count * D);
         float *tile = rows + count * plain, *out = tile + s.P * COLUMNS;
-        const auto query = [&](int64_t i) { return q + ((first + i) * s.H + head) * (s.P + s.R); };
         for (int64_t i = 0; i < count; i++)
-            for (int64_t p = 0; p < s.P; p += LANES) store16(rows + i * plain + p, load_upto(query(i) + p, s.P - p));
-        const T *weights = head_weights(head);
+            for (int64_t p = 0; p < s.P; p += LANES)
+                store16(rows + i * plain + p, load_upto(in.query(first + i, head) + p, s.P - p));
+        const T *weights = in.key_weights(head);
         for (int64_t c = 0; c < width; c += COLUMNS) {
             const int64_t columns = std::min(COLUMNS, width - c);
             for (int64_t p = 0; p < s.P; p++)
@@ -105,12 +92,12 @@ template <class T> struct Latents {
                 product_rows<Floats, 1>(count, rows, plain, tile + v, COLUMNS, s.P, out + c + v, D, false);
         }
         for (int64_t i = 0; i < count; i++) {
-            for (int64_t r = 0; r < s.R; r++) out[i * D + s.L + r] = to_float(query(i)[s.P + r]);
+            for (int64_t r = 0; r < s.R; r++) out[i * D + s.L + r] = to_float(in.query(first + i, head)[s.P + r]);
             memcpy(queries + ((first - base + i) * s.H + head) * D, out + i * D, D * sizeof(float));
         }
     }
 
-    void attend(const Piece &piece) const {
+    void attend(int64_t base, const Piece &piece) const {
         Buffers<Floats> &b = buffers;
         const int64_t count = piece.count * piece.heads;
         b.fit(count, D, width);
@@ -122,15 +109,15 @@ template <class T> struct Latents {
             b.top[i] = LOWEST, b.total[i] = 0;
         }
         memset(b.out, 0, count * width * sizeof(float));
-        const int64_t first_seen = lengths[piece.row] + piece.first_token - indptr[piece.row];
+        const int64_t first_seen = in.lengths[piece.row] + piece.first_token - in.indptr[piece.row];
         const int64_t stop = first_seen + piece.count;
-        const int32_t *table = tables + piece.row * s.table_width;
+        const int32_t *table = in.tables + piece.row * s.table_width;
         Tile<T> tiles[2];
-        tiles[0].find(cache, cache, table, 0, stop, 0, attention);
+        tiles[0].find(in.cache, in.cache, table, 0, stop, 0, attention);
         for (int64_t at = 0, turn = 0; at < stop; at += TILE, turn ^= 1) {
             Tile<T> &next = tiles[turn ^ 1];
             next.count = 0;
-            if (at + TILE < stop) next.find(cache, cache, table, at + TILE, stop, 0, attention);
+            if (at + TILE < stop) next.find(in.cache, in.cache, table, at + TILE, stop, 0, attention);
             attend_tile(tiles[turn], next, at, first_seen, piece.heads, count, width, attention, b);
         }
         for (int64_t i = 0; i < count; i++) {
@@ -140,9 +127,9 @@ template <class T> struct Latents {
         }
     }
 
-    template <int TOKENS> void expand_some(int64_t head, int64_t first) const {
+    template <int TOKENS> void expand_some(int64_t base, int64_t head, int64_t first) const {
         constexpr int OUTPUTS = LANES / TOKENS;
-        const T *weights = head_weights(head) + s.P * s.L;
+        const T *weights = in.value_weights(head);
         const float *from = attended + ((first - base) * s.H + head) * width;
         float *out = product_memory.get(TOKENS * round_up(s.V, LANES));
         for (int64_t v = 0; v < s.V; v += OUTPUTS) {
@@ -155,71 +142,46 @@ template <class T> struct Latents {
         }
         for (int t = 0; t < TOKENS; t++)
             for (int64_t v = 0; v < s.V; v += LANES)
-                store_outputs(y + ((first + t) * s.H + head) * s.V + v, load16(out + t * round_up(s.V, LANES) + v), s.V - v);
+                store_outputs(in.result(first + t, head) + v, load16(out + t * round_up(s.V, LANES) + v), s.V - v);
     }
 
     // Tokens [first, first + count) of one head, through W_uv.
-    void expand(int64_t head, int64_t first, int64_t count) const {
+    void expand(int64_t base, int64_t head, int64_t first, int64_t count) const {
         int64_t i = 0;
-        for (; i + 4 <= count; i += 4) expand_some<4>(head, first + i);
-        for (; i < count; i++) expand_some<1>(head, first + i);
-    }
-
-    // The chunk's tokens row by row, `heads` at once.
-    void cut(int64_t stop, int64_t heads, std::vector<Piece> &to) const {
-        to.clear();
-        const int64_t tokens = std::max<int64_t>(1, QUERIES / heads);
-        for (int64_t row = 0; row < s.B; row++) {
-            const int64_t end = std::min<int64_t>(indptr[row + 1], stop);
-            for (int64_t first = std::max<int64_t>(indptr[row], base); first < end; first += tokens)
-                for (int64_t head = 0; head < s.H; head += heads)
-                    to.push_back({row, first, std::min(tokens, end - first), head, std::min(heads, s.H - head)});
-        }
-    }
-
-    void chunk(int64_t stop, int threads) {
-        std::vector<Piece> &pieces = chunk_pieces;
-        int64_t heads = std::min(s.H, QUERIES);
-        for (cut(stop, heads, pieces); int64_t(pieces.size()) < threads && heads > FEW_HEADS; cut(stop, heads, pieces))
-            heads = (heads + 1) / 2;
-        const int64_t blocks = (stop - base + HEAD_TOKENS - 1) / HEAD_TOKENS, parts = blocks * s.H;
-        const int64_t count = pieces.size();
-        const Piece *last = pieces.data() + count - 1;
-        std::atomic<int64_t> absorbed{0}, seen{0}, expanded{0};
-        const auto part = [&](int64_t i, auto run) {
-            const int64_t first = base + i % blocks * HEAD_TOKENS;
-            run(i / blocks, first, std::min(HEAD_TOKENS, stop - first));
-        };
-#pragma omp parallel num_threads(threads) if (threads > 1)
-        {
-            for (int64_t i; (i = absorbed++) < parts;)
-                part(i, [&](int64_t head, int64_t first, int64_t n) { absorb(head, first, n); });
-#pragma omp barrier
-            for (int64_t i; (i = seen++) < count;) attend(last[-i]);  // the last ones of a prompt see the most keys
-#pragma omp barrier
-            for (int64_t i; (i = expanded++) < parts;)
-                part(i, [&](int64_t head, int64_t first, int64_t n) { expand(head, first, n); });
-        }
-    }
-
-    void run(int threads) {
-        const int64_t tokens = indptr[s.B], most = std::min(tokens, CHUNK_TOKENS);
-        if (tokens * s.H * (s.P + s.V) * s.L < 1 << 16) threads = 1;
-        queries = shared_queries.get(most * s.H * D);
-        attended = shared_attended.get(most * s.H * width);
-        for (base = 0; base < tokens; base += CHUNK_TOKENS) chunk(std::min(tokens, base + CHUNK_TOKENS), threads);
+        for (; i + 4 <= count; i += 4) expand_some<4>(base, head, first + i);
+        for (; i < count; i++) expand_some<1>(base, head, first + i);
     }
 };
+
+template <class T> void latent_attention(const LatentInputs<T> &in, int threads) { run_latent<Latents<T>>(in, threads); }
+
+#ifdef MAX_RAY_AMX
+template <> void latent_attention(const LatentInputs<bf16> &in, int threads) {
+    if (amx::allowed())
+        run_latent<TiledLatents>(in, threads);
+    else
+        run_latent<Latents<bf16>>(in, threads);
+}
+#endif
 
 }  // namespace
 
 #define MAX_RAY_LATENT(NAME, T)                                                                                           \
     void latent_attention_##NAME(const T *q, const T *up, const T *cache, const int32_t *tables, const int32_t *lengths,  \
                                  const int32_t *indptr, T *y, const LatentShape *shape, int threads) {                    \
-        Latents<T>(q, up, cache, tables, lengths, indptr, y, *shape).run(threads);                                        \
+        latent_attention<T>({q, up, cache, tables, lengths, indptr, y, *shape}, threads);                                 \
     }
 
 extern "C" {
+// Whether the matrix registers multiply here.
+int has_matrix_registers() {
+#ifdef MAX_RAY_AMX
+    return amx::allowed();
+#else
+    return 0;
+#endif
+}
+
 MAX_RAY_LATENT(f32, float)
 MAX_RAY_LATENT(bf16, bf16)
 MAX_RAY_LATENT(f16, f16)

@@ -3,7 +3,7 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
-#ifdef __AVX512F__
+#if defined(__AVX512F__) || defined(__F16C__)
 #include <immintrin.h>
 #endif
 
@@ -38,9 +38,24 @@ static inline float to_float(bf16 x) {
     return f;
 }
 static inline float to_float(f16 x) {
+#ifdef __F16C__
+    return _cvtsh_ss(x.bits);
+#else
     _Float16 h;
     memcpy(&h, &x, 2);
     return float(h);
+#endif
+}
+// To the nearest, ties to even.
+static inline f16 to_half(float x) {
+#ifdef __F16C__
+    return {_cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+#else
+    const _Float16 h = _Float16(x);
+    f16 result;
+    memcpy(&result, &h, 2);
+    return result;
+#endif
 }
 
 // Round to nearest, ties to even; NaN stays NaN.

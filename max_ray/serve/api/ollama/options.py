@@ -1,0 +1,115 @@
+"""What the requests of Ollama's API share: options, `keep_alive`, the model's name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from pydantic import Field, field_validator
+
+from max_ray.errors import InputError
+from max_ray.serve.api.request_fields import Neutral, StrictModel, foreign_number, only
+
+_DURATION = re.compile(r"-?(\d+(\.\d+)?(ns|us|µs|ms|s|m|h))+")
+_AT_START = "It is a setting of the server's start."
+_NO_NUMBER = 0
+
+
+def _has_no_penalty(given: Any, request: Mapping[str, Any]) -> bool:
+    """Shapes a penalty that is off; -1 is the whole text, which is what a penalty looks at here."""
+    return type(given) is int and (given == -1 or request.get("repeat_penalty") in (None, 1))
+
+
+def _penalizes_newline(given: Any, request: Mapping[str, Any]) -> bool:
+    return given is True or (given is False and request.get("repeat_penalty") in (None, 1))
+
+
+class Options(StrictModel):
+    """Sampling options. Those that say how a model is loaded are refused: it is loaded already."""
+
+    NEUTRAL: ClassVar[Mapping[str, Neutral]] = {
+        "mirostat": only(0),
+        "mirostat_eta": foreign_number(),
+        "mirostat_tau": foreign_number(),
+        "num_keep": only(0, -1),
+        "penalize_newline": Neutral(_penalizes_newline, "true"),
+        "repeat_last_n": Neutral(_has_no_penalty, "-1, the whole text"),
+        "tfs_z": only(1),
+        "typical_p": only(1),
+        **{
+            name: only(instead=_AT_START)
+            for name in (
+                *("embedding_only", "f16_kv", "logits_all", "low_vram", "main_gpu", "num_batch", "num_gpu"),
+                *("num_thread", "numa", "use_mlock", "use_mmap", "vocab_only"),
+            )
+        },
+    }
+    INSTEAD: ClassVar[Mapping[str, str]] = {"max_tokens": "Use 'num_predict'.", "n_predict": "Use 'num_predict'."}
+
+    num_ctx: int | None = Field(default=None, ge=1)
+    num_predict: int | None = Field(default=None, ge=-2)
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    seed: int | None = None
+    stop: list[str] | None = None
+    repeat_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+
+    @field_validator("num_predict")
+    @classmethod
+    def _check_num_predict(cls, value: int | None) -> int | None:
+        if value == _NO_NUMBER:
+            raise ValueError("it must be at least 1, or -1 or -2 for as many as the model's length allows")
+        return value
+
+    def sampling(self) -> dict[str, Any]:
+        """By OpenAI's names."""
+        limit = self.num_predict
+        return {
+            "max_tokens": limit if limit is not None and limit > 0 else None,
+            "temperature": self.temperature,
+            "top_k": self.top_k,
+            "top_p": self.top_p,
+            "min_p": self.min_p,
+            "seed": self.seed,
+            "stop": self.stop,
+            "repetition_penalty": self.repeat_penalty,
+            "presence_penalty": self.presence_penalty,
+            "frequency_penalty": self.frequency_penalty,
+        }
+
+    def check(self, max_length: int) -> None:
+        """Raises InputError for a longer context than the served one. A shorter one fits into it."""
+        if self.num_ctx is not None and self.num_ctx > max_length:
+            raise InputError(
+                f"options.num_ctx={self.num_ctx} is more than the {max_length} tokens that this model is served with: "
+                f"lower it, or serve with a larger --max-length.",
+                param="options.num_ctx",
+            )
+
+
+def checked_keep_alive(value: Any) -> Any:
+    """How long the model stays: always, here, so a request for less than nothing more is refused.
+
+    Raises ValueError for what is no duration, and for 0, which asks to unload the model.
+    """
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number and not (isinstance(value, str) and (_DURATION.fullmatch(value) or _is_number(value))):
+        raise ValueError('it is a number of seconds, or a duration such as "5m"')
+    number = float(value) if is_number or _is_number(value) else float(re.sub(r"[^\d.]", "", value[:20]) or 0)
+    if number == 0:
+        raise ValueError("0 unloads the model: the served one stays as long as the server runs")
+    return value
+
+
+def _is_number(value: str) -> bool:
+    return re.fullmatch(r"-?\d{1,12}(\.\d{1,6})?", value) is not None
+
+
+def model_name(name: str | None) -> str | None:
+    """The name without the tag that Ollama adds to names without one."""
+    return name.removesuffix(":latest") if name is not None else None

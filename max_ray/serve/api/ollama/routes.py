@@ -1,0 +1,192 @@
+"""The routes of Ollama's API."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from time import perf_counter
+from typing import Annotated, Any, ClassVar
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import BeforeValidator, Field
+from starlette.requests import ClientDisconnect
+
+from max_ray import __version__
+from max_ray.interfaces import PipelineTask
+from max_ray.serve.api.answer import check_model, check_task
+from max_ray.serve.api.api_context import ApiContext
+from max_ray.serve.api.dialect import open_dialect
+from max_ray.serve.api.dialect_routes import respond
+from max_ray.serve.api.embeddings import EmbeddingsRequest, open_job
+from max_ray.serve.api.engine import Engine
+from max_ray.serve.api.ollama.format import MEDIA_TYPE, loaded, timestamp
+from max_ray.serve.api.ollama.options import Options, model_name
+from max_ray.serve.api.ollama.requests import KeepAlive, OllamaChatRequest, OllamaGenerateRequest, OllamaRequest
+from max_ray.serve.api.openai import ShortText, validated
+from max_ray.serve.api.request_fields import ApiRequest, Neutral, only
+from max_ray.serve.api.scope import CLIENT_CLOSED
+from max_ray.serve.api.sse import ClientGoneError, until_disconnect
+
+_FAR_AWAY = "9999-12-31T23:59:59Z"
+"""When a model is unloaded that never is."""
+ModelName = Annotated[ShortText, BeforeValidator(lambda name: model_name(name) if isinstance(name, str) else name)]
+
+
+class ShowRequest(ApiRequest):
+    """`POST /api/show`."""
+
+    NEUTRAL: ClassVar[Mapping[str, Neutral]] = {"verbose": only(False)}
+    INSTEAD: ClassVar[Mapping[str, str]] = {"name": "Use 'model'."}
+
+    model: ModelName
+
+    def refuse_hopeless(self, max_length: int) -> None:
+        """A name fits always."""
+
+
+class OllamaEmbedRequest(ApiRequest):
+    """`POST /api/embed`. Texts that are too long are cut off unless `truncate` is false."""
+
+    NEUTRAL: ClassVar[Mapping[str, Neutral]] = {"options": only({})}
+    INSTEAD: ClassVar[Mapping[str, str]] = {"prompt": "Use 'input'."}
+
+    model: ModelName
+    input: str | list[str]
+    truncate: bool = True
+    dimensions: int | None = Field(default=None, ge=1)
+    keep_alive: KeepAlive | None = None
+
+    def refuse_hopeless(self, max_length: int) -> None:
+        """Of a text that is cut off any length is as good; others are checked when they are tokenized."""
+        if not self.truncate:
+            self.openai().refuse_hopeless(max_length)
+
+    def openai(self) -> EmbeddingsRequest:
+        """The request of `/v1/embeddings`. Raises InputError for an empty list."""
+        fields = {"model": self.model, "input": self.input, "truncate": self.truncate, "dimensions": self.dimensions}
+        return validated(EmbeddingsRequest, {name: value for name, value in fields.items() if value is not None})
+
+
+def add_ollama_routes(api: FastAPI, context: ApiContext) -> None:
+    """Adds the routes below `/api` to an application."""
+    engine, started = context.engine, timestamp()
+    get = partial(api.api_route, methods=["GET", "HEAD"])
+
+    @api.post("/api/chat")
+    async def chat(request: Request) -> Response:
+        return await _generated(context, request, OllamaChatRequest)
+
+    @api.post("/api/generate")
+    async def generate(request: Request) -> Response:
+        return await _generated(context, request, OllamaGenerateRequest)
+
+    @api.post("/api/embed")
+    async def embed(request: Request) -> Response:
+        return await _embedded(context, request)
+
+    @api.post("/api/show")
+    async def show(request: Request) -> Response:
+        try:
+            async with context.parsed(request, ShowRequest) as parsed:
+                check_model(engine, parsed.model)
+        except ClientDisconnect:
+            return Response(status_code=CLIENT_CLOSED)
+        return JSONResponse({"modified_at": started, **_shown(context)})
+
+    @get("/api/tags")
+    async def tags() -> Response:
+        return JSONResponse({"models": [{**_listed(context), "modified_at": started}]})
+
+    @get("/api/ps")
+    async def running() -> Response:
+        size = context.details.size_bytes
+        entry = {"expires_at": _FAR_AWAY, "size_vram": size if context.details.is_on_gpu else 0}
+        length = {"context_length": engine.tokenizer.max_length}
+        return JSONResponse({"models": [{**_listed(context), **entry, **length}]})
+
+    @get("/api/version")
+    async def version() -> Response:
+        return JSONResponse({"version": __version__})
+
+
+async def _generated(context: ApiContext, request: Request, kind: type[OllamaRequest]) -> Response:
+    arrival = perf_counter()
+    engine = context.engine
+    try:
+        async with context.parsed(request, kind, is_chat=True) as parsed:
+            (parsed.options or Options()).check(engine.tokenizer.max_length)
+            is_streamed = parsed.is_streamed
+            if parsed.only_loads:
+                check_model(engine, parsed.model)
+                check_task(engine, PipelineTask.TEXT_GENERATION)
+                answer = loaded(engine.model_name, kind is OllamaChatRequest)
+                return JSONResponse(answer, media_type=MEDIA_TYPE if is_streamed else None)
+            opened = await open_dialect(engine, parsed, arrival)
+    except ClientDisconnect:
+        return Response(status_code=CLIENT_CLOSED)
+    return await respond(request, opened, is_streamed=is_streamed)
+
+
+async def _embedded(context: ApiContext, request: Request) -> Response:
+    arrival = perf_counter()
+    try:
+        async with context.parsed(request, OllamaEmbedRequest) as parsed:
+            job = await open_job(context.engine, parsed.openai())
+        answer = await until_disconnect(request.receive, job.answer())
+    except (ClientDisconnect, ClientGoneError):
+        return Response(status_code=CLIENT_CLOSED)
+    return JSONResponse(
+        {
+            "model": answer["model"],
+            "embeddings": [entry["embedding"] for entry in answer["data"]],
+            "total_duration": round((perf_counter() - arrival) * 1e9),
+            "load_duration": 0,
+            "prompt_eval_count": answer["usage"]["prompt_tokens"],
+        }
+    )
+
+
+def _listed(context: ApiContext) -> dict[str, Any]:
+    """A model as lists have it. It has no digest: it comes from no registry of Ollama's."""
+    name = context.engine.model_name
+    return {"name": name, "model": name, "size": context.details.size_bytes, "digest": "", "details": _details(context)}
+
+
+def _details(context: ApiContext) -> dict[str, Any]:
+    details = context.details
+    return {
+        "parent_model": "",
+        "format": details.format,
+        "family": details.family,
+        "families": [details.family] if details.family else [],
+        "parameter_size": "",
+        "quantization_level": details.encoding,
+    }
+
+
+def _shown(context: ApiContext) -> dict[str, Any]:
+    engine, family = context.engine, context.details.family or "unknown"
+    model_info = {"general.architecture": family, f"{family}.context_length": engine.tokenizer.max_length}
+    if engine.embedding_size is not None:
+        model_info[f"{family}.embedding_length"] = engine.embedding_size
+    return {
+        "modelfile": "",
+        "parameters": "",
+        "template": "",
+        "details": _details(context),
+        "model_info": model_info,
+        "capabilities": _capabilities(engine),
+    }
+
+
+def _capabilities(engine: Engine) -> list[str]:
+    if engine.task is not PipelineTask.TEXT_GENERATION:
+        return ["embedding"]
+    found = {
+        "completion": True,
+        "vision": engine.tokenizer.takes_images,
+        "tools": engine.parsers.tools is not None,
+        "thinking": engine.parsers.reasoning is not None,
+    }
+    return [name for name, is_there in found.items() if is_there]

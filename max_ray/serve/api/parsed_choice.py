@@ -1,0 +1,120 @@
+"""A choice whose text goes through an output parser."""
+
+from __future__ import annotations
+
+from max_ray.interfaces import TextContext, TextGenerationOutput
+from max_ray.output_parsers import (
+    ContentDelta,
+    Event,
+    OutputParser,
+    ParserInput,
+    ReasoningDelta,
+    ToolCallEnd,
+    ToolCallStart,
+    create_parser,
+)
+from max_ray.serve.api.choice import Choice, ChoiceDelta
+from max_ray.serve.api.model_parsers import ModelParsers
+from max_ray.serve.api.openai import GenerationJob
+from max_ray.serve.api.tool_fields import ChatOutput
+from max_ray.tokenization.tokenizer import TextTokenizer
+
+_PROMPT_END = 64
+_CONTINUED_PROMPT_END = 8192
+"""Tokens of a prompt in which a parser looks for what the prompt has begun."""
+
+
+class ParsedChoice(Choice):
+    """A choice with events instead of text.
+
+    Args:
+        index: Number of the choice.
+        context: Of the choice.
+        tokenizer: Of the model.
+        job: The request.
+        chat: How the answer is read.
+        parser: Reads the text.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        context: TextContext,
+        tokenizer: TextTokenizer,
+        job: GenerationJob,
+        chat: ChatOutput,
+        parser: OutputParser,
+    ) -> None:
+        names = tokenizer.special_names
+        shown = frozenset(names[marker] for marker in parser.markers if marker in names)
+        super().__init__(index, context, tokenizer, job, shown=shown)
+        self._parser = parser
+        self._chat = chat
+        self._has_calls = False
+
+    def feed(self, output: TextGenerationOutput) -> ChoiceDelta | None:
+        delta = super().feed(output)
+        if delta is None:
+            return None
+        events = self._parser.push(delta.text) if delta.text else []
+        if delta.finish_reason is not None:
+            events = events + self._parser.flush()
+        delta.text, delta.events = "", self._kept(events)
+        if self.finish_reason == "stop" and self._has_calls:
+            self.finish_reason = "tool_calls"
+        delta.finish_reason = self.finish_reason
+        return delta if delta.events or delta.tokens or delta.finish_reason else None
+
+    def _kept(self, events: list[Event]) -> list[Event]:
+        """The events that the request wants. Where it wants one call only, the answer ends with that."""
+        if not self._chat.includes_reasoning:
+            events = [event for event in events if not isinstance(event, ReasoningDelta)]
+        for place, event in enumerate(events):
+            self._has_calls = self._has_calls or isinstance(event, ToolCallStart)
+            if isinstance(event, ToolCallEnd) and not self._chat.is_parallel:
+                self.finish_reason = "stop"
+                return events[: place + 1]
+        return events
+
+
+def made_choice(
+    index: int, context: TextContext, tokenizer: TextTokenizer, parsers: ModelParsers, job: GenerationJob
+) -> Choice:
+    """The choice of a chat request: with a parser where there is anything to tell from content.
+
+    Args:
+        index: Number of the choice.
+        context: Of the choice.
+        tokenizer: Of the model.
+        parsers: Of the model.
+        job: The request.
+    """
+    chat = job.chat
+    assert chat is not None, "a request without messages"
+    tools = chat.parser if chat.tools else None
+    reasoning = parsers.reasoning if chat.separates_reasoning and not _is_one_grammar(job) else None
+    if tools is None and reasoning is None:
+        return Choice(index, context, tokenizer, job)
+    end = context.tokens.prompt[-(_CONTINUED_PROMPT_END if chat.continued else _PROMPT_END) :]
+    given = ParserInput(
+        tools=chat.tools, prompt_end=tokenizer.decode_ids(end.tolist()) if reasoning else "", continued=chat.continued
+    )
+    parser = create_parser(tools, reasoning, given)
+    assert parser is not None
+    return ParsedChoice(index, context, tokenizer, job, chat, parser)
+
+
+def _is_one_grammar(job: GenerationJob) -> bool:
+    """Whether a grammar makes the whole answer, so that there is no reasoning before it."""
+    grammar = job.sampling.get("structured_output")
+    return grammar is not None and grammar.kind != "structural_tag"
+
+
+def joined_texts(events: list[Event]) -> tuple[str, str]:
+    """Content and reasoning of a whole answer.
+
+    Args:
+        events: Of the answer.
+    """
+    content = "".join(event.text for event in events if isinstance(event, ContentDelta))
+    return content, "".join(event.text for event in events if isinstance(event, ReasoningDelta))

@@ -1,0 +1,1 @@
+"""Tests that compare with another program, which must be installed for them."""
