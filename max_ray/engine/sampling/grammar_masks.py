@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from max_ray.structured_output import GrammarCompiler, GrammarMatcher
 
 NO_TOKEN = -1
+MAX_ROWS_TO_WAIT = 8
 MAX_FEW = 2048
 """So many tokens or fewer are drawn among by themselves."""
 
@@ -107,7 +108,10 @@ class GrammarMasks(LogitsProcessor):
         return {place: self._masks[number] for place, number in enumerate(numbers) if number in self._masks}
 
     def num_forced(self, numbers: Sequence[int]) -> int:
-        """Tokens that must come next in these rows. Waits for the masks of the next step."""
+        """Tokens that must come next in these rows, as far as it is worth knowing: finding out waits for the masks of
+        the next step. 0 on a GPU and for many rows, whose masks are better made while the step computes."""
+        if not self._masks_when_drawn or len(numbers) > MAX_ROWS_TO_WAIT:
+            return 0
         self._wait()
         return sum(self._masks[number].num_forced for number in numbers if number in self._masks)
 
