@@ -72,6 +72,11 @@ def start_checker() -> None:
     _CHECKS.submit(_CHECKER.check, GrammarSpec("regex", "a"))
 
 
+def close_checker() -> None:
+    """Ends the process; the next check starts another one."""
+    _CHECKER.close()
+
+
 async def check_grammar(spec: GrammarSpec | None, field: str) -> None:
     """Compiles a new grammar on trial, off the event loop. Raises InputError where it cannot be enforced."""
     if spec is None:
