@@ -64,7 +64,7 @@ def test_modules_with_public_names_are_documented() -> None:
     """Of the library: what a user imports. Rooms that are internal are named here."""
     internal = {
         *("max_ray.engine.sampling.sampler", "max_ray.pipelines.builder", "max_ray.registry"),
-        *("max_ray.kernels.cpu", "max_ray.kernels.gpu", "max_ray.kernels.native", "max_ray.nn.legacy.kv_cache"),
+        *("max_ray.kernels.reference", "max_ray.kernels.gpu", "max_ray.kernels.native", "max_ray.nn.legacy.kv_cache"),
         "max_ray.tokenization.loading",
     }
     public = {

@@ -14,7 +14,7 @@ random weights, in this process. No Ray here; torch only in the last six modules
 | report     | the table, and the JSON file                                                     |
 | plot       | several JSON files side by side, as a PNG                                        |
 | progress   | the bar on a terminal                                                            |
-| kernels, kernel_cases | each kernel against its torch twin and the machine's ceilings         |
+| kernels, kernel_cases | each kernel against its reference implementation and the machine's ceilings         |
 | offline    | decode and prefill rates of a shape against the roofline and a peer              |
 | synthetic  | the product's runner over random weights                                         |
 | transformers_peer | the peer                                                                  |

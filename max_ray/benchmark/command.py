@@ -22,7 +22,7 @@ def add_commands(parser: argparse.ArgumentParser) -> Mapping[str, argparse.Argum
     """Adds the subcommands to the parser of `benchmark`, and gives them by name."""
     kinds = parser.add_subparsers(dest="benchmark", required=True, metavar="KIND", parser_class=type(parser))
     serving = kinds.add_parser("serving", help="load for an OpenAI-compatible server", allow_abbrev=False)
-    kernels = kinds.add_parser("kernels", help="each kernel against its twin and the machine", allow_abbrev=False)
+    kernels = kinds.add_parser("kernels", help="each kernel against its reference and the machine", allow_abbrev=False)
     offline = kinds.add_parser(
         "offline", help="decode and prefill rates of a shape, in this process", allow_abbrev=False
     )

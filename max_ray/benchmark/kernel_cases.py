@@ -1,7 +1,7 @@
 """What `max-ray benchmark kernels` measures: each kernel of a decoder layer and the sampler, at one model's sizes.
 
 A case's bytes and operations are the least that the work needs: each input read once, each output written once. The
-reference is the torch twin over the same values in float32.
+reference is that of `kernels/reference` over the same values in float32.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from max_ray.engine.sampling.device_draw import DeviceDraw, sampling_kernel
 from max_ray.engine.sampling.draw import Filters, draw_filtered
 from max_ray.engine.sampling.philox import uniforms
 from max_ray.interfaces import KVCacheInputs, SamplingParams
-from max_ray.kernels import cpu
+from max_ray.kernels import reference
 
 PAGE_SIZE = 16
 _EPS = 1e-5
@@ -100,10 +100,10 @@ class _Cases:
         self, name: str, run: Callable[..., torch.Tensor], wide: Callable[..., torch.Tensor],
         inputs: Sequence[torch.Tensor], nbytes: int, flops: int,
     ) -> Case:  # fmt: skip
-        def reference() -> torch.Tensor:
+        def wanted() -> torch.Tensor:
             return wide(*(x.float() for x in inputs))
 
-        return Case(name, lambda: run(*inputs), reference, nbytes, flops, relative_error)
+        return Case(name, lambda: run(*inputs), wanted, nbytes, flops, relative_error)
 
     def linear(self, tokens: int) -> Case:
         """The library's product, the largest of a layer: what the rest of a layer is to be compared with."""
@@ -120,7 +120,7 @@ class _Cases:
             return kernels.fused_add_rmsnorm(x, residual, weight, _EPS)[0]
 
         def wide(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-            return cpu.fused_add_rmsnorm(x, residual, weight, _EPS)[0]
+            return reference.fused_add_rmsnorm(x, residual, weight, _EPS)[0]
 
         nbytes = 2 * _bytes(x, residual)
         return self._relative(f"fused_add_rmsnorm {tokens}", run, wide, inputs, nbytes, 6 * x.numel())
@@ -128,7 +128,9 @@ class _Cases:
     def activation(self, tokens: int) -> Case:
         x = self._random(tokens, 2 * self._sizes.inner)
         nbytes, flops = _bytes(x) * 3 // 2, 3 * x.numel()
-        return self._relative(f"silu_and_mul {tokens}", kernels.silu_and_mul, cpu.silu_and_mul, (x,), nbytes, flops)
+        return self._relative(
+            f"silu_and_mul {tokens}", kernels.silu_and_mul, reference.silu_and_mul, (x,), nbytes, flops
+        )
 
     def rope(self, tokens: int) -> Case:
         """With the write into the cache; what is compared are the queries, then the keys that the cache holds."""
@@ -139,18 +141,18 @@ class _Cases:
         slots = torch.randperm(num_blocks * PAGE_SIZE, device=self._device)[:tokens]
         shape = (num_blocks, PAGE_SIZE, sizes.kv_heads, sizes.head_dim)
 
-        def rotate(twin: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Callable[[], torch.Tensor]:
+        def rotate(backend: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Callable[[], torch.Tensor]:
             caches = [torch.zeros(shape, dtype=q.dtype, device=q.device) for _ in range(2)]
 
             def call() -> torch.Tensor:
-                rotated: torch.Tensor = twin(q, k, v, *caches, cos_sin, None, slots, interleaved=False)
+                rotated: torch.Tensor = backend(q, k, v, *caches, cos_sin, None, slots, interleaved=False)
                 return rotated
 
             call.caches = caches  # type: ignore[attr-defined]
             return call
 
         run = rotate(kernels.rope_and_append, q, k, v)
-        wide = rotate(cpu.rope_and_append, q.float(), k.float(), v.float())
+        wide = rotate(reference.rope_and_append, q.float(), k.float(), v.float())
 
         def error(actual: torch.Tensor, expected: torch.Tensor) -> float:
             pairs = zip(run.caches, wide.caches, strict=True)  # type: ignore[attr-defined]
@@ -174,16 +176,16 @@ class _Cases:
         def run() -> torch.Tensor:
             return kernels.paged_attention(q, keys, values, kv, indptr, **scores)
 
-        def reference() -> torch.Tensor:
+        def wanted() -> torch.Tensor:
             wide = replace(kv, plans={})
-            return cpu.paged_attention(q.float(), keys.float(), values.float(), wide, indptr, **scores)
+            return reference.paged_attention(q.float(), keys.float(), values.float(), wide, indptr, **scores)
 
         window = sliding_window or 2**62
         pairs = sum(sum(min(cached + i + 1, window) for i in range(new)) for cached, new in rows)
         reads = sum(min(cached + new, window + new - 1) for cached, new in rows)
         nbytes = 2 * _bytes(q) + 2 * reads * sizes.kv_heads * sizes.head_dim * self._dtype.itemsize
         flops = 4 * pairs * sizes.heads * sizes.head_dim
-        return Case(f"attention {name}", run, reference, nbytes, flops, relative_error)
+        return Case(f"attention {name}", run, wanted, nbytes, flops, relative_error)
 
     def latent_attention(self, name: str, rows: Sequence[tuple[int, int]]) -> Case:
         """As DeepSeek-V3 has it beside heads of this size: latents four times as wide, rope keys half as wide. rows: as
@@ -198,16 +200,16 @@ class _Cases:
         def run() -> torch.Tensor:
             return kernels.latent_attention(q, cache, kv, indptr, up=up, scale=scale)
 
-        def reference() -> torch.Tensor:
+        def wanted() -> torch.Tensor:
             wide = replace(kv, plans={})
-            return cpu.latent_attention(q.float(), cache.float(), wide, indptr, up=up.float(), scale=scale)
+            return reference.latent_attention(q.float(), cache.float(), wide, indptr, up=up.float(), scale=scale)
 
         pairs = sum(sum(cached + i + 1 for i in range(new)) for cached, new in rows)
         out = len(q) * sizes.heads * head_dim
         reads = sum(cached + new for cached, new in rows) * (latent_dim + rope_dim)
         nbytes = _bytes(q, up) + (out + reads) * self._dtype.itemsize
         flops = 2 * sizes.heads * (pairs * (2 * latent_dim + rope_dim) + len(q) * 2 * head_dim * latent_dim)
-        return Case(f"latent attention {name}", run, reference, nbytes, flops, relative_error)
+        return Case(f"latent attention {name}", run, wanted, nbytes, flops, relative_error)
 
     def _paged(
         self, rows: Sequence[tuple[int, int]], heads: tuple[int, int] | None = None
@@ -240,7 +242,7 @@ class _Cases:
     def _draws(
         self, logits: torch.Tensor, filters: dict[str, Any]
     ) -> tuple[Callable[[], torch.Tensor], Callable[[], torch.Tensor]]:
-        """(draws by the kernel, each call the next one; the first of them by the torch twin)."""
+        """(draws by the kernel, each call the next one; the first of them by the reference implementation)."""
         params = [SamplingParams(**{"temperature": 0.9, "seed": seed} | filters) for seed in range(len(logits))]
         counters = np.zeros(len(logits), dtype=np.int64)
         kernel, vocab = sampling_kernel(self._device), self._sizes.vocab

@@ -1,10 +1,10 @@
-"""`max-ray benchmark kernels`: each kernel against its torch twin and against what the machine can do at best.
+"""`max-ray benchmark kernels`: each kernel against its reference and against the machine's ceilings.
 
 Needs torch (and, on a GPU, triton), neither Ray nor pydantic, and no checkpoint:
 
     python -m max_ray.benchmark.kernels
 
-Columns: error against the torch twin in float32; time of a call; GB/s of the bytes that the work must move and their
+Columns: error against the reference in float32; time of a call; GB/s of the bytes that the work must move and their
 share of the machine's copy rate; TFLOP/s and their share of its matmul peak; `floor`: the least time that the two
 ceilings allow over the time taken.
 """
@@ -49,7 +49,7 @@ def run(options: dict[str, Any]) -> None:
     write_results(options["json"], report | {"kernels": results})
     wrong = [result["kernel"] for result in results if not result["agrees"]]
     if wrong:
-        raise MaxRayError(f"These kernels do not agree with their torch twins: {', '.join(wrong)}.")
+        raise MaxRayError(f"These kernels do not agree with their reference implementations: {', '.join(wrong)}.")
 
 
 def _cases(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[Case]:

@@ -9,7 +9,7 @@ import torch
 
 from max_ray import kernels
 from max_ray.benchmark.kernel_cases import Case, relative_error
-from max_ray.kernels import cpu
+from max_ray.kernels import reference
 from max_ray.kernels.quantized import GROUP, SUPER_GROUP, TILE, PackedFP8, PackedMatrix, PackedQ4K, PackedQ5K, PackedQ8
 
 _BLOCK = 128  # columns that share a scale of FP8
@@ -34,10 +34,10 @@ def _case(name: str, matrix: PackedMatrix, tokens: int, device: torch.device, dt
     def run() -> torch.Tensor:
         return kernels.quantized_linear(x, matrix)
 
-    def reference() -> torch.Tensor:
-        return cpu.quantized_linear(x.float(), matrix)
+    def wanted() -> torch.Tensor:
+        return reference.quantized_linear(x.float(), matrix)
 
-    return Case(name, run, reference, nbytes, flops, relative_error)
+    return Case(name, run, wanted, nbytes, flops, relative_error)
 
 
 def _q4_k(rows: int, columns: int, device: torch.device) -> PackedMatrix:

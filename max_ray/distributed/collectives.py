@@ -70,7 +70,7 @@ def _sum_in_rank_order(x: torch.Tensor, tp: TPGroup) -> torch.Tensor:
     x = x.contiguous()
     flat = x.view(-1)
     with _transport_errors(tp, "all_reduce"):
-        for part in flat.split(_SLICE_BYTES // flat.element_size()):
+        for part in flat.split(_SLICE_BYTES // flat.element_size()):  # type: ignore[no-untyped-call]
             if part.nbytes <= _SENT_WHOLE_BYTES:
                 _sum_whole(part, tp)
             else:

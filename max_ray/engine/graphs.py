@@ -249,7 +249,7 @@ def decode_graphs(
         return None
     shape = (model, storage, max_batch_size, max_length)
     if model.device.type == "cpu":
-        # FP8 is dequantized by its torch twin: a tape would keep all of it
+        # FP8 is dequantized by its reference implementation: a tape would keep all of it
         dequantizes = model.encoding is SupportedEncoding.float8_e4m3fn
         if tensor_parallel_size > 1 or dequantizes or not kernels.has_native():
             return None

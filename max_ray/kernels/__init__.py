@@ -1,9 +1,9 @@
 """The operations that networks are built of: one public function each, named as FlashInfer names them.
 
 Axes: T tokens of a ragged batch, B rows (requests), D head_dim or hidden size, H query heads, KVH key/value heads,
-F feed-forward width. A *twin* implements every function with the same signature; the torch twins (`kernels/cpu`)
-define the result and run on any device, the Triton twins (`kernels/gpu`) on GPUs. Which one runs is chosen in one
-place, `_twin` below, by where the tensors are. On a CPU with a compiler these are C++ twins (`kernels/native`).
+F feed-forward width. A *backend* implements every function with the same signature. `kernels/reference` (torch)
+defines the result and runs on any device, `kernels/gpu` (Triton) runs on GPUs, `kernels/native` (C++) on CPUs with a
+compiler. `_backend` below chooses by where the tensors are.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from max_ray.kernels import cpu
+from max_ray.kernels import reference
 from max_ray.log import get_logger
 
 if TYPE_CHECKING:
@@ -52,30 +52,30 @@ __all__ = [
 _logger = get_logger(__name__)
 
 
-def _twin(x: torch.Tensor) -> ModuleType:
-    return _gpu_twins() if x.is_cuda else _cpu_twins()
+def _backend(x: torch.Tensor) -> ModuleType:
+    return _gpu_backend() if x.is_cuda else _cpu_backend()
 
 
 @cache
-def _cpu_twins() -> ModuleType:
-    """The C++ twins where they can be had, loaded (at the first time: compiled) when the first tensor comes."""
+def _cpu_backend() -> ModuleType:
+    """The C++ kernels where they can be had, loaded (at the first time: compiled) when the first tensor comes."""
     from max_ray.kernels import native
 
-    return cpu if native.library() is None else native
+    return reference if native.library() is None else native
 
 
 @cache
-def _gpu_twins() -> ModuleType:
-    """The Triton twins, loaded when the first tensor on a GPU comes: a machine without triton never gets here."""
+def _gpu_backend() -> ModuleType:
+    """The Triton kernels, loaded when the first tensor on a GPU comes: a machine without triton never gets here."""
     if find_spec("triton") is None:
         _logger.warning("triton is not installed: the GPU runs torch's own operations, which are slower")
-        return cpu
+        return reference
     return import_module("max_ray.kernels.gpu")
 
 
 def has_native() -> bool:
     """Whether CPU tensors are computed by the C++ kernels."""
-    return _cpu_twins() is not cpu
+    return _cpu_backend() is not reference
 
 
 def pack_weight(weight: torch.Tensor) -> PackedWeight | None:
@@ -119,7 +119,7 @@ def rmsnorm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
     Zhang and Sennrich 2019, eq. 4. Normalised in float32, rounded to x's dtype, then multiplied by `weight`.
     """
-    result: torch.Tensor = _twin(x).rmsnorm(x, weight, eps)
+    result: torch.Tensor = _backend(x).rmsnorm(x, weight, eps)
     return result
 
 
@@ -127,13 +127,13 @@ def fused_add_rmsnorm(
     x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(rmsnorm(x + residual), x + residual), each [T, D]. The sum is rounded to x's dtype first."""
-    result: tuple[torch.Tensor, torch.Tensor] = _twin(x).fused_add_rmsnorm(x, residual, weight, eps)
+    result: tuple[torch.Tensor, torch.Tensor] = _backend(x).fused_add_rmsnorm(x, residual, weight, eps)
     return result
 
 
 def silu_and_mul(x: torch.Tensor) -> torch.Tensor:
     """silu(gate) * up for x = [gate | up], [..., 2F] -> [..., F]."""
-    result: torch.Tensor = _twin(x).silu_and_mul(x)
+    result: torch.Tensor = _backend(x).silu_and_mul(x)
     return result
 
 
@@ -142,13 +142,13 @@ def argmax(x: torch.Tensor) -> torch.Tensor:
 
     On a GPU torch's own operation serves.
     """
-    result: torch.Tensor = (cpu if x.is_cuda else _cpu_twins()).argmax(x)
+    result: torch.Tensor = (reference if x.is_cuda else _cpu_backend()).argmax(x)
     return result
 
 
 def gather_rows(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """x [N, D], rows int64 [n] in [0, N) -> [n, D]. On a GPU torch's own operation serves."""
-    result: torch.Tensor = (cpu if x.is_cuda else _cpu_twins()).gather_rows(x, rows)
+    result: torch.Tensor = (reference if x.is_cuda else _cpu_backend()).gather_rows(x, rows)
     return result
 
 
@@ -157,7 +157,7 @@ def sum_rows(rows: torch.Tensor, out: torch.Tensor) -> None:
 
     On a CPU only. An element's sum does not depend on W.
     """
-    _cpu_twins().sum_rows(rows, out)
+    _cpu_backend().sum_rows(rows, out)
 
 
 def decode_slots(block_tables: torch.Tensor, cache_lengths: torch.Tensor, page_size: int) -> torch.Tensor:
@@ -165,14 +165,14 @@ def decode_slots(block_tables: torch.Tensor, cache_lengths: torch.Tensor, page_s
 
     block_tables: int32 [B, W]. cache_lengths: int32 [B]. On a GPU torch's own operations serve.
     """
-    twin = cpu if cache_lengths.is_cuda else _cpu_twins()
-    result: torch.Tensor = twin.decode_slots(block_tables, cache_lengths, page_size)
+    backend = reference if cache_lengths.is_cuda else _cpu_backend()
+    result: torch.Tensor = backend.decode_slots(block_tables, cache_lengths, page_size)
     return result
 
 
 def positions(cache_lengths: torch.Tensor) -> torch.Tensor:
     """The position of the one new token of each row: cache_lengths int32 [B] as int64 [B]."""
-    result: torch.Tensor = (cpu if cache_lengths.is_cuda else _cpu_twins()).positions(cache_lengths)
+    result: torch.Tensor = (reference if cache_lengths.is_cuda else _cpu_backend()).positions(cache_lengths)
     return result
 
 
@@ -192,7 +192,7 @@ def apply_rope(
         that gather once a step rather than once a layer.
     interleaved: pair i is (2i, 2i + 1) (RopeType.normal, GGUF); otherwise (i, i + R/2) (neox, Hugging Face).
     """
-    result: tuple[torch.Tensor, torch.Tensor] = _twin(q).apply_rope(
+    result: tuple[torch.Tensor, torch.Tensor] = _backend(q).apply_rope(
         q, k, cos_sin_cache, positions, interleaved=interleaved
     )
     return result
@@ -209,7 +209,7 @@ def append_paged_kv_cache(
 
     slot_mapping: int64 [T], block_id * page_size + offset; no slot twice.
     """
-    _twin(k).append_paged_kv_cache(k, v, k_cache, v_cache, slot_mapping)
+    _backend(k).append_paged_kv_cache(k, v, k_cache, v_cache, slot_mapping)
 
 
 def rope_and_append(
@@ -229,7 +229,7 @@ def rope_and_append(
     k, v [T, KVH, D] stay as they are; the caches are written in place. Arguments as of those two.
     """
     targets = (k_cache, v_cache, cos_sin_cache, positions, slot_mapping)
-    result: torch.Tensor = _twin(q).rope_and_append(q, k, v, *targets, interleaved=interleaved)
+    result: torch.Tensor = _backend(q).rope_and_append(q, k, v, *targets, interleaved=interleaved)
     return result
 
 
@@ -259,14 +259,14 @@ def paged_attention(
         not together with a soft cap.
     """
     options: dict[str, Any] = {"scale": scale, "sliding_window": sliding_window, "logit_softcap": logit_softcap}
-    result: torch.Tensor = _twin(q).paged_attention(q, k_cache, v_cache, kv, qo_indptr, **options, sinks=sinks)
+    result: torch.Tensor = _backend(q).paged_attention(q, k_cache, v_cache, kv, qo_indptr, **options, sinks=sinks)
     return result
 
 
 def append_latent(latent: torch.Tensor, cache: torch.Tensor, slot_mapping: torch.Tensor) -> None:
     """Writes latent [T, C] into a cache of latents [num_blocks, page_size, 1, C], in place. slot_mapping: as of
-    `append_paged_kv_cache`. On a CPU the torch twin serves."""
-    _twin(latent).append_latent(latent, cache, slot_mapping)
+    `append_paged_kv_cache`. On a CPU the reference implementation serves."""
+    _backend(latent).append_latent(latent, cache, slot_mapping)
 
 
 def latent_attention(
@@ -278,9 +278,9 @@ def latent_attention(
 
     cache: [num_blocks, page_size, 1, L + R], a token's latent and its rotated rope key. up: [H, P + V, L]; head h has
     the key [up[h, :P] latent | rope key] and the value up[h, P:] latent. scale: multiplies q k^T.
-    The C++ twin takes an L + R that is a multiple of 16.
+    The C++ kernel takes an L + R that is a multiple of 16.
     """
-    result: torch.Tensor = _twin(q).latent_attention(q, cache, kv, qo_indptr, up=up, scale=scale)
+    result: torch.Tensor = _backend(q).latent_attention(q, cache, kv, qo_indptr, up=up, scale=scale)
     return result
 
 
@@ -291,7 +291,7 @@ def quantized_linear(x: torch.Tensor, weight: PackedMatrix, out: torch.Tensor | 
     On a CPU that multiplies bytes, bfloat16 inputs are rounded to 8 bits in groups of 32 (see `native.quantized`).
     On a GPU, weights are rounded to x's dtype where there are more rows than 16 (see `gpu.quantized`).
     """
-    result: torch.Tensor = _twin(x).quantized_linear(x, weight, out)
+    result: torch.Tensor = _backend(x).quantized_linear(x, weight, out)
     return result
 
 
@@ -303,13 +303,13 @@ def grouped_quantized_linear(
     ends: int32 [E], where each group's rows end; rows after the last are left as they come. out: as of
     `quantized_linear`. Waits for the device where not `multiplies_groups`.
     """
-    result: torch.Tensor = _twin(x).grouped_quantized_linear(x, weight, ends, out)
+    result: torch.Tensor = _backend(x).grouped_quantized_linear(x, weight, ends, out)
     return result
 
 
 def multiplies_groups(weight: PackedMatrix, device: torch.device) -> bool:
     """Whether `grouped_quantized_linear` is one product on this device, and waits for nothing."""
-    if device.type != "cuda" or _gpu_twins() is cpu:
+    if device.type != "cuda" or _gpu_backend() is reference:
         return False
     from max_ray.kernels.gpu.quantized import operands_of
 
@@ -318,4 +318,4 @@ def multiplies_groups(weight: PackedMatrix, device: torch.device) -> bool:
 
 def quantized_rows(weight: PackedMatrix, indices: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Rows of a weight [N, K] by number, int64 [...] -> [..., K]: an embedding whose table is quantized."""
-    return cpu.quantized_rows(weight, indices, dtype)
+    return reference.quantized_rows(weight, indices, dtype)

@@ -68,7 +68,7 @@ class LatentAttention(Module):
 
     @property
     def waits_for_device(self) -> bool:
-        """On a CPU, where the torch twin may serve, which plans on the host: no tape holds that."""
+        """On a CPU, where the reference implementation may serve, which plans on the host: no tape holds that."""
         return self._on_cpu
 
     def forward(self, x: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """bfloat16, and weights of 8 and 4 bits, with the C++ kernels: a request gets the same tokens and log probabilities
-alone, in any batch, behind a cached prefix, and with decode steps from a tape or without. (With the torch twins sums
-depend on the batch.)
+alone, in any batch, behind a cached prefix, and with decode steps from a tape or without. (With the reference
+implementation sums depend on the batch.)
 
 python -m pytest tests/engine/test_same_bits.py
 """

@@ -1,4 +1,4 @@
-"""Each Triton kernel on the hardware against its torch twin: the cases of the interpreter, with tensors on the GPU."""
+"""Each Triton kernel on the hardware against its reference: the cases of the interpreter, with tensors on the GPU."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def _tensors_are_made_on_the_gpu() -> Iterator[None]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("filters", FILTERS, ids=str)
 def test_draws(filters: dict[str, Any], dtype: torch.dtype) -> None:
-    """Equal to the torch twin, but for the few draws that fall between two last bits of exp."""
+    """Equal to the reference implementation, but for the few draws that fall between two last bits of exp."""
     rows, device = 128, torch.device("cuda", 0)
     logits = (torch.randn(rows, VOCAB_SIZE) * 3).to(dtype)
     params = [SamplingParams(**{"temperature": 1.0, "seed": seed} | filters) for seed in range(rows)]

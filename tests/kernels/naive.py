@@ -1,4 +1,4 @@
-"""Naive kernels: one number at a time where that is bearable, float64, no batching. What the twins are held against."""
+"""Naive kernels: one number at a time where that is bearable, float64, no batching. Backends are held against them."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import torch
 
 from max_ray import kernels
 from max_ray.interfaces import KVCacheInputs
-from max_ray.kernels.cpu import latent as implementation
+from max_ray.kernels.reference import latent as implementation
 
 PAGE, HEADS, LATENT, ROPE, PLAIN, VALUE, SCALE = 4, 3, 6, 2, 5, 4, 0.4
 

@@ -1,4 +1,4 @@
-"""The C++ twins against the definition: borders of panels, chunks, tiles and heads first, then random ragged batches;
+"""The C++ kernels against the definition: borders of panels, chunks, tiles and heads first, then random ragged batches;
 and that a row's result does not depend, not in a single bit, on what is computed beside it.
 
 python -m pytest tests/kernels/test_native.py
@@ -16,7 +16,7 @@ import torch
 
 from max_ray.errors import ConfigError
 from max_ray.interfaces import KVCacheInputs
-from max_ray.kernels import cpu, native
+from max_ray.kernels import native, reference
 from max_ray.kernels.native import build as building
 from tests.kernels import naive
 
@@ -108,15 +108,15 @@ def test_what_no_kernel_reads_is_not_packed() -> None:
 @needs_library
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(1, 1), (3, 16), (2, 17), (4, 2048), (2, 3, 40), (0, 8)])
-def test_elementwise_twins(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+def test_elementwise(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     x, residual = (torch.randn(shape).to(dtype) * 3 for _ in range(2))
     weight = torch.randn(shape[-1]).to(dtype)
-    assert close(native.rmsnorm(x, weight, 1e-5), cpu.rmsnorm(x.double(), weight.double(), 1e-5))
+    assert close(native.rmsnorm(x, weight, 1e-5), reference.rmsnorm(x.double(), weight.double(), 1e-5))
     normed, total = native.fused_add_rmsnorm(x, residual, weight, 1e-5)
     assert torch.equal(total, x + residual)
     assert torch.equal(normed, native.rmsnorm(total, weight, 1e-5))
     both = torch.cat([x, residual], -1)
-    assert close(native.silu_and_mul(both), cpu.silu_and_mul(both.double()))
+    assert close(native.silu_and_mul(both), reference.silu_and_mul(both.double()))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -138,7 +138,7 @@ def test_gather_rows(dtype: torch.dtype, width: int) -> None:
         assert torch.equal(native.gather_rows(table, index), table[index])
     assert native.gather_rows(x, rows[:0]).shape == (0, 2 * width)
     strided = x[:, ::2]
-    assert torch.equal(native.gather_rows(strided, rows), strided[rows]), "the torch twin's"
+    assert torch.equal(native.gather_rows(strided, rows), strided[rows]), "the reference implementation's"
 
 
 @needs_library
@@ -146,10 +146,12 @@ def test_gather_rows(dtype: torch.dtype, width: int) -> None:
 def test_slots_and_positions_of_a_decode_step(page_size: int) -> None:
     lengths = torch.tensor([0, 1, page_size - 1, page_size, 3 * page_size + 1], dtype=torch.int32)
     tables = torch.randint(0, 1000, (5, 6), dtype=torch.int32)[:, :5]
-    assert torch.equal(native.decode_slots(tables, lengths, page_size), cpu.decode_slots(tables, lengths, page_size))
+    assert torch.equal(
+        native.decode_slots(tables, lengths, page_size), reference.decode_slots(tables, lengths, page_size)
+    )
     slots = [int(tables[i, n // page_size]) * page_size + n % page_size for i, n in enumerate(lengths.tolist())]
-    assert cpu.decode_slots(tables, lengths, page_size).tolist() == slots
-    assert native.positions(lengths).tolist() == cpu.positions(lengths).tolist() == lengths.tolist()
+    assert expected.tolist() == slots
+    assert native.positions(lengths).tolist() == reference.positions(lengths).tolist() == lengths.tolist()
 
 
 @needs_library
@@ -170,7 +172,7 @@ def test_rows_are_added_in_order(count: int, width: int, dtype: torch.dtype) -> 
     rows = (torch.randn(count, width) * 100).to(dtype)
     got, expected = torch.empty(2, width, dtype=dtype)
     native.sum_rows(rows, got)
-    cpu.sum_rows(rows, expected)
+    reference.sum_rows(rows, expected)
     assert torch.equal(got, expected)
 
 
@@ -197,7 +199,7 @@ def test_rope_and_append(dtype: torch.dtype, interleaved: bool, head_dim: int, r
     where = (cos_sin[positions], None) if gathered else (cos_sin, positions)
     out = native.rope_and_append(q, k, v, *cache, *where, slots, interleaved=interleaved)
     angles_used = cos_sin.to(dtype).double()
-    exact = cpu.rope_and_append(
+    exact = reference.rope_and_append(
         q.double(), k.double(), v.double(), *expected_cache, angles_used, positions, slots, interleaved=interleaved
     )
     assert close(out, exact)
@@ -279,7 +281,7 @@ def test_attention_with_sinks(dtype: torch.dtype) -> None:
     q, k, v, kv, indptr = ragged([(0, 1), (64, 1), (3, 70)], (4, 2), 32, 16, dtype)
     options: dict[str, Any] = {"scale": 0.3, "sliding_window": 40, "logit_softcap": None, "sinks": torch.randn(4)}
     result = native.paged_attention(q, k, v, kv, indptr, **options)
-    assert close(result, cpu.paged_attention(q, k, v, kv, indptr, **options).double())
+    assert close(result, reference.paged_attention(q, k, v, kv, indptr, **options).double())
 
 
 @pytest.fixture
@@ -298,7 +300,7 @@ def test_a_machine_without_a_compiler_says_so(
     assert "No C++ compiler" in caplog.text
 
 
-def test_a_compiler_that_fails_leaves_the_torch_twins(
+def test_a_compiler_that_fails_leaves_the_reference(
     build_anew: Callable[[], object], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     compiler = tmp_path / "g++"

@@ -14,7 +14,7 @@ import torch
 
 from max_ray import kernels
 from max_ray.interfaces import KVCacheInputs
-from max_ray.kernels import cpu, native
+from max_ray.kernels import native
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="no C++ compiler on this machine")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -152,14 +152,14 @@ def test_matrix_registers_are_shared_with_torch() -> None:
         assert torch.equal(case.whole(0), attended)
 
 
-def test_other_sizes_and_mixed_dtypes_go_to_the_torch_twin(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_sizes_and_mixed_dtypes_go_to_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[torch.dtype] = []
 
-    def twin(q: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+    def spy(q: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
         calls.append(q.dtype)
         return q
 
-    monkeypatch.setattr(cpu, "latent_attention", twin)
+    monkeypatch.setattr(reference, "latent_attention", spy)
     Case((2, 4, 3, 5, 6, 4), [3], torch.float32).whole(0)  # a latent of 8 numbers
     mixed = Case(SHAPES[0], [3], torch.float32)
     mixed.up = mixed.up.bfloat16()

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from max_ray import kernels
 from max_ray.interfaces import KVCacheInputs
-from max_ray.kernels.cpu import attention as twin
-from max_ray.kernels.cpu import softcap
+from max_ray.kernels.reference import attention as implementation
+from max_ray.kernels.reference import softcap
 from tests.kernels import naive
 
 SCALE = 0.3
@@ -184,33 +184,35 @@ def test_later_layers_of_a_step_use_the_plan_of_the_first() -> None:
 
 def test_decode_rows_are_attended_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    real = twin.F.scaled_dot_product_attention
+    real = implementation.F.scaled_dot_product_attention
     monkeypatch.setattr(
-        twin.F, "scaled_dot_product_attention", lambda q, *a, **k: (calls.append(q.shape), real(q, *a, **k))[1]
+        implementation.F,
+        "scaled_dot_product_attention",
+        lambda q, *a, **k: (calls.append(q.shape), real(q, *a, **k))[1],
     )
     make_batch([(length, 1) for length in range(32)]).run()
     assert calls == [(32, 2, 2, 8)]  # [B, KVH, G, D]
 
 
-def rows_of(*lengths: int) -> list[twin._Row]:
-    return [twin._Row(i, i, i + 1, 0, length, 0) for i, length in enumerate(lengths)]
+def rows_of(*lengths: int) -> list[implementation._Row]:
+    return [implementation._Row(i, i, i + 1, 0, length, 0) for i, length in enumerate(lengths)]
 
 
 def test_groups_are_bounded_in_keys_and_in_padding() -> None:
-    def lengths(groups: list[list[twin._Row]]) -> list[list[int]]:
+    def lengths(groups: list[list[implementation._Row]]) -> list[list[int]]:
         return [[row.kv_len for row in group] for group in groups]
 
-    assert lengths(list(twin._decode_groups(rows_of(3, 60, 5), 1000))) == [[60, 5, 3]]
-    assert lengths(list(twin._decode_groups(rows_of(10, 1000, 900), 10_000))) == [[1000, 900], [10]]
-    assert lengths(list(twin._decode_groups(rows_of(50, 50, 50), 100))) == [[50, 50], [50]]
-    assert lengths(list(twin._decode_groups(rows_of(500, 400), 100))) == [[500], [400]]
-    assert list(twin._decode_groups([], 100)) == []
+    assert lengths(list(implementation._decode_groups(rows_of(3, 60, 5), 1000))) == [[60, 5, 3]]
+    assert lengths(list(implementation._decode_groups(rows_of(10, 1000, 900), 10_000))) == [[1000, 900], [10]]
+    assert lengths(list(implementation._decode_groups(rows_of(50, 50, 50), 100))) == [[50, 50], [50]]
+    assert lengths(list(implementation._decode_groups(rows_of(500, 400), 100))) == [[500], [400]]
+    assert list(implementation._decode_groups([], 100)) == []
 
 
 def test_many_groups_give_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
     batch = make_batch([(length, 1) for length in (0, 3, 200, 70, 150, 9)])
     expected = batch.run()
-    monkeypatch.setattr(twin, "_GROUP_BYTES", 1)
+    monkeypatch.setattr(implementation, "_GROUP_BYTES", 1)
     torch.testing.assert_close(batch.run(), expected)
 
 

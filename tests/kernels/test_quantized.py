@@ -47,7 +47,7 @@ def test_packing_keeps_every_weight(encoding: str, rows: range, padding: int) ->
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_products_equal_those_of_the_dequantized_matrix(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("max_ray.kernels.cpu.quantized._CHUNK_ELEMENTS", 16 * 256)  # several chunks
+    monkeypatch.setattr("max_ray.kernels.reference.quantized._CHUNK_ELEMENTS", 16 * 256)  # several chunks
     values = torch.randn(70, 256, generator=torch.Generator().manual_seed(1))
     matrix, expected = packed(encoding, values, range(70), range(256))
     for shape in ((1, 256), (3, 256), (2, 3, 256), (0, 256)):
@@ -65,7 +65,7 @@ def test_products_equal_those_of_the_dequantized_matrix(encoding: str, monkeypat
 @pytest.mark.parametrize(
     ("encoding", "columns"), [("q4_k", 768), ("q4_0", 352), ("q5_k", 768), ("q6_k", 512), ("q8_0", 96)]
 )
-def test_the_compiled_twin_gives_a_row_the_same_bits_in_every_batch(encoding: str, columns: int) -> None:
+def test_the_compiled_kernel_gives_a_row_the_same_bits_in_every_batch(encoding: str, columns: int) -> None:
     values = torch.randn(70, columns, generator=torch.Generator().manual_seed(3)) / columns**0.5
     matrix, expected = packed(encoding, values, range(70), range(columns))
     x = torch.randn(60, columns)

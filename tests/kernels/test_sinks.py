@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from max_ray import kernels
-from max_ray.kernels.cpu import sinks as implementation
+from max_ray.kernels.reference import sinks as implementation
 from tests.kernels import naive
 from tests.kernels.test_paged_attention import SCALE, make_batch
 

@@ -131,7 +131,7 @@ def test_plain_experts_take_their_memory_once(monkeypatch: pytest.MonkeyPatch) -
     experts, allocations = watched({}, monkeypatch)
     assert [shape for shape in allocations.shapes if len(shape) == 3] == [(4, *GATE_UP), (4, *DOWN)]
     assert not {GATE_UP, DOWN} & set(allocations.shapes)
-    assert experts.waits_for_device, "the torch twin does"
+    assert experts.waits_for_device, "the reference implementation does"
 
 
 @pytest.mark.parametrize(("encodings", "num_plain"), [(PLAIN_AMONG_THEM, 1), (PLAIN_LATE, 2), (PLAIN_FIRST, 1)])

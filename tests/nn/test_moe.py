@@ -205,7 +205,7 @@ def test_quantized_experts_in_grouped_products(encodings: dict[str, str]) -> Non
 def test_quantized_experts_are_looped_over_on_a_cpu_and_wait() -> None:
     assert quantized_experts(ALIKE, None)._settled() is None
     assert quantized_experts(ALIKE, None).waits_for_device
-    assert quantized_experts(ALIKE, True).waits_for_device, "the torch twin of the grouped product asks for counts"
+    assert quantized_experts(ALIKE, True).waits_for_device, "the reference of the grouped product asks for counts"
 
 
 def test_quantized_experts_wait_for_nothing_where_groups_are_one_product(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ class Lab:
     """The checkpoint, the reference, and every pipeline asked for so far."""
 
     def __init__(self, folder: Path) -> None:
-        # heads of 16: the C++ attention takes these; the families' own tests have heads of 8, the torch twin's
+        # heads of 16: the C++ attention takes these; the families' own tests have heads of 8, the reference's
         self.model_path = make_llama(folder, vocab_size=VOCAB_SIZE, head_dim=16)
         self.reference = load_reference(self.model_path)
         self._pipelines: dict[tuple[tuple[str, Any], ...], TextGenerationPipeline] = {}

@@ -1,7 +1,7 @@
-"""The Triton twins, for NVIDIA GPUs from compute capability 8.0. They need `triton`; nothing here loads without it.
+"""The Triton kernels, for NVIDIA GPUs from compute capability 8.0. They need `triton`; nothing here loads without it.
 
-Each is held against its torch twin in Triton's interpreter (`tests/kernels/gpu`) and compiled for sm_90. The twin of
-`sample` is `max_ray/engine/sampling/draw.py`, so that it is reached from here and not through `max_ray.kernels`.
+Each is held against its reference in Triton's interpreter (`tests/kernels/gpu`) and compiled for sm_90. The reference
+of `sample` is `max_ray/engine/sampling/draw.py`, so that it is reached from here and not through `max_ray.kernels`.
 """
 
 from max_ray.kernels.gpu.activation import silu_and_mul

@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
-"""Root-mean-square normalisation. One program a row; sums in float32, rounded where the torch twin rounds."""
+"""Root-mean-square normalisation. One program a row; sums in float32, rounded where the reference rounds."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@
 Sums are float32. float32 inputs take the first or the last way, so their weights are rounded to float32 only; the first
 multiplies in three products of tf32 ("tf32x3"). The limit of 511 is an estimate: unpacking writes 2 bytes a weight,
 which takes as long as some hundred rows take in `many_rows`. FP8 with columns, or columns of a scale, that are no
-multiples of 16 runs the torch twin.
+multiples of 16 runs the reference implementation.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import triton
 
-from max_ray.kernels import cpu
+from max_ray.kernels import reference
 from max_ray.kernels.gpu import packed
 from max_ray.kernels.gpu.few_rows import few_rows_kernel
 from max_ray.kernels.gpu.launch import num_processors, on_device_of, padded, unit_stride
@@ -75,7 +75,7 @@ class Operands:
 def quantized_linear(x: torch.Tensor, weight: PackedMatrix, out: torch.Tensor | None = None) -> torch.Tensor:
     operands = operands_of(weight)
     if operands is None:
-        return cpu.quantized_linear(x, weight, out)
+        return reference.quantized_linear(x, weight, out)
     flat = unit_stride(x.reshape(-1, weight.columns))
     y = torch.empty((len(flat), weight.rows), dtype=x.dtype, device=x.device) if out is None else out
     assert y.shape == (len(flat), weight.rows), "`out` has two axes"
@@ -100,7 +100,7 @@ def grouped_quantized_linear(
     """The tiles are those of an expert with the mean number of rows, which shapes tell."""
     operands = operands_of(weight)
     if operands is None:
-        return cpu.grouped_quantized_linear(x, weight, ends, out)
+        return reference.grouped_quantized_linear(x, weight, ends, out)
     x = unit_stride(x)
     y = torch.empty((len(x), weight.rows), dtype=x.dtype, device=x.device) if out is None else out
     assert y.shape == (len(x), weight.rows), f"`out` is {tuple(y.shape)}"

@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
-"""Rotary position embedding, alone and fused with the cache write. P = R / 2 pairs, as in the torch twin.
+"""Rotary position embedding, alone and fused with the cache write. P = R / 2 pairs, as in the reference implementation.
 
 Grid: (tokens, blocks of query heads, then blocks of key heads). Without a cache the rotated keys go to their own tensor
 (line t for token t), with one they go to line slot_mapping[t] of it, and the values are copied beside them.
@@ -34,7 +34,7 @@ def _rotate_heads(
 ):
     """Turns the pairs of some heads of one token; target's heads are contiguous. cos, sin: float32 [1, BLOCK_PAIRS].
 
-    Each product is rounded to the dtype, as the torch twin does."""
+    Each product is rounded to the dtype, as the reference implementation does."""
     pair = tl.arange(0, BLOCK_PAIRS)[None, :]
     first = pair * 2 if INTERLEAVED else pair
     second = first + 1 if INTERLEAVED else pair + PAIRS

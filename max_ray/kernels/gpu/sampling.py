@@ -1,7 +1,7 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 """Top-k, top-p, min-p and the draw, without sorting the vocabulary. One program a row.
 
-It follows `max_ray/engine/sampling/draw.py`, its torch twin, to the letter: probabilities are the integers
+It follows `max_ray/engine/sampling/draw.py`, its reference, to the letter: probabilities are the integers
 floor(2**40 * exp((logit - largest) / temperature)), every filter is a threshold on the logit that keeps ties, and the
 draw inverts the cumulative distribution in vocabulary order. The uniform number is `philox.py`'s draw number `counter`
 of `seed`. What may differ is the last bit of exp and of the division, so that a token at a border may.

@@ -1,4 +1,4 @@
-"""The C++ twins for CPUs, and packed weights. Compiled on the first use by the machine's compiler; never required."""
+"""The C++ kernels for CPUs, and packed weights. Compiled on the first use by the machine's compiler; never required."""
 
 from max_ray.kernels.native.build import library
 from max_ray.kernels.native.ops import (

@@ -1,7 +1,7 @@
-"""Builds the C++ twins with the machine's own compiler, once, and loads them: `library()`.
+"""Builds the C++ kernels with the machine's own compiler, once, and loads them: `library()`.
 
 The shared object lies in the user's cache folder under a name made of everything it depends on: sources, flags, the
-compiler's version and the processor's features. A machine without a compiler runs the torch twins.
+compiler's version and the processor's features. A machine without a compiler runs the reference implementations.
 """
 
 from __future__ import annotations

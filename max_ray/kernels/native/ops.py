@@ -1,7 +1,7 @@
-"""The C++ twins of the kernels: the same signatures as the torch twins, for float32, bfloat16 and float16 on a CPU.
+"""The C++ backend: the same signatures as the reference, for float32, bfloat16 and float16 on a CPU.
 
-What a C++ kernel does not take (another dtype, mixed dtypes, a head size that is no multiple of 16) goes to the torch
-twin.
+What a C++ kernel does not take (another dtype, mixed dtypes, a head size that is no multiple of 16) goes to the
+reference.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from max_ray.kernels import cpu
+from max_ray.kernels import reference
 from max_ray.kernels.native.calls import AttentionShape, LatentShape, RopeShape, kernel
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ _MAX_ROTATED = 1024
 def rmsnorm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     run = kernel("rmsnorm", x.dtype)
     if run is None or weight.dtype != x.dtype:
-        return cpu.rmsnorm(x, weight, eps)
+        return reference.rmsnorm(x, weight, eps)
     x = x.contiguous()
     y = torch.empty_like(x)
     width = x.shape[-1]
@@ -36,7 +36,7 @@ def fused_add_rmsnorm(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     run = kernel("add_rmsnorm", x.dtype)
     if run is None or weight.dtype != x.dtype or residual.dtype != x.dtype:
-        return cpu.fused_add_rmsnorm(x, residual, weight, eps)
+        return reference.fused_add_rmsnorm(x, residual, weight, eps)
     x, residual = x.contiguous(), residual.contiguous()
     y, total = torch.empty_like(x), torch.empty_like(x)
     inputs = (x.data_ptr(), residual.data_ptr(), weight.data_ptr())
@@ -49,7 +49,7 @@ def fused_add_rmsnorm(
 def silu_and_mul(x: torch.Tensor) -> torch.Tensor:
     run = kernel("silu_and_mul", x.dtype)
     if run is None:
-        return cpu.silu_and_mul(x)
+        return reference.silu_and_mul(x)
     x = x.contiguous()
     width = x.shape[-1] // 2
     y = torch.empty((*x.shape[:-1], width), dtype=x.dtype)
@@ -60,7 +60,7 @@ def silu_and_mul(x: torch.Tensor) -> torch.Tensor:
 def argmax(x: torch.Tensor) -> torch.Tensor:
     run = kernel("argmax", x.dtype)
     if run is None or x.stride(1) != 1:
-        return cpu.argmax(x)
+        return reference.argmax(x)
     y = torch.empty(x.shape[0], dtype=torch.int64)
     run(x.data_ptr(), x.stride(0), x.shape[0], x.shape[1], y.data_ptr(), torch.get_num_threads())
     return y
@@ -69,7 +69,7 @@ def argmax(x: torch.Tensor) -> torch.Tensor:
 def gather_rows(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     run = None if x.dtype is torch.int64 else kernel("gather_rows", x.dtype)
     if run is None or x.stride(1) != 1 or rows.dtype is not torch.int64:
-        return cpu.gather_rows(x, rows)
+        return reference.gather_rows(x, rows)
     rows = rows.contiguous()
     y = torch.empty((len(rows), x.shape[1]), dtype=x.dtype)
     run(x.data_ptr(), x.stride(0), rows.data_ptr(), len(rows), x.shape[1], y.data_ptr())
@@ -79,7 +79,7 @@ def gather_rows(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
 def sum_rows(rows: torch.Tensor, out: torch.Tensor) -> None:
     run = None if rows.dtype is torch.int64 else kernel("sum_rows", rows.dtype)
     if run is None or not (rows.is_contiguous() and out.is_contiguous()):
-        cpu.sum_rows(rows, out)
+        reference.sum_rows(rows, out)
         return
     run(rows.data_ptr(), rows.shape[0], rows.shape[1], out.data_ptr())
 
@@ -101,9 +101,9 @@ def positions(cache_lengths: torch.Tensor) -> torch.Tensor:
     return y
 
 
-apply_rope = cpu.apply_rope
-append_latent = cpu.append_latent
-append_paged_kv_cache = cpu.append_paged_kv_cache
+apply_rope = reference.apply_rope
+append_latent = reference.append_latent
+append_paged_kv_cache = reference.append_paged_kv_cache
 
 
 def rope_and_append(
@@ -128,7 +128,7 @@ def rope_and_append(
         or not all(_heads_together(x) for x in (q, k, v))
     ):
         targets = (k_cache, v_cache, cos_sin_cache, positions, slot_mapping)
-        return cpu.rope_and_append(q, k, v, *targets, interleaved=interleaved)
+        return reference.rope_and_append(q, k, v, *targets, interleaved=interleaved)
     cos_sin = cos_sin_cache.to(q.dtype).contiguous()
     strides = (q.stride(0), k.stride(0), v.stride(0))
     shape = RopeShape(num_tokens, num_heads, k.shape[1], head_dim, rotated, *strides, interleaved)
@@ -170,7 +170,7 @@ def paged_attention(
     num_heads, head_dim = q.shape[1:]
     if run is None or head_dim % 16 or {k_cache.dtype, v_cache.dtype} != {q.dtype}:
         options: dict[str, Any] = {"scale": scale, "sliding_window": sliding_window, "logit_softcap": logit_softcap}
-        return cpu.paged_attention(q, k_cache, v_cache, kv, qo_indptr, **options, sinks=sinks)
+        return reference.paged_attention(q, k_cache, v_cache, kv, qo_indptr, **options, sinks=sinks)
     num_rows, width = kv.block_tables.shape
     shape = AttentionShape(
         num_rows,
@@ -200,7 +200,7 @@ def latent_attention(
     num_heads, size, latent_dim = up.shape
     rope_dim = cache.shape[3] - latent_dim
     if run is None or cache.shape[3] % 16 or {up.dtype, cache.dtype} != {q.dtype}:
-        return cpu.latent_attention(q, cache, kv, qo_indptr, up=up, scale=scale)
+        return reference.latent_attention(q, cache, kv, qo_indptr, up=up, scale=scale)
     plain_dim = q.shape[2] - rope_dim
     num_rows, width = kv.block_tables.shape
     value_dim = size - plain_dim

@@ -1,4 +1,4 @@
-"""The C++ twins of `quantized_linear`, for the kinds of PackedMatrix that are run on CPUs; FP8 runs the torch twin.
+"""`quantized_linear` in C++, for the kinds of PackedMatrix that run on CPUs; FP8 runs the reference.
 
 | inputs  | processor | products                                                                     | source        |
 |---------|-----------|------------------------------------------------------------------------------|---------------|
@@ -14,11 +14,11 @@ from functools import cache
 
 import torch
 
-from max_ray.kernels import cpu
-from max_ray.kernels.cpu.quantized import one_by_one
+from max_ray.kernels import reference
 from max_ray.kernels.native.build import library
 from max_ray.kernels.native.calls import QuantizedMatrix, kernel
 from max_ray.kernels.quantized import PackedMatrix, PackedQ4, PackedQ4K, PackedQ5K, PackedQ6K, PackedQ8
+from max_ray.kernels.reference.quantized import one_by_one
 from max_ray.settings import int8_inputs
 
 
@@ -27,7 +27,7 @@ def quantized_linear(x: torch.Tensor, weight: PackedMatrix, out: torch.Tensor | 
     way = "int8" if x.dtype in (torch.bfloat16, torch.float16) and rounds_inputs() else "linear"
     run = kernel(f"{known[0]}_{way}", x.dtype) if known is not None else None
     if run is None or known is None:
-        return cpu.quantized_linear(x, weight, out)
+        return reference.quantized_linear(x, weight, out)
     flat = x.reshape(-1, weight.columns).contiguous()
     y = torch.empty((flat.shape[0], weight.rows), dtype=x.dtype) if out is None else out
     assert y.shape == (flat.shape[0], weight.rows), "`out` has two axes"

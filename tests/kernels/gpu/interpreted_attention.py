@@ -1,4 +1,4 @@
-"""Triton paged attention against the torch twin: prefill, decode and mixed batches at borders.
+"""Triton paged attention against the reference implementation: prefill, decode and mixed batches at borders.
 
 TRITON_INTERPRET=1 python -m pytest tests/kernels/gpu/interpreted_attention.py
 """
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from max_ray.kernels import cpu, gpu
+from max_ray.kernels import gpu, reference
 from max_ray.kernels.gpu import attention
 from tests.kernels.test_paged_attention import SCALE, Batch, make_batch
 
@@ -21,7 +21,7 @@ def check(batch: Batch, sliding_window: int | None = None, softcap: float | None
     arguments = (batch.q, batch.k_cache, batch.v_cache, batch.kv, batch.qo_indptr)
     batch.kv.plans.clear()
     scores = {"scale": SCALE, "sliding_window": sliding_window, "logit_softcap": softcap}
-    expected = cpu.paged_attention(*arguments, **scores)
+    expected = reference.paged_attention(*arguments, **scores)
     actual = gpu.paged_attention(*arguments, **scores)
     tolerance = TOLERANCE[expected.dtype]
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)

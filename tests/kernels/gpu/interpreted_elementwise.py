@@ -1,4 +1,4 @@
-"""Triton twins of norm, activation, rope and cache writes against the torch twins.
+"""Triton kernels of norm, activation, rope and cache writes against the reference implementations.
 
 TRITON_INTERPRET=1 python -m pytest tests/kernels/gpu/interpreted_elementwise.py
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from max_ray.kernels import cpu, gpu
+from max_ray.kernels import gpu, reference
 
 DTYPES = [torch.float32, torch.bfloat16]
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 8e-3}  # of bfloat16: one unit in the last place
@@ -24,13 +24,13 @@ def assert_close(actual: torch.Tensor, expected: torch.Tensor) -> None:
 @pytest.mark.parametrize("shape", [(1, 1), (2, 33), (0, 8), (2, 1, 64), (1, 1025)])
 def test_rmsnorm(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     x, weight = torch.randn(shape).to(dtype) * 5, torch.randn(shape[-1]).to(dtype)
-    assert_close(gpu.rmsnorm(x, weight, 1e-3), cpu.rmsnorm(x, weight, 1e-3))
+    assert_close(gpu.rmsnorm(x, weight, 1e-3), reference.rmsnorm(x, weight, 1e-3))
 
 
 def test_rmsnorm_of_a_view_and_with_a_float32_weight() -> None:
     x, weight = torch.randn(4, 20).bfloat16()[:, 3:15], torch.randn(12)
-    assert_close(gpu.rmsnorm(x, weight, 1e-5), cpu.rmsnorm(x, weight, 1e-5))
-    assert_close(gpu.rmsnorm(x[:2].T, weight[:2], 1e-5), cpu.rmsnorm(x[:2].T, weight[:2], 1e-5))
+    assert_close(gpu.rmsnorm(x, weight, 1e-5), reference.rmsnorm(x, weight, 1e-5))
+    assert_close(gpu.rmsnorm(x[:2].T, weight[:2], 1e-5), reference.rmsnorm(x[:2].T, weight[:2], 1e-5))
 
 
 def test_rmsnorm_of_zeros_is_zero() -> None:
@@ -43,7 +43,7 @@ def test_fused_add_rmsnorm(dtype: torch.dtype, shape: tuple[int, int]) -> None:
     x, residual = torch.randn(shape).to(dtype), torch.randn(shape).to(dtype)
     weight, before = torch.randn(shape[1]).to(dtype), (x.clone(), residual.clone())
     normed, total = gpu.fused_add_rmsnorm(x, residual, weight, 1e-5)
-    expected_normed, expected_total = cpu.fused_add_rmsnorm(x, residual, weight, 1e-5)
+    expected_normed, expected_total = reference.fused_add_rmsnorm(x, residual, weight, 1e-5)
     assert torch.equal(total, expected_total)
     assert_close(normed, expected_normed)
     assert torch.equal(x, before[0])
@@ -54,12 +54,12 @@ def test_fused_add_rmsnorm(dtype: torch.dtype, shape: tuple[int, int]) -> None:
 @pytest.mark.parametrize("shape", [(1, 2), (0, 8), (1, 2, 14), (1, 2 * 2049)])
 def test_silu_and_mul(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     x = torch.randn(shape).to(dtype) * 4
-    assert_close(gpu.silu_and_mul(x), cpu.silu_and_mul(x))
+    assert_close(gpu.silu_and_mul(x), reference.silu_and_mul(x))
 
 
 def test_silu_of_large_values_does_not_overflow() -> None:
     x = torch.tensor([[-1e4, 1e4, -200.0, 1.0, 1.0, 1.0]])
-    assert_close(gpu.silu_and_mul(x), cpu.silu_and_mul(x))
+    assert_close(gpu.silu_and_mul(x), reference.silu_and_mul(x))
 
 
 def angles(num_rows: int, rotated: int) -> torch.Tensor:
@@ -86,7 +86,7 @@ REST = [(*shape, is_interleaved, dtype) for shape in SHAPES for is_interleaved i
 def test_rope(head_dim: int, rotated: int, interleaved: bool, dtype: torch.dtype) -> None:
     q, k, _ = fused_qkv(2, (6, 2), head_dim, dtype)
     cache, positions = angles(9, rotated), torch.tensor([8, 5])
-    expected = cpu.apply_rope(q, k, cache, positions, interleaved=interleaved)
+    expected = reference.apply_rope(q, k, cache, positions, interleaved=interleaved)
     for actual, wanted in zip(gpu.apply_rope(q, k, cache, positions, interleaved=interleaved), expected, strict=True):
         assert_close(actual, wanted)
     gathered = gpu.apply_rope(q, k, cache[positions], None, interleaved=interleaved)
@@ -98,7 +98,7 @@ def test_rope(head_dim: int, rotated: int, interleaved: bool, dtype: torch.dtype
 def test_rope_with_head_counts_that_do_not_fill_blocks(heads: tuple[int, int], num_tokens: int) -> None:
     q, k, _ = fused_qkv(num_tokens, heads, 128, torch.float32)
     cache = angles(num_tokens, 128)
-    expected = cpu.apply_rope(q, k, cache, None, interleaved=False)
+    expected = reference.apply_rope(q, k, cache, None, interleaved=False)
     for actual, wanted in zip(gpu.apply_rope(q, k, cache, None, interleaved=False), expected, strict=True):
         assert_close(actual, wanted)
 
@@ -114,7 +114,7 @@ def test_rope_and_append(head_dim: int, rotated: int, page_size: int, dtype: tor
     caches = [torch.randn(num_slots // page_size, page_size, 3, head_dim).to(dtype) for _ in range(2)]
     expected_caches = [cache.clone() for cache in caches]
     rest = (angles(9, rotated), torch.tensor([3, 0, 8, 1]), torch.tensor([num_slots - 1, 0, 17, 16]))
-    expected = cpu.rope_and_append(q, k, v, *expected_caches, *rest, interleaved=False)
+    expected = reference.rope_and_append(q, k, v, *expected_caches, *rest, interleaved=False)
     assert_close(gpu.rope_and_append(q, k, v, *caches, *rest, interleaved=False), expected)
     assert_close(caches[0], expected_caches[0])
     assert torch.equal(caches[1], expected_caches[1])
@@ -127,7 +127,7 @@ def test_append(num_tokens: int) -> None:
     caches = [torch.randn(4, 2, 3, 10).bfloat16() for _ in range(2)]
     expected = [cache.clone() for cache in caches]
     slots = torch.tensor([7, 0, 3])[:num_tokens]
-    cpu.append_paged_kv_cache(k, v, expected[0], expected[1], slots)
+    reference.append_paged_kv_cache(k, v, expected[0], expected[1], slots)
     gpu.append_paged_kv_cache(k, v, caches[0], caches[1], slots)
     assert torch.equal(caches[0], expected[0])
     assert torch.equal(caches[1], expected[1])

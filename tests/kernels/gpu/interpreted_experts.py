@@ -1,4 +1,4 @@
-"""A layer of quantized experts on the way of a GPU, in Triton's interpreter: as the torch twins, and nobody waits.
+"""A layer of quantized experts as on a GPU, in Triton's interpreter: equal to the reference, without a wait.
 
 TRITON_INTERPRET=1 python -m pytest tests/kernels/gpu/interpreted_experts.py
 """
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from max_ray import kernels
-from max_ray.kernels import cpu, gpu
+from max_ray.kernels import gpu
 from tests.kernels.gpu.interpreted_pipeline import NoQuestions
 from tests.nn.test_moe import ALIKE, MIXED_SEGMENTS, quantized_batch, quantized_experts
 
@@ -25,10 +25,10 @@ from tests.nn.test_moe import ALIKE, MIXED_SEGMENTS, quantized_batch, quantized_
 def test_quantized_experts(encodings: dict[str, str], num_tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some experts have 16 rows or fewer, some more; one token leaves two experts without any."""
     batch = quantized_batch(num_tokens)
-    monkeypatch.setattr(kernels, "_twin", lambda x: cpu)
+    monkeypatch.setattr(kernels, "_backend", lambda x: reference)
     expected = quantized_experts(encodings, grouped=False)(*batch)
     experts = quantized_experts(encodings, grouped=True)
-    monkeypatch.setattr(kernels, "_twin", lambda x: gpu)
+    monkeypatch.setattr(kernels, "_backend", lambda x: gpu)
     assert experts._settled() is not None
     with NoQuestions():
         actual = experts(*batch)

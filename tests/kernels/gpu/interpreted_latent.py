@@ -1,4 +1,4 @@
-"""Triton attention over latents against the torch twin: decode, prefill, chunks and mixed batches at borders.
+"""Triton attention over latents against the reference: decode, prefill, chunks and mixed batches at borders.
 
 TRITON_INTERPRET=1 python -m pytest tests/kernels/gpu/interpreted_latent.py
 """
@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from max_ray.interfaces import KVCacheInputs
-from max_ray.kernels import cpu, gpu
+from max_ray.kernels import gpu, reference
 from max_ray.kernels.gpu import latent as implementation
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
@@ -79,15 +79,15 @@ def make_batch(
     return Batch(q, cache, kv, indptr, up)
 
 
-def run(twin: object, batch: Batch) -> torch.Tensor:
+def run(backend: object, batch: Batch) -> torch.Tensor:
     batch.kv.plans.clear()
     arguments = (batch.q, batch.cache, batch.kv, batch.qo_indptr)
-    result: torch.Tensor = twin.latent_attention(*arguments, up=batch.up, scale=SCALE)  # type: ignore[attr-defined]
+    result: torch.Tensor = backend.latent_attention(*arguments, up=batch.up, scale=SCALE)  # type: ignore[attr-defined]
     return result
 
 
 def check(batch: Batch) -> None:
-    expected, actual = run(cpu, batch), run(gpu, batch)
+    expected, actual = run(reference, batch), run(gpu, batch)
     tolerance = TOLERANCE[expected.dtype]
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
 
@@ -120,7 +120,7 @@ def test_whole_prompts_of_one_length_are_expanded_alone(
 ) -> None:
     """No product with W_uk or W_uv a head, as they are there for what came before."""
     batch = make_batch(rows)
-    expected = run(cpu, batch)
+    expected = run(reference, batch)
     monkeypatch.setattr(torch, "bmm", None)
     torch.testing.assert_close(run(gpu, batch), expected, rtol=2e-5, atol=2e-5)
 
@@ -194,7 +194,7 @@ def test_append_latent(dtype: torch.dtype) -> None:
     latent = torch.randn(5, 50).to(dtype)[:, 3:43]
     slots = torch.tensor([9, 0, 17, 4, 31])
     expected, actual = torch.zeros(8, 4, 1, 40, dtype=dtype), torch.zeros(8, 4, 1, 40, dtype=dtype)
-    cpu.append_latent(latent, expected, slots)
+    reference.append_latent(latent, expected, slots)
     gpu.append_latent(latent, actual, slots)
     assert torch.equal(actual, expected)
     gpu.append_latent(latent[:0], actual, slots[:0])

@@ -1,4 +1,4 @@
-"""Families with attention of their own on the Triton twins: decode steps ask the device nothing, tokens are the same.
+"""Families with attention of their own on the Triton kernels: decode steps ask the device nothing, tokens are the same.
 
 TRITON_INTERPRET=1 python -m pytest tests/kernels/gpu/interpreted_models.py
 """
@@ -41,7 +41,7 @@ class GuardedRecorder(Recorder):
 
 
 @pytest.mark.parametrize("name", [DENSE_DEEPSEEK, GPT_OSS, pytest.param(DEEPSEEK, marks=pytest.mark.slow)])
-def test_replayed_decode_steps_equal_those_of_the_torch_twins(
+def test_replayed_decode_steps_equal_those_of_the_reference(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Experts stacked and weights not packed, as on a GPU."""
@@ -50,7 +50,7 @@ def test_replayed_decode_steps_equal_those_of_the_torch_twins(
     lab = Lab(make_family(name, tmp_path), torch.device("cpu"))
     run = request(PROMPTS, NUM_STEPS, [{}])
     expected = tokens_of(lab.runner(None, 0), run)
-    monkeypatch.setattr(kernels, "_twin", lambda x: gpu)
+    monkeypatch.setattr(kernels, "_backend", lambda x: gpu)
     recorder = GuardedRecorder()
     assert tokens_of(lab.runner(recorder, 0), run) == expected
     assert recorder.sizes, "no step was replayed"
@@ -66,8 +66,8 @@ def test_prompts_ask_nothing_either() -> None:
 
 
 def test_a_step_that_reads_a_tensor_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The torch twin of attention over latents plans on the host."""
-    monkeypatch.setattr(kernels, "_twin", lambda x: kernels.cpu)
+    """The reference implementation of attention over latents plans on the host."""
+    monkeypatch.setattr(kernels, "_backend", lambda x: kernels.reference)
     lab = Lab(make_family(DENSE_DEEPSEEK, tmp_path), torch.device("cpu"))
     with pytest.raises(NotRecordableError):
         tokens_of(lab.runner(GuardedRecorder(), 0), request(PROMPTS, NUM_STEPS, [{}]))

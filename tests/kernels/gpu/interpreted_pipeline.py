@@ -1,4 +1,4 @@
-"""The way of a GPU as a whole, in Triton's interpreter: Triton twins, draws on the device, replayed steps, lookahead.
+"""The way of a GPU as a whole, in Triton's interpreter: Triton kernels, draws on the device, replayed steps, lookahead.
 
 TRITON_INTERPRET=1 python -m pytest tests/kernels/gpu/interpreted_pipeline.py
 """
@@ -17,7 +17,7 @@ from max_ray import kernels
 from max_ray.engine import runner
 from max_ray.engine.sampling.sampler import Sampler
 from max_ray.interfaces import TextContext
-from max_ray.kernels import cpu, gpu
+from max_ray.kernels import gpu
 from max_ray.pipelines.text_generation import TextGenerationPipeline
 from tests.engine.ahead import Recorder, ahead
 from tests.engine.test_sampler import CPU, VOCAB_SIZE, mixed_rows
@@ -47,7 +47,7 @@ def shared_lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
 
 @pytest.fixture
 def pipeline(shared_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> TextGenerationPipeline:
-    monkeypatch.setattr(kernels, "_twin", lambda x: gpu)
+    monkeypatch.setattr(kernels, "_backend", lambda x: gpu)
     monkeypatch.setattr(runner, "Sampler", partial(Sampler, kernel=gpu.sample))
     return ahead(shared_lab.pipeline(), recorder=Recorder(), max_batch_size=2)
 
@@ -72,12 +72,12 @@ def contexts() -> list[TextContext]:
 
 
 @pytest.mark.slow
-def test_tokens_equal_those_of_the_torch_twins(shared_lab: Lab, pipeline: TextGenerationPipeline) -> None:
+def test_tokens_equal_those_of_the_reference(shared_lab: Lab, pipeline: TextGenerationPipeline) -> None:
     with NoQuestions():
         outputs = run_to_end(pipeline, contexts(), num_steps=4)
     assert outputs[0].tokens == shared_lab.greedy(random_prompt(3), 3)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "_twin", lambda x: cpu)
+        patch.setattr(kernels, "_backend", lambda x: reference)
         patch.setattr(runner, "Sampler", Sampler)
         expected = run_to_end(shared_lab.pipeline(), contexts(), num_steps=4)
     assert [output.tokens for output in outputs] == [output.tokens for output in expected]
@@ -93,10 +93,10 @@ def test_a_quantized_model_waits_for_nothing(shared_lab: Lab, encoding: str, mon
         outputs = run_to_end(pipeline, [make_context(prompt, max_new_tokens=4) for prompt in prompts], num_steps=4)
         return [output.tokens for output in outputs]
 
-    monkeypatch.setattr(kernels, "_twin", lambda x: gpu)
+    monkeypatch.setattr(kernels, "_backend", lambda x: gpu)
     with NoQuestions():
         actual = run(ahead(shared_lab.pipeline(quantization_encoding=encoding), recorder=Recorder(), max_batch_size=2))
-    monkeypatch.setattr(kernels, "_twin", lambda x: cpu)
+    monkeypatch.setattr(kernels, "_backend", lambda x: reference)
     assert actual == run(shared_lab.pipeline(page_size=32, quantization_encoding=encoding))
 
 

@@ -1,4 +1,4 @@
-"""Triton products with quantized weights against the torch twin: every kind, at borders, in both regimes.
+"""Triton products with quantized weights against the reference implementation: every kind, at borders, in both regimes.
 
 TRITON_INTERPRET=1 python -m pytest tests/kernels/gpu/interpreted_quantized.py
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from max_ray.kernels import cpu, gpu
+from max_ray.kernels import gpu, reference
 from max_ray.kernels.gpu import quantized
 from max_ray.kernels.quantized import PackedFP8, PackedMatrix, of_stack, stack
 from tests.kernels.packed_matrices import COLUMNS, KINDS, fp8, q4_0, q4_k, q8_0
@@ -17,9 +17,9 @@ HALF_UNIT = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.
 
 
 def check(x: torch.Tensor, matrix: PackedMatrix, out: torch.Tensor | None = None) -> None:
-    """Against the torch twin in float64. What may differ: sums of float32, the result's rounding, and with more than 16
-    rows of 16-bit inputs the rounding of each weight, whose errors add up as random ones do."""
-    assert quantized.operands_of(matrix) is not None, "the torch twin would be held against itself"
+    """Against the reference implementation in float64. What may differ: sums of float32, the result's rounding, and
+    with more than 16 rows of 16-bit inputs the rounding of each weight, whose errors add up as random ones do."""
+    assert quantized.operands_of(matrix) is not None, "the reference implementation would be held against itself"
     weight = matrix.dequantize(slice(0, matrix.num_tiles))[: matrix.rows].double()
     expected = x.double() @ weight.t()
     actual = gpu.quantized_linear(x, matrix, out)
@@ -162,7 +162,7 @@ def test_groups_of_rows_with_a_matrix_each(kind: str, counts: list[int]) -> None
     assert (wide[:, 42:] == -7).all()
     start = 0
     for index, end in enumerate(ends.tolist()):
-        expected = cpu.quantized_linear(x[start:end], of_stack(stacked, index))
+        expected = reference.quantized_linear(x[start:end], of_stack(stacked, index))
         torch.testing.assert_close(wide[start:end, 2:42], expected, atol=0.05, rtol=0.02)
         start = end
 
@@ -173,11 +173,11 @@ def test_groups_in_splits(monkeypatch: pytest.MonkeyPatch) -> None:
     test_groups_of_rows_with_a_matrix_each("q8_0", [40, 0, 17, 3, 33])
 
 
-def test_what_no_kernel_reads_runs_the_torch_twin() -> None:
+def test_what_no_kernel_reads_runs_the_reference() -> None:
     matrix = fp8(8)(20, 24)
     assert quantized.operands_of(matrix) is None
     x = inputs(3, 24)
-    assert torch.equal(gpu.quantized_linear(x, matrix), cpu.quantized_linear(x, matrix))
+    assert torch.equal(gpu.quantized_linear(x, matrix), reference.quantized_linear(x, matrix))
 
 
 def test_tiles_fill_the_gpu() -> None:

@@ -149,7 +149,7 @@ def test_no_rows() -> None:
 
 
 @pytest.mark.slow
-def test_many_draws_of_one_row_equal_the_twin() -> None:
+def test_many_draws_of_one_row_equal_the_reference() -> None:
     logits = torch.randn(1, 300).repeat(100, 1) * 2
     check(logits, [SamplingParams(temperature=1.2, top_p=0.95, seed=11)] * 100, list(range(100)))
 

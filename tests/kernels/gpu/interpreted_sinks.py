@@ -1,4 +1,4 @@
-"""Triton paged attention with sinks against the torch twin: prefill, decode and mixed batches, windows, splits.
+"""Triton paged attention with sinks against the reference: prefill, decode and mixed batches, windows, splits.
 
 TRITON_INTERPRET=1 python -m pytest tests/kernels/gpu/interpreted_sinks.py
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from max_ray.kernels import cpu, gpu
+from max_ray.kernels import gpu, reference
 from max_ray.kernels.gpu import attention
 from tests.kernels.gpu.interpreted_attention import MIXED, TOLERANCE
 from tests.kernels.test_paged_attention import SCALE, Batch, make_batch
@@ -20,7 +20,7 @@ def check(batch: Batch, sinks: torch.Tensor, window: int | None = None) -> torch
     arguments = (batch.q, batch.k_cache, batch.v_cache, batch.kv, batch.qo_indptr)
     batch.kv.plans.clear()
     scores = {"scale": SCALE, "sliding_window": window, "logit_softcap": None, "sinks": sinks}
-    expected = cpu.paged_attention(*arguments, **scores)
+    expected = reference.paged_attention(*arguments, **scores)
     actual = gpu.paged_attention(*arguments, **scores)
     tolerance = TOLERANCE[expected.dtype]
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)

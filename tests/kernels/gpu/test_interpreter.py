@@ -24,10 +24,10 @@ def run_interpreted(markers: str) -> None:
     assert result.returncode == 0, result.stdout[-20_000:] + result.stderr[-5_000:]
 
 
-def test_triton_twins_equal_their_torch_twins() -> None:
+def test_triton_kernels_equal_their_reference() -> None:
     run_interpreted("not slow")
 
 
 @pytest.mark.slow
-def test_triton_twins_equal_their_torch_twins_at_more_borders() -> None:
+def test_triton_kernels_equal_their_reference_at_more_borders() -> None:
     run_interpreted("slow")

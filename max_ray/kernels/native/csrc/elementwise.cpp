@@ -1,4 +1,4 @@
-// Norms, the gated activation, rope with the cache write, and what a decode step looks up. Each rounds where the torch twin rounds (rope rounds once,
+// Norms, the gated activation, rope with the cache write, and what a decode step looks up. Each rounds where the reference implementation rounds (rope rounds once,
 // the twin after each product). Rows are shared among threads when there is enough to do.
 #include "kernels.h"
 #include <algorithm>

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from max_ray.kernels.cpu.paged_cache import append_paged_kv_cache
-from max_ray.kernels.cpu.rope import apply_rope
+from max_ray.kernels.reference.paged_cache import append_paged_kv_cache
+from max_ray.kernels.reference.rope import apply_rope
 
 
 def rope_and_append(

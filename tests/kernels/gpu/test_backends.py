@@ -1,6 +1,6 @@
-"""Which twin runs, and that the Triton twins can stand in for the torch twins.
+"""Which backend runs, and that the Triton kernels can stand in for the reference implementations.
 
-python -m pytest tests/kernels/gpu/test_twin.py
+python -m pytest tests/kernels/gpu/test_backends.py
 """
 
 from __future__ import annotations
@@ -14,57 +14,57 @@ import pytest
 import torch
 
 from max_ray import kernels
-from max_ray.kernels import cpu, native
+from max_ray.kernels import native, reference
 
 ON_GPU: Any = SimpleNamespace(is_cuda=True)
 
 
 @pytest.fixture(autouse=True)
 def _choice_is_made_anew() -> Iterator[None]:
-    kernels._gpu_twins.cache_clear()
+    kernels._gpu_backend.cache_clear()
     yield
-    kernels._gpu_twins.cache_clear()
+    kernels._gpu_backend.cache_clear()
 
 
-def test_tensors_on_a_cpu_go_to_the_compiled_twins_where_they_are() -> None:
-    assert kernels._twin(torch.empty(1)) is (cpu if native.library() is None else native)
+def test_tensors_on_a_cpu_go_to_the_compiled_kernels_where_they_are() -> None:
+    assert kernels._backend(torch.empty(1)) is (reference if native.library() is None else native)
 
 
-def test_tensors_on_a_gpu_go_to_the_triton_twins() -> None:
+def test_tensors_on_a_gpu_go_to_the_triton_kernels() -> None:
     pytest.importorskip("triton")
-    assert kernels._twin(ON_GPU).__name__ == "max_ray.kernels.gpu"
+    assert kernels._backend(ON_GPU).__name__ == "max_ray.kernels.gpu"
 
 
-def test_a_gpu_without_triton_gets_the_torch_twins_and_a_warning(
+def test_a_gpu_without_triton_gets_the_reference_and_a_warning(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(kernels, "find_spec", lambda name: None)
     monkeypatch.setattr(kernels._logger, "propagate", True)
-    assert kernels._twin(ON_GPU) is cpu
+    assert kernels._backend(ON_GPU) is reference
     assert "triton is not installed" in caplog.text
 
 
-TORCH_ONLY = {"quantized_rows"}  # one twin for all devices
+TORCH_ONLY = {"quantized_rows"}  # one for all devices
 CPU_ONLY = {"argmax", "decode_slots", "gather_rows", "positions"}  # a GPU has torch's own
 
-WITHOUT_TWIN = ["multiplies_groups", "new_matrix", "new_packed", "pack_weight", "tile_blocks"]
+OF_ONE_BACKEND = ["multiplies_groups", "new_matrix", "new_packed", "pack_weight", "tile_blocks"]
 
 
-@pytest.mark.parametrize("name", sorted(set(cpu.__all__) - TORCH_ONLY - CPU_ONLY))
-def test_twins_have_the_same_signature(name: str) -> None:
+@pytest.mark.parametrize("name", sorted(set(reference.__all__) - TORCH_ONLY - CPU_ONLY))
+def test_backends_have_the_same_signature(name: str) -> None:
     pytest.importorskip("triton")
     from max_ray.kernels import gpu
 
-    assert inspect.signature(getattr(gpu, name)) == inspect.signature(getattr(cpu, name))
+    assert inspect.signature(getattr(gpu, name)) == inspect.signature(getattr(reference, name))
 
 
-@pytest.mark.parametrize("name", sorted(set(cpu.__all__) - TORCH_ONLY))
-def test_compiled_twins_have_the_same_signature(name: str) -> None:
-    assert inspect.signature(getattr(native, name)) == inspect.signature(getattr(cpu, name))
+@pytest.mark.parametrize("name", sorted(set(reference.__all__) - TORCH_ONLY))
+def test_compiled_kernels_have_the_same_signature(name: str) -> None:
+    assert inspect.signature(getattr(native, name)) == inspect.signature(getattr(reference, name))
 
 
-def test_every_operation_has_its_twins() -> None:
-    assert sorted(kernels.__all__) == sorted([*cpu.__all__, *WITHOUT_TWIN])
+def test_every_operation_has_its_backends() -> None:
+    assert sorted(kernels.__all__) == sorted([*reference.__all__, *OF_ONE_BACKEND])
 
 
 @pytest.mark.parametrize("interleaved", [False, True])

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from max_ray.kernels.cpu.attention import _Call, _gather, _plan
+from max_ray.kernels.reference.attention import _Call, _gather, _plan
 
 if TYPE_CHECKING:
     from max_ray.interfaces.model_inputs import KVCacheInputs

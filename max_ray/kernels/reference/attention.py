@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from max_ray.kernels.cpu.sinks import attention_with_sinks
-from max_ray.kernels.cpu.softcap import softcapped_attention
+from max_ray.kernels.reference.sinks import attention_with_sinks
+from max_ray.kernels.reference.softcap import softcapped_attention
 
 if TYPE_CHECKING:
     from max_ray.interfaces.model_inputs import KVCacheInputs
