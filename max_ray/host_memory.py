@@ -21,7 +21,9 @@ def zeros(*shape: int, dtype: torch.dtype = torch.uint8) -> torch.Tensor:
     """Zeros on the CPU. Nobody has touched the pages of a large tensor: each comes when it is first written."""
     nbytes = math.prod(shape) * dtype.itemsize
     if nbytes < _OWN_PAGES_BYTES:
-        return torch.zeros(shape, dtype=dtype)
+        data = torch.empty(nbytes, dtype=torch.uint8)
+        data.numpy().fill(0)  # torch.zeros would start threads of its own for each thread that loads
+        return data.view(dtype).view(shape)
     # Python's default is shared memory, which gets no large pages.
     pages = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     data = torch.frombuffer(pages, dtype=dtype).view(shape)
@@ -32,7 +34,7 @@ def zeros(*shape: int, dtype: torch.dtype = torch.uint8) -> torch.Tensor:
 def resident_zeros(*shape: int, dtype: torch.dtype) -> torch.Tensor:
     """`zeros` whose pages are all there: no later write waits for one, or finds that there is none."""
     data = zeros(*shape, dtype=dtype)
-    data.zero_()
+    data.view(-1).view(torch.uint8).numpy()[:: mmap.PAGESIZE] = 0
     return data
 
 

@@ -18,7 +18,7 @@ several learn of it together when they collect the step, and end with the one af
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,7 @@ import torch
 from max_ray.distributed.collectives import broadcast
 from max_ray.distributed.group import TPGroup
 from max_ray.driver import Download, upload
+from max_ray.engine.forced_tokens import is_outdone, with_forced_tokens
 from max_ray.engine.graphs import DecodeGraphs
 from max_ray.engine.kv_storage import KVStorage, RunTables
 from max_ray.engine.sampling.sampler import NO_TOKEN, Sampled, Sampler, needs_host, prompt_logprobs
@@ -82,10 +83,14 @@ class ModelRunner:
         extensions: Extensions | None = None,
     ) -> Generator[StepOutput]:
         """Yields one StepOutput a step. `should_stop` is asked at each step boundary, on rank 0 only."""
+        forced: Mapping[int, list[int]] = {}
+        if self._grammars is not None and self._tp.size == 1:
+            rows, forced = with_forced_tokens(request.rows, self._grammars)
+            request = replace(request, rows=rows)
         with torch.inference_mode():
             sampler = self._sampler(request.rows) if self._tp.rank == 0 else None
             tables = RunTables(request.rows, self._storage, self._tp.device)
-            run = _Run(self._model, self._tp, request, tables, sampler, self._graphs, extensions)
+            run = _Run(self._model, self._tp, request, tables, sampler, self._graphs, extensions, forced)
         lookahead = 0 if any(map(needs_host, request.rows)) else self._lookahead
         while True:
             # inference_mode is entered anew for each step: a generator must not leave it switched on for its caller
@@ -117,7 +122,7 @@ class _Run:
     """State of one run. Rows leave `tables` when a step is launched without them.
 
     num_launched: steps so far, also the number of the next one. `_ended`: bool [rows], known to have ended.
-    `_least_new`: steps that no row's limit ends.
+    `_least_new`: steps that no row's limit ends. forced: tokens by row that are given with the first step's.
     """
 
     def __init__(
@@ -129,8 +134,11 @@ class _Run:
         sampler: Sampler | None,
         graphs: DecodeGraphs | None,
         extensions: Extensions | None,
+        forced: Mapping[int, list[int]],
     ) -> None:
         self.num_launched = 0
+        self._forced = forced
+        self._num_forced = np.array([len(forced.get(i, ())) for i in range(len(request.rows))], dtype=np.int64)
         self._run_id = request.run_id
         self._extensions = extensions
         self._num_extended = 0
@@ -256,7 +264,12 @@ class _Run:
             errors = self._sampler.accept(rows.tolist(), tokens.tolist())
             gained = tokens != NO_TOKEN
             rows, tokens = rows[gained], tokens[gained]
-        output = StepOutput(launched.step, tokens, _one_token_indptr(rows, len(self._rows)), last=False, errors=errors)
+            num_forced = self._sampler.num_forced(rows.tolist()) if self._tp.size == 1 else 0
+            self._go_on = self._go_on and not is_outdone(num_forced, len(rows))
+        indptr = _one_token_indptr(rows, len(self._rows))
+        if self._forced and launched.step == 0:
+            tokens, indptr = _with_forced(self._forced, rows, tokens, len(self._rows))
+        output = StepOutput(launched.step, tokens, indptr, last=False, errors=errors)
         output.prompt_log_probabilities = launched.prompt_log_probabilities
         if launched.sampled is not None:
             output.log_probabilities = _of_rows(launched.sampled.log_probabilities, rows)
@@ -271,7 +284,7 @@ class _Run:
         self._num_extended += 1
         extension = self._extensions.get(self._run_id, self._num_extended)
         self._num_steps = extension.num_steps
-        self._max_new = extension.max_new_tokens
+        self._max_new = extension.max_new_tokens - self._num_forced
         self._least_new = int(min(self._max_new[[row.samples for row in self._rows]], default=0))
         self._tables.grow(extension.block_tables)
 
@@ -295,6 +308,16 @@ def _one_token_indptr(rows: TokenArray, num_rows: int) -> TokenArray:
     indptr = np.zeros(num_rows + 1, dtype=np.int64)
     indptr[rows + 1] = 1
     return np.cumsum(indptr, dtype=np.int64)
+
+
+def _with_forced(
+    forced: Mapping[int, list[int]], rows: TokenArray, tokens: TokenArray, num_rows: int
+) -> tuple[TokenArray, TokenArray]:
+    """(`StepOutput.tokens`, `StepOutput.indptr`) where rows got their forced tokens before the sampled one."""
+    sampled = dict(zip(rows.tolist(), tokens.tolist(), strict=True))
+    gained = [[*forced.get(row, []), sampled[row]] if row in sampled else [] for row in range(num_rows)]
+    indptr = np.cumsum([0, *map(len, gained)], dtype=np.int64)
+    return np.array([token for new in gained for token in new], dtype=np.int64), indptr
 
 
 def _of_rows(entries: dict[int, LogProbabilities] | None, rows: TokenArray) -> dict[int, list[LogProbabilities]] | None:

@@ -70,9 +70,10 @@ def _build(file: GgufFile) -> GgufTokenizer:
         tokenizer = _sentencepiece(file, tokens, kinds)
     else:
         raise WeightsError(f"{file.path}: a tokenizer of the kind {kind!r} cannot be read; gpt2 and llama can.")
-    control = [token for token, of in zip(tokens, kinds, strict=True) if of in (_CONTROL, _UNKNOWN)]
+    added = [(token, of) for token, of in zip(tokens, kinds, strict=True) if of in (_CONTROL, _UNKNOWN, _USER_DEFINED)]
+    control = [token for token, of in added if of != _USER_DEFINED]
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control])
-    extra = [token for token, of in zip(tokens, kinds, strict=True) if of == _USER_DEFINED]
+    extra = [token for token, of in added if of == _USER_DEFINED]
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in extra])
     names = _special_names(file, tokens)
     _add_ends(file, tokenizer, tokens, names)

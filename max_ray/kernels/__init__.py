@@ -106,12 +106,13 @@ def new_matrix(type_name: str, rows: int, columns: int) -> PackedMatrix | None:
     return native.new_matrix(type_name, rows, columns)
 
 
-def tile_blocks(type_name: str, blocks: torch.Tensor, matrix: PackedMatrix, first_tile: int) -> None:
+def tile_blocks(type_name: str, blocks: torch.Tensor, matrix: PackedMatrix, first_tile: int) -> bool:
     """Writes blocks of a GGUF file, uint8 [R, blocks a row, bytes a block], into a `new_matrix` from a tile on. In one
-    thread, and without the interpreter's lock: loading has threads for several matrices."""
+    thread, and without the interpreter's lock: loading has threads for several matrices. Gives whether all scales are
+    finite."""
     from max_ray.kernels import native
 
-    native.tile_blocks(type_name, blocks, matrix, first_tile)
+    return native.tile_blocks(type_name, blocks, matrix, first_tile)
 
 
 def rmsnorm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

@@ -9,6 +9,7 @@ Axes: T tokens, I in_dim, O out_dim.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 
@@ -20,7 +21,6 @@ from max_ray.errors import WeightsError
 from max_ray.kernels import quantized as packed
 from max_ray.kernels.quantized import TILE, PackedMatrix
 from max_ray.nn.module import Module
-from max_ray.weights.finite import is_finite
 from max_ray.weights.parameter import PartSpec, StoredPart
 from max_ray.weights.quantized import QuantizedRows
 
@@ -29,6 +29,7 @@ _CHUNK_ELEMENTS = 1 << 19
 """So many weights are unpacked at a time: what is unpacked stays in the processor's cache until it is packed."""
 _BLOCK_BYTES = 1 << 20
 """So many bytes of blocks are read at a time, into memory that stays in the processor's cache."""
+_thread = threading.local()
 
 
 class Segment(Module):
@@ -236,20 +237,26 @@ def _pack_blocks(parts: Sequence[StoredPart], padding: int) -> PackedMatrix | No
     matrix = kernels.new_matrix(parts[0].block_type, rows, len(parts[0].columns))
     if matrix is None:
         return None
-    buffer = host_memory.zeros(_BLOCK_BYTES)
-    tensors = [value for value in vars(matrix).values() if isinstance(value, torch.Tensor)]
+    buffer = _block_buffer()
     first_tile = 0
     for part in parts:
         row_bytes = part.source.tensor_bytes(part.tensor) // part.source.shape(part.tensor)[0]
         step = max(TILE, _BLOCK_BYTES // row_bytes // TILE * TILE)
         for start in range(part.rows.start, part.rows.stop, step):
             blocks = part.read_blocks(range(start, min(start + step, part.rows.stop)), buffer)
-            kernels.tile_blocks(part.block_type, blocks, matrix, first_tile + (start - part.rows.start) // TILE)
-        tiles = slice(first_tile, first_tile + -(-len(part.rows) // TILE))
-        if not all(is_finite(t[tiles]) for t in tensors):
-            raise WeightsError(f"Tensor {part.tensor!r} has scales that are no finite numbers.")
-        first_tile = tiles.stop
+            tile = first_tile + (start - part.rows.start) // TILE
+            if not kernels.tile_blocks(part.block_type, blocks, matrix, tile):
+                raise WeightsError(f"Tensor {part.tensor!r} has scales that are no finite numbers.")
+        first_tile += -(-len(part.rows) // TILE)
     return matrix
+
+
+def _block_buffer() -> torch.Tensor:
+    """This thread's memory for blocks: fresh pages for every matrix take as long as the reading."""
+    buffer: torch.Tensor | None = getattr(_thread, "buffer", None)
+    if buffer is None:
+        buffer = _thread.buffer = host_memory.zeros(_BLOCK_BYTES)
+    return buffer
 
 
 def pack_codes(

@@ -33,6 +33,7 @@ from max_ray.registry import PIPELINE_REGISTRY
 from max_ray.scheduler import EmbeddingsLoop, GenerationLoop, SchedulerLimits
 from max_ray.serve.api.metrics import Metrics, MetricsSnapshot
 from max_ray.serve.api.model_parsers import ModelParsers
+from max_ray.serve.api.structured_output_fields import start_checker
 from max_ray.tokenization.tokenizer import TextTokenizer
 
 _LOG = get_logger(__name__)
@@ -189,6 +190,7 @@ def _ready_tokenizer(plan: PipelinePlan) -> TextTokenizer:
     tokenizer = build_tokenizer(plan)
     if plan.task is PipelineTask.TEXT_GENERATION:
         tokenizer.describe_chat_template()
+        start_checker()
     return tokenizer
 
 

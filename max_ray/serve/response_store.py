@@ -46,8 +46,7 @@ class ResponseStoreActor(LocalResponseStore):
 
     async def begin(self) -> None:
         """To be called once, before anything else."""
-        if self._watch is None:
-            self._watch = asyncio.create_task(self._end_with_application())
+        self._watch = self._watch or asyncio.create_task(self._end_with_application())
 
     async def _end_with_application(self) -> None:
         num_unneeded = 0
@@ -58,7 +57,7 @@ class ResponseStoreActor(LocalResponseStore):
 
     async def _is_needed(self) -> bool:
         try:
-            registry = await asyncio.to_thread(ray.get_actor, REGISTRY_NAME, NAMESPACE)
+            registry: Any = await asyncio.to_thread(ray.get_actor, REGISTRY_NAME, NAMESPACE)
             status: RegistryStatus = await registry.status.remote()
         except (ValueError, RayError):  # there is none, or it is being restarted
             return False

@@ -79,6 +79,14 @@ class GrammarCompiler:
                 self._matchers.popitem(last=False)
         return matcher
 
+    def forced_tokens(self, request_id: str, spec: GrammarSpec, generated: Sequence[int]) -> list[int]:
+        """What must come next in a request for which `matcher` was called; empty for others."""
+        matcher = self._known(request_id, spec, generated)
+        if matcher is None:
+            return []
+        self._matchers[request_id] = (spec.digest, matcher)
+        return matcher.forced_tokens() if len(matcher.tokens) == len(generated) else []
+
     def in_mask_thread(self, work: Callable[[], T]) -> Future[T]:
         """Runs `work` in the one thread for masks, after all that was given before. Matchers are used there only."""
         return self._mask_thread.submit(work)

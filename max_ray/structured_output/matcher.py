@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -81,8 +82,9 @@ class GrammarMatcher:
         self.tokens += text
 
     def forced_tokens(self) -> list[int]:
-        """Tokens that must come next in any text that matches; often none."""
-        return [int(i) for i in self._matcher.compute_ff_tokens()]
+        """Tokens that must come next in any text that matches; often none. No token that ends the text."""
+        forced = [int(i) for i in self._matcher.compute_ff_tokens()]
+        return list(takewhile(lambda token: token not in self._stop_ids, forced))
 
     def _count_if_slow(self, seconds: float) -> None:
         self._num_slow += seconds > SLOW_MASK_SECONDS

@@ -240,3 +240,25 @@ async def test_the_openai_client(engine: LocalEngine, tiny_bert: Path) -> None:
     assert len(floats.data[0].embedding) == 4
     with pytest.raises(openai.BadRequestError, match="use /v1/embeddings"):
         await client.completions.create(model="tiny", prompt="a")
+
+
+async def test_ollamas_route_gives_the_same_vectors(client: httpx.AsyncClient) -> None:
+    expected = await vectors(client, input=TEXTS)
+    for given, rows in ((TEXTS, expected), (TEXTS[0], expected[:1])):
+        reply = await client.post("http://test/api/embed", json={"model": "tiny:latest", "input": given})
+        answer = reply.json()
+        assert np.abs(np.array(answer["embeddings"]) - rows).max() < 1e-6
+        assert (answer["model"], answer["load_duration"]) == ("tiny", 0)
+    assert answer["prompt_eval_count"] == len(TEXTS[0]) + 1
+    short = await client.post("http://test/api/embed", json={"model": "tiny", "input": "a", "dimensions": 8})
+    assert len(short.json()["embeddings"][0]) == 8
+    long = {"model": "tiny", "input": "a" * 100}
+    assert (await client.post("http://test/api/embed", json=long)).status_code == 200, "it is cut off"
+    refused = await client.post("http://test/api/embed", json={**long, "truncate": False})
+    assert refused.status_code == 400
+    assert "tokens" in refused.json()["error"]
+    chat = await client.post("http://test/api/chat", json={"model": "tiny", "messages": [{"role": "user"}]})
+    assert chat.status_code == 400
+    assert "embeddings" in chat.json()["error"]
+    shown = (await client.post("http://test/api/show", json={"model": "tiny"})).json()
+    assert shown["capabilities"] == ["embedding"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import httpx
 import pytest
@@ -11,6 +11,7 @@ import uvicorn
 
 from max_ray.serve.api.engine import ApiOptions
 from max_ray.serve.api.routes import build_api
+from max_ray.serve.api.structured_output_fields import close_checker
 from max_ray.tokenization.tokenizer import TextTokenizer
 from tests.byte_tokenizer import write_byte_level
 from tests.http.fake_engine import FakeEngine
@@ -19,6 +20,12 @@ from tests.http.fake_engine import FakeEngine
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
     return TextTokenizer(write_byte_level(tmp_path_factory.mktemp("http-tokenizer")), max_length=200)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_process_is_left() -> Iterator[None]:
+    yield
+    close_checker()
 
 
 @pytest.fixture

@@ -167,6 +167,50 @@ async def test_anthropic_schema(tmp_path: Path) -> None:
         assert "nonsense" in reply.json()["error"]["message"]
 
 
+async def test_a_coding_agents_requests(tmp_path: Path) -> None:
+    """The shape that Claude Code sends: its start, its main loop, and its counting."""
+    cached = {"cache_control": {"type": "ephemeral"}}
+    body: dict[str, Any] = {
+        "model": "fake",
+        "max_tokens": 32_000,
+        "temperature": 1,
+        "stream": True,
+        "system": [
+            {"type": "text", "text": "You are an agent."},
+            {"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral", "ttl": "1h"}},
+        ],
+        "tools": [
+            {**ANTHROPIC_TOOLS[0], "input_schema": {"$schema": "http://json-schema.org/draft-07/schema#", **SCHEMA}}
+        ],
+        "metadata": {"user_id": f"user_{'0' * 64}_account__session_{'0' * 36}"},
+        "thinking": {"type": "adaptive"},
+        "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "<system-reminder>x</system-reminder>"}]},
+            {"role": "user", "content": [{"type": "text", "text": "weather?", **cached}]},
+        ],
+    }
+    headers = {
+        "anthropic-version": "2023-06-01",
+        "anthropic-beta": "claude-code-20250219,interleaved-thinking-2025-05-14",
+        "anthropic-dangerous-direct-browser-access": "true",
+        "x-api-key": "none",
+    }
+    async with thinking(tmp_path) as (client, engine):
+        reply = await client.post("/v1/messages?beta=true", json=body, headers=headers)
+        assert reply.status_code == 200, reply.text
+        assert '"stop_reason": "tool_use"' in reply.text
+        assert prompt_of(engine).index("You are an agent.\nBe brief.") < prompt_of(engine).index("weather?")
+        quota = {"model": "fake", "max_tokens": 1, "messages": [{"role": "user", "content": "quota"}]}
+        reply = await client.post(
+            "/v1/messages?beta=true", json={**quota, "metadata": body["metadata"]}, headers=headers
+        )
+        assert reply.json()["stop_reason"] == "max_tokens"
+        counted = {name: body[name] for name in ("model", "messages", "tools", "system", "thinking")}
+        reply = await client.post("/v1/messages/count_tokens?beta=true", json=counted, headers=headers)
+        assert reply.json()["input_tokens"] == len(engine.contexts[0].tokens.prompt)
+
+
 # Responses.
 
 RESPONSE: dict[str, Any] = {"input": "hi", "tools": RESPONSES_TOOLS}
@@ -177,6 +221,7 @@ async def test_responses_whole(tmp_path: Path) -> None:
         answer = await post(client, "/v1/responses", RESPONSE)
         thought, text, first, second = answer["output"]
         assert thought["content"] == [{"type": "reasoning_text", "text": "Hm."}]
+        assert 3 <= answer["usage"]["output_tokens_details"]["reasoning_tokens"] <= len("<think>\nHm.\n</think>\n\n")
         assert text["content"][0]["text"] == "See."
         assert (first["type"], first["name"], json.loads(first["arguments"])) == (
             "function_call",

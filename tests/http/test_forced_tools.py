@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from max_ray.interfaces import GrammarSpec
-from max_ray.kv_cache import LocalKVLedger
+from max_ray.kv_cache import LocalKVCacheClient
 from max_ray.pipelines import PIPELINE_REGISTRY, PipelineConfig
 from max_ray.scheduler import GenerationLoop, SchedulerLimits
 from max_ray.serve.api.routes import build_api
@@ -170,7 +170,7 @@ async def real(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
     folder = make_llama(tmp_path, max_position_embeddings=4096)
     config = PipelineConfig(model_path=str(folder), num_threads=1, devices="cpu", max_length=3000)
     tokenizer, pipeline = PIPELINE_REGISTRY.retrieve(config)
-    loop = GenerationLoop(pipeline, LocalKVLedger(pipeline.kv_manager), SchedulerLimits(16, 512, 64, 8))
+    loop = GenerationLoop(pipeline, LocalKVCacheClient(pipeline.kv_manager), SchedulerLimits(16, 512, 64, 8))
     task = asyncio.create_task(loop.run())
     transport = httpx.ASGITransport(build_api(ModelEngine(tokenizer, loop)), raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=120) as client:
@@ -180,7 +180,7 @@ async def real(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
         await task
 
 
-@pytest.mark.parametrize("least", [10, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("least", [10, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
 async def test_forced_calls_parse_and_validate(real: httpx.AsyncClient, least: int) -> None:
     num_calls = 0
     choices: list[Any] = ["required", {"type": "function", "function": {"name": "f1"}}]

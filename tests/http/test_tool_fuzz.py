@@ -61,7 +61,7 @@ def spoil(body: dict[str, Any], choose: random.Random) -> None:
         place[choose.choice([*KEYS, *place])] = junk
 
 
-@pytest.mark.parametrize("number", [150, pytest.param(3000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [150, pytest.param(3000, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
 @pytest.mark.parametrize("template", [chat_templates.QWEN, chat_templates.CHATML, chat_templates.LLAMA])
 async def test_anything_is_answered_or_refused(tmp_path: Path, template: str, number: int) -> None:
     choose = random.Random(template)

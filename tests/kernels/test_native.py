@@ -146,9 +146,8 @@ def test_gather_rows(dtype: torch.dtype, width: int) -> None:
 def test_slots_and_positions_of_a_decode_step(page_size: int) -> None:
     lengths = torch.tensor([0, 1, page_size - 1, page_size, 3 * page_size + 1], dtype=torch.int32)
     tables = torch.randint(0, 1000, (5, 6), dtype=torch.int32)[:, :5]
-    assert torch.equal(
-        native.decode_slots(tables, lengths, page_size), reference.decode_slots(tables, lengths, page_size)
-    )
+    expected = reference.decode_slots(tables, lengths, page_size)
+    assert torch.equal(native.decode_slots(tables, lengths, page_size), expected)
     slots = [int(tables[i, n // page_size]) * page_size + n % page_size for i, n in enumerate(lengths.tolist())]
     assert expected.tolist() == slots
     assert native.positions(lengths).tolist() == reference.positions(lengths).tolist() == lengths.tolist()

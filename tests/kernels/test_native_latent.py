@@ -14,7 +14,7 @@ import torch
 
 from max_ray import kernels
 from max_ray.interfaces import KVCacheInputs
-from max_ray.kernels import native
+from max_ray.kernels import native, reference
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="no C++ compiler on this machine")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

@@ -173,6 +173,42 @@ def test_two_ranks_equal_one_and_a_failing_row_ends_on_both(lab: Lab, tokenizer:
     assert two[len(SPECS)].status is GenerationStatus.FAILED
 
 
+def forward_calls(lab: Lab) -> int:
+    return int(lab.pipeline().executor.runners[0].forward_calls)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("num_rows", [1, 5])
+def test_forced_tokens_take_no_step_each(lab: Lab, tokenizer: TextTokenizer, num_rows: int) -> None:
+    """Ten required keys: their names come in one step each. With log probabilities every token has its own."""
+    keys = {f"key_{i}": {"type": "boolean"} for i in range(10)}
+    schema = {"type": "object", "properties": keys, "required": list(keys), "additionalProperties": False}
+    spec = GrammarSpec("json_schema", json.dumps(schema))
+    contexts = [constrained(spec, seed, max_new_tokens=240) for seed in range(num_rows)]
+    one_by_one = [constrained(spec, seed, max_new_tokens=240) for seed in range(num_rows)]
+    for context in one_by_one:
+        context.log_probabilities = 0
+    before = forward_calls(lab)
+    run_to_end(lab.pipeline(), contexts)
+    num_steps = forward_calls(lab) - before
+    run_to_end(lab.pipeline(), one_by_one)
+    assert [c.tokens.all.tolist() for c in contexts] == [c.tokens.all.tolist() for c in one_by_one]
+    for context in contexts:
+        assert json.loads(text_of(context, tokenizer)).keys() == keys.keys()
+    num_tokens = max(context.tokens.generated_length for context in contexts)
+    assert num_tokens > 150
+    assert num_steps <= 0.5 * num_tokens
+    assert forward_calls(lab) - before - num_steps >= num_tokens
+
+
+def test_forced_tokens_stay_within_the_limit(lab: Lab, tokenizer: TextTokenizer) -> None:
+    for max_new in range(1, 16):
+        context = constrained(GrammarSpec("regex", "[ab]the same text[ab]"), max_new_tokens=max_new)
+        run_to_end(lab.pipeline(), [context], num_steps=5)
+        assert context.tokens.generated_length == max_new
+        text = text_of(context, tokenizer)
+        assert text[1:14] == "the same text"[: len(text) - 1]
+
+
 @asynccontextmanager
 async def serving(pipeline: TextGenerationPipeline, num_blocks: int) -> AsyncIterator[GenerationLoop]:
     manager = PagedKVCacheManager(pipeline.kv_manager.params, num_blocks)

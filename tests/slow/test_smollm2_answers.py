@@ -2,10 +2,10 @@
 
     LLAMA_CPP_PYTHON=venv/bin/python python -m pytest -m slow -s tests/slow/test_smollm2_answers.py
 
-llama.cpp keeps Q4_1 and rounds inputs to 8 bits. Served as q8_0, each weight of a Q4_1 block is rounded to 8 bits, inputs
-likewise, and what is between layers is bfloat16: logits of 32 to 64 are 0.25 apart. As float32, nothing is rounded. So
-two tokens that are about as likely may change places; the test says how far apart they are, in logits (their standard
-deviation is 8.7).
+llama.cpp keeps Q4_1 and rounds inputs to 8 bits. Served as q8_0, each weight of a Q4_1 block is rounded to 8 bits,
+inputs likewise, and what is between layers is bfloat16: logits of 32 to 64 are 0.25 apart. As float32, nothing is
+rounded. So two tokens that are about as likely may change places; the test says how far apart they are, in logits
+(their standard deviation is 8.7).
 """
 
 from __future__ import annotations
@@ -103,4 +103,4 @@ def test_answers_are_those_of_llama_cpp_up_to_near_ties() -> None:
             found += differences(logits_along(engine, prompt, answer), i, answer, theirs["gaps"][i])
         report(encoding, found, total)
         assert len(found) <= (1 - share) * total
-        assert all(one.gap <= near and one.their_gap <= 0.5 for one in found), found
+        assert all(one.gap <= near and one.their_gap <= 0.75 for one in found), found

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 
 from max_ray.driver import upload
+from max_ray.engine.forced_tokens import counts_forced
 from max_ray.engine.sampling.logits_processor import LogitsProcessor
 from max_ray.errors import StructuredOutputError
 from max_ray.interfaces.executor import RunRow
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from max_ray.structured_output import GrammarCompiler, GrammarMatcher
 
 NO_TOKEN = -1
+MAX_ROWS_TO_WAIT = 8
 MAX_FEW = 2048
 """So many tokens or fewer are drawn among by themselves."""
 
@@ -41,13 +43,14 @@ class RowMask:
 
     bits: uint32 [ceil(V / 32)], bit i % 32 of word i // 32 is set where token i is allowed. forbidden: bool [V], the
     other tokens; on a CPU only. few: the allowed ids in order, int64, where they are few; else None. error: why the row
-    cannot go on; all tokens are allowed then.
+    cannot go on; all tokens are allowed then. num_forced: how many tokens have no alternative, the next one included.
     """
 
     bits: npt.NDArray[np.uint32]
     forbidden: torch.Tensor | None = None
     few: npt.NDArray[np.int64] | None = None
     error: str | None = None
+    num_forced: int = 0
 
 
 class GrammarMasks(LogitsProcessor):
@@ -72,6 +75,7 @@ class GrammarMasks(LogitsProcessor):
         self._device = device
         self._grammars = grammars
         self._masks_when_drawn = masks_when_drawn
+        self._forceable = {number for number, row in self._rows.items() if counts_forced(row)}
         self._matchers: dict[int, GrammarMatcher] = {}
         self._masks: Mapping[int, RowMask] = {}
         for row in self._rows.values():
@@ -102,6 +106,14 @@ class GrammarMasks(LogitsProcessor):
         if not self._masks_when_drawn:
             return {}
         return {place: self._masks[number] for place, number in enumerate(numbers) if number in self._masks}
+
+    def num_forced(self, numbers: Sequence[int]) -> int:
+        """Tokens that must come next in these rows, as far as it is worth knowing: finding out waits for the masks of
+        the next step. 0 on a GPU and for many rows, whose masks are better made while the step computes."""
+        if not self._masks_when_drawn or len(numbers) > MAX_ROWS_TO_WAIT:
+            return 0
+        self._wait()
+        return sum(self._masks[number].num_forced for number in numbers if number in self._masks)
 
     def failed_among(self, numbers: Sequence[int]) -> list[int]:
         """Places in a batch of rows that cannot go on."""
@@ -153,7 +165,10 @@ class GrammarMasks(LogitsProcessor):
             self._matcher(number).fill_mask(bits)
         except StructuredOutputError as error:
             return self._failed(str(error))
-        return self._row_mask(bits)
+        mask = self._row_mask(bits)
+        if mask.few is not None and len(mask.few) == 1 and number in self._forceable:
+            mask = replace(mask, num_forced=len(self._matcher(number).forced_tokens()))
+        return mask
 
     def _row_mask(self, bits: npt.NDArray[np.uint32], error: str | None = None) -> RowMask:
         if self._device.type != "cpu":

@@ -116,6 +116,10 @@ class Sampler:
         """Whether each step's tokens must be given to `accept` before the next one is sampled."""
         return self._grammar_masks is not None
 
+    def num_forced(self, row_ids: Sequence[int]) -> int:
+        """Tokens that must come next in these rows, whose last ones have been given to `accept`."""
+        return 0 if self._grammar_masks is None else self._grammar_masks.num_forced(row_ids)
+
     def accept(self, row_ids: Sequence[int], tokens: Sequence[int]) -> dict[int, str] | None:
         """Takes the tokens of the last step, now that they are on the host. Gives the reasons of rows that got none."""
         return None if self._grammar_masks is None else self._grammar_masks.accept(row_ids, tokens)

@@ -40,18 +40,22 @@ def new_matrix(type_name: str, rows: int, columns: int) -> PackedMatrix | None:
     return _NEW[type_name](rows, columns, (-(-rows // TILE), columns // GROUP))
 
 
-def tile_blocks(type_name: str, blocks: torch.Tensor, matrix: PackedMatrix, first_tile: int) -> None:
-    """Writes blocks, uint8 [R, blocks a row, bytes a block], as the rows of `matrix` from `first_tile` on."""
+def tile_blocks(type_name: str, blocks: torch.Tensor, matrix: PackedMatrix, first_tile: int) -> bool:
+    """Writes blocks, uint8 [R, blocks a row, bytes a block], as the rows of `matrix` from `first_tile` on.
+
+    Returns:
+        Whether all their scales are finite.
+    """
     loaded = library()
     assert loaded is not None, "a matrix is made with the library only"
     assert blocks.is_contiguous(), "blocks are read in one piece"
     assert first_tile * TILE + len(blocks) <= matrix.num_tiles * TILE, "more rows than the matrix has"
     tile = getattr(loaded, f"tile_{type_name.lower()}")
-    tile.argtypes, tile.restype = _SIGNATURE, None
+    tile.argtypes, tile.restype = _SIGNATURE, ctypes.c_int
     kind_and_matrix = described(matrix)
     assert kind_and_matrix is not None, "these kinds have kernels"
     shape = (blocks.shape[0], blocks.shape[1], first_tile)
-    tile(blocks.data_ptr(), *shape, kind_and_matrix[1])
+    return bool(tile(blocks.data_ptr(), *shape, kind_and_matrix[1]))
 
 
 def _supers(shape: _Shape, size: int) -> torch.Tensor:

@@ -10,9 +10,8 @@ from typing import Any
 
 from max_ray.errors import InputError, ModelNotServedError, nearest, quoted
 from max_ray.interfaces import PipelineTask, RequestID
-from max_ray.output_parsers import Event
 from max_ray.serve.api.chat_preparation import fitted
-from max_ray.serve.api.choice import ChoiceDelta, TokenEntry
+from max_ray.serve.api.choice import ParsedDelta, TokenEntry
 from max_ray.serve.api.engine import Engine
 from max_ray.serve.api.formats import AnswerFormat, ChatFormat, CompletionFormat
 from max_ray.serve.api.generation import Generation
@@ -51,10 +50,9 @@ class Answer:
 
     async def whole(self) -> dict[str, Any]:
         """The answer object. Raises WorkerGroupError."""
-        choices = [ChoiceDelta(choice.index, "") for choice in self._generation.choices]
+        choices = [choice.empty_delta() for choice in self._generation.choices]
         texts: list[list[str]] = [[] for _ in choices]
         tokens: list[list[TokenEntry]] = [[] for _ in choices]
-        events: list[list[Event]] = [[] for _ in choices]
         async for deltas in self._generation.deltas():
             for delta in deltas:
                 choice = choices[delta.index]
@@ -62,8 +60,7 @@ class Answer:
                 if delta.tokens is not None:
                     choice.tokens = tokens[delta.index]
                     choice.tokens += delta.tokens
-                if delta.events is not None:
-                    choice.events = events[delta.index]
+                if isinstance(delta, ParsedDelta) and isinstance(choice, ParsedDelta):
                     choice.events += delta.events
                 choice.finish_reason = delta.finish_reason
         for choice, pieces in zip(choices, texts, strict=True):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from max_ray.errors import WorkerGroupError
@@ -37,14 +37,19 @@ class TokenEntry(NamedTuple):
 @dataclass(slots=True)
 class ChoiceDelta:
     """What one choice gained. `tokens`: None when log probabilities were not asked for. They are those of the text:
-    without a stop or end-of-sequence token, and without tokens whose text a stop string has cut off. `events`: what a
-    parser has read in the text, None without one."""
+    without a stop or end-of-sequence token, and without tokens whose text a stop string has cut off."""
 
     index: int
     text: str
     tokens: list[TokenEntry] | None = None
     finish_reason: str | None = None
-    events: list[Event] | None = None
+
+
+@dataclass(slots=True)
+class ParsedDelta(ChoiceDelta):
+    """What one choice with a parser gained. `events`: what the parser has read; `text` is empty."""
+
+    events: list[Event] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +112,10 @@ class Choice:
         self._is_plain = not (
             job.discard_output or echo or self._log is not None or context.sampling_params.stop or unsettled
         )
+
+    def empty_delta(self) -> ChoiceDelta:
+        """A delta of this choice to put others together in."""
+        return ChoiceDelta(self.index, "")
 
     @property
     def stop_string(self) -> str | None:

@@ -178,7 +178,7 @@ class DialectAnswer:
     async def _deltas_or_silence(self) -> AsyncIterator[list[ChoiceDelta]]:
         """The deltas; an empty list now and then until the first one comes."""
         deltas = self._generation.deltas()
-        first: asyncio.Future[list[ChoiceDelta]] = asyncio.ensure_future(anext(deltas, []))  # type: ignore[arg-type]
+        first: asyncio.Future[list[ChoiceDelta]] = asyncio.ensure_future(anext(deltas, []))
         try:
             while not (await asyncio.wait((first,), timeout=KEEP_ALIVE_S))[0]:
                 yield []

@@ -13,7 +13,7 @@ from max_ray.output_parsers import (
     ToolCallStart,
     create_parser,
 )
-from max_ray.serve.api.choice import Choice, ChoiceDelta
+from max_ray.serve.api.choice import Choice, ChoiceDelta, ParsedDelta
 from max_ray.serve.api.model_parsers import ModelParsers
 from max_ray.serve.api.openai import GenerationJob
 from max_ray.serve.api.tool_fields import ChatOutput
@@ -52,6 +52,9 @@ class ParsedChoice(Choice):
         self._chat = chat
         self._has_calls = False
 
+    def empty_delta(self) -> ParsedDelta:
+        return ParsedDelta(self.index, "")
+
     def feed(self, output: TextGenerationOutput) -> ChoiceDelta | None:
         delta = super().feed(output)
         if delta is None:
@@ -59,11 +62,11 @@ class ParsedChoice(Choice):
         events = self._parser.push(delta.text) if delta.text else []
         if delta.finish_reason is not None:
             events = events + self._parser.flush()
-        delta.text, delta.events = "", self._kept(events)
+        kept = self._kept(events)
         if self.finish_reason == "stop" and self._has_calls:
             self.finish_reason = "tool_calls"
-        delta.finish_reason = self.finish_reason
-        return delta if delta.events or delta.tokens or delta.finish_reason else None
+        is_any = kept or delta.tokens or self.finish_reason
+        return ParsedDelta(self.index, "", delta.tokens, self.finish_reason, kept) if is_any else None
 
     def _kept(self, events: list[Event]) -> list[Event]:
         """The events that the request wants. Where it wants one call only, the answer ends with that."""

@@ -15,7 +15,7 @@ from max_ray.output_parsers import (
     ToolCallStart,
     join_events,
 )
-from max_ray.serve.api.choice import ChoiceDelta
+from max_ray.serve.api.choice import ChoiceDelta, ParsedDelta
 from max_ray.serve.api.formats import ChatFormat
 from max_ray.serve.api.parsed_choice import joined_texts
 from max_ray.serve.api.sse import encode_event
@@ -25,7 +25,7 @@ class ParsedChatFormat(ChatFormat):
     """Chunks and answers of one request whose choices have events."""
 
     def event(self, delta: ChoiceDelta) -> bytes:
-        events = delta.events or []
+        events = _events_of(delta)
         if len(events) == 1 and isinstance(events[0], ContentDelta):
             delta.text = events[0].text
             return super().event(delta)
@@ -37,7 +37,7 @@ class ParsedChatFormat(ChatFormat):
             self._begun.add(delta.index)
             chunks.append(self._chunk(delta.index, '"delta": {"role": "assistant", "content": ""}', None, None))
         logprobs = self._logprobs(delta.tokens) if delta.tokens else None
-        contents = [content for event in delta.events or [] if (content := _delta(event))]
+        contents = [content for event in _events_of(delta) if (content := _delta(event))]
         for content in contents or ["{}"] * bool(logprobs):
             chunks.append(self._chunk(delta.index, f'"delta": {content}', logprobs, None))
             logprobs = None
@@ -47,7 +47,7 @@ class ParsedChatFormat(ChatFormat):
         return chunks
 
     def _choice(self, choice: ChoiceDelta) -> dict[str, Any]:
-        events = join_events(choice.events or [])
+        events = join_events(_events_of(choice))
         calls = _calls(events)
         content, reasoning = joined_texts(events)
         message: dict[str, Any] = {"role": "assistant", "content": content or (None if calls else ""), "refusal": None}
@@ -56,6 +56,11 @@ class ParsedChatFormat(ChatFormat):
         if calls:
             message["tool_calls"] = calls
         return {**super()._choice(choice), "message": message}
+
+
+def _events_of(delta: ChoiceDelta) -> list[Event]:
+    assert isinstance(delta, ParsedDelta), "a choice without a parser"
+    return delta.events
 
 
 def _delta(event: Event) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from max_ray.output_parsers import ContentDelta, ReasoningDelta, ToolCallArguments, ToolCallStart
-from max_ray.serve.api.choice import ChoiceDelta
+from max_ray.serve.api.choice import ChoiceDelta, ParsedDelta
 
 PartKind = Literal["reasoning", "text", "tool_call"]
 
@@ -97,7 +97,7 @@ class PartTracker:
 def _pieces(delta: ChoiceDelta) -> Iterator[_Piece]:
     if delta.text:
         yield _Piece("text", delta.text)
-    for event in delta.events or ():
+    for event in delta.events if isinstance(delta, ParsedDelta) else ():
         if isinstance(event, ContentDelta):
             yield _Piece("text", event.text)
         elif isinstance(event, ReasoningDelta):

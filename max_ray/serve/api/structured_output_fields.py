@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
 
@@ -27,6 +28,9 @@ from max_ray.structured_output import GrammarChecker
 
 RESPONSE_FORMAT = "response_format"
 _CHECKER = GrammarChecker()
+_CHECKS = ThreadPoolExecutor(
+    2, thread_name_prefix="grammar-checks"
+)  # of their own: a slow check holds up no other work
 _Found = tuple[GrammarSpec, str]
 """A grammar, and the field (or part of a field) that it is of."""
 
@@ -63,6 +67,16 @@ class StructuredOutputFields(StrictModel):
         return [name for name in _READERS if name in self.model_fields_set]
 
 
+def start_checker() -> None:
+    """Starts the process that checks grammars, which the first request would otherwise wait for. Returns at once."""
+    _CHECKS.submit(_CHECKER.check, GrammarSpec("regex", "a"))
+
+
+def close_checker() -> None:
+    """Ends the process; the next check starts another one."""
+    _CHECKER.close()
+
+
 async def check_grammar(spec: GrammarSpec | None, field: str) -> None:
     """Compiles a new grammar on trial, off the event loop. Raises InputError where it cannot be enforced."""
     if spec is None:
@@ -70,7 +84,7 @@ async def check_grammar(spec: GrammarSpec | None, field: str) -> None:
     if _CHECKER.knows(spec):
         _CHECKER.check(spec, field)
     else:
-        await asyncio.to_thread(_CHECKER.check, spec, field)
+        await asyncio.get_running_loop().run_in_executor(_CHECKS, _CHECKER.check, spec, field)
 
 
 def _response_format(value: Any, field: str) -> _Found | None:

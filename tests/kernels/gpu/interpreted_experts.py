@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from max_ray import kernels
-from max_ray.kernels import gpu
+from max_ray.kernels import gpu, reference
 from tests.kernels.gpu.interpreted_pipeline import NoQuestions
 from tests.nn.test_moe import ALIKE, MIXED_SEGMENTS, quantized_batch, quantized_experts
 

@@ -17,7 +17,7 @@ from max_ray import kernels
 from max_ray.engine import runner
 from max_ray.engine.sampling.sampler import Sampler
 from max_ray.interfaces import TextContext
-from max_ray.kernels import gpu
+from max_ray.kernels import gpu, reference
 from max_ray.pipelines.text_generation import TextGenerationPipeline
 from tests.engine.ahead import Recorder, ahead
 from tests.engine.test_sampler import CPU, VOCAB_SIZE, mixed_rows

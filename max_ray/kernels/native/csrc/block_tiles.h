@@ -67,23 +67,35 @@ template <class TARGET> static inline Tiles tiles_at(const QuantizedMatrix *m, i
     return to;
 }
 
+// Whether none of these halves is infinite or NaN.
+static inline bool are_finite(const uint16_t *halves, int64_t count) {
+    uint16_t largest = 0;
+    for (int64_t i = 0; i < count; i++) largest = std::max<uint16_t>(largest, halves[i] & 0x7fff);
+    return largest < 0x7c00;
+}
+
+// Gives whether all scales were finite.
 template <class KIND>
-void tile(const uint8_t *blocks, int64_t rows, int64_t row_blocks, int64_t first_tile, const QuantizedMatrix *m) {
-    const int64_t groups = row_blocks * KIND::COLUMNS / 32;
+bool tile(const uint8_t *blocks, int64_t rows, int64_t row_blocks, int64_t first_tile, const QuantizedMatrix *m) {
+    using Target = typename KIND::Target;
+    const int64_t groups = row_blocks * KIND::COLUMNS / 32, supers = groups * 32 / Target::SUPER * LANES;
+    bool finite = true;
     for (int64_t t = 0; t < (rows + LANES - 1) / LANES; t++) {
-        const Tiles to = tiles_at<typename KIND::Target>(m, first_tile + t, groups);
+        const Tiles to = tiles_at<Target>(m, first_tile + t, groups);
         const int lanes = int(std::min<int64_t>(LANES, rows - t * LANES));
         for (int64_t b = 0; b < row_blocks; b++)
             for (int r = 0; r < lanes; r++)
                 KIND::put(to, blocks + ((t * LANES + r) * row_blocks + b) * KIND::BYTES, b, r);
+        finite &= are_finite(to.super_scales, supers) && (!Target::MINS || are_finite(to.super_mins, supers));
     }
+    return finite;
 }
 
 }  // namespace block_tiles
 
-// blocks [rows][row_blocks] -> tiles first_tile, first_tile + 1, ... of the matrix `to`.
+// blocks [rows][row_blocks] -> tiles first_tile, first_tile + 1, ... of the matrix `to`. Gives whether all scales were finite.
 #define MAX_RAY_TILE(NAME, KIND)                                                                                          \
-    extern "C" void tile_##NAME(const uint8_t *blocks, int64_t rows, int64_t row_blocks, int64_t first_tile,              \
-                                const QuantizedMatrix *to) {                                                              \
-        block_tiles::tile<KIND>(blocks, rows, row_blocks, first_tile, to);                                                \
+    extern "C" int tile_##NAME(const uint8_t *blocks, int64_t rows, int64_t row_blocks, int64_t first_tile,               \
+                               const QuantizedMatrix *to) {                                                               \
+        return block_tiles::tile<KIND>(blocks, rows, row_blocks, first_tile, to);                                         \
     }

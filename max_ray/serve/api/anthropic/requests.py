@@ -196,7 +196,8 @@ class CountTokensRequest(DialectRequest):
         for number, message in enumerate(self.messages):
             for one in message.messages():
                 if chat and places[-1] != "system" and _can_join(chat[-1], one):
-                    chat[-1] = {**chat[-1], "content": _as_parts(chat[-1]["content"]) + _as_parts(one["content"])}
+                    chat[-1]["content"] = _as_parts(chat[-1]["content"])
+                    chat[-1]["content"] += _as_parts(one["content"])
                 else:
                     chat.append(one)
                     places.append(f"messages[{number}]")
@@ -260,11 +261,11 @@ def _assistant_message(blocks: list[Block]) -> dict[str, Any]:
     return _given({**message, "reasoning_content": thoughts or None})
 
 
-def _parts(blocks: list[Block], refused: tuple[type, ...], role: str) -> list[dict[str, Any]]:
+def _parts(blocks: list[Any], refused: tuple[type[Any], ...], role: str) -> list[dict[str, Any]]:
     """The content parts among the blocks. Raises InputError for blocks that this role does not have."""
-    wrong = next((block for block in blocks if isinstance(block, refused)), None)
-    if wrong is not None:
-        raise InputError(f"A message of the role {role!r} has no {wrong.type!r} block.", param="messages")
+    wrong = [block.type for block in blocks if isinstance(block, refused)]
+    if wrong:
+        raise InputError(f"A message of the role {role!r} has no {wrong[0]!r} block.", param="messages")
     return [block.part() for block in blocks if isinstance(block, TextBlock | ImageBlock)]
 
 

@@ -67,7 +67,7 @@ def content_of(text: str, images: Sequence[str] | None, place: str) -> Any:
     """
     if not images:
         return text
-    parts = [] if not text else [{"type": "text", "text": text}]
+    parts: list[dict[str, Any]] = [] if not text else [{"type": "text", "text": text}]
     for number, image in enumerate(images):
         kind = next((kind for beginning, kind in _KINDS.items() if image.startswith(beginning)), None)
         if kind is None:

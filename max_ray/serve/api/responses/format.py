@@ -23,7 +23,7 @@ _EVENTS: dict[PartKind, str] = {
 
 
 class ResponseFormat(DialectFormat):
-    """Of one request.
+    """Of one request. A step that ends the reasoning and begins the text counts for the text.
 
     Args:
         model: The name of the served model.
@@ -34,7 +34,9 @@ class ResponseFormat(DialectFormat):
     def __init__(self, model: str, generation: Generation, echoed: Mapping[str, Any]) -> None:
         self.id = f"resp_{RequestID()}"
         self._generation = generation
-        params = generation.choices[0].context.sampling_params
+        self._choice = generation.choices[0]
+        self._num_told_tokens = self._num_reasoning_tokens = 0
+        params = self._choice.context.sampling_params
         sampling = {"temperature": params.temperature, "top_p": params.top_p}
         self._head = {"id": self.id, "object": "response", "created_at": int(time.time()), "model": model}
         self.echoed = {**echoed, **sampling, "service_tier": "default"}
@@ -51,7 +53,12 @@ class ResponseFormat(DialectFormat):
 
     def delta(self, delta: ChoiceDelta) -> bytes:
         self._finish_reason = delta.finish_reason or self._finish_reason
-        return b"".join(map(self._part_event, self._parts.take(delta)))
+        events = self._parts.take(delta)
+        num_tokens = self._choice.num_tokens
+        if self._parts.parts and self._parts.parts[-1].kind == "reasoning":
+            self._num_reasoning_tokens += num_tokens - self._num_told_tokens
+        self._num_told_tokens = num_tokens
+        return b"".join(map(self._part_event, events))
 
     def end(self) -> bytes:
         closing = b"".join(map(self._part_event, self._parts.close()))
@@ -78,7 +85,7 @@ class ResponseFormat(DialectFormat):
                 "input_tokens": usage.prompt_tokens,
                 "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
                 "output_tokens": usage.completion_tokens,
-                "output_tokens_details": {"reasoning_tokens": 0},
+                "output_tokens_details": {"reasoning_tokens": self._num_reasoning_tokens},
                 "total_tokens": usage.prompt_tokens + usage.completion_tokens,
             },
         }
@@ -90,7 +97,7 @@ class ResponseFormat(DialectFormat):
 
     def response(self, status: str) -> dict[str, Any]:
         """The response object without output, with this status."""
-        nothing = {"error": None, "incomplete_details": None, "output": [], "usage": None}
+        nothing: dict[str, Any] = {"error": None, "incomplete_details": None, "output": [], "usage": None}
         return {**self._head, "status": status, **nothing, **self.echoed}
 
     def output(self, status: str) -> list[dict[str, Any]]:

@@ -207,7 +207,7 @@ def chat_of(items: Sequence[Any], place: str) -> tuple[list[dict[str, Any]], lis
     for number, item in enumerate(items):
         message = item.message()
         if chat and _continues(chat[-1], message):
-            chat[-1] = _joined(chat[-1], message)
+            _join(chat[-1], message)
         else:
             chat.append(message)
             places.append(f"{place}[{number}]")
@@ -221,9 +221,12 @@ def _continues(last: Mapping[str, Any], message: Mapping[str, Any]) -> bool:
     return "tool_calls" in message or ("content" not in last and "tool_calls" not in last)
 
 
-def _joined(last: dict[str, Any], message: dict[str, Any]) -> dict[str, Any]:
-    calls = last.get("tool_calls", []) + message.get("tool_calls", [])
-    return {**last, **message, **({"tool_calls": calls} if calls else {})}
+def _join(last: dict[str, Any], message: dict[str, Any]) -> None:
+    calls = last.get("tool_calls", [])
+    calls += message.get("tool_calls", [])
+    last.update(message)
+    if calls:
+        last["tool_calls"] = calls
 
 
 def _without_empty(message: dict[str, Any]) -> dict[str, Any]:
@@ -235,11 +238,12 @@ def stored_items(items: str | Sequence[Any]) -> list[dict[str, Any]]:
     if isinstance(items, str):
         text = {"type": "input_text", "text": items}
         return [{"id": f"msg_{RequestID()}", "type": "message", "role": "user", "content": [text]}]
-    stored = []
-    for item in items:
-        fields = item.model_dump(exclude_none=True)
-        if item.type == "message" and isinstance(item.content, str):
-            kind = "output_text" if item.role == "assistant" else "input_text"
-            fields["content"] = [{"type": kind, "text": item.content}]
-        stored.append({"id": f"{_PREFIXES[item.type]}_{RequestID()}", **fields})
-    return stored
+    return [_stored(item) for item in items]
+
+
+def _stored(item: Any) -> dict[str, Any]:
+    fields = item.model_dump(exclude_none=True)
+    if item.type == "message" and isinstance(item.content, str):
+        kind = "output_text" if item.role == "assistant" else "input_text"
+        fields["content"] = [{"type": kind, "text": item.content}]
+    return {"id": f"{_PREFIXES[item.type]}_{RequestID()}", **fields}

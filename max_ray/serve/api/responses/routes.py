@@ -28,6 +28,8 @@ from max_ray.serve.api.scope import CLIENT_CLOSED
 
 logger = logging.getLogger(__name__)
 MAX_LISTED = 100
+_INLINE_ITEMS = 256
+"""Items that are worked on at once, on the event loop."""
 
 
 class ResponseNotFoundError(InputError):
@@ -76,7 +78,7 @@ async def _created(context: ApiContext, background: BackgroundResponses, request
         async with context.parsed(request, ResponsesRequest, is_chat=True) as parsed:
             parsed.check()
             answer = await _opened(context, parsed, arrival)
-            items = json.dumps(stored_items(parsed.input)).encode()
+            items = await _encoded_items(parsed)
             previous, is_streamed = parsed.previous_response_id, parsed.stream
             is_stored, is_background = parsed.store, parsed.background
     except ClientDisconnect:
@@ -95,6 +97,18 @@ async def _created(context: ApiContext, background: BackgroundResponses, request
     if is_stored:
         answer.before_end = partial(_store, context.responses, form, items, previous)
     return await respond(request, answer, is_streamed=is_streamed)
+
+
+async def _encoded_items(request: ResponsesRequest) -> bytes:
+    """The input items as they are stored. Many or long ones are written in a thread."""
+
+    def encoded() -> bytes:
+        return json.dumps(stored_items(request.input)).encode()
+
+    if not request.store:
+        return b"[]"
+    is_short = len(request.input) <= (SHORT_BODY if isinstance(request.input, str) else _INLINE_ITEMS)
+    return encoded() if is_short else await asyncio.to_thread(encoded)
 
 
 async def _opened(context: ApiContext, request: ResponsesRequest, arrival: float) -> DialectAnswer:
@@ -124,7 +138,12 @@ async def _opened(context: ApiContext, request: ResponsesRequest, arrival: float
 async def _attempt(
     context: ApiContext, request: ResponsesRequest, arrival: float, history: Sequence[Any], num_dropped: int
 ) -> DialectAnswer:
-    translated = request.continuing(history, num_dropped) if history or num_dropped else request.translated
+    if not history and not num_dropped:
+        translated = request.translated
+    elif len(history) <= _INLINE_ITEMS:
+        translated = request.continuing(history, num_dropped)
+    else:
+        translated = await asyncio.to_thread(request.continuing, history, num_dropped)
     return await open_translated(context.engine, translated, request.formatter, arrival)
 
 
