@@ -54,7 +54,9 @@ class Bench:
         config = PipelineConfig(
             model_path=model_path, devices="cpu", max_length=1024, max_batch_size=rows, enable_prefix_caching=False
         )
-        self.tokenizer, self._pipeline = PIPELINE_REGISTRY.retrieve(config)
+        tokenizer, pipeline = PIPELINE_REGISTRY.retrieve(config)
+        self.tokenizer: Any = tokenizer
+        self._pipeline: Any = pipeline
         self._rows = rows
 
     def contexts(self, schema: Any, rows: int, max_tokens: int) -> list[TextContext]:
@@ -66,7 +68,8 @@ class Bench:
     def _context(self, sampling: dict[str, Any]) -> TextContext:
         messages = [{"role": "user", "content": f"Describe a person or a place as JSON: number {sampling['seed']}."}]
         request = TextGenerationRequest(RequestID(), messages=messages, sampling_params=sampling)
-        return asyncio.run(self.tokenizer.new_context(request))
+        context: TextContext = asyncio.run(self.tokenizer.new_context(request))
+        return context
 
     def run(self, contexts: list[TextContext]) -> tuple[float, int]:
         """(seconds of processor time, forward passes) until all are done."""
