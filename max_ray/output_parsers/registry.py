@@ -19,7 +19,8 @@ from max_ray.output_parsers.pythonic import FunctionGemmaParser, GemmaParser, Py
 from max_ray.output_parsers.reasoning import GraniteReasoningParser, MistralReasoningParser, ThinkParser
 from max_ray.output_parsers.xml_calls import Glm45Parser, Qwen3CoderParser
 
-AUTO, NONE = "auto", "none"
+AUTO = "auto"
+NONE = "none"
 
 TOOL_PARSERS: dict[str, type[GeneratorParser]] = {
     "deepseek_v3": DeepSeekParser,

@@ -115,7 +115,7 @@ async def test_options_are_read_or_refused(tmp_path: Path) -> None:
     assert tokenizer.render_chat([user()], {"enable_thinking": False}).endswith("</think>\n\n")
     for options, param in (
         ({"enable_thoughts": True}, "chat_template_options"),
-        ({"documents": [{"text": "x"}]}, "chat_template_options"),
+        ({"documents": [{"text": "x"}]}, "documents"),
     ):
         with pytest.raises(InputError) as caught:
             await tokenizer.new_context(request([user()], **options))
