@@ -31,7 +31,7 @@ NUM_USED = 2
 _SLOWEST = 64 * 1024
 _PATIENCE_S = 1.0
 _BLOCK_BYTES = 64 * 1024
-_LARGE_BODY = 2**20
+_LARGE_BODY = 256 * 1024
 _CLOSE = {"Connection": "close"}
 
 
