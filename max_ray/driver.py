@@ -1,4 +1,4 @@
-"""Devices by name: `CPU()` and `Accelerator(id)`, for users of the library and for `Module.to`; and the way of small
+"""Devices by name: `CPU()` and `Accelerator(id)`, for users of the library and for `Module.to`; and the path of small
 arrays between host and device."""
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ _HUGE_PAGE_BYTES = 2**21
 
 
 def zeros(*shape: int, dtype: torch.dtype = torch.uint8) -> torch.Tensor:
-    """Zeros on the CPU. Nobody has touched the pages of a large tensor: each comes when it is first written."""
+    """Zeros on the CPU. The pages of a large tensor are untouched: each comes when it is first written."""
     nbytes = math.prod(shape) * dtype.itemsize
     if nbytes < _OWN_PAGES_BYTES:
         data = torch.empty(nbytes, dtype=torch.uint8)
@@ -39,7 +39,7 @@ def resident_zeros(*shape: int, dtype: torch.dtype) -> torch.Tensor:
 
 
 def advise_huge_pages(memory: torch.Tensor) -> None:
-    """Asks for pages of 2 MiB behind a contiguous tensor that nobody has written yet. A hint, no more."""
+    """Asks for pages of 2 MiB behind a contiguous tensor that has not been written yet. A hint, no more."""
     nbytes = memory.numel() * memory.itemsize
     if nbytes < _HUGE_PAGE_BYTES or not hasattr(mmap, "MADV_HUGEPAGE"):
         return

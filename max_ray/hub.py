@@ -50,7 +50,7 @@ def local_copy(repository: str, revision: str | None) -> Path:
     has no GGUF model of this name, or several.
     """
     match = _REPOSITORY.fullmatch(repository)
-    assert match is not None, "somebody asked is_repository"
+    assert match is not None, "is_repository was asked"
     repo_id, tag = match["id"], match["tag"]
     cached = _cached(repo_id, revision)
     has_weights = tag is None and cached is not None and _has_weights(cached)
@@ -63,7 +63,7 @@ def local_copy(repository: str, revision: str | None) -> Path:
         return _fetched(repo_id, tag, revision)
     except _NotHadError:
         if cached is not None and has_weights:
-            return cached  # a tokenizer of a kind that nobody knows; who needs one says so
+            return cached  # an unknown kind of tokenizer; the code that needs one says so
         if model is None:
             raise
         return model

@@ -38,7 +38,7 @@ class DeepseekConfig:
     """Shapes of the whole model, before it is cut over ranks.
 
     intermediate_size: width of the first `num_dense_layers` layers' feed-forward; expert_size: of one expert;
-    shared_size: of the expert that every token goes to, 0 where there is none.
+    shared_size: of the expert that every token goes to, 0 without one.
     """
 
     vocab_size: int

@@ -47,7 +47,7 @@ class Qwen2Embedder(CausalEmbedder, Qwen2Model):
 
     @classmethod
     def check_direction(cls, huggingface_config: Any) -> None:
-        """Raises ConfigError for layers with a sliding window where tokens see later ones: nobody has said how far."""
+        """Raises ConfigError for layers with a sliding window where tokens see later ones: how far is undefined."""
         if cls.sees_both_ways(huggingface_config) and any(cls.config_of(huggingface_config).windows):
             raise ConfigError("config.json: is_causal=false together with a sliding window is not supported.")
 

@@ -33,7 +33,7 @@ PUBLISHED: Mapping[tuple[str, str], str] = {
 
 def class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
     """Classes of `transformers` for a config.json none of whose names is known, the most likely one first. None for a
-    name that says another head (a classifier's), or a class that nobody knows."""
+    name that says another head (a classifier's), or an unknown class."""
     return tuple(dict.fromkeys(_class_names(config)))
 
 

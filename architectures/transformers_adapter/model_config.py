@@ -53,7 +53,7 @@ class AdapterConfig:
 
 
 def class_of(config: Mapping[str, Any]) -> str | None:
-    """The causal language model of `transformers` that config.json names or means; None where there is none."""
+    """The causal language model of `transformers` that config.json names or means; None without one."""
     known = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
     names = [*(config.get("architectures") or []), *class_names(config)]
     return next((name for name in names if name in known and "ConditionalGeneration" not in name), None)

@@ -82,7 +82,7 @@ class TransformersNetwork(Module):
             setattr(module, HANDLER, handler)
 
     def restore(self) -> None:
-        """Ends a time of another handler. Layers whose weight nobody but themselves has read may be packed now."""
+        """Ends a time of another handler. Layers that alone have read their weight may be packed now."""
         self.set_handler(self._paged)
         self.linears = [slot.layer for slot in self._slots.values() if not slot.weight_was_read]
 

@@ -12,7 +12,7 @@ ResultT = TypeVar("ResultT")
 
 
 class Failure:
-    """What ended a group for those who use it, until it is rebuilt; and a way out for whoever waits for it."""
+    """What ended a group for those who use it, until it is rebuilt; and a way out for tasks that wait for it."""
 
     def __init__(self) -> None:
         self._error: MaxRayError | None = None

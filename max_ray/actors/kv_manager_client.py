@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import time
 
-from max_ray.actors.failure import Failure
+from max_ray.actors.member_client import MemberClient
 from max_ray.actors.member_connections import MemberConnections
 from max_ray.actors.messages import GroupInfo
-from max_ray.errors import MaxRayError, WorkerGroupError
+from max_ray.errors import WorkerGroupError
 from max_ray.interfaces import CacheReply, CacheUpdate
 from max_ray.transport.codec import decode_reply, encode_update
 from max_ray.transport.frames import FROM_KV_MANAGER, MessageType
@@ -69,7 +69,7 @@ class KVManagerConnection(MemberConnections):
             self.close(WorkerGroupError(f"The KV manager has not answered for {self._answer_timeout_s:.0f} s."))
 
 
-class KVManagerClient:
+class KVManagerClient(MemberClient[KVManagerConnection]):
     """A KVCacheClient over the group's KV manager actor; one update at a time.
 
     Args:
@@ -79,28 +79,8 @@ class KVManagerClient:
     """
 
     def __init__(self, info: GroupInfo, *, answer_timeout_s: float | None = None) -> None:
-        self._info = info
+        super().__init__(info)
         self._answer_timeout_s = answer_timeout_s or info.spec.collective_timeout_s + 10
-        self._connection: KVManagerConnection | None = None
-        self._failure = Failure()
-
-    def adopt(self, info: GroupInfo) -> None:
-        """Goes on with a rebuilt group, whose cache is empty."""
-        self.close()
-        self._failure.clear()
-        self._info = info
-
-    def fail(self, error: MaxRayError) -> None:
-        """The group was found dead, silent or taken: what waits for it, and each call until `adopt`, raises `error`."""
-        self._failure.set(error)
-        if self._connection is not None:
-            self._connection.close(error)
-
-    def close(self) -> None:
-        """Closes the connection; the next update opens one again. Idempotent."""
-        if self._connection is not None:
-            self._connection.close()
-        self._connection = None
 
     @property
     def page_size(self) -> int:
@@ -113,12 +93,7 @@ class KVManagerClient:
     async def update(self, request: CacheUpdate) -> CacheReply:
         """Raises StaleLeaseError when the lease has passed on, WorkerGroupError when the manager is dead or cannot be
         reached."""
-        connection = self._connection
-        if connection is None or not connection.is_open:
-            connection = await self._failure.guard(self._connect())
-        return await connection.update(request)
+        return await (await self._connected()).update(request)
 
     async def _connect(self) -> KVManagerConnection:
-        self.close()
-        self._connection = await KVManagerConnection.connect(self._info, self._answer_timeout_s)
-        return self._connection
+        return await KVManagerConnection.connect(self._info, self._answer_timeout_s)

@@ -1,4 +1,4 @@
-"""The lease of a group member: who may call it, and its own end when nobody renews.
+"""The lease of a group member: who may call it, and its own end without renewals.
 
 Nothing else ends a detached actor: not `serve shutdown`, not a crashed driver. So each member watches its own lease on
 a thread of its own, which also works while the registry is dead and while a step holds the main thread.
@@ -25,7 +25,7 @@ _CONFIRM_TICKS = 4
 class Lease:
     """Epoch, owner and age of a member's lease; safe to use from any thread.
 
-    Starts with `start_timeout_s` to live (a member that is still loading is renewed by nobody); the first renewal puts
+    Starts with `start_timeout_s` to live (a member that is still loading is not renewed); the first renewal puts
     it on `grace_s`. Members of a group end their loading at different times, so its end does not.
     """
 
@@ -79,7 +79,7 @@ def watch(lease: Lease, end: Callable[[], None], *, what: str) -> threading.Thre
         while num_late < _CONFIRM_TICKS:
             time.sleep(_TICK_S)
             num_late = num_late + 1 if lease.is_expired else 0
-        _LOG.warning("%s: nobody renewed the lease for %.1f s; the group ends itself", what, lease.age_s)
+        _LOG.warning("%s: the lease was not renewed for %.1f s; the group ends itself", what, lease.age_s)
         try:
             end()
         finally:

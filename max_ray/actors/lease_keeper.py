@@ -1,7 +1,7 @@
 """LeaseKeeper: renews the lease with every member of a group, on a thread and a clock of its own.
 
 No request, registry or model can hold it up: it calls the members directly, each apart from the others, and waits for
-none. What it finds out on the way (a member is dead, silent, or somebody else's) it reports.
+none. What it finds out on the way (a member is dead, silent, or owned by another replica) it reports.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Coroutine, Mapping
 from typing import Any
 
@@ -33,7 +34,7 @@ _TELL_S = 5.0
 """How long an actor's call may take to tell why its connection was closed."""
 
 
-class MemberConnections:
+class MemberConnections(ABC):
     """Open connections to some members of a group, on one event loop. Subclasses say what the messages mean.
 
     After a member's failure `error` is set: WorkerGroupError, or StaleLeaseError when the lease has passed on.
@@ -52,9 +53,9 @@ class MemberConnections:
         return self.error is None
 
     @property
+    @abstractmethod
     def is_busy(self) -> bool:
         """Whether members may be too busy to answer a ping."""
-        raise NotImplementedError
 
     async def open(self, members: Mapping[Member, ActorHandle], accepts: Collection[MessageType]) -> None:
         """Asks the members to connect, and waits until all have.
@@ -102,17 +103,17 @@ class MemberConnections:
         for connection in self._connections[:num_members]:
             connection.send(kind, payload)
 
+    @abstractmethod
     def on_message(self, kind: int, payload: bytes) -> None:
         """A message that is no error and no pong. Raises TransportError for one that does not fit."""
-        raise NotImplementedError
 
+    @abstractmethod
     def on_failure(self) -> None:
         """`error` has just been set: what waits must be woken."""
-        raise NotImplementedError
 
+    @abstractmethod
     def check_clock(self) -> None:
         """At each tick; may call `fail`."""
-        raise NotImplementedError
 
     def _on_message(self, connection: ReplicaConnection, kind: int, payload: bytes) -> None:
         self._idle_ticks[connection] = 0
@@ -122,7 +123,7 @@ class MemberConnections:
             self.on_message(kind, payload)
 
     def _on_closed(self, connection: ReplicaConnection, error: TransportError | None) -> None:
-        """Why it was closed is told by this side, by the member's actor call, or by nobody in time."""
+        """Why it was closed is told by this side, by the member's actor call, or not at all in time."""
         self._idle_ticks.pop(connection, None)
         if error is not None:
             self.fail(error)
@@ -142,7 +143,7 @@ class MemberConnections:
         self.fail(errors[0] if errors else WorkerGroupError("A member of the group closed its connection."))
 
     def _ping_idle(self) -> None:
-        longest_step_s = self._info.spec.collective_timeout_s + 10  # a run that nobody reads may still be in one
+        longest_step_s = self._info.spec.collective_timeout_s + 10  # a run without a reader may still be in one
         most_pings = max(SILENT_PINGS, round(longest_step_s / TICK_S))
         for number, connection in enumerate(self._connections):
             ticks = 0 if self.is_busy else self._idle_ticks.get(connection, 0) + 1
@@ -162,7 +163,7 @@ def _address_from_here(places: list[NodeAddress]) -> str | None:
 
 
 def _started(call: Coroutine[Any, Any, None]) -> asyncio.Future[None]:
-    """A task whose error nobody need ask for: the first of several calls to end says why."""
+    """A task whose error need not be asked for: the first of several calls to end says why."""
     task = asyncio.ensure_future(call)
     task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
     return task

@@ -30,8 +30,8 @@ ActorHandle = Any
 class GroupSpec:
     """An order for a worker group. Times in seconds.
 
-    plan: resolved by whoever deploys, against the cluster's hardware; custom architectures travel inside it.
-    lease_grace_s: a group that nobody renewed for so long ends itself.
+    plan: resolved by the deployer, against the cluster's hardware; custom architectures travel inside it.
+    lease_grace_s: a group that is not renewed for so long ends itself.
     start_timeout_s: placing and loading may take so long.
     collective_timeout_s: a step or a collective that takes longer counts as a dead group.
     phases: seconds of the phases of the start that lie before the order.

@@ -2,7 +2,7 @@
 their members say.
 
 The name of a member says its place (`Membership.name`). A member that does not answer in time is not dead: it may be
-starting, stopped or slow. So it keeps its place in the record, and whoever needs it asks it again.
+starting, stopped or slow. So it keeps its place in the record, and the next caller that needs it asks it again.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ class RegistryActor:
         """A whole group again, with an empty KV cache, after a member died or failed. The epoch grows.
 
         `epoch`: the one that the owner knows. An order that the owner repeats, because its answer was lost, is the same
-        order: whatever came of it, the owner gets a whole group. A group that nobody knows any more (all its members
+        order: whatever came of it, the owner gets a whole group. A group that is unknown by now (all its members
         are gone) is replaced by a new one. Raises StaleLeaseError when the group is another owner's.
         """
         await self._recover()
@@ -146,7 +146,7 @@ class RegistryActor:
         return sorted(mine, key=distance)
 
     async def _take_over(self, group: Group, spec: GroupSpec, owner_id: str) -> bool:
-        """Takes a group whose owner is dead; waits long enough to know. False: it is somebody's, or unfit and ended."""
+        """Takes a group whose owner is dead; waits long enough to know. False: it has one, or was unfit and is ended."""
         async with group.lock:
             if group.state != "ready" or not (group.owner_id == owner_id or await _is_abandoned(group)):
                 return False

@@ -1,4 +1,4 @@
-"""Calls to the registry, by whoever needs it: it may be dead, starting, stopped or slow meanwhile.
+"""Calls to the registry. It may be dead, starting, stopped or slow meanwhile.
 
 A dead one is restarted by Ray, and a new one reads back who has what, so a call is simply made again. One that is
 silent while an order waits is ended for that: everything it knows can be read back.

@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 
-from max_ray.actors.failure import Failure
 from max_ray.actors.group_connection import GroupConnection
+from max_ray.actors.member_client import MemberClient
 from max_ray.actors.messages import GroupInfo
-from max_ray.errors import MaxRayError
 from max_ray.interfaces import RunExtension, RunRequest, StepOutput
 
 
-class GroupExecutor:
+class GroupExecutor(MemberClient[GroupConnection]):
     """An Executor over a leased group.
 
     Raises WorkerGroupError when a worker dies, fails, cannot be reached, or is silent for longer than `step_timeout_s`;
@@ -27,39 +26,17 @@ class GroupExecutor:
     """
 
     def __init__(self, info: GroupInfo, *, step_timeout_s: float | None = None) -> None:
-        self._info = info
+        super().__init__(info)
         self._step_timeout_s = step_timeout_s or info.spec.collective_timeout_s + 10
-        self._connection: GroupConnection | None = None
-        self._failure = Failure()
         self._stop_through = 0  # runs that were interrupted before there was a connection
 
     @property
     def info(self) -> GroupInfo:
         return self._info
 
-    def adopt(self, info: GroupInfo) -> None:
-        """Goes on with a rebuilt group."""
-        self.close()
-        self._failure.clear()
-        self._info = info
-
-    def fail(self, error: MaxRayError) -> None:
-        """The group was found dead, silent or taken: what waits for it, and each call until `adopt`, raises `error`."""
-        self._failure.set(error)
-        if self._connection is not None:
-            self._connection.close(error)
-
-    def close(self) -> None:
-        """Closes the connections; the next run opens them again. Idempotent."""
-        if self._connection is not None:
-            self._connection.close()
-        self._connection = None
-
     async def stream(self, request: RunRequest) -> AsyncIterator[StepOutput]:
         """See Executor."""
-        connection = self._connection
-        if connection is None or not connection.is_open:
-            connection = await self._failure.guard(self._connect())
+        connection = await self._connected()
         async with aclosing(connection.run(request)) as steps:
             async for output in steps:
                 yield output
@@ -82,8 +59,7 @@ class GroupExecutor:
             self._connection.extend(extension)
 
     async def _connect(self) -> GroupConnection:
-        self.close()
-        self._connection = await GroupConnection.connect(self._info, self._step_timeout_s)
+        connection = await GroupConnection.connect(self._info, self._step_timeout_s)
         if self._stop_through:
-            self._connection.interrupt(self._stop_through)
-        return self._connection
+            connection.interrupt(self._stop_through)
+        return connection

@@ -4,7 +4,7 @@ Every request has its own connection: opening it is part of the time to the firs
 connection that the server is about to close.
 
 What it costs (measured on a shared x86 core, against a server that answers at once): 1.3 ms of CPU a request, 30 us a
-read. So requests sent in the same instant wait for one another, whoever the server is: 32 at once saw their first text
+read. So requests sent in the same instant wait for one another, with every server: 32 at once saw their first text
 after 12 to 18 ms at the median, the scripted server's own time included.
 """
 

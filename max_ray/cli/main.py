@@ -56,7 +56,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `max-ray`. Gives the exit code: 0, 2 after a user's mistake, 130 after Ctrl-C, 141 (as a shell
-    calls SIGPIPE) when nobody reads the output any longer."""
+    calls SIGPIPE) when the output is not read any longer."""
     try:
         options = _parse(list(sys.argv[1:] if arguments is None else arguments))
         setup_logging(settings.log_level())

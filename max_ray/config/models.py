@@ -246,7 +246,7 @@ def _api_keys_of_environment() -> tuple[SecretStr, ...]:
 class ServeConfig(PipelineConfig):
     """A PipelineConfig and how it is served over HTTP.
 
-    `model_path` may be left out here ("" = the bundled demo model; whoever serves puts it in). `api_keys` come from
+    `model_path` may be left out here ("" = the bundled demo model; the server fills it in). `api_keys` come from
     MAX_RAY_API_KEYS, so that they are on no command line; they are never printed. Without a key only a loopback
     `host` is allowed.
     """

@@ -102,7 +102,7 @@ class RunTables:
         return inputs
 
     def advance(self) -> None:
-        """Counts one token a row that was run by somebody who keeps the tables on the device (see graphs.py)."""
+        """Counts one token a row that was run with tables on the device (see graphs.py)."""
         self.lengths = self.lengths + 1
 
     def _inputs(self, row_of_token: IntArray, positions: IntArray, counts: IntArray) -> KVCacheInputs:

@@ -74,7 +74,7 @@ class LocalExecutor:
 
 class _ExtensionLists:
     """Extensions by run, put by the caller's thread and read by those of the ranks. Rank 0 announces only what is
-    here, so nobody ever waits."""
+    here, so no caller ever waits."""
 
     def __init__(self) -> None:
         self._lists: dict[int, list[RunExtension]] = {}

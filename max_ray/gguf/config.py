@@ -210,7 +210,7 @@ def _experts(keys: Keys) -> Values | None:
 
 
 def _window(keys: Keys, values: Values) -> int | None:
-    """The sliding window of all layers; None where there is none or it is as long as the context."""
+    """The sliding window of all layers; None without one, or when it is as long as the context."""
     window = keys.count_or_none("attention.sliding_window")
     return None if window is None or window >= values["max_position_embeddings"] else window
 

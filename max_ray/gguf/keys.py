@@ -56,7 +56,7 @@ class Keys:
         self._asked: set[str] = set(_WITHOUT_EFFECT)
 
     def get(self, key: str) -> Any:
-        """The value as it stands in the file; None where there is none."""
+        """The value as it stands in the file; None without one."""
         self._asked.add(key)
         return self._file.metadata.get(f"{self._file.architecture}.{key}")
 

@@ -79,7 +79,7 @@ def has_native() -> bool:
 
 
 def pack_weight(weight: torch.Tensor) -> PackedWeight | None:
-    """A linear layer's weight [O, I] in the form that the CPU's C++ kernel reads fastest; None where there is none."""
+    """A linear layer's weight [O, I] in the form that the CPU's C++ kernel reads fastest; None without such a form."""
     if weight.device.type != "cpu" or not has_native():
         return None
     from max_ray.kernels.native import pack_weight as pack

@@ -1,5 +1,5 @@
 """Module: the base of all layers. It finds parameters and submodules in plain attributes when asked, and adds nothing
-to the way of a forward pass: attribute access is Python's own, and `model(x)` is `model.forward(x)`.
+to the path of a forward pass: attribute access is Python's own, and `model(x)` is `model.forward(x)`.
 
 A class without `__init__` takes its annotations as keywords:
 

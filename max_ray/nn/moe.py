@@ -169,7 +169,7 @@ class Experts(Packable):
         return any(isinstance(stack, QuantizedStack) for stack in self._settled() or ())
 
     def _settled(self) -> tuple[Stack, Stack] | None:
-        """The stacked weights of gate_up and down, found when somebody first asks, after loading. None where experts
+        """The stacked weights of gate_up and down, found at the first use, after loading. None where experts
         run one by one."""
         if not self._is_settled:
             gate_up, down = (self._stack(index) for index in range(2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 
 from max_ray.output_parsers.json_calls import FENCE, JSON_FENCE, JsonCallParser
 from max_ray.output_parsers.reader import Steps, Words
@@ -43,31 +44,43 @@ class MistralParser(JsonCallParser):
             yield from reader.json_value(self._writer.arguments)
 
 
-class DeepSeekParser(ToolParser):
-    """DeepSeek V3, R1 and V3.1. Between the tokens of a call stands one of
+class SectionParser(ToolParser):
+    """Calls between control tokens, in a section between control tokens."""
 
-    function<\uff5ctool\u2581sep\uff5c>name, a line break, and the arguments in a fence of kind `json`    (V3, R1)
-    name<\uff5ctool\u2581sep\uff5c>arguments                                                               (V3.1)
-    """
-
-    CALLS, CALLS_END = "<\uff5ctool\u2581calls\u2581begin\uff5c>", "<\uff5ctool\u2581calls\u2581end\uff5c>"
-    CALL, CALL_END = "<\uff5ctool\u2581call\u2581begin\uff5c>", "<\uff5ctool\u2581call\u2581end\uff5c>"
-    SEPARATOR = "<\uff5ctool\u2581sep\uff5c>"
-    openers = (CALLS, CALL)
-    markers = frozenset([CALLS, CALLS_END, CALL, CALL_END, SEPARATOR])
-    _AFTER_NAME = Words([SEPARATOR, CALL_END])
+    SECTION: str
+    SECTION_END: str
+    CALL: str
 
     def _body(self, marker: str) -> Steps[None]:
         reader = self._reader
-        if marker == self.CALLS:
+        if marker == self.SECTION:
             yield from reader.skip_space()
             if not (yield from reader.take_if(self.CALL)):
                 return
         while (yield from self._attempt(self._call())):
             yield from reader.skip_space()
             if not (yield from reader.take_if(self.CALL)):
-                yield from reader.take_if(self.CALLS_END)
+                yield from reader.take_if(self.SECTION_END)
                 return
+
+    @abstractmethod
+    def _call(self) -> Steps[None]:
+        """Reads one call, behind its opening token."""
+
+
+class DeepSeekParser(SectionParser):
+    """DeepSeek V3, R1 and V3.1. Between the tokens of a call stands one of
+
+    function<\uff5ctool\u2581sep\uff5c>name, a line break, and the arguments in a fence of kind `json`    (V3, R1)
+    name<\uff5ctool\u2581sep\uff5c>arguments                                                               (V3.1)
+    """
+
+    SECTION, SECTION_END = "<\uff5ctool\u2581calls\u2581begin\uff5c>", "<\uff5ctool\u2581calls\u2581end\uff5c>"
+    CALL, CALL_END = "<\uff5ctool\u2581call\u2581begin\uff5c>", "<\uff5ctool\u2581call\u2581end\uff5c>"
+    SEPARATOR = "<\uff5ctool\u2581sep\uff5c>"
+    openers = (SECTION, CALL)
+    markers = frozenset([SECTION, SECTION_END, CALL, CALL_END, SEPARATOR])
+    _AFTER_NAME = Words([SEPARATOR, CALL_END])
 
     def _call(self) -> Steps[None]:
         reader = self._reader
@@ -91,7 +104,7 @@ class DeepSeekParser(ToolParser):
         yield from reader.take_if(self.CALL_END)
 
 
-class KimiK2Parser(ToolParser):
+class KimiK2Parser(SectionParser):
     """Kimi K2: `<|tool_call_begin|>functions.name:0<|tool_call_argument_begin|>{...}<|tool_call_end|>` in a section.
 
     What stands before the arguments is the call's identifier.
@@ -106,18 +119,6 @@ class KimiK2Parser(ToolParser):
 
     def _new_id(self, name: str, index: int) -> str:
         return f"functions.{name}:{index}"
-
-    def _body(self, marker: str) -> Steps[None]:
-        reader = self._reader
-        if marker == self.SECTION:
-            yield from reader.skip_space()
-            if not (yield from reader.take_if(self.CALL)):
-                return
-        while (yield from self._attempt(self._call())):
-            yield from reader.skip_space()
-            if not (yield from reader.take_if(self.CALL)):
-                yield from reader.take_if(self.SECTION_END)
-                return
 
     def _call(self) -> Steps[None]:
         reader = self._reader

@@ -74,7 +74,7 @@ class ToolParser(GeneratorParser):
         return not self.checks_names or name in self._given.tools
 
     def _name(self) -> Steps[str]:
-        """A name of letters, digits and `_.-`; empty where there is none."""
+        """A name of letters, digits and `_.-`; empty without one."""
         pieces: list[str] = []
         yield from self._reader.run(NAME, pieces.append)
         return "".join(pieces)

@@ -1,4 +1,4 @@
-"""Does the model fit? Makes the memory plan, shortens a length that nobody asked for, refuses what cannot start."""
+"""Does the model fit? Makes the memory plan, shortens a default length, refuses what cannot start."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class ModelFacts:
 
     @property
     def largest_default_batch(self) -> int:
-        """max_batch_size where nobody gives one and the KV cache is no limit."""
+        """The default max_batch_size, where the KV cache is no limit."""
         return GPU_BATCH_SIZE if self.device == "cuda" else CPU_BATCH_SIZE
 
 

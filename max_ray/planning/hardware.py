@@ -47,7 +47,7 @@ def _physical_memory() -> int:
 
 
 def _container_memory() -> int:
-    """The cgroup's memory limit, or a number no machine reaches where there is none."""
+    """The cgroup's memory limit, or a number that no machine reaches without one."""
     no_limit = 1 << 62
     for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:

@@ -16,7 +16,7 @@ Changes = dict[str, Any]
 Replan = Callable[[Changes], MemoryPlan]
 """Makes the plan with some settings changed. Raises ConfigError where these cannot be."""
 
-_LEAST_LENGTH = 128  # a shorter one is no help to anybody
+_LEAST_LENGTH = 128  # a shorter one helps no user
 _RANKS = (2, 4, 8, 16)
 
 

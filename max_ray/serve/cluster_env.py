@@ -28,12 +28,12 @@ _LOG = get_logger(__name__)
 _ray: Any = ray  # Ray leaves a few of its functions without types
 
 SERVE_LOGGING = {"log_level": "WARNING", "enable_access_log": False}
-"""Serve writes a line a request and a dozen a start otherwise: on the terminal of whoever runs it, and in the way."""
+"""Serve writes a line a request and a dozen a start otherwise: on the terminal, among our own."""
 
 
 def serve_environment(config: ServeConfig) -> dict[str, str]:
     """Serve's switches. HAProxy is started by `haproxy_launcher`: by a program made here for a server that only this
-    machine reaches, which has nobody to drain connections for; else by a file that every node must have where this
+    machine reaches, which has no connections to drain; else by a file that every node must have where this
     one has it, as it must have Python."""
     switches = ORDINARY_PRIORITY | {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
@@ -68,7 +68,7 @@ def _port_near(usual: int) -> int:
 
 
 def connect(config: ServeConfig) -> None:
-    """Connects this process to Ray, starting one where there is none, and starts Serve's proxies.
+    """Connects this process to Ray, starting one if none runs, and starts Serve's proxies.
 
     A process that is connected already stays so: then the cluster's own environment decides about the proxy.
     """

@@ -31,7 +31,7 @@ _ray: Any = ray
 
 
 def serve_main(config: ServeConfig) -> None:
-    """Starts Ray where there is none, runs the application, blocks. Ctrl-C or SIGTERM ends it.
+    """Starts Ray if none runs, runs the application, blocks. Ctrl-C or SIGTERM ends it.
 
     Raises ConfigError before anything starts, WorkerGroupError when the application does not come up.
     """

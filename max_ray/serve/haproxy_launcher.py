@@ -1,7 +1,7 @@
 """Starts HAProxy for Ray Serve, with a configuration that suits an API.
 
 Serve writes HAProxy's configuration and offers few choices: its statistics and Prometheus ports listen on every
-interface, it lists the applications to whoever asks, and HAProxy's own errors are HTML or plain text. But Serve can be
+interface, it lists the applications to every client, and HAProxy's own errors are HTML or plain text. But Serve can be
 told which program to start as HAProxy. `install` writes one for a server that only this machine may reach;
 `haproxy_launcher.sh`, which has the same path on every node of a cluster, is the one for others. They run this file,
 which rewrites the configuration and becomes HAProxy. The one of a laptop also ends with the process that started it.

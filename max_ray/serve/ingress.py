@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class _Ingress:
-    """One replica. `options` are for HTTP; whoever holds a Python handle is inside already."""
+    """One replica. `options` are for HTTP; a holder of a Python handle is inside already."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
         self, spec: GroupSpec, max_queued_requests: int, options: ApiOptions
@@ -75,7 +75,7 @@ class _Ingress:
 
     async def check_health(self) -> None:
         """Serve replaces a replica whose health check fails, and its contexts go with it: so dead workers are not a
-        reason (they come back; /health says 503 meanwhile), but a group that is somebody else's is."""
+        reason (they come back; /health says 503 meanwhile), but a group that another replica owns is."""
         if self.engine.is_superseded:
             raise RuntimeError("This replica's worker group has passed to another replica.")
 

@@ -63,7 +63,7 @@ class ReplicaDoor:
 
 
 def _own_refusal(scope: Scope) -> ErrorResponse | None:
-    """Of what Serve answers before the application: its list of applications is for nobody, its health for probes.
+    """Of what Serve answers before the application: its list of applications is for no client, its health for probes.
 
     Probes name the server by its address, if at all. Web pages learn nothing: neither as another site nor by a name.
     """

@@ -159,7 +159,7 @@ class ReplicaEngine:
             raise
 
     def _on_failure(self, error: MaxRayError) -> None:
-        """The lease's keeper found a member dead or silent, or the group somebody else's."""
+        """The lease's keeper found a member dead or silent, or the group owned by another replica."""
         if isinstance(error, WorkerGroupError):
             _LOG.warning("a member of the worker group does not answer: %s", error)
             self._loop.report_failure(error)

@@ -88,7 +88,7 @@ class Admission:
             self.all_connected.set()
 
     def end(self) -> None:
-        """Nobody is let in any more; peers that wait are disconnected."""
+        """No peer is admitted any more; peers that wait are disconnected."""
         self._is_over = True
         for connection in list(self.waiting):
             connection.close()

@@ -39,7 +39,7 @@ _CPU_SLICE = 2**18  # logits
 class Filters:
     """Parameters of N rows on the device: temperature float32, top_k int64 (V where off), top_p float64, min_p
     float32, each [N, 1]. `num_candidates`: how many of a row's largest logits to look at first. `all_top_k`: every
-    row has a top-k, so that nobody needs the weight of the whole vocabulary."""
+    row has a top-k, so that no row needs the weight of the whole vocabulary."""
 
     temperature: torch.Tensor
     top_k: torch.Tensor

@@ -102,7 +102,7 @@ def _check_cache(q: torch.Tensor, cache: torch.Tensor) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """Arguments of one call. scale, softcap: of `score_units`. window: 0 where there is none."""
+    """Arguments of one call. scale, softcap: of `score_units`. window: 0 without one."""
 
     q: torch.Tensor
     k_cache: torch.Tensor

@@ -52,7 +52,7 @@ def attend_latents(
     WIDE: tl.constexpr = q_rope.shape[0] >= 64
     for start in tl.range(first_key, stop_key, BLOCK_N, disable_licm=WIDE):
         key = start + tl.arange(0, BLOCK_N)
-        read = tl.minimum(key, stop_key - 1) if MASKED else key  # the last key again where there is none
+        read = tl.minimum(key, stop_key - 1) if MASKED else key  # the last key again past the end
         block = tl.load(table + read // PAGE_SIZE).to(tl.int64)
         lines = cache + ((block * PAGE_SIZE + read % PAGE_SIZE) * (LATENT_DIM + ROPE_DIM))[:, None]
         first = columns(lines, None, 0, BLOCK_H, LATENT_DIM)

@@ -148,7 +148,7 @@ def recording(recorder: Recorder) -> Iterator[None]:
 def replay_calls(calls: Sequence[RecordedCall]) -> Callable[[], object]:
     """A function that makes these calls again, in one call into C++."""
     loaded = library()
-    assert loaded is not None, "somebody recorded calls"
+    assert loaded is not None, "calls were recorded"
     replay = loaded.replay
     replay.argtypes, replay.restype = [_P, _L], None
     array = (RecordedCall * len(calls))(*calls)

@@ -45,7 +45,7 @@ def grouped_quantized_linear(
 
 @cache
 def rounds_inputs() -> bool:
-    """Whether inputs of 2 bytes are rounded to bytes: where the processor multiplies them, and nobody said no."""
+    """Whether inputs of 2 bytes are rounded to bytes: if the processor multiplies bytes and no setting forbids it."""
     loaded = library()
     return loaded is not None and bool(loaded.has_int8_products()) and int8_inputs()
 

@@ -31,7 +31,7 @@ _FORBIDDEN = {
     torch.Tensor.__index__,
 }
 _VIEWS = {"aten::_unsafe_view", "aten::_reshape_alias"}  # whose schemas do not say so
-_CONSTANTS = {"aten::arange", "aten::arange.start", "aten::arange.start_step"}  # as long as nobody writes into them
+_CONSTANTS = {"aten::arange", "aten::arange.start", "aten::arange.start_step"}  # as long as they are not written into
 _ALLOCATIONS = {
     "aten::empty.memory_format",
     "aten::empty_like",

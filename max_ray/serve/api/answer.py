@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
 
 from max_ray.errors import InputError, ModelNotServedError, nearest, quoted
@@ -18,7 +18,7 @@ from max_ray.serve.api.generation import Generation
 from max_ray.serve.api.openai import ChatCompletionRequest, CompletionRequest, GenerationJob
 from max_ray.serve.api.parsed_choice import ParsedChoice
 from max_ray.serve.api.parsed_format import ParsedChatFormat
-from max_ray.serve.api.sse import encode_event
+from max_ray.serve.api.sse import DONE, encode_event
 from max_ray.tokenization.token_bytes import token_text_of
 
 _INLINE_ITEMS = 256  # messages, parts or prompts of one request: less than a millisecond
@@ -26,6 +26,8 @@ _INLINE_ITEMS = 256  # messages, parts or prompts of one request: less than a mi
 
 class Answer:
     """A request that has been admitted. Take one of `events`, `chunks` and `whole`, and always `close`."""
+
+    media_type = "text/event-stream"
 
     def __init__(self, generation: Generation, form: AnswerFormat, *, include_usage: bool) -> None:
         self._generation = generation
@@ -39,6 +41,11 @@ class Answer:
             yield event(deltas[0]) if len(deltas) == 1 else b"".join(map(event, deltas))
         if self._include_usage:
             yield encode_event(self._form.usage_chunk(self._generation.usage))
+        yield DONE
+
+    def failure(self, content: Mapping[str, Any]) -> bytes | None:
+        """None: a stream that fails ends with the error object."""
+        return None
 
     async def chunks(self) -> AsyncGenerator[str]:
         """The same as JSON texts. Raises WorkerGroupError."""

@@ -149,6 +149,15 @@ class DialectAnswer:
         self.before_end: Callable[[], Awaitable[None]] | None = None
         self._generation = generation
 
+    @property
+    def media_type(self) -> str:
+        """Of the stream."""
+        return self.form.media_type
+
+    def failure(self, content: Mapping[str, Any]) -> bytes | None:
+        """See DialectFormat."""
+        return self.form.failure(content)
+
     async def events(self) -> AsyncGenerator[bytes]:
         """The pieces of a stream. Raises WorkerGroupError."""
         begin = self.form.begin()

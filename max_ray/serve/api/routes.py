@@ -7,10 +7,8 @@ Everything that can be refused is refused before the first byte of a stream.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
-from collections.abc import AsyncGenerator
 from functools import partial
 from time import perf_counter
 from typing import Any
@@ -23,7 +21,6 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from max_ray import __version__
-from max_ray.errors import MaxRayError
 from max_ray.interfaces import PipelineTask
 from max_ray.serve.api.accounting import RequestCounter
 from max_ray.serve.api.answer import Answer, check_model, open_answer
@@ -38,9 +35,7 @@ from max_ray.serve.api.engine import ApiOptions, Engine
 from max_ray.serve.api.http_errors import (
     ErrorResponse,
     add_error_handlers,
-    describe_and_log,
     error_body,
-    internal_error,
 )
 from max_ray.serve.api.metrics import render_metrics
 from max_ray.serve.api.ollama.requests import OllamaChatRequest, OllamaGenerateRequest
@@ -49,12 +44,13 @@ from max_ray.serve.api.openai import ChatCompletionRequest, CompletionRequest
 from max_ray.serve.api.openapi import add_documentation
 from max_ray.serve.api.origin_guard import OriginGuard, cors_settings
 from max_ray.serve.api.request_fields import ApiRequest
+from max_ray.serve.api.respond import respond
 from max_ray.serve.api.responses.requests import ResponsesRequest
 from max_ray.serve.api.responses.routes import add_response_routes
 from max_ray.serve.api.responses.store import LocalResponseStore, ResponseStore
 from max_ray.serve.api.route_table import known_paths
-from max_ray.serve.api.scope import CLIENT_CLOSED, SEND_KEY, SERVER_SEND_KEY, STATUS_KEY
-from max_ray.serve.api.sse import DONE, ClientGoneError, EventStream, encode_event, until_disconnect
+from max_ray.serve.api.scope import CLIENT_CLOSED, SEND_KEY, SERVER_SEND_KEY
+from max_ray.serve.api.sse import ClientGoneError, until_disconnect
 from max_ray.serve.api.token_routes import DetokenizeRequest, TokenizeRequest, add_token_routes
 
 logger = logging.getLogger(__name__)
@@ -179,14 +175,7 @@ async def _answer(
         answer, is_streamed = await _opened(context, request, kind)
     except ClientDisconnect:
         return Response(status_code=CLIENT_CLOSED)
-    if is_streamed:
-        return EventStream(_events(answer, request.scope), answer.close)
-    try:
-        return JSONResponse(await until_disconnect(request.receive, answer.whole()))
-    except ClientGoneError:
-        return Response(status_code=CLIENT_CLOSED)
-    finally:
-        answer.close()
+    return await respond(request, answer, is_streamed=is_streamed)
 
 
 async def _opened(
@@ -209,22 +198,6 @@ async def _embeddings(context: ApiContext, request: Request) -> Response:
 
 async def _vectors(job: EmbeddingsJob) -> Response:
     return Response(await job.json(), media_type="application/json")
-
-
-async def _events(answer: Answer, scope: Scope) -> AsyncGenerator[bytes, None]:
-    """The stream's pieces. An error after the headers becomes an event, for the status has gone out already."""
-    try:
-        async for piece in answer.events():
-            yield piece
-    except MaxRayError as error:
-        scope[STATUS_KEY] = type(error).http_status
-        yield encode_event(json.dumps(describe_and_log(error)))
-    except Exception:
-        logger.exception("A stream failed.")
-        scope[STATUS_KEY] = 500
-        yield encode_event(json.dumps(internal_error()))
-    else:
-        yield DONE
 
 
 def _model_object(engine: Engine, created: int) -> dict[str, Any]:

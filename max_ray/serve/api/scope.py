@@ -15,7 +15,7 @@ TIMEOUT_KEY = "max_ray.timeout"
 """The client's `x-request-timeout-seconds`, taken out of the headers."""
 
 CLIENT_CLOSED = 499
-"""The status of a request whose client hung up, as nginx counts it. Nobody receives it."""
+"""The status of a request whose client hung up, as nginx counts it. No client receives it."""
 REQUEST_TIMEOUT = 408
 
 

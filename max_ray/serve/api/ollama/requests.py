@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -88,9 +89,9 @@ class OllamaRequest(DialectRequest):
         return self.stream
 
     @property
+    @abstractmethod
     def only_loads(self) -> bool:
         """Whether nothing is asked for but that the model is loaded."""
-        raise NotImplementedError
 
     def refuse_hopeless(self, max_length: int) -> None:
         if not self.only_loads:

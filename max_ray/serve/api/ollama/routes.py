@@ -17,7 +17,6 @@ from max_ray.interfaces import PipelineTask
 from max_ray.serve.api.answer import check_model, check_task
 from max_ray.serve.api.api_context import ApiContext
 from max_ray.serve.api.dialect import open_dialect
-from max_ray.serve.api.dialect_routes import respond
 from max_ray.serve.api.embeddings import EmbeddingsRequest, open_job
 from max_ray.serve.api.engine import Engine
 from max_ray.serve.api.ollama.format import MEDIA_TYPE, loaded, timestamp
@@ -25,6 +24,7 @@ from max_ray.serve.api.ollama.options import Options, model_name
 from max_ray.serve.api.ollama.requests import KeepAlive, OllamaChatRequest, OllamaGenerateRequest, OllamaRequest
 from max_ray.serve.api.openai import ShortText, validated
 from max_ray.serve.api.request_fields import ApiRequest, Neutral, only
+from max_ray.serve.api.respond import respond
 from max_ray.serve.api.scope import CLIENT_CLOSED
 from max_ray.serve.api.sse import ClientGoneError, until_disconnect
 

@@ -20,7 +20,7 @@ from max_ray.serve.api.responses.store import ResponseStore
 logger = logging.getLogger(__name__)
 HEARTBEAT_S = 1.0
 DEAD_AFTER_S = 30.0
-"""A response of which the store has not heard for so long is nobody's."""
+"""A response of which the store has not heard for so long has lost its replica."""
 
 
 class BackgroundResponses:

@@ -17,8 +17,8 @@ from starlette.requests import ClientDisconnect
 from max_ray.errors import InputError, PromptTooLongError, WorkerGroupError, quoted
 from max_ray.serve.api.api_context import ApiContext
 from max_ray.serve.api.dialect import DialectAnswer, open_translated
-from max_ray.serve.api.dialect_routes import respond
 from max_ray.serve.api.json_body import SHORT_BODY
+from max_ray.serve.api.respond import respond
 from max_ray.serve.api.responses.background import DEAD_AFTER_S, BackgroundResponses
 from max_ray.serve.api.responses.format import ResponseFormat
 from max_ray.serve.api.responses.items import stored_items

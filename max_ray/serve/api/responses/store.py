@@ -79,7 +79,7 @@ class ResponseStore(Protocol):
         """Forgets a response. Returns whether it was kept."""
 
     async def heartbeat(self, response_ids: list[str]) -> list[str]:
-        """Notes that these responses are being made. Returns those that nobody wants any more."""
+        """Notes that these responses are being made. Returns those that are not wanted any more."""
 
 
 class _Turn:
