@@ -146,7 +146,7 @@ class RegistryActor:
         return sorted(mine, key=distance)
 
     async def _take_over(self, group: Group, spec: GroupSpec, owner_id: str) -> bool:
-        """Takes a group whose owner is dead; waits long enough to know. False: it has one, or was unfit and is ended."""
+        """Takes a group whose owner is dead; waits long enough to know. False: it has one, or was unfit and ended."""
         async with group.lock:
             if group.state != "ready" or not (group.owner_id == owner_id or await _is_abandoned(group)):
                 return False

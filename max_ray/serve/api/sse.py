@@ -63,7 +63,8 @@ class EventStream(Response):
 def _until_close(scope: Scope, send: Send) -> Send:
     """`send` for the pieces of a response to an HTTP/1.0 client, which ends with the connection: it knows no chunks.
 
-    uvicorn's httptools protocol sends every response of unknown length in chunks, so its state is set to what a response of known length has. Its h11 protocol does right by itself.
+    uvicorn's httptools protocol sends every response of unknown length in chunks, so its state is set to what a
+    response of known length has. Its h11 protocol does right by itself.
     """
     cycle = getattr(scope.get(SERVER_SEND_KEY), "__self__", None)
     if not isinstance(cycle, RequestResponseCycle):
