@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from numbers import Integral
-from typing import Any
+from typing import Any, Literal
 from uuid import uuid4
 
 from max_ray.errors import InputError
@@ -190,6 +190,9 @@ class TextGenerationRequest(Request):
     `logprobs`: how many alternatives to report per token besides the chosen one; None reports nothing at all.
     `echo`: with `logprobs`, report the prompt's log probabilities too.
     `images`: with a prompt of token ids, what its image placeholders stand for; those of messages are in the messages.
+    `add_special_tokens`: whether a prompt of text gets the tokens that begin a text (beginning of sequence).
+    `truncate_prompt_tokens`: a longer prompt keeps so many tokens; -1 keeps what fits the model's length with one
+    token more. `truncation_side`: the side that is cut off.
     """
 
     model_name: str = ""
@@ -200,6 +203,9 @@ class TextGenerationRequest(Request):
     echo: bool = False
     chat_template_options: Mapping[str, Any] | None = None
     images: Sequence[PromptImage] = ()
+    add_special_tokens: bool = True
+    truncate_prompt_tokens: int | None = None
+    truncation_side: Literal["left", "right"] = "left"
 
     def __post_init__(self) -> None:
         if (self.prompt is None) == (not self.messages):

@@ -13,8 +13,9 @@ from max_ray.interfaces import PipelineTask, RequestID
 from max_ray.serve.api.chat_preparation import fitted
 from max_ray.serve.api.choice import ParsedDelta, TokenEntry
 from max_ray.serve.api.engine import Engine
-from max_ray.serve.api.formats import AnswerFormat, ChatFormat, CompletionFormat
+from max_ray.serve.api.formats import AnswerFormat, ChatFormat, CompletionFormat, FormatOptions
 from max_ray.serve.api.generation import Generation
+from max_ray.serve.api.infill import with_infill
 from max_ray.serve.api.openai import ChatCompletionRequest, CompletionRequest, GenerationJob
 from max_ray.serve.api.parsed_choice import ParsedChoice
 from max_ray.serve.api.parsed_format import ParsedChatFormat
@@ -67,12 +68,14 @@ class Answer:
                 if delta.tokens is not None:
                     choice.tokens = tokens[delta.index]
                     choice.tokens += delta.tokens
+                if delta.token_ids is not None:
+                    choice.token_ids = (choice.token_ids or []) + delta.token_ids
                 if isinstance(delta, ParsedDelta) and isinstance(choice, ParsedDelta):
                     choice.events += delta.events
                 choice.finish_reason = delta.finish_reason
         for choice, pieces in zip(choices, texts, strict=True):
             choice.text = "".join(pieces)
-        return self._form.answer(choices, self._generation.usage)
+        return self._form.answer(self._generation.best(choices), self._generation.usage)
 
     def close(self) -> None:
         """Cancels what still runs."""
@@ -90,11 +93,11 @@ async def open_answer(
     generation.start()
     prefix = "chatcmpl" if isinstance(request, ChatCompletionRequest) else "cmpl"
     form = _format_of(request, generation)(
-        f"{prefix}-{RequestID()}",
+        f"{prefix}-{request.request_id or RequestID()}",
         int(time.time()),
         engine.model_name,
         token_text_of(engine.tokenizer),
-        include_usage=request.include_usage,
+        _format_options(request, generation),
     )
     return Answer(generation, form, include_usage=request.include_usage)
 
@@ -108,7 +111,19 @@ async def prepared_generation(
     """
     check_model(engine, request.model)
     check_task(engine, PipelineTask.TEXT_GENERATION)
-    return await Generation.prepare(engine, await _job(engine, request), arrival)
+    job = await with_infill(await _job(engine, request), engine)
+    return await Generation.prepare(engine, job, arrival)
+
+
+def _format_options(request: CompletionRequest | ChatCompletionRequest, generation: Generation) -> FormatOptions:
+    return FormatOptions(
+        includes_usage=request.include_usage,
+        usage=(lambda: generation.usage) if request.continuous_usage else None,
+        timings=(lambda: generation.timings) if request.timings_per_token else None,
+        prompt_ids=generation.prompt_ids if request.return_token_ids else None,
+        names_tokens_by_id=request.return_tokens_as_token_ids,
+        prefix=request.echoed if isinstance(request, ChatCompletionRequest) else "",
+    )
 
 
 def _format_of(request: CompletionRequest | ChatCompletionRequest, generation: Generation) -> type[AnswerFormat]:
@@ -129,6 +144,8 @@ async def _job(engine: Engine, request: CompletionRequest | ChatCompletionReques
 
 async def generate(engine: Engine, request: CompletionRequest | ChatCompletionRequest) -> AsyncIterator[dict[str, Any]]:
     """For Python handles: the chunk objects when `request.stream`, else the one answer object. Errors are raised."""
+    if request.timeout is not None:
+        raise InputError("timeout is a field of HTTP requests: cancel the handle's response instead.", param="timeout")
     answer = await open_answer(engine, request)
     try:
         if not request.stream:

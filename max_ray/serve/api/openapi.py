@@ -115,6 +115,8 @@ def _add_null_and_neutral_fields(schemas: dict[str, Any]) -> None:
         for field, neutral in kinds[name].NEUTRAL.items():
             values = f"null, or {neutral.values}" if neutral.values else "null"
             fields.setdefault(field, {"description": f"Not honoured. Passes only as {values}."})
+        for field, alias in kinds[name].ALIASES.items():
+            fields[field] = {"description": f"Another server's name of a field: {alias.values}, or null."}
 
 
 def _without_refusing_branches(schema: Any) -> Any:

@@ -65,8 +65,9 @@ class ParsedChoice(Choice):
         kept = self._kept(events)
         if self.finish_reason == "stop" and self._has_calls:
             self.finish_reason = "tool_calls"
-        is_any = kept or delta.tokens or self.finish_reason
-        return ParsedDelta(self.index, "", delta.tokens, self.finish_reason, kept) if is_any else None
+        if not (kept or delta.tokens or delta.token_ids or self.finish_reason):
+            return None
+        return ParsedDelta(self.index, "", delta.tokens, self.finish_reason, delta.token_ids, kept)
 
     def _kept(self, events: list[Event]) -> list[Event]:
         """The events that the request wants. Where it wants one call only, the answer ends with that."""

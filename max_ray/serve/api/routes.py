@@ -49,7 +49,7 @@ from max_ray.serve.api.responses.requests import ResponsesRequest
 from max_ray.serve.api.responses.routes import add_response_routes
 from max_ray.serve.api.responses.store import LocalResponseStore, ResponseStore
 from max_ray.serve.api.route_table import known_paths
-from max_ray.serve.api.scope import CLIENT_CLOSED, SEND_KEY, SERVER_SEND_KEY
+from max_ray.serve.api.scope import CLIENT_CLOSED, DEADLINE_KEY, SEND_KEY, SERVER_SEND_KEY
 from max_ray.serve.api.sse import ClientGoneError, until_disconnect
 from max_ray.serve.api.token_routes import DetokenizeRequest, TokenizeRequest, add_token_routes
 
@@ -184,6 +184,8 @@ async def _opened(
     """The answer, and whether it is streamed. Nothing of the body is kept."""
     arrival = perf_counter()
     async with context.parsed(request, kind, is_chat=kind is ChatCompletionRequest) as parsed:
+        if parsed.timeout is not None:
+            request.scope[DEADLINE_KEY].limit(parsed.timeout)
         return await open_answer(context.engine, parsed, arrival), parsed.stream
 
 

@@ -14,6 +14,9 @@ SERVER_SEND_KEY = "max_ray.server_send"
 TIMEOUT_KEY = "max_ray.timeout"
 """The client's `x-request-timeout-seconds`, taken out of the headers."""
 
+DEADLINE_KEY = "max_ray.deadline"
+"""The request's `Deadline`, which the body may bring nearer."""
+
 CLIENT_CLOSED = 499
 """The status of a request whose client hung up, as nginx counts it. No client receives it."""
 REQUEST_TIMEOUT = 408

@@ -22,9 +22,10 @@ from max_ray.serve.api.anthropic.format import MessageFormat
 from max_ray.serve.api.chat_messages import MAX_MESSAGES
 from max_ray.serve.api.dialect import DialectFormat, DialectRequest, Places, Translated, translated
 from max_ray.serve.api.engine import Engine
+from max_ray.serve.api.extension_fields import ShortText
 from max_ray.serve.api.generation import Generation
 from max_ray.serve.api.neutral_fields import CACHE_CONTROL
-from max_ray.serve.api.openai import ChatCompletionRequest, ShortText
+from max_ray.serve.api.openai import ChatCompletionRequest
 from max_ray.serve.api.request_fields import Neutral, StrictModel, only
 
 MAX_TOOLS = 1024

@@ -19,10 +19,11 @@ from max_ray.serve.api.api_context import ApiContext
 from max_ray.serve.api.dialect import open_dialect
 from max_ray.serve.api.embeddings import EmbeddingsRequest, open_job
 from max_ray.serve.api.engine import Engine
+from max_ray.serve.api.extension_fields import ShortText
 from max_ray.serve.api.ollama.format import MEDIA_TYPE, loaded, timestamp
 from max_ray.serve.api.ollama.options import Options, model_name
 from max_ray.serve.api.ollama.requests import KeepAlive, OllamaChatRequest, OllamaGenerateRequest, OllamaRequest
-from max_ray.serve.api.openai import ShortText, validated
+from max_ray.serve.api.openai import validated
 from max_ray.serve.api.request_fields import ApiRequest, Neutral, only
 from max_ray.serve.api.respond import respond
 from max_ray.serve.api.scope import CLIENT_CLOSED
