@@ -45,6 +45,7 @@ def _top_log_probabilities(value: int) -> Mapping[str, Any]:
 _ANY = {
     "n_predict": _integer(_token_limit),
     "repeat_penalty": Alias(lambda value: {"repetition_penalty": value}, (int, float), "a number"),
+    "n_cmpl": _integer(lambda value: {"n": value}),
     "rid": Alias(lambda value: {"request_id": value}, (str,), "a text"),
 }
 COMPLETION_ALIASES: Mapping[str, Alias] = {

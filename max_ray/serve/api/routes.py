@@ -55,7 +55,7 @@ from max_ray.serve.api.token_routes import DetokenizeRequest, TokenizeRequest, a
 
 logger = logging.getLogger(__name__)
 
-_BODIES: dict[str, type[ApiRequest]] = {
+BODIES: dict[str, type[ApiRequest]] = {
     "/v1/completions": CompletionRequest,
     "/v1/chat/completions": ChatCompletionRequest,
     "/v1/embeddings": EmbeddingsRequest,
@@ -98,7 +98,7 @@ def build_api(
     add_anthropic_routes(api, context)
     add_ollama_routes(api, context)
     add_token_routes(api, context)
-    add_documentation(api, _BODIES)
+    add_documentation(api, BODIES)
     add_error_handlers(api, known_paths())
     if options.api_keys:
         api.add_middleware(KeyAuth, keys=options.api_keys)
