@@ -97,7 +97,7 @@ class SamplingParams:
         check(self.max_new_tokens is None or self.max_new_tokens >= 1, "max_new_tokens", "at least 1")
         check(0 <= self.min_new_tokens < _MAX_COUNT, "min_new_tokens", f"from 0 to {_MAX_COUNT - 1}")
         check(-(2**63) <= self.seed < 2**64, "seed", "a 64-bit integer")
-        if self.structured_output is not None:
+        if self.structured_output is not None and self.structured_output.kind != "reasoning":
             check(
                 not self.ignore_eos,
                 "ignore_eos",

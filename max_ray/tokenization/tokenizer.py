@@ -208,7 +208,7 @@ class TextTokenizer:
         return self._hf.convert_ids_to_tokens(token_id) or "" if token_id < len(self._hf) else ""
 
     def token_id(self, name: str) -> int | None:
-        """The id of the token that is spelt so in the vocabulary; None where there is none that the model knows."""
+        """The id of the token that is spelt so in the vocabulary; None where the model knows no such token."""
         if self._backend is not None:
             found = self._backend.token_to_id(name)
         else:

@@ -6,6 +6,8 @@ vLLM and llama.cpp's server from their documentation of November 2026.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from openai.types import embedding_create_params
@@ -25,33 +27,110 @@ OPENAI: dict[str, list[str]] = {
     RESPONSES: [*ResponseCreateParamsBase.__annotations__, "stream"],
     EMBEDDINGS: [*embedding_create_params.EmbeddingCreateParams.__annotations__],
 }
-_VLLM_BOTH = """
-    use_beam_search top_k min_p repetition_penalty watermarking length_penalty stop_token_ids
-    include_stop_str_in_output ignore_eos min_tokens skip_special_tokens spaces_between_special_tokens
-    truncate_prompt_tokens truncation_side prompt_logprobs logprob_token_ids allowed_token_ids bad_words
-    add_special_tokens response_format structured_outputs priority request_id session_id return_tokens_as_token_ids
-    return_token_ids routed_experts_prompt_start return_token_offsets cache_salt kv_transfer_params
-    ec_transfer_params vllm_xargs repetition_detection thinking_token_budget stream_interval
-    guided_json guided_regex guided_choice guided_grammar guided_decoding_backend guided_whitespace_pattern
-    logits_processors detokenize best_of
-""".split()
+_VLLM_BOTH = [
+    "use_beam_search",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "watermarking",
+    "length_penalty",
+    "stop_token_ids",
+    "include_stop_str_in_output",
+    "ignore_eos",
+    "min_tokens",
+    "skip_special_tokens",
+    "spaces_between_special_tokens",
+    "truncate_prompt_tokens",
+    "truncation_side",
+    "prompt_logprobs",
+    "logprob_token_ids",
+    "allowed_token_ids",
+    "bad_words",
+    "add_special_tokens",
+    "response_format",
+    "structured_outputs",
+    "priority",
+    "request_id",
+    "session_id",
+    "return_tokens_as_token_ids",
+    "return_token_ids",
+    "routed_experts_prompt_start",
+    "return_token_offsets",
+    "cache_salt",
+    "kv_transfer_params",
+    "ec_transfer_params",
+    "vllm_xargs",
+    "repetition_detection",
+    "thinking_token_budget",
+    "stream_interval",
+    "guided_json",
+    "guided_regex",
+    "guided_choice",
+    "guided_grammar",
+    "guided_decoding_backend",
+    "guided_whitespace_pattern",
+    "logits_processors",
+    "detokenize",
+    "best_of",
+]
 VLLM: dict[str, list[str]] = {
     COMPLETIONS: [*_VLLM_BOTH, "prompt_embeds"],
     CHAT: [
         *_VLLM_BOTH,
-        *"include_reasoning echo add_generation_prompt continue_final_message documents chat_template".split(),
-        *"chat_template_kwargs media_io_kwargs mm_processor_kwargs return_prompt_text".split(),
+        *["include_reasoning", "echo", "add_generation_prompt", "continue_final_message", "documents", "chat_template"],
+        *["chat_template_kwargs", "media_io_kwargs", "mm_processor_kwargs", "return_prompt_text"],
     ],
-    RESPONSES: "request_id top_k repetition_penalty priority cache_salt include_stop_str_in_output".split(),
-    EMBEDDINGS: "truncate_prompt_tokens add_special_tokens priority request_id normalize embed_dtype endianness".split(),
+    RESPONSES: ["request_id", "top_k", "repetition_penalty", "priority", "cache_salt", "include_stop_str_in_output"],
+    EMBEDDINGS: [
+        "truncate_prompt_tokens",
+        "add_special_tokens",
+        "priority",
+        "request_id",
+        "normalize",
+        "embed_dtype",
+        "endianness",
+    ],
 }
-_LLAMA_BOTH = """
-    dynatemp_range dynatemp_exponent top_k min_p n_predict n_indent n_keep n_cmpl n_cache_reuse typical_p
-    repeat_penalty repeat_last_n dry_multiplier dry_base dry_allowed_length dry_penalty_last_n dry_sequence_breakers
-    xtc_probability xtc_threshold mirostat mirostat_tau mirostat_eta grammar json_schema ignore_eos n_probs min_keep
-    t_max_predict_ms id_slot cache_prompt return_tokens samplers timings_per_token return_progress sse_ping_interval
-    post_sampling_probs response_fields lora
-""".split()
+_LLAMA_BOTH = [
+    "dynatemp_range",
+    "dynatemp_exponent",
+    "top_k",
+    "min_p",
+    "n_predict",
+    "n_indent",
+    "n_keep",
+    "n_cmpl",
+    "n_cache_reuse",
+    "typical_p",
+    "repeat_penalty",
+    "repeat_last_n",
+    "dry_multiplier",
+    "dry_base",
+    "dry_allowed_length",
+    "dry_penalty_last_n",
+    "dry_sequence_breakers",
+    "xtc_probability",
+    "xtc_threshold",
+    "mirostat",
+    "mirostat_tau",
+    "mirostat_eta",
+    "grammar",
+    "json_schema",
+    "ignore_eos",
+    "n_probs",
+    "min_keep",
+    "t_max_predict_ms",
+    "id_slot",
+    "cache_prompt",
+    "return_tokens",
+    "samplers",
+    "timings_per_token",
+    "return_progress",
+    "sse_ping_interval",
+    "post_sampling_probs",
+    "response_fields",
+    "lora",
+]
 LLAMA_CPP: dict[str, list[str]] = {
     COMPLETIONS: _LLAMA_BOTH,
     CHAT: [*_LLAMA_BOTH, "chat_template_kwargs", "reasoning_format", "parse_tool_calls"],
@@ -69,7 +148,7 @@ class Effect(NamedTuple):
 
     test: str
     value: Any
-    beside: dict[str, Any] = {}
+    beside: Mapping[str, Any] = MappingProxyType({})
 
 
 _COMPLETE, _CHAT, _EXTRA = "http/test_completions.py", "http/test_chat.py", "http/test_extension_fields.py"
@@ -95,7 +174,7 @@ BOTH: dict[str, Effect] = {
     "stop": Effect(f"{_COMPLETE}::test_stop_strings", "x"),
     "stop_token_ids": Effect(f"{_COMPLETE}::test_stop_token_is_not_in_the_text", [9]),
     "min_tokens": Effect(f"{_SAMPLER}::test_min_tokens_mask_ends_with_the_minimum", 1),
-    "ignore_eos": Effect(f"{_COMPLETE}::test_ignore_eos", True),
+    "ignore_eos": Effect(f"{_COMPLETE}::test_ignore_eos", True, {"max_tokens": 3}),
     "include_stop_str_in_output": Effect(f"{_EXTRA}::test_include_stop_str_in_output", True),
     "skip_special_tokens": Effect(f"{_EXTRA}::test_skip_special_tokens", False),
     "truncate_prompt_tokens": Effect(f"{_EXTRA}::test_truncate_prompt_tokens", 2),
@@ -121,6 +200,11 @@ BOTH: dict[str, Effect] = {
     ),
 }
 _LIMIT = f"{_CHAT}::test_both_names_of_the_limit"
+_BUDGET = "http/test_reasoning_budget.py::test_a_real_model_keeps_its_budget_and_answers_by_the_schema"
+_BEGUN = {
+    "messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "I "}],
+    "continue_final_message": True,
+}
 _FORCED, _TOOLS = "http/test_forced_tools.py", "http/test_tools.py"
 _RESPONSES, _VECTORS = "http/test_responses.py", "embeddings/test_http.py"
 EFFECTS: dict[str, dict[str, Effect]] = {
@@ -141,7 +225,7 @@ EFFECTS: dict[str, dict[str, Effect]] = {
         "max_completion_tokens": Effect(_LIMIT, 2),
         "logprobs": Effect(f"{_CHAT}::test_log_probabilities", True),
         "top_logprobs": Effect(f"{_CHAT}::test_log_probabilities", 2, {"logprobs": True}),
-        "echo": Effect(f"{_EXTRA}::test_echo_of_a_chat", False),
+        "echo": Effect(f"{_EXTRA}::test_echo_of_a_chat", True, _BEGUN),
         "tools": Effect(f"{_TOOLS}::test_a_whole_answer", [_TOOL]),
         "tool_choice": Effect(f"{_FORCED}::test_a_named_function", "required", {"tools": [_TOOL]}),
         "parallel_tool_calls": Effect(f"{_TOOLS}::test_one_call_at_most", False),
@@ -149,10 +233,14 @@ EFFECTS: dict[str, dict[str, Effect]] = {
         "reasoning_format": Effect(f"{_REASON}::test_it_may_be_left_out_or_in_the_text", "none"),
         "reasoning_effort": Effect(f"{_REASON}::test_options_that_a_template_reads", "none"),
         "verbosity": Effect(f"{_REASON}::test_options_that_a_template_reads", "medium"),
+        "thinking_token_budget": Effect(_BUDGET, -1),
+        "max_thinking_tokens": Effect(_BUDGET, -1),
         "chat_template_kwargs": Effect(f"{_REASON}::test_options_that_a_template_reads", {}),
         "documents": Effect(f"{_REASON}::test_options_that_a_template_reads", []),
         "add_generation_prompt": Effect(f"{_REASON}::test_the_generation_prompt", True),
-        "continue_final_message": Effect(f"{_REASON}::test_the_last_message_is_continued", False),
+        "continue_final_message": Effect(
+            f"{_REASON}::test_the_last_message_is_continued", True, {"messages": _BEGUN["messages"]}
+        ),
     },
     RESPONSES: {
         "model": BOTH["model"],
@@ -219,6 +307,19 @@ REASONS: dict[str, str] = {
     "session_id": "Use user or metadata.",
     "store": "Chats are not stored; /v1/responses stores.",
     "stream_options": "Nothing in it changes a stream.",
+    "allowed_token_ids": "Not implemented.",
+    "cache_salt": "The prefix cache is shared.",
+    "dry_sequence_breakers": "Not implemented.",
+    "input_type": "Inputs are encoded alike.",
+    "keep_alive": "The model stays as long as the server runs.",
+    "logprob_token_ids": "Use top_logprobs.",
+    "normalize": "Vectors are as the model's files say.",
+    "priority": "Requests are served in order.",
+    "request_id": "The answer's id is the server's.",
+    "rid": "The answer's id is the server's.",
+    "think": "Use reasoning_effort.",
+    "thinking_token_budget": "Use /v1/chat/completions.",
+    "truncate_prompt_tokens": "Use truncate.",
     "vllm_xargs": "There are no extensions.",
     "web_search_options": "This server searches nothing.",
 }

@@ -1,7 +1,7 @@
 """`docs/fields.md`: every documented field and route of OpenAI, vLLM and llama.cpp, and what this server does with it.
 
-    python -m tests.http.field_table            checks that the file is as the code says
-    python -m tests.http.field_table --write    writes it
+python -m tests.http.field_table            checks that the file is as the code says
+python -m tests.http.field_table --write    writes it
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ def _line(path: str, name: str, is_honoured: bool) -> Line:
         return Line(name, servers, LABEL, "at most 512 characters a text")
     if is_honoured:
         effect = EFFECTS[path].get(name)
-        assert effect is not None, f"{path}: no test shows the effect of {name!r}; name one in tests/http/field_facts.py"
+        assert effect is not None, (
+            f"{path}: no test shows the effect of {name!r}; name one in tests/http/field_facts.py"
+        )
         return Line(name, servers, HONOURED, f"`{effect.test}`")
     neutral = model.NEUTRAL.get(name)
     why = (neutral.instead if neutral else "") or REASONS.get(name, "") or model.INSTEAD.get(name, "")

@@ -212,7 +212,9 @@ async def test_neutral_fields_pass(client: httpx.AsyncClient) -> None:
         ({"tools": [{"name": "f", "input_schema": {}, "defer_loading": True}]}, "tools[0].defer_loading"),
         ({"tool_choice": {"type": "tool"}}, "tool_choice"),
         ({"output_config": {"format": {"type": "xml"}}}, "output_config.format.type"),
-        ({"thinking": {"type": "enabled", "budget_tokens": 2000}}, "thinking.budget_tokens"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 2000}}, "it cannot bound it"),
+        ({"thinking": {"type": "enabled"}}, "budget_tokens"),
+        ({"thinking": {"type": "adaptive", "budget_tokens": 5}}, "budget_tokens"),
         ({"metadata": {"user_id": "a" * 600}}, "metadata.user_id"),
     ],
 )

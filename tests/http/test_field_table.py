@@ -11,8 +11,10 @@ import httpx
 import pytest
 
 from max_ray.serve.api.routes import build_api
+from max_ray.tokenization.tokenizer import TextTokenizer
+from tests.byte_tokenizer import write_byte_level
 from tests.http import field_table
-from tests.http.conftest import FakeEngine
+from tests.http.fake_engine import FakeEngine
 from tests.http.field_facts import CHAT, COMPLETIONS, EFFECTS, EMBEDDINGS, LABELS, MODELS, REASONS, RESPONSES
 from tests.http.field_table import HONOURED, LABEL, NEUTRAL, REFUSED, Line
 from tests.http.test_infill import coder
@@ -27,6 +29,11 @@ BODIES: dict[str, dict[str, Any]] = {
 STRANGE: list[Any] = [{"strange": [1]}, "strange", 12345, ["strange"]]
 LINES = [(path, line) for path in MODELS for line in field_table.fields_of(path)]
 GENERATING = [(path, line) for path, line in LINES if path != EMBEDDINGS]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
+    return TextTokenizer(write_byte_level(tmp_path_factory.mktemp("fields")), max_length=4000)
 
 
 def named(path_and_line: tuple[str, Line]) -> str:
@@ -46,7 +53,7 @@ def test_the_page_is_what_the_code_says() -> None:
 
 
 @cache
-def tests_in(file: str) -> set[str]:
+def names_in(file: str) -> set[str]:
     tree = ast.parse(Path(ROOT / "tests" / file).read_text(encoding="utf-8"))
     return {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
 
@@ -55,7 +62,7 @@ def tests_in(file: str) -> set[str]:
 def test_every_named_test_exists(path: str) -> None:
     for name, effect in EFFECTS[path].items():
         file, test = effect.test.split("::")
-        assert test in tests_in(file), f"{name}: {effect.test}"
+        assert test in names_in(file), f"{name}: {effect.test}"
 
 
 @pytest.mark.parametrize("path", list(MODELS))

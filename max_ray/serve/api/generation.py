@@ -20,6 +20,7 @@ from max_ray.serve.api.choice import Choice, ChoiceDelta, PromptEcho
 from max_ray.serve.api.engine import Engine
 from max_ray.serve.api.openai import GenerationJob
 from max_ray.serve.api.parsed_choice import made_choice
+from max_ray.serve.api.reasoning import set_reasoning
 from max_ray.serve.api.structured_output_fields import check_grammar
 from max_ray.tokenization.tokenizer import INLINE_CHARACTERS
 
@@ -237,6 +238,7 @@ async def _choices_of(engine: Engine, job: GenerationJob, prompt: str | list[int
             **job.prompt_options.as_fields(),
         )
         context = await engine.tokenizer.new_context(request)
+        set_reasoning(context, engine, job)
         if ids is None:
             ids, images = context.tokens.prompt, context.images
             is_cut = job.prompt_options.truncate_prompt_tokens is not None

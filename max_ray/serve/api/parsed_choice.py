@@ -96,22 +96,32 @@ def made_choice(
     chat = job.chat
     assert chat is not None, "a request without messages"
     tools = chat.parser if chat.tools else None
-    reasoning = parsers.reasoning if chat.separates_reasoning and not _is_one_grammar(job) else None
+    reasoning = parsers.reasoning if chat.separates_reasoning and not _is_one_grammar(context) else None
     if tools is None and reasoning is None:
         return Choice(index, context, tokenizer, job)
-    end = context.tokens.prompt[-(_CONTINUED_PROMPT_END if chat.continued else _PROMPT_END) :]
-    given = ParserInput(
-        tools=chat.tools, prompt_end=tokenizer.decode_ids(end.tolist()) if reasoning else "", continued=chat.continued
-    )
+    prompt_end = end_of_prompt(context, tokenizer, chat) if reasoning else ""
+    given = ParserInput(tools=chat.tools, prompt_end=prompt_end, continued=chat.continued)
     parser = create_parser(tools, reasoning, given)
     assert parser is not None
     return ParsedChoice(index, context, tokenizer, job, chat, parser)
 
 
-def _is_one_grammar(job: GenerationJob) -> bool:
+def end_of_prompt(context: TextContext, tokenizer: TextTokenizer, chat: ChatOutput) -> str:
+    """The end of a prompt, special tokens shown: where a template may have begun the reasoning.
+
+    Args:
+        context: Of the choice.
+        tokenizer: Of the model.
+        chat: How the answer is read.
+    """
+    end = context.tokens.prompt[-(_CONTINUED_PROMPT_END if chat.continued else _PROMPT_END) :]
+    return tokenizer.decode_ids(end.tolist())
+
+
+def _is_one_grammar(context: TextContext) -> bool:
     """Whether a grammar makes the whole answer, so that there is no reasoning before it."""
-    grammar = job.sampling.get("structured_output")
-    return grammar is not None and grammar.kind != "structural_tag"
+    grammar = context.sampling_params.structured_output
+    return grammar is not None and grammar.kind not in ("structural_tag", "reasoning")
 
 
 def joined_texts(events: list[Event]) -> tuple[str, str]:

@@ -34,6 +34,7 @@ _NAMES = {
     "response_format": "output_config.format",
     "reasoning_effort": "output_config.effort",
     "user": "metadata.user_id",
+    "thinking_token_budget": "thinking.budget_tokens",
     "parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
 }
 
@@ -147,12 +148,21 @@ class OutputConfig(StrictModel):
 
 
 class Thinking(StrictModel):
-    """`adaptive` leaves it to the model; `disabled` turns reasoning off where the model's template can."""
+    """`enabled` bounds it by `budget_tokens`, `adaptive` leaves it to the model, `disabled` turns it off where the
+    model's template can."""
 
-    INSTEAD: ClassVar[Mapping[str, str]] = {"budget_tokens": "There are no budgets: use {'type': 'adaptive'}."}
     NEUTRAL: ClassVar[Mapping[str, Neutral]] = {"display": only("summarized")}
 
-    type: Literal["adaptive", "disabled"]
+    type: Literal["enabled", "adaptive", "disabled"]
+    budget_tokens: int | None = Field(default=None, ge=1)
+
+    def budget(self) -> int | None:
+        """Tokens of reasoning. Raises InputError where the type and the budget contradict each other."""
+        if (self.type == "enabled") != (self.budget_tokens is not None):
+            raise InputError(
+                "thinking has budget_tokens exactly when its type is 'enabled'.", param="thinking.budget_tokens"
+            )
+        return self.budget_tokens
 
 
 class CountTokensRequest(DialectRequest):
@@ -220,6 +230,7 @@ class CountTokensRequest(DialectRequest):
         is_off = self.thinking is not None and self.thinking.type == "disabled"
         return {
             "reasoning_effort": "none" if is_off else config.effort,
+            "thinking_token_budget": None if self.thinking is None else self.thinking.budget(),
             "response_format": None if wanted is None else wanted.response_format(),
         }
 
