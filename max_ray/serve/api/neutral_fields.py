@@ -226,7 +226,6 @@ ROUTES_INSTEAD: dict[str, str] = {
     "/models": "Use /v1/models.",
     **dict.fromkeys(("/api/pull", "/api/push", "/api/create", "/api/copy", "/api/delete"), _ONE_MODEL),
     "/v1": "Its routes are /v1/models, /v1/completions, /v1/chat/completions and /v1/embeddings.",
-    "/": "The API is below /v1: /v1/models, /v1/completions, /v1/chat/completions and /v1/embeddings.",
     "/healthz": "Use /health.",
     "/ready": "Use /health.",
 }
