@@ -212,7 +212,7 @@ async def test_a_key_is_asked_for_once_and_kept_by_choice(devtools: str, engine:
         assert await page.run("sessionStorage.getItem('max_ray.key')") is None
         await page.click("#change-key")
         await page.click("#forget-key")
-        assert await page.run("localStorage.getItem('max_ray.key')") is None
+        await page.until("localStorage.getItem('max_ray.key') === null")
 
 
 async def test_the_keyboard_reaches_everything(page: Page) -> None:
