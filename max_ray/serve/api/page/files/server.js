@@ -28,7 +28,10 @@ export function hideServer() {
   clearTimeout(timer);
 }
 
-addEventListener('theme', () => latest && isShown && drawBlocks(latest));
+const redraw = () => latest && isShown && drawBlocks(latest);
+addEventListener('theme', redraw);
+addEventListener('resize', redraw);
+matchMedia('(prefers-color-scheme: dark)').addEventListener('change', redraw);
 document.addEventListener('visibilitychange', () => isShown && !document.hidden && poll());
 
 async function poll() {
@@ -103,9 +106,9 @@ function showTiles(server, total) {
   const blocks = total('num_blocks');
   const used = total('num_used_blocks');
   const perStep = change('generated_tokens') / change('steps');
-  fillTile(parts.generated, count(rate('generated_tokens')), 'tokens/s', `${count(total('generated_tokens'))} since the start`, sparkline('generated_tokens'));
-  fillTile(parts.prompt, count(rate('prompt_tokens')), 'tokens/s', `${count(total('prompt_tokens'))} since the start, ${count(total('prefix_hit_tokens'))} from the prefix cache`, sparkline('prompt_tokens'));
-  fillTile(parts.batch, count(total('running')), `of ${count(places)}`, Number.isFinite(perStep) && perStep > 0 ? `${perStep.toFixed(1)} tokens a step` : 'idle', meter(total('running') / places, 'Requests in the batch'));
+  fillTile(parts.generated, perSecond('generated_tokens'), 'tokens/s', `${count(total('generated_tokens'))} since the start`, sparkline('generated_tokens'));
+  fillTile(parts.prompt, perSecond('prompt_tokens'), 'tokens/s', `${count(total('prompt_tokens'))} since the start, ${count(total('prefix_hit_tokens'))} from the prefix cache`, sparkline('prompt_tokens'));
+  fillTile(parts.batch, count(total('running')), `of ${count(places)}`, Number.isFinite(perStep) && perStep > 0 ? `${perStep.toFixed(1)} tokens a step` : 'idle', meter(total('running') / places, 'Requests in the batch', 1));
   const oldest = Math.max(...replicas.map((replica) => replica.oldest_waiting_s));
   fillTile(parts.queue, count(total('queued')), `of ${count(waitingPlaces)}`, total('queued') ? `the oldest waits ${seconds(oldest)}` : `${count(total('rejected'))} refused since the start`, meter(total('queued') / waitingPlaces, 'Requests that wait'));
   const tokens = server.kv_cache ? `${count(blocks)} blocks of ${server.kv_cache.page_size} tokens` : 'this model keeps nothing';
@@ -122,6 +125,11 @@ function rate(name, to = samples.length - 1) {
   return time > 0 ? change(name, from, to) / time : 0;
 }
 
+function perSecond(name) {
+  const value = rate(name);
+  return value > 0 && value < 10 ? value.toFixed(1) : count(value);
+}
+
 function sparkline(name) {
   const values = samples.map((_, i) => rate(name, i));
   const top = Math.max(1, ...values);
@@ -132,11 +140,11 @@ function sparkline(name) {
   return svg('svg', { viewBox: '0 0 200 38', preserveAspectRatio: 'none', class: 'spark', role: 'img', 'aria-label': `The last two minutes, up to ${count(top)} tokens/s` }, area, line);
 }
 
-function meter(share, label) {
+function meter(share, label, high = 0.9) {
   const bar = el('i');
   bar.style.width = `${Math.min(1, share || 0) * 100}%`;
   const percent = Math.round(Math.min(1, share || 0) * 100);
-  return el('div', { className: `meter${share > 0.9 ? ' high' : ''}`, role: 'meter', 'aria-label': label, 'aria-valuenow': percent, 'aria-valuemin': 0, 'aria-valuemax': 100 }, bar);
+  return el('div', { className: `meter${share > high ? ' high' : ''}`, role: 'meter', 'aria-label': label, 'aria-valuenow': percent, 'aria-valuemin': 0, 'aria-valuemax': 100 }, bar);
 }
 
 // KV blocks: a cell for some neighbouring blocks, in the colour of the request that has most of them.
