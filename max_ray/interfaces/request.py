@@ -202,6 +202,7 @@ class TextGenerationRequest(Request):
     gave, and the tokenizer merges it with those defaults; a SamplingParams is taken as it is.
     `logprobs`: how many alternatives to report per token besides the chosen one; None reports nothing at all.
     `echo`: with `logprobs`, report the prompt's log probabilities too.
+    `cache_salt`: only requests with the same one share cached prefixes. `priority`: lower numbers run earlier.
     `images`: with a prompt of token ids, what its image placeholders stand for; those of messages are in the messages.
     """
 
@@ -213,6 +214,8 @@ class TextGenerationRequest(Request):
     echo: bool = False
     chat_template_options: Mapping[str, Any] | None = None
     images: Sequence[PromptImage] = ()
+    cache_salt: str = ""
+    priority: int = 0
 
     def __post_init__(self) -> None:
         if (self.prompt is None) == (not self.messages):
