@@ -95,6 +95,7 @@ GENERATION: dict[str, Neutral] = ANY_REQUEST | {
     "tfs_z": foreign(1),
     "timings_per_token": foreign(False),
     "top_a": foreign(0),
+    "top_n_sigma": foreign(-1, 0),
 }
 
 COMPLETION: dict[str, Neutral] = GENERATION | {
