@@ -163,6 +163,12 @@ async def test_mistakes(
     assert not engine.contexts
 
 
+async def test_a_text_that_is_no_unicode(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    for field in ('"bad_words": ["\\ud800"]', '"logit_bias": [["\\ud800", 1]]'):
+        reply = await client.post(COMPLETIONS, content=f'{{"prompt": "a", {field}}}')
+        assert error_of(reply, 400)["param"] == field.split('"')[1]
+
+
 # Log probabilities of the prompt.
 
 

@@ -136,6 +136,22 @@ def test_logit_controls_and_a_grammar(lab: Lab, tokenizer: TextTokenizer) -> Non
         assert check(context, tokenizer)
 
 
+def test_bans_that_leave_a_grammar_nothing(lab: Lab, tokenizer: TextTokenizer) -> None:
+    """The grammar has the last word where all its tokens are banned; the other rows go on."""
+    banned = LogitControls(bad_words=tuple((token,) for token in range(VOCAB_SIZE)))
+    contexts = [
+        constrained(SPECS[2], 1, logit_controls=banned),
+        constrained(SPECS[2], 1, logit_controls=banned, temperature=0.0),
+        constrained(SPECS[2], 1, logit_controls=LogitControls(allowed_token_ids=(9,))),
+        free(1),
+    ]
+    run_to_end(lab.pipeline(), contexts)
+    alone = free(1)
+    run_to_end(lab.pipeline(), [alone])
+    assert all(check(context, tokenizer) for context in contexts[:3])
+    assert contexts[3].tokens.all.tolist() == alone.tokens.all.tolist()
+
+
 async def test_logit_controls_after_preemption(lab: Lab) -> None:
     """A cache too small for all: what the controls need is rebuilt from the text."""
     kinds = [*CONTROLS, LogitControls(repeat_last_n=5)]
