@@ -99,7 +99,7 @@ class Dry:
         return tokens, penalties.astype(np.float32)
 
     def _tokens_since_breaker(self, recent: npt.NDArray[np.int64]) -> int:
-        """How many tokens follow the last breaker; all where there is none."""
+        """How many tokens follow the last breaker; all of them without a breaker."""
         known = recent < self._vocab_size
         places = np.flatnonzero(known & self._is_head[np.where(known, recent, 0)])
         for place in places[::-1].tolist():
