@@ -153,6 +153,9 @@ class Effect(NamedTuple):
 
 _COMPLETE, _CHAT, _EXTRA = "http/test_completions.py", "http/test_chat.py", "http/test_extension_fields.py"
 _SAMPLER, _GRAMMAR, _REASON = "engine/test_sampler.py", "http/test_structured_output.py", "http/test_reasoning.py"
+_CONTROLS, _PRIORITY = "engine/test_logit_controls.py", "scheduler/test_priorities.py"
+_DRY = f"{_CONTROLS}::test_dry_takes_more_from_longer_repetitions"
+_ALL_CONTROLS = f"{_CONTROLS}::test_mixed_batches_equal_the_naive_sampler"
 _NAIVE = f"{_SAMPLER}::test_mixed_batch_equals_the_naive_sampler_over_many_steps"
 _PENALTIES = f"{_SAMPLER}::test_penalties_equal_the_naive_ones"
 _NAMES = f"{_GRAMMAR}::test_every_name_reaches_the_engine"
@@ -188,6 +191,21 @@ BOTH: dict[str, Effect] = {
     "rid": Effect(f"{_EXTRA}::test_request_id", "x"),
     "n_predict": Effect(f"{_EXTRA}::test_aliases", 2),
     "n_probs": Effect(f"{_EXTRA}::test_aliases", 2),
+    "logit_bias": Effect(f"{_CONTROLS}::test_a_bias_is_added_before_the_penalties", {"5": 1}),
+    "allowed_token_ids": Effect(f"{_CONTROLS}::test_only_allowed_tokens_come", [5, 6]),
+    "bad_words": Effect(f"{_CONTROLS}::test_a_bad_word_is_forbidden_behind_its_beginning_alone", ["ab"]),
+    "repeat_last_n": Effect(f"{_CONTROLS}::test_penalties_of_a_window", 5),
+    "dry_multiplier": Effect(_DRY, 0.5),
+    "dry_base": Effect(_DRY, 1.5),
+    "dry_allowed_length": Effect(_DRY, 3),
+    "dry_penalty_last_n": Effect(_ALL_CONTROLS, 50),
+    "dry_sequence_breakers": Effect(f"{_CONTROLS}::test_a_breaker_ends_repetitions", ["x"]),
+    "typical_p": Effect(f"{_CONTROLS}::test_typical_sampling_leaves_out_the_likeliest_token_too", 0.5),
+    "xtc_probability": Effect(f"{_CONTROLS}::test_xtc_applies_as_often_as_it_is_told_to", 0.5),
+    "xtc_threshold": Effect(f"{_CONTROLS}::test_xtc_removes_all_top_tokens_but_the_least_likely", 0.2),
+    "prompt_logprobs": Effect("http/test_logit_fields.py::test_prompt_logprobs_of_a_completion", 2),
+    "priority": Effect(f"{_PRIORITY}::test_requests_run_by_priority_and_equal_ones_in_order", 1),
+    "cache_salt": Effect(f"{_PRIORITY}::test_a_cached_prefix_is_found_under_its_salt_alone", "x"),
     "response_format": Effect(f"{_GRAMMAR}::test_a_streamed_schema", {"type": "json_object"}),
     "structured_outputs": Effect(_NAMES, {"json": _SCHEMA}),
     **{name: Effect(_NAMES, _SCHEMA) for name in ("guided_json", "json_schema")},
@@ -292,7 +310,6 @@ REASONS: dict[str, str] = {
     "image": "Images are not made.",
     "include": "Nothing of it exists here.",
     "include_stop_str_in_output": "Use /v1/chat/completions.",
-    "logit_bias": "Not implemented.",
     "logits_processors": "Clients run no code here.",
     "max_tool_calls": "This server runs no tools.",
     "parse_tool_calls": "Use tool_choice.",
@@ -307,9 +324,7 @@ REASONS: dict[str, str] = {
     "session_id": "Use user or metadata.",
     "store": "Chats are not stored; /v1/responses stores.",
     "stream_options": "Nothing in it changes a stream.",
-    "allowed_token_ids": "Not implemented.",
     "cache_salt": "The prefix cache is shared.",
-    "dry_sequence_breakers": "Not implemented.",
     "input_type": "Inputs are encoded alike.",
     "keep_alive": "The model stays as long as the server runs.",
     "logprob_token_ids": "Use top_logprobs.",

@@ -37,18 +37,13 @@ ANY_REQUEST: dict[str, Neutral] = {
     "service_tier": only("auto", "default"),
     "store": only(False),
     # vLLM, SGLang
-    "cache_salt": foreign(),
-    "priority": foreign(0),
 }
 
 GENERATION: dict[str, Neutral] = ANY_REQUEST | {
     "function_call": only("none", "auto", instead="Use 'tool_choice'."),
     "functions": only([], instead="Use 'tools'."),
-    "logit_bias": Neutral(lambda given, _: given in ({}, []), "{}"),
     "moderation": only(),
     # vLLM, SGLang
-    "allowed_token_ids": foreign(),
-    "bad_words": foreign([]),
     "detokenize": foreign(True),
     "guided_decoding_backend": foreign("auto", "guidance"),
     "guided_whitespace_pattern": foreign(),
@@ -57,17 +52,12 @@ GENERATION: dict[str, Neutral] = ANY_REQUEST | {
     "logits_processors": foreign([]),
     "lora_path": foreign(),
     "no_stop_trim": foreign(False),
-    "prompt_logprobs": foreign(instead="Use echo and logprobs of /v1/completions."),
     "return_hidden_states": foreign(False),
     "spaces_between_special_tokens": foreign(True, False),  # the detokenizer writes none, with either
     "use_beam_search": foreign(False, instead=_NO_BEAMS),
     "vllm_xargs": foreign({}),
     # llama.cpp and web UIs: samplers that are off, and the shapes of samplers that are off
     "cache_prompt": foreign(True),
-    "dry_allowed_length": foreign_number(),
-    "dry_base": foreign_number(),
-    "dry_multiplier": foreign(0),
-    "dry_penalty_last_n": foreign_number(),
     "dynatemp_exponent": foreign_number(),
     "dynatemp_range": foreign(0),
     "epsilon_cutoff": foreign(0),
@@ -88,16 +78,13 @@ GENERATION: dict[str, Neutral] = ANY_REQUEST | {
     "num_beams": foreign(1, instead=_NO_BEAMS),
     "options": foreign({}),
     "post_sampling_probs": foreign(False),
-    "repeat_last_n": foreign(-1),
     "response_fields": foreign([]),
     "return_progress": foreign(False),
     "return_tokens": foreign(False),
     "samplers": foreign(),
     "tfs_z": foreign(1),
     "top_a": foreign(0),
-    "typical_p": foreign(1),
-    "xtc_probability": foreign(0),
-    "xtc_threshold": foreign_number(),
+    "top_n_sigma": foreign(-1, 0),
 }
 
 COMPLETION: dict[str, Neutral] = GENERATION | {
@@ -124,11 +111,13 @@ EMBEDDINGS: dict[str, Neutral] = ANY_REQUEST | {
     "rid": foreign(),
     "truncate_prompt_tokens": foreign(),
     "add_special_tokens": foreign(True),
+    "cache_salt": foreign(),
     "embed_dtype": foreign("float32"),
     "endianness": foreign("native", "little"),
     "input_type": foreign(),
     "mm_processor_kwargs": foreign({}),
     "normalize": foreign(),
+    "priority": foreign(0),
 }
 
 STREAM_OPTIONS: dict[str, Neutral] = {
@@ -169,6 +158,7 @@ GENERATION_INSTEAD: dict[str, str] = {
     "max_tokens_to_sample": _TOKENS,
     "min_length": "Use 'min_tokens'.",
     "min_new_tokens": "Use 'min_tokens'.",
+    "typical": "Use 'typical_p'.",
     "num_ctx": "The server is started with --max-length.",
     "num_predict": _TOKENS,
     "num_return_sequences": "Use 'n'.",
@@ -214,7 +204,6 @@ ROUTES_INSTEAD: dict[str, str] = {
     "/models": "Use /v1/models.",
     **dict.fromkeys(("/api/pull", "/api/push", "/api/create", "/api/copy", "/api/delete"), _ONE_MODEL),
     "/v1": "Its routes are /v1/models, /v1/completions, /v1/chat/completions and /v1/embeddings.",
-    "/": "The API is below /v1: /v1/models, /v1/completions, /v1/chat/completions and /v1/embeddings.",
     "/healthz": "Use /health.",
     "/ready": "Use /health.",
 }

@@ -25,6 +25,7 @@ from max_ray.serve.api.extension_fields import (
     TextOptions,
 )
 from max_ray.serve.api.json_body import decode_object
+from max_ray.serve.api.logit_fields import LogitFields
 from max_ray.serve.api.neutral_fields import CHAT, CHAT_INSTEAD, COMPLETION, COMPLETION_INSTEAD, STREAM_OPTIONS
 from max_ray.serve.api.request_fields import FIELD_ERROR, MAX_PROBLEMS, ApiRequest, Neutral, StrictModel
 from max_ray.serve.api.structured_output_fields import RESPONSE_FORMAT, StructuredOutputFields
@@ -45,7 +46,8 @@ class GenerationJob:
 
     Exactly one of `prompts` and `messages` is filled. `sampling`: only what the user gave, by our names. `n`: choices
     a prompt. `logprobs`: alternatives per token, None for no log probabilities. `discard_output`: only the prompt is
-    wanted back (`max_tokens=0` with `echo`). `grammar_field`: the field of the request that gave
+    wanted back (`max_tokens=0` with `echo`). `prompt_logprobs`: alternatives per prompt token, None for no report.
+    `cache_salt`, `priority`: see TextGenerationRequest. `grammar_field`: the field of the request that gave
     `sampling["structured_output"]`, for errors. `template_options`: variables of the chat template. `efforts`:
     `reasoning_effort` and `verbosity`. `chat`: how the answer to messages is read. `labels`: what the client wrote on
     its request (`LabelledRequest`). `num_returned`: how many of the `n` choices of each prompt are given
@@ -68,6 +70,16 @@ class GenerationJob:
     suffix: str | None = None
     prompt_options: PromptOptions = field(default_factory=PromptOptions)
     text_options: TextOptions = field(default_factory=TextOptions)
+    prompt_logprobs: int | None = None
+    cache_salt: str = ""
+    priority: int = 0
+
+    @property
+    def reported_logprobs(self) -> int | None:
+        """Alternatives that the engine reports for each token: those of the text and of the prompt are one number."""
+        of_ranking = None if self.num_returned is None else 0
+        given = [n for n in (self.logprobs, self.prompt_logprobs, of_ranking) if n is not None]
+        return max(given, default=None)
 
 
 class StreamOptions(StrictModel):
@@ -101,7 +113,7 @@ class LabelledRequest(ApiRequest):
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
-class GenerationRequest(ExtensionFields, StructuredOutputFields, LabelledRequest):
+class GenerationRequest(ExtensionFields, StructuredOutputFields, LogitFields, LabelledRequest):
     """The fields that both kinds of request have."""
 
     stream: bool = False
@@ -155,6 +167,8 @@ class GenerationRequest(ExtensionFields, StructuredOutputFields, LabelledRequest
                 param="stream_options.continuous_usage_stats",
             )
         self.check_extensions()
+        if self.prompt_logprobs is not None and self.stream:
+            raise InputError("prompt_logprobs are given in whole answers only: leave stream out.", param="stream")
 
     @property
     def grammar_field(self) -> str:
@@ -179,6 +193,7 @@ class GenerationRequest(ExtensionFields, StructuredOutputFields, LabelledRequest
         given = {name: getattr(self, name) for name in names}
         if self.structured_output is not None:
             given["structured_output"] = self.structured_output[0]
+        given |= self.logit_sampling()
         return given | {"stop": stop, "min_new_tokens": self.min_tokens, "max_new_tokens": max_new_tokens}
 
 
@@ -241,6 +256,7 @@ class CompletionRequest(GenerationRequest):
             suffix=self._checked_suffix(),
             prompt_options=replace(self.prompt_options, add_special_tokens=self.add_special_tokens),
             text_options=self.text_options,
+            **self.engine_options,
         )
 
     def _num_made(self) -> int:
@@ -250,6 +266,8 @@ class CompletionRequest(GenerationRequest):
             raise InputError(f"best_of={best_of} choices cannot give the best n={self.n}.", param="best_of")
         if best_of > self.n and self.stream:
             raise InputError("best_of works without stream: the best choice is known at the end.", param="best_of")
+        if best_of > self.n and self.prompt_logprobs is not None:
+            raise InputError("best_of works without prompt_logprobs.", param="best_of")
         return best_of
 
     def _checked_suffix(self) -> str | None:
@@ -317,6 +335,7 @@ class ChatCompletionRequest(ToolFields, GenerationRequest):
             labels=self.labels,
             prompt_options=self.prompt_options,
             text_options=self.text_options,
+            **self.engine_options,
         )
 
     @property
