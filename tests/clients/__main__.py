@@ -1,0 +1,93 @@
+"""`python -m tests.clients`: installs the clients, starts a server, runs every call, writes docs/clients.md.
+
+python -m tests.clients                     # all of it
+python -m tests.clients langchain js        # some clients; prints the table, leaves the page as it is
+python -m tests.clients --url http://127.0.0.1:8000   # against a server that runs already
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+from tests.clients import environments, report, server
+from tests.source_tree import ROOT
+
+PAGE = ROOT / "docs" / "clients.md"
+CLIENT_TIMEOUT_S = 3600
+
+
+def main() -> int:
+    """Returns 0 where every call works, else 1."""
+    options = _options()
+    options.environments.mkdir(parents=True, exist_ok=True)
+    names = options.clients or environments.client_names()
+    for name in names:
+        print(f"Installing {name} ...", flush=True)
+        _install(name, options.environments)
+    results = options.environments / "results.jsonl"
+    results.write_text("", encoding="utf-8")
+    with _server(options) as url:
+        for name in names:
+            _run_client(name, url, options.environments, results)
+    found = report.read_results(results)
+    page = report.render(found, [version for name in names for version in environments.versions(name)])
+    if options.clients:
+        print(page)
+    else:
+        PAGE.write_text(page, encoding="utf-8")
+    return int(any(result["outcome"] != "works" for result in found))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.clients", description=__doc__)
+    parser.add_argument("clients", nargs="*", choices=[[], *environments.client_names()], help="default: all")
+    parser.add_argument("--url", help="a running server, without /v1; default: one is started")
+    parser.add_argument("--environments", type=Path, default=ROOT / "build" / "clients", help="folder of installations")
+    return parser.parse_args()
+
+
+def _server(options: argparse.Namespace) -> server.ServerContext:
+    if options.url:
+        return nullcontext(options.url)
+    model = environments.smollm2(options.environments)
+    return server.running_server(model, options.environments / "server.log")
+
+
+def _install(name: str, folder: Path) -> None:
+    if name == environments.JAVASCRIPT:
+        environments.install_javascript(folder)
+    else:
+        environments.install_python(name, folder)
+
+
+def _run_client(name: str, url: str, folder: Path, results: Path) -> None:
+    """Runs a client's calls. One that ends before it wrote a line counts as a call that fails."""
+    before = results.stat().st_size
+    environment = {**os.environ, "URL": url, "MODEL": server.model_name(url), "PYTHONPATH": str(ROOT)}
+    command = [str(folder / name / "bin" / "python"), "-W", "ignore", "-m", "tests.clients.harness", name, str(results)]
+    where = ROOT
+    if name == environments.JAVASCRIPT:
+        command, where = ["node", "main.mjs", str(results)], folder / name
+    print(f"Calls of {name} ...", flush=True)
+    log = folder / f"{name}.log"
+    with log.open("w", encoding="utf-8") as output:
+        done = subprocess.run(
+            command,
+            cwd=where,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            timeout=CLIENT_TIMEOUT_S,
+            check=False,
+        )
+    if results.stat().st_size == before:
+        raise SystemExit(f"{name} ended with {done.returncode} before its first call; see {log}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
