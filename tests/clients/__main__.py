@@ -19,6 +19,8 @@ from tests.source_tree import ROOT
 
 PAGE = ROOT / "docs" / "clients.md"
 CLIENT_TIMEOUT_S = 3600
+# No client reports its use or looks for price lists.
+QUIET = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "DO_NOT_TRACK": "1", "HAYSTACK_TELEMETRY_ENABLED": "False"}
 
 
 def main() -> int:
@@ -68,7 +70,7 @@ def _install(name: str, folder: Path) -> None:
 def _run_client(name: str, url: str, folder: Path, results: Path) -> None:
     """Runs a client's calls. One that ends before it wrote a line counts as a call that fails."""
     before = results.stat().st_size
-    environment = {**os.environ, "URL": url, "MODEL": server.model_name(url), "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, **QUIET, "URL": url, "MODEL": server.model_name(url), "PYTHONPATH": str(ROOT)}
     command = [str(folder / name / "bin" / "python"), "-W", "ignore", "-m", "tests.clients.harness", name, str(results)]
     where = ROOT
     if name == environments.JAVASCRIPT:

@@ -87,7 +87,7 @@ class LangChain(ClientCalls):
         results = [ToolMessage(get_weather.invoke(c["args"]), tool_call_id=c["id"]) for c in first.tool_calls]
         self.assertTrue(results)
         for found in first.tool_calls:
-            self.check_weather(found["name"], found["args"])
+            self.check_weather(found["name"], found["args"], is_open=True)
         answer = model.bind_tools([get_weather]).invoke([question, first, *results])
         self.check_call_or_text(answer.content, [(c["name"], c["args"]) for c in answer.tool_calls])
 

@@ -52,7 +52,7 @@ class LiteLLM(ClientCalls):
     @call("text_completion", "text")
     def test_text_completion(self) -> None:
         answer = litellm.text_completion(
-            f"text-completion-openai/{MODEL}", "Once upon a time", api_base=OPENAI_URL, api_key="-", max_tokens=20
+            "Once upon a time", f"text-completion-openai/{MODEL}", api_base=OPENAI_URL, api_key="-", max_tokens=20
         )
         self.check_text(answer.choices[0].text)
 

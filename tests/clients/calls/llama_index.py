@@ -1,7 +1,5 @@
 """llama-index-llms-openai-like."""
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 from llama_index.core.llms import ChatMessage
@@ -73,4 +71,4 @@ class LlamaIndex(ClientCalls):
     def test_required(self) -> None:
         model = self._model(is_function_calling_model=True, max_tokens=200)
         answer = model.predict_and_call([TOOL], user_msg=WEATHER_QUESTION, tool_required=True)
-        self.check_weather(answer.sources[0].tool_name, answer.sources[0].raw_input["kwargs"])
+        self.check_weather(answer.sources[0].tool_name, answer.sources[0].raw_input["kwargs"], is_open=True)
