@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from openai import AsyncOpenAI
 from pydantic import BaseModel, Field
 from pydantic_ai import Agent, NativeOutput, UnexpectedModelBehavior
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
@@ -11,7 +12,6 @@ from pydantic_ai.providers.openai import OpenAIProvider
 
 from tests.clients.harness import MODEL, OPENAI_URL, WEATHER_QUESTION, ClientCalls, call
 
-PROVIDER = OpenAIProvider(base_url=OPENAI_URL, api_key="-")
 SHORT: Any = {"max_tokens": 60}
 
 
@@ -27,7 +27,8 @@ class PydanticAI(ClientCalls):
 
     def setUp(self) -> None:
         super().setUp()
-        self.model = OpenAIChatModel(MODEL, provider=PROVIDER)
+        self.provider = OpenAIProvider(openai_client=AsyncOpenAI(base_url=OPENAI_URL, api_key="-"))
+        self.model = OpenAIChatModel(MODEL, provider=self.provider)
 
     @call("run; message_history in turn 2", "texts")
     async def test_run(self) -> None:
@@ -71,5 +72,5 @@ class PydanticAI(ClientCalls):
 
     @call("OpenAIResponsesModel", "text")
     async def test_responses(self) -> None:
-        agent = Agent(OpenAIResponsesModel(MODEL, provider=PROVIDER), model_settings=SHORT)
+        agent = Agent(OpenAIResponsesModel(MODEL, provider=self.provider), model_settings=SHORT)
         self.check_text((await agent.run("Say hello.")).output)
