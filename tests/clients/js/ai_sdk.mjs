@@ -55,7 +55,11 @@ async function checkObjects(chosen) {
   city.parse(object);
   const { output } = await generateText({ model: chosen, output: Output.object({ schema: city }), prompt });
   city.parse(output);
-  city.parse(await streamObject({ model: chosen, schema: city, prompt }).object);
+  const streamed = streamObject({ model: chosen, schema: city, prompt });
+  let pieces = 0;
+  for await (const _ of streamed.partialObjectStream) pieces += 1;
+  assert.ok(pieces > 1, "the object did not come in pieces");
+  city.parse(await streamed.object);
 }
 
 const compatibleName = "AI SDK openai-compatible";
