@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import urllib.request
+from pathlib import Path
 from typing import Any
 
 from anthropic import Anthropic, AsyncAnthropic
@@ -10,6 +13,7 @@ from pydantic import BaseModel
 from tests.clients.harness import MODEL, URL, WEATHER_QUESTION, WEATHER_SCHEMA, ClientCalls, call
 
 HELLO: list[Any] = [{"role": "user", "content": "Say hello."}]
+RECORDED = Path(__file__).parents[1] / "recorded" / "claude_code.json"
 TOOL: Any = {"name": "get_weather", "description": "The weather of a city", "input_schema": WEATHER_SCHEMA}
 
 
@@ -95,3 +99,43 @@ class AnthropicPython(ClientCalls):
     def test_models(self) -> None:
         self.assertEqual([model.id for model in self.anthropic.models.list()], [MODEL])
         self.assertEqual(self.anthropic.models.retrieve(MODEL).id, MODEL)
+
+
+class ClaudeCode(ClientCalls):
+    """Bodies that Claude Code sent, texts shortened: as they were they are longer than the model's 8192 tokens."""
+
+    client = "Claude Code (recorded requests)"
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.recorded = json.loads(RECORDED.read_text(encoding="utf-8"))
+
+    def _post(self, path: str, body: Any) -> str:
+        headers = {"content-type": "application/json", "x-api-key": "-", **self.recorded["headers"]}
+        request = urllib.request.Request(URL + path, json.dumps(body).encode(), headers)
+        with urllib.request.urlopen(request) as reply:
+            return str(reply.read().decode())
+
+    def _check_stream(self, name: str) -> None:
+        body = {**self.recorded["requests"][name], "model": MODEL, "max_tokens": 60}
+        blocks = self._post(self.recorded["path"], body).removesuffix("\n\n").split("\n\n")
+        events = [json.loads(block.split("\ndata: ")[1]) for block in blocks]
+        starts = [event["content_block"] for event in events if event["type"] == "content_block_start"]
+        deltas = [event["delta"] for event in events if event["type"] == "content_block_delta"]
+        (reason,) = [event["delta"]["stop_reason"] for event in events if event["type"] == "message_delta"]
+        calls = [block for block in starts if block["type"] == "tool_use"]
+        self.assertLessEqual({block["name"] for block in calls}, {tool["name"] for tool in body["tools"]})
+        self.assertTrue(calls or "".join(delta.get("text", "") for delta in deltas).strip())
+        self.assertEqual(reason == "tool_use", bool(calls))
+        counted = {key: body[key] for key in ("model", "messages", "system", "tools", "thinking", "output_config")}
+        usage = events[0]["message"]["usage"]
+        count = json.loads(self._post("/v1/messages/count_tokens?beta=true", counted))["input_tokens"]
+        self.assertEqual(count, usage["input_tokens"] + usage["cache_read_input_tokens"])
+
+    @call("main loop with tool search (deferred tools), count_tokens", "text or known tools; stop_reason; equal counts")
+    def test_tool_search(self) -> None:
+        self._check_stream("tool search")
+
+    @call("main loop with all tools, count_tokens", "text or known tools; stop_reason; equal counts")
+    def test_all_tools(self) -> None:
+        self._check_stream("all tools")
