@@ -8,9 +8,11 @@ python -m tests.clients --url http://127.0.0.1:8000   # against a server that ru
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -35,7 +37,7 @@ def main() -> int:
     results.write_text("", encoding="utf-8")
     with _server(options) as url:
         for name in names:
-            _run_client(name, url, options.environments, results)
+            run_client(name, url, options.environments, results)
     found = report.read_results(results)
     page = report.render(found, [version for name in names for version in environments.versions(name)])
     if options.clients:
@@ -67,7 +69,7 @@ def _install(name: str, folder: Path) -> None:
         environments.install_python(name, folder)
 
 
-def _run_client(name: str, url: str, folder: Path, results: Path) -> None:
+def run_client(name: str, url: str, folder: Path, results: Path) -> None:
     """Runs a client's calls. One that ends before it wrote a line counts as a call that fails."""
     before = results.stat().st_size
     environment = {**os.environ, **QUIET, "URL": url, "MODEL": server.model_name(url), "PYTHONPATH": str(ROOT)}
@@ -77,18 +79,30 @@ def _run_client(name: str, url: str, folder: Path, results: Path) -> None:
         command, where = ["node", "main.mjs", str(results)], folder / name
     print(f"Calls of {name} ...", flush=True)
     log = folder / f"{name}.log"
-    with log.open("w", encoding="utf-8") as output:
-        done = subprocess.run(
-            command,
-            cwd=where,
-            env=environment,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            timeout=CLIENT_TIMEOUT_S,
-            check=False,
-        )
+    ended = _logged(command, where, environment, log)
     if results.stat().st_size == before:
-        raise SystemExit(f"{name} ended with {done.returncode} before its first call; see {log}")
+        print(f"{name} ended before its first call: see {log}", flush=True)
+        line = {"client": name, "call": "start", "judged_by": "it runs", "outcome": "fails", "why": ended}
+        with results.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def _logged(command: Sequence[str], folder: Path, environment: Mapping[str, str], log: Path) -> str:
+    """Runs a program with its output in a file; says how it ended."""
+    with log.open("w", encoding="utf-8") as output:
+        try:
+            done = subprocess.run(
+                command,
+                cwd=folder,
+                env=environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                timeout=CLIENT_TIMEOUT_S,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return f"no end after {CLIENT_TIMEOUT_S} s"
+    return f"exit code {done.returncode}"
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.clients import environments, harness, report
+from tests.clients.__main__ import run_client
 
 CALLS = Path(environments.HERE) / "calls"
 
@@ -88,6 +89,19 @@ def test_a_wrong_call_is_no_call(name: str, arguments: Any) -> None:
 def test_neither_a_text_nor_a_call(text: Any, calls: list[tuple[str, Any]]) -> None:
     with pytest.raises(AssertionError):
         Sample("test_good").check_call_or_text(text, calls)
+
+
+def test_a_client_that_ends_before_its_first_call_is_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.clients.server.model_name", lambda url: "fake")
+    program = tmp_path / "broken" / "bin" / "python"
+    program.parent.mkdir(parents=True)
+    program.write_text("#!/bin/sh\nexit 3\n", encoding="utf-8")
+    program.chmod(0o755)
+    results = tmp_path / "results.jsonl"
+    results.touch()
+    run_client("broken", "http://127.0.0.1:1", tmp_path, results)
+    (line,) = report.read_results(results)
+    assert (line["client"], line["outcome"], line["why"]) == ("broken", "fails", "exit code 3")
 
 
 def test_each_client_has_calls_and_pinned_requirements() -> None:
