@@ -15,6 +15,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from tests.clients import environments, report, server
 from tests.source_tree import ROOT
@@ -33,18 +34,24 @@ def main() -> int:
     for name in names:
         print(f"Installing {name} ...", flush=True)
         _install(name, options.environments)
-    results = options.environments / "results.jsonl"
-    results.write_text("", encoding="utf-8")
     with _server(options) as url:
         for name in names:
-            run_client(name, url, options.environments, results)
-    found = report.read_results(results)
-    page = report.render(found, [version for name in names for version in environments.versions(name)])
-    if options.clients:
-        print(page)
-    else:
-        PAGE.write_text(page, encoding="utf-8")
+            run_client(name, url, options.environments)
+    found = _written(options.environments)
     return int(any(result["outcome"] != "works" for result in found))
+
+
+def _written(folder: Path) -> list[dict[str, Any]]:
+    """Writes the page of all clients that have results; returns these."""
+    names = [name for name in environments.client_names() if _results(name, folder).is_file()]
+    found = [line for name in names for line in report.read_results(_results(name, folder))]
+    versions = [version for name in names for version in environments.versions(name)]
+    PAGE.write_text(report.render(found, versions), encoding="utf-8")
+    return found
+
+
+def _results(name: str, folder: Path) -> Path:
+    return folder / f"{name}.jsonl"
 
 
 def _options() -> argparse.Namespace:
@@ -69,9 +76,10 @@ def _install(name: str, folder: Path) -> None:
         environments.install_python(name, folder)
 
 
-def run_client(name: str, url: str, folder: Path, results: Path) -> None:
+def run_client(name: str, url: str, folder: Path) -> None:
     """Runs a client's calls. One that ends before it wrote a line counts as a call that fails."""
-    before = results.stat().st_size
+    results = _results(name, folder)
+    results.write_text("", encoding="utf-8")
     environment = {**os.environ, **QUIET, "URL": url, "MODEL": server.model_name(url), "PYTHONPATH": str(ROOT)}
     command = [str(folder / name / "bin" / "python"), "-W", "ignore", "-m", "tests.clients.harness", name, str(results)]
     where = ROOT
@@ -80,11 +88,10 @@ def run_client(name: str, url: str, folder: Path, results: Path) -> None:
     print(f"Calls of {name} ...", flush=True)
     log = folder / f"{name}.log"
     ended = _logged(command, where, environment, log)
-    if results.stat().st_size == before:
+    if not results.stat().st_size:
         print(f"{name} ended before its first call: see {log}", flush=True)
         line = {"client": name, "call": "start", "judged_by": "it runs", "outcome": "fails", "why": ended}
-        with results.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        results.write_text(json.dumps(line) + "\n", encoding="utf-8")
 
 
 def _logged(command: Sequence[str], folder: Path, environment: Mapping[str, str], log: Path) -> str:

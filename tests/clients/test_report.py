@@ -97,10 +97,8 @@ def test_a_client_that_ends_before_its_first_call_is_a_line(tmp_path: Path, monk
     program.parent.mkdir(parents=True)
     program.write_text("#!/bin/sh\nexit 3\n", encoding="utf-8")
     program.chmod(0o755)
-    results = tmp_path / "results.jsonl"
-    results.touch()
-    run_client("broken", "http://127.0.0.1:1", tmp_path, results)
-    (line,) = report.read_results(results)
+    run_client("broken", "http://127.0.0.1:1", tmp_path)
+    (line,) = report.read_results(tmp_path / "broken.jsonl")
     assert (line["client"], line["outcome"], line["why"]) == ("broken", "fails", "exit code 3")
 
 

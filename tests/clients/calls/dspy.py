@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Literal
 
 import dspy
@@ -32,9 +31,7 @@ class DSPy(ClientCalls):
             except AdapterParseError as error:
                 self.assertIn("parse", str(error))
 
-    @call(
-        "Predict with JSONAdapter (json_object)", "a JSON object; its fields are the model's own, so its parse may fail"
-    )
+    @call("Predict with JSONAdapter", "as above: dspy sends no schema to a model that it does not know")
     def test_json(self) -> None:
         country = Literal["France", "Italy", "Norway"]
         signature = dspy.Signature({"city": (str, dspy.InputField()), "country": (country, dspy.OutputField())})
@@ -42,4 +39,4 @@ class DSPy(ClientCalls):
             try:
                 self.assertIn(dspy.Predict(signature)(city="Paris").country, ("France", "Italy", "Norway"))
             except AdapterParseError as error:
-                self.assertIsInstance(json.loads(error.lm_response), dict)
+                self.assertIn("parse", str(error))
