@@ -19,6 +19,7 @@ from tests.source_tree import ROOT
 
 START_S = 600
 STOP_S = 120
+KV_CACHE_GIB = "1"  # the default is most of the machine, and the clients need memory, too
 
 ServerContext = AbstractContextManager[str]
 
@@ -36,6 +37,7 @@ def running_server(model: Path, log: Path) -> Iterator[str]:
     """
     port = _free_port()
     command = [sys.executable, "-m", "max_ray.cli.main", "serve", "--model-path", str(model), "--port", str(port)]
+    command += ["--kv-cache-memory", KV_CACHE_GIB]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with log.open("w", encoding="utf-8") as output:
         server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
