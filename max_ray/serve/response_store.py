@@ -10,10 +10,11 @@ import asyncio
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayError
 
 from max_ray.actors.messages import NAMESPACE, REGISTRY_NAME, ActorHandle, RegistryStatus
 from max_ray.actors.priority import ORDINARY_PRIORITY
+from max_ray.actors.ray_errors import DEATHS
 from max_ray.errors import WorkerGroupError
 from max_ray.log import get_logger, setup_logging
 from max_ray.serve.api.responses.store import LocalResponseStore, StoredResponse
@@ -107,7 +108,7 @@ class ActorResponseStore:
                     return await getattr(self._handle, method).remote(*arguments)
             except TimeoutError:
                 raise WorkerGroupError("The store of responses does not answer. Try again.") from None
-            except RayActorError as error:
+            except DEATHS as error:
                 self._handle = None
                 if is_last:
                     raise WorkerGroupError("The store of responses has died. Try again.") from error

@@ -209,7 +209,7 @@ async def test_neutral_fields_pass(client: httpx.AsyncClient) -> None:
             "user",
         ),
         ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools[0].type"),
-        ({"tools": [{"name": "f", "input_schema": {}, "defer_loading": True}]}, "tools[0].defer_loading"),
+        ({"tools": [{"name": "f", "input_schema": {}, "defer_loading": 1}]}, "tools[0].defer_loading"),
         ({"tool_choice": {"type": "tool"}}, "tool_choice"),
         ({"output_config": {"format": {"type": "xml"}}}, "output_config.format.type"),
         ({"thinking": {"type": "enabled", "budget_tokens": 2000}}, "it cannot bound it"),

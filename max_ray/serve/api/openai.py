@@ -49,8 +49,9 @@ class GenerationJob:
     wanted back (`max_tokens=0` with `echo`). `prompt_logprobs`: alternatives per prompt token, None for no report.
     `cache_salt`, `priority`: see TextGenerationRequest. `grammar_field`: the field of the request that gave
     `sampling["structured_output"]`, for errors. `template_options`: variables of the chat template. `efforts`:
-    `reasoning_effort` and `verbosity`. `chat`: how the answer to messages is read. `labels`: what the client wrote on
-    its request (`LabelledRequest`). `num_returned`: how many of the `n` choices of each prompt are given
+    `reasoning_effort` and `verbosity`; `default_efforts`: values of them that pass where a template reads neither.
+    `chat`: how the answer to messages is read. `labels`: what the client wrote on its request (`LabelledRequest`).
+    `num_returned`: how many of the `n` choices of each prompt are given
     back, the likeliest ones; None for all. `suffix`: the text that follows what is generated.
     """
 
@@ -63,6 +64,7 @@ class GenerationJob:
     discard_output: bool = False
     template_options: Mapping[str, Any] = field(default_factory=dict)
     efforts: Mapping[str, str] = field(default_factory=dict)
+    default_efforts: Mapping[str, str] = field(default_factory=dict)
     chat: ChatOutput | None = None
     grammar_field: str = RESPONSE_FORMAT
     labels: Mapping[str, Any] = field(default_factory=dict)
@@ -285,6 +287,7 @@ class ChatCompletionRequest(ToolFields, GenerationRequest):
     NEUTRAL: ClassVar[Mapping[str, Neutral]] = CHAT
     INSTEAD: ClassVar[Mapping[str, str]] = CHAT_INSTEAD
     ALIASES: ClassVar[Mapping[str, Alias]] = CHAT_ALIASES
+    DEFAULT_EFFORTS: ClassVar[Mapping[str, str]] = {"verbosity": "medium"}
 
     messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
     max_tokens: int | None = Field(default=None, ge=1)
@@ -330,6 +333,7 @@ class ChatCompletionRequest(ToolFields, GenerationRequest):
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
             template_options=self.template_options(),
             efforts={name: value for name, value in efforts.items() if value is not None},
+            default_efforts=self.DEFAULT_EFFORTS,
             chat=self.chat_output(_last_text(messages) if self.continue_final_message else ""),
             grammar_field=self.grammar_field,
             labels=self.labels,

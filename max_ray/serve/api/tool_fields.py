@@ -166,7 +166,9 @@ class ToolFields(StrictModel):
                     param="tool_choice",
                 )
             return [function for function in functions if function.name == choice.function.name]
-        if choice == "required" and not functions:
+        if (
+            choice == "required" and self.tools is not None and not functions
+        ):  # alone, as LlamaIndex sends it, it passes
             raise InputError("tool_choice is 'required', and there are no tools.", param="tool_choice")
         return [] if choice == "none" else functions
 
