@@ -79,7 +79,7 @@ TABLE: dict[str, set[str]] = {
     },
     "serve": {
         *("interfaces", "settings", "config", "output_parsers", "tokenization", "registry", "planning", "pipelines"),
-        *("scheduler", "actors", "structured_output"),
+        *("scheduler", "actors", "structured_output", "kv_cache"),
     },
     "deployments": {  # with the examples and the demo's training
         *("interfaces", "settings", "config", "serve"),

@@ -280,6 +280,15 @@ class ServeConfig(PipelineConfig):
         None,
         description="TCP ports LOW-HIGH on which replicas accept their workers on other nodes. Default: any free port.",
     )
+    files_dir: str | None = Field(
+        None,
+        min_length=1,
+        description="Folder for uploaded files and results of batches, of mode 0700. Default: neither is taken.",
+    )
+    files_max_bytes: int = Field(4 * 2**30, ge=2**20, description="Most bytes of all files in files_dir together.")
+    batch_concurrency: int = Field(
+        8, ge=1, description="Lines of batches that a copy of the model runs at a time, while no other request waits."
+    )
     allowed_hosts: TextList = Field(
         (),
         description="Names besides loopback's that clients may address the server by ('*': any, '*.x.org': below "

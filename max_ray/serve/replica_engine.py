@@ -98,6 +98,10 @@ class ReplicaEngine:
         return self._metrics
 
     @property
+    def num_waiting(self) -> int:
+        return self._loop.stats.queued
+
+    @property
     def task(self) -> PipelineTask:
         return self._plan.task
 
