@@ -58,7 +58,7 @@ TABLE: dict[str, set[str]] = {
     },
     "pipelines": {
         *("interfaces", "config", "registry", "architecture", "huggingface", "tokenization", "images", "kv_cache"),
-        *("distributed", "modeling", "nn", "planning", "engine", "structured_output"),
+        *("distributed", "modeling", "nn", "planning", "engine", "structured_output", "sentence_files"),
     },
     "scheduler": {"interfaces", "config", "kv_cache"},
     "actors": {

@@ -84,7 +84,15 @@ NAMES = {
     "max_ray.pipelines.lib": [
         *("PIPELINE_REGISTRY", "HuggingFaceConfig", "KVCacheInputs", "KVCacheParams", "ModelInputs", "ModelOutputs"),
         *("PipelineConfig", "PipelineModel", "PipelineRegistry", "RopeType", "SupportedArchitecture"),
-        *("EmbeddingsTokenizer", "SupportedEncoding", "TextPipelineModel", "TextTokenizer", "WeightsFormat"),
+        *(
+            "EmbeddingsTokenizer",
+            "JudgeTokenizer",
+            "PairTokenizer",
+            "SupportedEncoding",
+            "TextPipelineModel",
+            "TextTokenizer",
+            "WeightsFormat",
+        ),
     ],
     "max_ray.graph.weights": ["WeightsFormat"],
     "max_ray.nn.legacy.kv_cache": ["KVCacheParams", "KVCacheStrategy"],

@@ -116,7 +116,7 @@ class PipelineConfig(BaseModel):
         description="Name of the model in the API. Default: the folder's name or the repository id.",
     )
     task: PipelineTask | None = Field(
-        None, description="text_generation or embeddings_generation. Default: what the model is made for."
+        None, description="text_generation, embeddings_generation or score. Default: what the model is made for."
     )
     quantization_encoding: SupportedEncoding | None = Field(
         None, description="How weights are stored and executed. Default: what the checkpoint is."

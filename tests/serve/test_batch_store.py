@@ -61,7 +61,7 @@ async def test_a_batch_outlives_a_replica_and_its_store(
         async with served.client() as other:
             results = parsed((await other.files.content(batch.output_file_id)).content)
         assert sorted(one["custom_id"] for one in results) == sorted(one["custom_id"] for one in lines)
-        assert all(one["response"]["body"]["choices"][0]["text"] for one in results)
+        assert {one["response"]["status_code"] for one in results} == {200}
 
 
 async def _until(client: openai.AsyncOpenAI, batch_id: str, num_completed: int) -> Any:

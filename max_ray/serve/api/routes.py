@@ -53,6 +53,7 @@ from max_ray.serve.api.responses.routes import add_response_routes
 from max_ray.serve.api.responses.store import LocalResponseStore, ResponseStore
 from max_ray.serve.api.route_table import known_paths
 from max_ray.serve.api.scope import CLIENT_CLOSED, SEND_KEY, SERVER_SEND_KEY
+from max_ray.serve.api.score import RERANK_PATHS, SCORE_PATHS, RerankBody, ScoreBody, add_score_routes
 from max_ray.serve.api.sse import ClientGoneError, until_disconnect
 from max_ray.serve.api.token_routes import DetokenizeRequest, TokenizeRequest, add_token_routes
 
@@ -62,6 +63,8 @@ _BODIES: dict[str, type[ApiRequest]] = {
     "/v1/completions": CompletionRequest,
     "/v1/chat/completions": ChatCompletionRequest,
     "/v1/embeddings": EmbeddingsRequest,
+    **dict.fromkeys(SCORE_PATHS, ScoreBody),
+    **dict.fromkeys(RERANK_PATHS, RerankBody),
     "/v1/responses": ResponsesRequest,
     "/v1/batches": BatchRequest,
     "/v1/messages": MessagesRequest,
@@ -104,6 +107,7 @@ def build_api(
     add_anthropic_routes(api, context)
     add_ollama_routes(api, context)
     add_token_routes(api, context)
+    add_score_routes(api, context)
     add_file_routes(api, batches.store if batches else None, options.body_timeout_s)
     add_batch_routes(api, context, batches)
     add_documentation(api, _BODIES)
