@@ -41,7 +41,8 @@ class PairTokenizer(TextTokenizer):
         super().__init__(model_path, max_length=max_length, **options)
         if self._backend is None:
             raise ConfigError(f"{model_path}: scores need a tokenizer.json, which this folder lacks.")
-        self._backend.encode_special_tokens = True
+        self._fast: Any = self._backend
+        self._fast.encode_special_tokens = True
 
     async def new_context(  # type: ignore[override]  # each task has its own requests
         self, request: ScoreRequest
@@ -60,11 +61,11 @@ class PairTokenizer(TextTokenizer):
 
     def _pair_ids(self, request: ScoreRequest) -> TokenArray:
         first, second = self._encoding(request.query), self._encoding(request.document)
-        room = self._room(request, self._backend.num_special_tokens_to_add(True), len(first) + len(second))
+        room = self._room(request, self._fast.num_special_tokens_to_add(True), len(first) + len(second))
         if room is not None:
             for encoding, length in zip((first, second), _longest_first(len(first), len(second), room), strict=True):
                 encoding.truncate(length)
-        return np.asarray(self._backend.post_process(first, second).ids, dtype=np.int64)
+        return np.asarray(self._fast.post_process(first, second).ids, dtype=np.int64)
 
     def _room(self, request: ScoreRequest, num_special: int, num_tokens: int) -> int | None:
         """Tokens that are left for the texts where they must be cut; None where they fit.
@@ -87,9 +88,9 @@ class PairTokenizer(TextTokenizer):
         """Of a text alone. Of megabytes that cannot fit, a beginning is as good: it is too long however it goes on."""
         head = text[: LONG_TOKEN_CHARACTERS * self.max_length]
         try:
-            encoding = self._backend.encode(head, add_special_tokens=False)
+            encoding = self._fast.encode(head, add_special_tokens=False)
             if len(head) < len(text) and len(encoding) <= 2 * self.max_length:
-                encoding = self._backend.encode(text, add_special_tokens=False)
+                encoding = self._fast.encode(text, add_special_tokens=False)
         except (TypeError, UnicodeEncodeError):
             raise InputError("The text holds half of a surrogate pair, which is not Unicode.") from None
         return encoding
@@ -102,9 +103,9 @@ class JudgeTokenizer(PairTokenizer):
 
     def __init__(self, model_path: str | Path, *, max_length: int, **options: Any) -> None:
         super().__init__(model_path, max_length=max_length, **options)
-        self._backend.encode_special_tokens = False
+        self._fast.encode_special_tokens = False
         self._before, self._behind = (self.encode_text(text, False) for text in (_BEFORE, _BEHIND))
-        self._backend.encode_special_tokens = True
+        self._fast.encode_special_tokens = True
 
     def _pair_ids(self, request: ScoreRequest) -> TokenArray:
         instruction = _INSTRUCTION if request.instruction is None else request.instruction

@@ -98,9 +98,11 @@ def make_model(folder: Path, name: str, **changes: Any) -> Path:
     }
     torch.manual_seed(3)
     model = kind.model(kind.config(**shape)).eval().float()
-    for parameter in model.parameters():
+    for place, parameter in model.named_parameters():
         if parameter.dim() == 1:
             torch.nn.init.normal_(parameter, 0.5, 0.3)
+        if place.startswith("classifier"):
+            parameter.data *= 3 if parameter.dim() == 2 else 0
     model.save_pretrained(folder)
     return folder
 
@@ -131,7 +133,7 @@ def reference_rows(folder: Path, pairs: Sequence[Pair], name: str, most: int | N
     options: dict[str, Any] = {"truncation": "longest_first", "max_length": most} if most else {}
     if not KINDS[name].is_qwen:
         wanted = {"return_tensors": "pt", "return_token_type_ids": name == "bert"}
-        return [dict(tokenizer(query, document, **wanted, **options)) for query, document in pairs]
+        return [dict(tokenizer([query], [document], **wanted, **options)) for query, document in pairs]
     before, behind = (tokenizer.encode(text, add_special_tokens=False) for text in (BEFORE, BEHIND))
     rows = []
     for query, document in pairs:
