@@ -12,8 +12,8 @@ from max_ray.scheduler.scheduled_request import ScheduledRequest
 
 
 class Admission:
-    """Admits strictly in order of arrival, with one exception: a request whose prefix another one is computing waits
-    for it and lets later ones pass.
+    """Admits strictly in the order of the queue, with one exception: a request whose prefix another one is computing
+    waits for it and lets later ones pass.
 
     Attributes:
         under_memory_pressure: Whether a request was preempted since one last ended. No request is then admitted in

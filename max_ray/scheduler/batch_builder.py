@@ -11,7 +11,7 @@ from max_ray.scheduler.scheduled_request import ScheduledRequest
 
 
 class BatchBuilder:
-    """Decoding requests first, then prompts within the token limit, the oldest first."""
+    """Decoding requests first, then prompts within the token limit, in the order of the queue."""
 
     def __init__(self, limits: SchedulerLimits, budget: BlockBudget, quarantine: Quarantine) -> None:
         self._limits = limits

@@ -21,6 +21,7 @@ from max_ray.errors import InputError, WorkerGroupError
 from max_ray.interfaces import CacheReply, CacheUpdate, GenerationStatus, KVCacheClient, RequestID, TextContext
 from max_ray.kv_cache import insufficient_blocks
 from max_ray.log import get_logger
+from max_ray.scheduler.activity import LoopActivity, request_activities
 from max_ray.scheduler.batch_runner import BatchRunner, TextPipeline
 from max_ray.scheduler.decision import SchedulerLimits
 from max_ray.scheduler.delivery import Delivery
@@ -93,16 +94,23 @@ class GenerationLoop(EngineLoop):
     def stats(self) -> SchedulerStats:
         """A snapshot."""
         queues, budget = self._scheduler.queues, self._scheduler.budget
-        oldest = queues.head
+        oldest = queues.oldest_arrival
         return replace(
             self._stats,
             queued=len(queues.waiting),
             running=len(queues.running),
-            oldest_waiting_s=time.monotonic() - oldest.arrival if oldest else 0.0,
+            oldest_waiting_s=time.monotonic() - oldest if oldest is not None else 0.0,
             num_used_blocks=budget.num_blocks - budget.num_free_blocks,
             num_blocks=budget.num_blocks,
             healthy=self.healthy,
         )
+
+    @property
+    def activity(self) -> LoopActivity:
+        """Limits and requests at this moment."""
+        budget = self._scheduler.budget
+        requests = request_activities(self._scheduler.queues, time.monotonic())
+        return LoopActivity(self.limits, budget.page_size, budget.num_blocks, requests)
 
     # One turn of the loop.
 

@@ -17,6 +17,7 @@ class ScheduledRequest:
         arrival: Time of arrival, in monotonic seconds.
         outputs: Outputs that its reader has not read yet.
         request_id: Identity of the request.
+        priority: Lower numbers run earlier.
         num_delivered: Generated tokens that were put into `outputs`.
         was_admitted: Whether it has held blocks before.
         is_cancelled: Whether it ends at the next step boundary.
@@ -26,12 +27,14 @@ class ScheduledRequest:
     arrival: float
     outputs: OutputQueue = field(default_factory=OutputQueue)
     request_id: RequestID = field(init=False)
+    priority: int = field(init=False)
     num_delivered: int = 0
     was_admitted: bool = False
     is_cancelled: bool = False
 
     def __post_init__(self) -> None:
         self.request_id = self.context.request_id
+        self.priority = self.context.priority
 
     @property
     def num_pending_tokens(self) -> int:

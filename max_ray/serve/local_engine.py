@@ -19,7 +19,7 @@ from max_ray.pipelines.embeddings import EmbeddingsPipeline
 from max_ray.pipelines.factory import build_factory
 from max_ray.pipelines.text_generation import TextGenerationPipeline
 from max_ray.planning.plan import PipelinePlan
-from max_ray.scheduler import EmbeddingsLoop, GenerationLoop, SchedulerLimits
+from max_ray.scheduler import EmbeddingsLoop, GenerationLoop, LoopActivity, SchedulerLimits
 from max_ray.serve.api.metrics import Metrics, MetricsSnapshot
 from max_ray.serve.api.model_parsers import ModelParsers
 from max_ray.tokenization.tokenizer import TextTokenizer
@@ -113,6 +113,10 @@ class LocalEngine:
     def cancel(self, request_id: RequestID) -> None:
         assert isinstance(self._loop, GenerationLoop), "an embeddings job is ended by cancelling its future"
         self._loop.cancel(request_id)
+
+    @property
+    def activity(self) -> LoopActivity:
+        return self._loop.activity
 
     async def healthy(self) -> bool:
         return self._loop.healthy

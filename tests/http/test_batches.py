@@ -175,6 +175,7 @@ async def test_a_batch(server: Server, engine: FakeEngine) -> None:
     counts = batch.request_counts
     assert (counts.total, counts.completed, counts.failed) == (41, 40, 1)
     assert batch.created_at <= batch.in_progress_at <= batch.finalizing_at <= batch.completed_at
+    assert {context.priority for context in engine.contexts} == {runner_module.PRIORITY}
     outputs = {one["custom_id"]: one for one in await content_of(client, batch.output_file_id)}
     assert outputs.keys() == {f"id-{i}" for i in range(40)}
     for i in range(40):

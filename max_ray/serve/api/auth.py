@@ -9,7 +9,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from max_ray.serve.api.http_errors import ErrorResponse, error_body
-from max_ray.serve.api.route_table import OPEN_PATHS
+from max_ray.serve.api.route_table import is_open
 from max_ray.serve.api.scope import route_path
 
 
@@ -22,7 +22,7 @@ class KeyAuth:
         self._keys = [key.encode() for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or route_path(scope) in OPEN_PATHS or self._allows(Headers(scope=scope)):
+        if scope["type"] != "http" or is_open(route_path(scope)) or self._allows(Headers(scope=scope)):
             await self._app(scope, receive, send)
         else:
             await _refusal()(scope, receive, send)

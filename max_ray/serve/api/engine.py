@@ -14,6 +14,7 @@ from max_ray.interfaces import (
     TextContext,
     TextGenerationOutput,
 )
+from max_ray.scheduler import LoopActivity
 from max_ray.serve.api.metrics import Metrics, MetricsSnapshot
 from max_ray.serve.api.model_parsers import ModelParsers
 from max_ray.tokenization.tokenizer import TextTokenizer
@@ -68,7 +69,11 @@ class Engine(Protocol):
         """True while the workers answer."""
 
     async def metrics_snapshots(self) -> Sequence[MetricsSnapshot]:
-        """The numbers of every replica, this one's being of now."""
+        """The numbers of every replica, this one's, which is the first, being of now."""
+
+    @property
+    def activity(self) -> LoopActivity:
+        """What this replica's loop is doing at this moment."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,19 +77,23 @@ ROUTES = (
     Route("/tokenize", POST, "Token ids of a prompt or of a chat (vLLM)."),
     Route("/detokenize", POST, "The text of token ids (vLLM)."),
     Route("/tokenizer_info", GET, "Class, special tokens and chat template of the tokenizer (vLLM)."),
+    Route("/v1/server", GET, "The running server: replicas, requests, KV blocks.", is_counted=False),
     Route("/health", GET, "200 while the model workers answer, else 503.", is_counted=False, is_open=True),
     Route("/ping", ("GET", "HEAD", "POST"), "The same as /health.", is_counted=False, is_open=True),
     Route("/metrics", GET, "Numbers for Prometheus.", is_counted=False),
     Route("/version", GET, "The version of the server.", is_counted=False),
     Route("/openapi.json", GET, "This API as an OpenAPI document.", is_counted=False, is_open=True),
     Route("/docs", GET, "This API as a web page.", is_counted=False, is_open=True),
+    Route("/", GET, "A page to chat and to watch the server.", is_counted=False, is_open=True),
+    Route("/page/{name}", GET, "The files of that page.", is_counted=False, is_open=True),
 )
 OTHER = "other"
 """The label of requests to unknown paths of the API."""
 _COUNTED_BEGINNINGS = ("/v1/", "/api/")
 _LABELS = {route.label: route for route in ROUTES}
 _WITH_PARAMETERS = tuple(route for route in ROUTES if "{" in route.path)
-OPEN_PATHS = frozenset(route.path for route in ROUTES if route.is_open)
+_OPEN_PATHS = frozenset(route.path for route in ROUTES if route.is_open)
+_OPEN_WITH_PARAMETERS = tuple(route for route in _WITH_PARAMETERS if route.is_open)
 
 
 def counted_label(path: str) -> str | None:
@@ -109,6 +113,15 @@ def counted_label(path: str) -> str | None:
     if route is None:
         return OTHER
     return route.label if route.is_counted else None
+
+
+def is_open(path: str) -> bool:
+    """Whether a path needs no API key.
+
+    Args:
+        path: Without a prefix and without a slash at its end.
+    """
+    return path in _OPEN_PATHS or any(route.pattern.fullmatch(path) for route in _OPEN_WITH_PARAMETERS)
 
 
 def known_paths() -> Iterable[str]:

@@ -46,6 +46,7 @@ from max_ray.serve.api.ollama.routes import OllamaEmbedRequest, ShowRequest, add
 from max_ray.serve.api.openai import ChatCompletionRequest, CompletionRequest
 from max_ray.serve.api.openapi import add_documentation
 from max_ray.serve.api.origin_guard import OriginGuard, cors_settings
+from max_ray.serve.api.page.routes import add_page
 from max_ray.serve.api.request_fields import ApiRequest
 from max_ray.serve.api.respond import respond
 from max_ray.serve.api.responses.requests import ResponsesRequest
@@ -54,6 +55,7 @@ from max_ray.serve.api.responses.store import LocalResponseStore, ResponseStore
 from max_ray.serve.api.route_table import known_paths
 from max_ray.serve.api.scope import CLIENT_CLOSED, SEND_KEY, SERVER_SEND_KEY
 from max_ray.serve.api.score import RERANK_PATHS, SCORE_PATHS, RerankBody, ScoreBody, add_score_routes
+from max_ray.serve.api.server_view import server_object
 from max_ray.serve.api.sse import ClientGoneError, until_disconnect
 from max_ray.serve.api.token_routes import DetokenizeRequest, TokenizeRequest, add_token_routes
 
@@ -101,7 +103,8 @@ def build_api(
     bodies = BodyReader(timeout_s=options.body_timeout_s)
     store = LocalResponseStore() if responses is None else responses
     context = ApiContext(engine, options, bodies, store, details or ModelDetails())
-    _add_readings(api, engine)
+    _add_readings(api, context)
+    add_page(api)
     _add_tasks(api, context)
     add_response_routes(api, context)
     add_anthropic_routes(api, context)
@@ -152,9 +155,9 @@ class _Api(FastAPI):
         await super().__call__(scope, receive, send)
 
 
-def _add_readings(api: FastAPI, engine: Engine) -> None:
+def _add_readings(api: FastAPI, context: ApiContext) -> None:
     """The routes of GET and HEAD. Of an answer to HEAD the HTTP server sends the headers only."""
-    created = int(time.time())
+    engine, created, started = context.engine, int(time.time()), time.monotonic()
     get = partial(api.api_route, methods=["GET", "HEAD"])
 
     @get("/v1/models")
@@ -178,6 +181,10 @@ def _add_readings(api: FastAPI, engine: Engine) -> None:
     async def metrics() -> Response:
         content = await asyncio.to_thread(render_metrics, await engine.metrics_snapshots())  # milliseconds
         return Response(content, headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
+
+    @get("/v1/server")
+    async def server() -> Response:
+        return JSONResponse(await server_object(context, started))
 
     @get("/version")
     async def version() -> Response:
@@ -241,5 +248,6 @@ def _model_object(engine: Engine, created: int) -> dict[str, Any]:
         "owned_by": "max_ray",
         "max_model_len": engine.tokenizer.max_length,
         "task": engine.task.value,
+        "modalities": ["text", "image"] if engine.tokenizer.takes_images else ["text"],
         **({"chat_template": engine.tokenizer.describe_chat_template(), **engine.parsers.public()} if is_chat else {}),
     }

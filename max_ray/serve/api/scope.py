@@ -29,7 +29,12 @@ def route_path(scope: Scope) -> str:
 
 
 def drop_trailing_slash(scope: Scope) -> None:
-    """`/v1/completions/` is the route itself: a redirect would go to whatever host the client named."""
+    """`/v1/completions/` is the route itself: a redirect would go to whatever host the client named.
+
+    A prefix without a slash is the application's root.
+    """
     path: str = scope["path"]
+    if path and path == scope.get("root_path"):
+        scope["path"] = path + "/"
     if path.endswith("/") and route_path(scope) != "/":
         scope["path"] = path[:-1]

@@ -24,6 +24,13 @@ from max_ray.serve.api.files.directory import new_id
 
 logger = logging.getLogger(__name__)
 ASK_EVERY_S = 1.0
+PRIORITY = 1000
+"""Of a line that gives none: behind every request that gives none."""
+_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "/v1/chat/completions": {"priority": PRIORITY},
+    "/v1/completions": {"priority": PRIORITY},
+    "/v1/responses": {"store": False},
+}
 _BUSY = (429, 503)
 _LONGEST_WAIT_S = 30.0
 MAX_FAILURES = 10
@@ -44,8 +51,7 @@ class LineRunner:
 
     async def run(self, request: LineRequest) -> tuple[bool, bytes]:
         """Whether the line succeeded, and its line in the output or the error file."""
-        body = {"store": False, **request.body} if request.url == "/v1/responses" else request.body
-        reply = await self._answered(request.url, body)
+        reply = await self._answered(request.url, {**_DEFAULTS.get(request.url, {}), **request.body})
         return reply.status == 200, response_line(request.custom_id, reply.status, new_id("req_"), reply.body)
 
     async def _answered(self, path: str, body: Mapping[str, Any]) -> Reply:
