@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from ray import serve
@@ -15,7 +16,8 @@ from max_ray.phases import phase
 from max_ray.pipelines.factory import build_tokenizer
 from max_ray.planning.hardware import Hardware
 from max_ray.planning.plan import resolve_plan
-from max_ray.serve.api.engine import ApiOptions
+from max_ray.serve.api.engine import ApiOptions, FilesOptions
+from max_ray.serve.api.files.directory import check_folder
 from max_ray.serve.cluster_env import cluster_hardware, connect
 from max_ray.serve.ingress import Ingress
 from max_ray.serve.serve_config import load_serve_config
@@ -35,6 +37,8 @@ def build_application(config: ServeConfig) -> serve.Application:
     """Checks the configuration against model and cluster, connects to Ray, binds the deployment. Raises ConfigError."""
     if not config.model_path:
         config = load_serve_config(given_settings(config), environ={})[0]
+    if config.files_dir is not None:
+        check_folder(Path(config.files_dir))
     pipeline_config = PipelineConfig(**{name: getattr(config, name) for name in PipelineConfig.model_fields})
     phases: dict[str, float] = {}
     with phase("resolve and plan", durations=phases):
@@ -68,6 +72,9 @@ def api_options(config: ServeConfig) -> ApiOptions:
         api_keys=config.key_values,
         allowed_hosts=config.allowed_hosts or any_host,
         allowed_origins=config.allowed_origins,
+        files=FilesOptions(config.files_dir, config.files_max_bytes, config.batch_concurrency)
+        if config.files_dir
+        else None,
     )
 
 

@@ -108,6 +108,8 @@ def ready_message(config: ServeConfig, task: PipelineTask = PipelineTask.TEXT_GE
     route, given = "chat/completions", {"messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 32}
     if task is PipelineTask.EMBEDDINGS_GENERATION:
         route, given = "embeddings", {"input": "Hello!"}
+    if task is PipelineTask.SCORE:
+        route, given = "score", {"text_1": "Hello!", "text_2": ["Hi!", "Bye!"]}
     body = json.dumps({"model": config.served_model_name, **given})
     key = ' -H "Authorization: Bearer ${MAX_RAY_API_KEYS%%,*}"' if config.api_keys else ""
     return (

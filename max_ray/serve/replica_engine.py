@@ -62,7 +62,7 @@ class ReplicaEngine:
         self._metrics = Metrics(plan.config.served_model_name, owner_id)
         self._plan = plan
         self._loop: GenerationLoop | EmbeddingsLoop
-        if plan.task is PipelineTask.EMBEDDINGS_GENERATION:
+        if plan.is_pooled:
             pipeline = EmbeddingsPipeline(group.executor, limits.max_batch_size, limits.max_batch_input_tokens)
             self._loop = EmbeddingsLoop(pipeline, limits, self._recover)
         else:
@@ -96,6 +96,10 @@ class ReplicaEngine:
     @property
     def metrics(self) -> Metrics:
         return self._metrics
+
+    @property
+    def num_waiting(self) -> int:
+        return self._loop.stats.queued
 
     @property
     def task(self) -> PipelineTask:

@@ -41,6 +41,7 @@ class LocalEngine:
     task = PipelineTask.EMBEDDINGS_GENERATION
     model_name = "tiny"
     parsers = ModelParsers()
+    num_waiting = 0
 
     def __init__(self, folder: Path) -> None:
         config = PipelineConfig(model_path=str(folder), num_threads=1, max_length=32)

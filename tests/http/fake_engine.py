@@ -48,6 +48,7 @@ class FakeEngine:
         self.refuse: MaxRayError | None = None
         self.accept_first = 0
         self.is_healthy = True
+        self.num_waiting = 0
         self.cached_tokens = 0
         self.tokens_per_output = 1
         self.listed: tuple[RequestActivity, ...] = ()

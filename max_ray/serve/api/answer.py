@@ -194,6 +194,16 @@ def check_task(engine: Engine, task: PipelineTask) -> None:
     """Raises InputError where the served model is for another task, with the route that is its own."""
     if engine.task is task:
         return
+    if engine.task is PipelineTask.SCORE:
+        raise InputError(
+            f"The model {engine.model_name!r} scores pairs of texts: use /v1/score or /v1/rerank.", param="model"
+        )
+    if task is PipelineTask.SCORE:
+        raise InputError(
+            f"The model {engine.model_name!r} generates text and scores no pairs: use /v1/chat/completions or "
+            f"/v1/completions, or serve it with --task score where its family can do that.",
+            param="model",
+        )
     if engine.task is PipelineTask.EMBEDDINGS_GENERATION:
         raise InputError(
             f"The model {engine.model_name!r} makes embeddings and generates no text: use /v1/embeddings.",

@@ -45,6 +45,10 @@ class Engine(Protocol):
     def metrics(self) -> Metrics:
         """This replica's counters; the routes write to them."""
 
+    @property
+    def num_waiting(self) -> int:
+        """Requests in this replica's queue."""
+
     def submit(self, context: TextContext) -> AsyncIterator[TextGenerationOutput]:
         """Admits a request at the call and gives its outputs; the last one `is_done`.
 
@@ -73,6 +77,21 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class FilesOptions:
+    """Settings of files and batches.
+
+    Args:
+        folder: Where files are kept.
+        max_bytes: Of all files together.
+        concurrency: Lines of batches that a replica runs at a time.
+    """
+
+    folder: str
+    max_bytes: int
+    concurrency: int
+
+
+@dataclass(frozen=True, slots=True)
 class ApiOptions:
     """Settings of the front.
 
@@ -83,6 +102,7 @@ class ApiOptions:
     max_body_bytes: a longer request body is a 413. max_body_bytes_with_images: the same for chats of a model that sees
     images, which may come as data: URLs.
     body_timeout_s: a client that takes longer to send its body gets a 408; large bodies have more time.
+    files: None: the server keeps no files and runs no batches.
     """
 
     api_keys: tuple[str, ...] = ()
@@ -91,3 +111,4 @@ class ApiOptions:
     max_body_bytes: int = 8 * 1024 * 1024
     max_body_bytes_with_images: int = 48 * 1024 * 1024
     body_timeout_s: float = 30.0
+    files: FilesOptions | None = None

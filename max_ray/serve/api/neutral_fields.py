@@ -120,6 +120,17 @@ EMBEDDINGS: dict[str, Neutral] = ANY_REQUEST | {
     "priority": foreign(0),
 }
 
+SCORES: dict[str, Neutral] = ANY_REQUEST | {
+    "add_special_tokens": foreign(True),
+    "activation": foreign(True),
+    "use_activation": foreign(True),
+    "max_chunks_per_doc": foreign(),
+    "max_tokens_per_doc": foreign(instead="Use 'truncate_prompt_tokens'."),
+    "mm_processor_kwargs": foreign({}),
+    "rank_fields": foreign(["text"]),
+    "softmax": foreign(),
+}
+
 STREAM_OPTIONS: dict[str, Neutral] = {
     "include_obfuscation": only(False),
 }

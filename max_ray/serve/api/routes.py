@@ -28,10 +28,13 @@ from max_ray.serve.api.anthropic.requests import CountTokensRequest, MessagesReq
 from max_ray.serve.api.anthropic.routes import add_anthropic_routes
 from max_ray.serve.api.api_context import ApiContext, ModelDetails
 from max_ray.serve.api.auth import KeyAuth
+from max_ray.serve.api.batches.routes import BatchRequest, add_batch_routes
+from max_ray.serve.api.batches.runner import BatchRunner
 from max_ray.serve.api.body_reader import BodyReader
 from max_ray.serve.api.deadline import RequestDeadline
 from max_ray.serve.api.embeddings import EmbeddingsJob, EmbeddingsRequest, open_job
 from max_ray.serve.api.engine import ApiOptions, Engine
+from max_ray.serve.api.files.routes import add_file_routes
 from max_ray.serve.api.http_errors import (
     ErrorResponse,
     add_error_handlers,
@@ -51,6 +54,7 @@ from max_ray.serve.api.responses.routes import add_response_routes
 from max_ray.serve.api.responses.store import LocalResponseStore, ResponseStore
 from max_ray.serve.api.route_table import known_paths
 from max_ray.serve.api.scope import CLIENT_CLOSED, DEADLINE_KEY, SEND_KEY, SERVER_SEND_KEY
+from max_ray.serve.api.score import RERANK_PATHS, SCORE_PATHS, RerankBody, ScoreBody, add_score_routes
 from max_ray.serve.api.server_view import server_object
 from max_ray.serve.api.sse import ClientGoneError, until_disconnect
 from max_ray.serve.api.token_routes import DetokenizeRequest, TokenizeRequest, add_token_routes
@@ -61,7 +65,10 @@ BODIES: dict[str, type[ApiRequest]] = {
     "/v1/completions": CompletionRequest,
     "/v1/chat/completions": ChatCompletionRequest,
     "/v1/embeddings": EmbeddingsRequest,
+    **dict.fromkeys(SCORE_PATHS, ScoreBody),
+    **dict.fromkeys(RERANK_PATHS, RerankBody),
     "/v1/responses": ResponsesRequest,
+    "/v1/batches": BatchRequest,
     "/v1/messages": MessagesRequest,
     "/v1/messages/count_tokens": CountTokensRequest,
     "/api/chat": OllamaChatRequest,
@@ -79,6 +86,7 @@ def build_api(
     options: ApiOptions | None = None,
     responses: ResponseStore | None = None,
     details: ModelDetails | None = None,
+    batches: BatchRunner | None = None,
 ) -> FastAPI:
     """The application with all routes.
 
@@ -87,6 +95,7 @@ def build_api(
         options: Settings of the front.
         responses: Keeps the responses of the Responses API; None keeps them in this process.
         details: What is told of the served model.
+        batches: Runs batches, started by the caller; None: the server keeps no files.
     """
     options = options or ApiOptions()
     no_pages: dict[str, Any] = {"openapi_url": None, "docs_url": None, "redoc_url": None}
@@ -101,6 +110,9 @@ def build_api(
     add_anthropic_routes(api, context)
     add_ollama_routes(api, context)
     add_token_routes(api, context)
+    add_score_routes(api, context)
+    add_file_routes(api, batches.store if batches else None, options.body_timeout_s)
+    add_batch_routes(api, context, batches)
     add_documentation(api, BODIES)
     add_error_handlers(api, known_paths())
     if options.api_keys:
@@ -110,6 +122,26 @@ def build_api(
         api.add_middleware(CORSMiddleware, **cors_settings(options.allowed_origins))
     api.add_middleware(OriginGuard, options=options)
     api.add_middleware(RequestCounter, engine=engine)
+    return api
+
+
+def build_line_api(
+    engine: Engine, options: ApiOptions | None = None, responses: ResponseStore | None = None
+) -> FastAPI:
+    """The application that lines of batches are sent to: the same routes, with no guard and no counter around them.
+
+    Args:
+        engine: What generates.
+        options: Settings of the front.
+        responses: Keeps the responses of the Responses API; None keeps them in this process.
+    """
+    options = options or ApiOptions()
+    api = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+    store = LocalResponseStore() if responses is None else responses
+    context = ApiContext(engine, options, BodyReader(timeout_s=options.body_timeout_s), store)
+    _add_tasks(api, context)
+    add_response_routes(api, context)
+    add_error_handlers(api, known_paths())
     return api
 
 

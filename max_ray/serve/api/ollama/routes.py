@@ -198,7 +198,7 @@ def _shown(context: ApiContext) -> dict[str, Any]:
 
 def _capabilities(engine: Engine) -> list[str]:
     if engine.task is not PipelineTask.TEXT_GENERATION:
-        return ["embedding"]
+        return ["embedding"] if engine.task is PipelineTask.EMBEDDINGS_GENERATION else []
     found = {
         "completion": True,
         "vision": engine.tokenizer.takes_images,
