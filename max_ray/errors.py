@@ -16,6 +16,7 @@
     |- ConformanceError                a model family computes something else than its reference
     |- DeviceError                     no such device on this machine
     |- InsufficientBlocksError (503)   the KV cache has no room for this request
+    |- ForbiddenError (403)            the API key may not do this
     |- QueueFullError (429)            the bounded queue is full; carries `retry_after` seconds
     |- WorkerGroupError (503)          a worker of the tensor-parallel group died or hangs
     |  `- TransportError                a connection to it cannot be made, or a peer breaks the protocol
@@ -131,6 +132,13 @@ class DeviceError(MaxRayError, RuntimeError):
 class InsufficientBlocksError(MaxRayError, RuntimeError):
     http_status = 503
     error_type = "insufficient_kv_cache"
+
+
+class ForbiddenError(MaxRayError):
+    """The API key may not do this."""
+
+    http_status = 403
+    error_type = "permission_denied"
 
 
 class QueueFullError(MaxRayError):

@@ -71,7 +71,7 @@ TABLE: dict[str, set[str]] = {
     "benchmark": {
         *("settings", "tokenization", "gguf", "host_memory", "interfaces", "huggingface", "weights", "driver"),
         *("distributed", "kernels", "nn", "modeling", "planning", "engine", "pipelines"),  # no server
-        "structured_output",
+        *("structured_output", "kv_cache", "scheduler"),
     },
     "conformance": {
         *("interfaces", "config", "registry", "architecture", "custom_code", "huggingface", "weights"),

@@ -96,6 +96,7 @@ class Simulation:
         self.forecast = Forecast(machine.limits, self.scheduler.queues, self.scheduler.budget, self._clock)
         self.room = QueueRoom(self.scheduler, self.forecast, self._clock)
         self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._event_time = 0.0  # events of the time of a step are called behind it
         self._numbers = itertools.count()
         self._jobs: dict[RequestID, Job] = {}
 
@@ -115,8 +116,8 @@ class Simulation:
             tenant_weight=job.weight,
         )
         self.room.check(context)
-        job.arrival = self.now
-        job.request = ScheduledRequest(context, self.now)
+        job.arrival = self._event_time
+        job.request = ScheduledRequest(context, job.arrival)
         self._jobs[context.request_id] = job
         self.scheduler.queues.add(job.request)
 
@@ -134,10 +135,11 @@ class Simulation:
 
     def _call_events(self) -> None:
         while self._events and self._events[0][0] <= self.now:
-            heapq.heappop(self._events)[2]()
+            self._event_time, _, event = heapq.heappop(self._events)
+            event()
 
     def _step(self) -> None:
-        self.forecast.begin_run(self.stats.steps)
+        self.forecast.begin_run(self.stats)
         decision = self.scheduler.schedule()
         batch = self.scheduler.apply(decision, self.manager.update(decision.update))
         num_tokens = sum(request.context.active_length for request in batch.requests)
@@ -149,7 +151,7 @@ class Simulation:
         self.stats.steps += 1
         for request in batch.requests:
             self._advance(request)
-        self.forecast.end_run(self.stats.steps)
+        self.forecast.end_run(self.stats)
 
     def _advance(self, request: ScheduledRequest) -> None:
         context = request.context

@@ -52,14 +52,13 @@ class Admission:
 
     def could_admit(self) -> bool:
         """Whether a decision made now would probably admit the head of the queue."""
-        head, num_running = self._queues.head, len(self._queues.running)
+        share, num_running = self._queues.share, len(self._queues.running)
+        if share.is_contended:
+            share.count_blocks(self._queues.running.values())
+        head = self._queues.head
         if head is None:
             return False
-        if (
-            num_running
-            and self._queues.share.is_contended
-            and self._quarantine.first_of(self._queues.running.values()) is None
-        ):
+        if num_running and share.is_contended and self._quarantine.first_of(self._queues.running.values()) is None:
             return FairPreemption(self._limits, self._queues, self._budget).room_for(head) is not None
         if num_running >= self._limits.max_batch_size:
             return False

@@ -126,11 +126,16 @@ class FairShare:
         for tenant in self._active:
             if waiting:
                 tenant.virtual_time += tenant.num_blocks * elapsed / tenant.weight
+        self.count_blocks(running)
+        self._floor = max(self._floor, min((tenant.virtual_time for tenant in waiting), default=self._floor))
+        self._counted_at = now
+
+    def count_blocks(self, running: Iterable[ScheduledRequest]) -> None:
+        """Counts what each tenant holds now. `running`: all running requests."""
+        for tenant in self._active:
             tenant.num_blocks = 0
         for request in running:
             request.tenant.num_blocks += len(request.context.block_table)
-        self._floor = max(self._floor, min((tenant.virtual_time for tenant in waiting), default=self._floor))
-        self._counted_at = now
 
     # Whose turn it is.
 

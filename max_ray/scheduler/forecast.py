@@ -18,34 +18,39 @@ from max_ray.interfaces import GenerationStatus, TextContext
 from max_ray.scheduler.block_budget import BlockBudget
 from max_ray.scheduler.decision import SchedulerLimits
 from max_ray.scheduler.request_queues import RequestQueues
+from max_ray.scheduler.stats import SchedulerStats
 
 _VALID_FOR_S = 0.25
 _MEMORY = 0.95
 """Share of what was measured that still counts one run later."""
 _LENGTHS = 128
+_MOST_DEPARTURES = 4096
+_FIRST_STEP_S = 0.02
+"""Assumed while no step was made."""
+_CAUTION = 1.1
+"""Who comes back a little late is let in, and who comes too early is refused again."""
 
 
 class StepTimes:
-    """How long a step takes, lately."""
+    """How long steps take, lately: so much for a step, and so much more for each prompt token in it."""
 
     def __init__(self) -> None:
-        self._steps = 0.0
-        self._seconds = 0.0
+        self._sums = [0.0] * 8
 
-    def note(self, num_steps: int, seconds: float) -> None:
-        """A run has made so many steps in so much time."""
-        self._steps = self._steps * _MEMORY + num_steps
-        self._seconds = self._seconds * _MEMORY + seconds
+    def note(self, num_steps: int, num_tokens: int, seconds: float) -> None:
+        """A run has made so many steps, with so many prompt tokens, in so much time."""
+        n, p, t = float(num_steps), float(num_tokens), seconds
+        for index, value in enumerate((n, p, t, n * n, n * p, p * p, n * t, p * t)):
+            self._sums[index] = self._sums[index] * _MEMORY + value
 
-    def step_s(self, num_steps: int, seconds: float) -> float | None:
-        """Mean seconds of a step; None while no step was made.
-
-        Args:
-            num_steps: Steps of the run in progress.
-            seconds: Its time so far.
-        """
-        steps = self._steps + num_steps
-        return (self._seconds + seconds) / steps if steps else None
+    def costs(self) -> tuple[float, float]:
+        """Seconds of a step, and of a prompt token: least squares over the runs, then scaled to their time in all."""
+        n, p, t, nn, np, pp, nt, pt = self._sums
+        if not n or not t:
+            return _FIRST_STEP_S, 0.0
+        spread = nn * pp - np * np
+        token_s = 0.0 if spread <= 1e-9 * nn * pp else min(max(0.0, (nn * pt - np * nt) / spread), t / p)
+        return max(0.0, t - token_s * p) / n, token_s
 
 
 class AnswerLengths:
@@ -84,32 +89,82 @@ class AnswerLengths:
 
 
 @dataclass(frozen=True, slots=True)
-class Departures:
-    """When requests leave the queue.
+class _Life:
+    """What a request will probably need.
 
     Args:
-        now: When this was forecast.
-        times: Of each departure, in order.
-        tokens: Tokens that have left by then.
+        num_tokens: Of its prompt.
+        num_steps: Decode steps until it ends.
+        num_blocks: KV blocks that it holds half of the way.
     """
 
-    now: float
-    times: list[float]
-    tokens: list[int]
+    num_tokens: float
+    num_steps: float
+    num_blocks: float
+
+
+class Departures:
+    """When requests leave the queue: those that wait, and behind them others that are like these on average.
+
+    Counts in steps. The time of a step is known from the prompt tokens that are computed by then.
+
+    Args:
+        now: When this is forecast.
+        costs: Seconds of a step, and of a prompt token.
+        limits: Of batches.
+        num_free_blocks: KV blocks that no running request will hold half of its way.
+    """
+
+    def __init__(self, now: float, costs: tuple[float, float], limits: SchedulerLimits, num_free_blocks: float) -> None:
+        self.now = now
+        self._step_s, self._token_s = costs
+        self._limits = limits
+        self._num_free_blocks = num_free_blocks
+        self._ends: list[tuple[float, float]] = []
+        self._step = 0.0
+        self._num_prompt_tokens = 0.0
+        self._times: list[float] = []
+        self._tokens: list[float] = []
+        self._waiting: list[_Life] = []
+
+    def add_running(self, life: _Life, num_pending: int) -> None:
+        """A request that runs; `num_pending` tokens of its prompt are left."""
+        self._num_prompt_tokens += num_pending if num_pending > 1 else 0
+        prompt_steps = self._num_prompt_tokens / self._limits.max_batch_input_tokens
+        heapq.heappush(self._ends, (prompt_steps + life.num_steps, life.num_blocks))
+
+    def add_waiting(self, life: _Life) -> None:
+        """The next request that waits. All running ones have been added."""
+        self._waiting.append(life)
+        self._leave(life)
 
     def wait_s(self, num_requests: int, num_tokens: int) -> float:
         """Seconds from `now` until so many requests and so many of their tokens have left; both may be zero or less."""
-        index = max(num_requests - 1, bisect_left(self.tokens, num_tokens) if num_tokens > 0 else -1)
-        if index < 0:
+        if not self._waiting or max(num_requests, num_tokens) <= 0:
             return 0.0
-        if index < len(self.times):
-            return self.times[index] - self.now
-        if not self.times:
-            return 0.0
-        whole = self.times[-1] - self.now
-        by_requests = num_requests / len(self.times)
-        by_tokens = num_tokens / self.tokens[-1] if self.tokens[-1] else 0.0
-        return whole * max(1.0, by_requests, by_tokens)
+        number = len(self._waiting)
+        mean = _Life(
+            *(sum(getattr(life, name) for life in self._waiting) / number for name in _Life.__dataclass_fields__)
+        )
+        while len(self._times) < _MOST_DEPARTURES and not (
+            len(self._times) >= num_requests and self._tokens[-1] >= num_tokens
+        ):
+            self._leave(mean)
+        index = max(num_requests - 1, bisect_left(self._tokens, num_tokens))
+        return self._times[min(index, len(self._times) - 1)] - self.now
+
+    def _leave(self, life: _Life) -> None:
+        limits = self._limits
+        while self._ends and (len(self._ends) >= limits.max_batch_size or life.num_blocks > self._num_free_blocks):
+            end, freed = heapq.heappop(self._ends)
+            self._step, self._num_free_blocks = max(self._step, end), self._num_free_blocks + freed
+        self._step = max(self._step, self._num_prompt_tokens / limits.max_batch_input_tokens)
+        seconds = self._step * self._step_s + self._num_prompt_tokens * self._token_s
+        self._times.append(self.now + seconds * _CAUTION)
+        self._tokens.append((self._tokens[-1] if self._tokens else 0) + life.num_tokens)
+        self._num_prompt_tokens += life.num_tokens
+        self._num_free_blocks -= life.num_blocks
+        heapq.heappush(self._ends, (self._step + 1 + life.num_steps, life.num_blocks))
 
 
 class Forecast:
@@ -131,62 +186,42 @@ class Forecast:
         self._queues = queues
         self._budget = budget
         self._clock = clock
-        self._begin: tuple[float, int] | None = None
+        self._begin = (0.0, 0, 0)
         self._departures: Departures | None = None
 
-    def begin_run(self, num_steps: int) -> None:
-        """A run begins; `num_steps` were made before it."""
-        self._begin = self._clock(), num_steps
+    def begin_run(self, stats: SchedulerStats) -> None:
+        """A run begins."""
+        self._begin = self._counts(stats)
 
-    def end_run(self, num_steps: int) -> None:
-        """The run has ended; `num_steps` were made in all."""
-        assert self._begin is not None, "end_run() without begin_run()"
-        begin, before = self._begin
-        self._begin = None
-        self._steps.note(num_steps - before, self._clock() - begin)
+    def end_run(self, stats: SchedulerStats) -> None:
+        """The run has ended."""
+        (begin, *before), (end, *after) = self._begin, self._counts(stats)
+        steps, tokens = (int(new - old) for new, old in zip(after, before, strict=True))
+        self._steps.note(steps, tokens, end - begin)
 
-    def departures(self, num_steps: int) -> Departures | None:
-        """When the waiting requests leave the queue; None while no step was made. Good for a quarter of a second.
+    def _counts(self, stats: SchedulerStats) -> tuple[float, int, int]:
+        """Time, and steps and computed prompt tokens so far."""
+        return self._clock(), stats.steps, stats.prompt_tokens - stats.prefix_hit_tokens
 
-        Args:
-            num_steps: Steps made in all.
-        """
+    def departures(self) -> Departures:
+        """When the waiting requests leave the queue. Good for a quarter of a second."""
         now = self._clock()
-        begin, before = self._begin or (now, num_steps)
-        step_s = self._steps.step_s(num_steps - before, now - begin)
-        if step_s is None:
-            return None
-        last = self._departures
-        is_same = last is not None and len(last.times) == len(self._queues.waiting)
-        if last is None or not is_same or now - last.now > _VALID_FOR_S:
-            last = self._departures = self._simulated(now, step_s)
-        return last
+        if self._departures is None or now - self._departures.now > _VALID_FOR_S:
+            self._departures = self._forecast(now)
+        return self._departures
 
-    def _simulated(self, now: float, step_s: float) -> Departures:
+    def _forecast(self, now: float) -> Departures:
         self.lengths.prepare()
-        ends: list[tuple[float, int]] = []
-        num_free_blocks = self._budget.num_free_blocks
-        for request in self._queues.running.values():
-            num_steps, num_blocks = self._life(request.context)
-            num_free_blocks -= num_blocks - len(request.context.block_table)
-            ends.append((now + num_steps * step_s, num_blocks))
-        heapq.heapify(ends)
-        time, num_tokens, times, tokens = now, 0, [], []
+        running = self._queues.running.values()
+        lives = [self._life(request.context) for request in running]
+        held = sum(life.num_blocks - len(r.context.block_table) for life, r in zip(lives, running, strict=True))
+        departures = Departures(now, self._steps.costs(), self._limits, self._budget.num_free_blocks - held)
+        for life, request in zip(lives, running, strict=True):
+            departures.add_running(life, request.num_pending_tokens)
         for request in self._queues.in_order():
-            num_steps, num_blocks = self._life(request.context)
-            while ends and (len(ends) >= self._limits.max_batch_size or num_blocks > num_free_blocks):
-                end, freed = heapq.heappop(ends)
-                time, num_free_blocks = max(time, end), num_free_blocks + freed
-            heapq.heappush(ends, (time + num_steps * step_s, num_blocks))
-            num_free_blocks -= num_blocks
-            num_tokens += len(request.context.tokens)
-            times.append(time)
-            tokens.append(num_tokens)
-        return Departures(now, times, tokens)
+            departures.add_waiting(self._life(request.context))
+        return departures
 
-    def _life(self, context: TextContext) -> tuple[int, int]:
-        """Steps until a request probably ends, and the blocks that it holds half of the way."""
-        num_new = self.lengths.remaining(context)
-        num_pending = len(context.tokens) - context.processed_length
-        num_steps = -(-num_pending // self._limits.max_batch_input_tokens) + num_new - 1
-        return num_steps, (len(context.tokens) + num_new // 2) // self._budget.page_size + 1
+    def _life(self, context: TextContext) -> _Life:
+        num_tokens, num_new = len(context.tokens), self.lengths.remaining(context)
+        return _Life(num_tokens, num_new, (num_tokens + num_new // 2) // self._budget.page_size + 1)

@@ -117,13 +117,13 @@ class GenerationLoop(EngineLoop):
             await self._rest()
             return
         self._stats.decisions += 1
-        self._forecast.begin_run(self._stats.steps)
+        self._forecast.begin_run(self._stats)
         decision = self._scheduler.schedule()
         reply = await self._update_cache(decision.update)
         batch = self._scheduler.apply(decision, reply)
         if batch.requests:
             await self._runner.run(batch)
-            self._forecast.end_run(self._stats.steps)
+            self._forecast.end_run(self._stats)
         self._end_cancelled()
 
     async def _update_cache(self, update: CacheUpdate) -> CacheReply:

@@ -113,9 +113,7 @@ class QueueRoom:
         now = self._clock()
         self._promises = deque((p for p in self._promises if p.time > now), maxlen=_MOST_PROMISES)
         earlier = [promise for promise in self._promises if promise.tenant == tenant]
-        departures = self._forecast.departures(self._stats.steps)
-        if departures is None:
-            return _MIN_RETRY_AFTER_S
+        departures = self._forecast.departures()
         num_requests = missing[0] + sum(promise.num_requests for promise in earlier)
         num_tokens = missing[1] + sum(promise.num_tokens for promise in earlier) if missing[1] > 0 else 0
         wait_s = departures.wait_s(num_requests, num_tokens) - (now - departures.now)
@@ -125,9 +123,7 @@ class QueueRoom:
         """Raises QueueFullError for a request whose client will have given up before it can start."""
         if context.deadline is None or not self._queues.waiting:
             return
-        departures = self._forecast.departures(self._stats.steps)
-        if departures is None:
-            return
+        departures = self._forecast.departures()
         now = self._clock()
         wait_s = departures.wait_s(len(self._queues.waiting), 0) - (now - departures.now)
         if wait_s / _SURELY <= context.deadline - now or self._queues.share.is_contended:

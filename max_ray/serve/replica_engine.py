@@ -50,6 +50,19 @@ class ReplicaIdentity:
     owner_id: str
 
 
+@dataclass(frozen=True)
+class QueueLimits:
+    """What may wait in a replica.
+
+    Args:
+        max_requests: Requests, beyond those for which the batch has room.
+        max_tokens: Prompt tokens; None: no limit.
+    """
+
+    max_requests: int
+    max_tokens: int | None = None
+
+
 class ReplicaEngine:
     """Made by `start`; ended by `close`."""
 
@@ -73,13 +86,13 @@ class ReplicaEngine:
         group.keep(self._on_failure)
 
     @classmethod
-    async def start(cls, spec: GroupSpec, max_queued_requests: int, identity: ReplicaIdentity) -> ReplicaEngine:
+    async def start(cls, spec: GroupSpec, queue: QueueLimits, identity: ReplicaIdentity) -> ReplicaEngine:
         """Leases a group and makes the tokenizer meanwhile. Raises what loading raises."""
         PIPELINE_REGISTRY.register_packed(spec.plan.custom_code)
         acquiring = asyncio.create_task(LeasedGroup.acquire(spec, identity.rank, identity.owner_id))
         tokenizer = await asyncio.to_thread(_ready_tokenizer, spec.plan)
         group = await acquiring
-        return cls(tokenizer, group, _limits(spec, max_queued_requests), identity.owner_id)
+        return cls(tokenizer, group, _limits(spec, queue), identity.owner_id)
 
     @property
     def model_name(self) -> str:
@@ -201,12 +214,13 @@ def _parsers_of(tokenizer: TextTokenizer, plan: PipelinePlan) -> ModelParsers:
     return ModelParsers.of(tokenizer, config.tool_call_parser, config.reasoning_parser, plan.architecture)
 
 
-def _limits(spec: GroupSpec, max_queued_requests: int) -> SchedulerLimits:
+def _limits(spec: GroupSpec, queue: QueueLimits) -> SchedulerLimits:
     plan = spec.plan
     return SchedulerLimits(
         max_batch_size=plan.max_batch_size,
         max_batch_input_tokens=plan.config.max_batch_input_tokens,
-        max_queued_requests=max_queued_requests,
+        max_queued_requests=queue.max_requests,
+        max_queued_tokens=queue.max_tokens,
         max_num_steps=plan.config.max_num_steps,
         enable_chunked_prefill=plan.config.enable_chunked_prefill,
         enable_prefix_caching=plan.config.enable_prefix_caching,

@@ -10,6 +10,7 @@ from typing import Any
 
 from max_ray.errors import InputError, ModelNotServedError, nearest, quoted
 from max_ray.interfaces import PipelineTask, RequestID
+from max_ray.serve.api.access.caller import CALLER
 from max_ray.serve.api.chat_preparation import fitted
 from max_ray.serve.api.choice import ParsedDelta, TokenEntry
 from max_ray.serve.api.engine import Engine
@@ -141,13 +142,14 @@ async def generate(engine: Engine, request: CompletionRequest | ChatCompletionRe
 
 
 def check_model(engine: Engine, model: str | None) -> None:
-    """Raises ModelNotServedError for any name but the served one."""
+    """Raises ModelNotServedError for any name but the served one, ForbiddenError where the key may not use it."""
     if model is not None and model != engine.model_name:
         raise ModelNotServedError(
             f"The model {quoted(model)} is not served here.{nearest(model, [engine.model_name])} "
             f"This server serves {engine.model_name!r}.",
             param="model",
         )
+    CALLER.get().check_model(engine.model_name)
 
 
 def check_task(engine: Engine, task: PipelineTask) -> None:

@@ -1,6 +1,7 @@
 """A client's own limit: the header `x-request-timeout-seconds`, which Ray Serve has for its clients.
 
-The work of a request that takes longer is cancelled. A whole answer is a 408 then; a stream ends with an error event.
+The work of a request that takes longer is cancelled, also while it waits; one that could not even start in time is
+refused at once (`scheduler/queue_room.py`). A whole answer is a 408 then; a stream ends with an error event.
 Serve reads the same header where `max_ray.serve.replica_door` does not keep it away, and would answer in plain text.
 """
 
@@ -8,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from max_ray.serve.api.access.caller import DEADLINE
 from max_ray.serve.api.error_shapes import ErrorShape, error_shape
 from max_ray.serve.api.http_errors import ErrorResponse, error_body
 from max_ray.serve.api.scope import REQUEST_TIMEOUT, STATUS_KEY, TIMEOUT_KEY
@@ -36,6 +39,7 @@ class RequestDeadline:
 
     async def _limited(self, seconds: float, scope: Scope, receive: Receive, send: Send) -> None:
         reply = _Reply(send, error_shape(scope))
+        DEADLINE.set(time.monotonic() + seconds)
         try:
             async with asyncio.timeout(seconds) as limit:
                 await self._app(scope, receive, reply.send)

@@ -72,6 +72,7 @@ class ApiOptions:
     """Settings of the front.
 
     api_keys: when there are any, every route but /health wants `Authorization: Bearer KEY`.
+    api_keys_file: file with more of them, by their hashes; None: there is none.
     allowed_hosts: names besides loopback's that the header Host may give ("*": any, "*.x.org": below x.org). None: any
     with keys; without keys only `test`, the name that RFC 6761 keeps free for tests.
     allowed_origins: origins whose web pages may use the API ("*": all), lower-case.
@@ -81,8 +82,14 @@ class ApiOptions:
     """
 
     api_keys: tuple[str, ...] = ()
+    api_keys_file: str | None = None
     allowed_hosts: tuple[str, ...] | None = None
     allowed_origins: tuple[str, ...] = ()
     max_body_bytes: int = 8 * 1024 * 1024
     max_body_bytes_with_images: int = 48 * 1024 * 1024
     body_timeout_s: float = 30.0
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether clients need an API key."""
+        return bool(self.api_keys) or self.api_keys_file is not None

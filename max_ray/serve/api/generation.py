@@ -16,6 +16,7 @@ from typing import Any
 
 from max_ray.errors import InputError, WorkerGroupError
 from max_ray.interfaces import PromptImage, RequestID, TextGenerationOutput, TextGenerationRequest
+from max_ray.serve.api.access.caller import CALLER, DEADLINE
 from max_ray.serve.api.choice import Choice, ChoiceDelta, PromptEcho
 from max_ray.serve.api.engine import Engine
 from max_ray.serve.api.openai import GenerationJob
@@ -57,6 +58,11 @@ class Generation:
         self._engine = engine
         self._n = n
         self._arrival = arrival
+        self._caller = CALLER.get()
+        self._is_charged = False
+        for choice in choices:
+            choice.context.tenant, choice.context.tenant_weight = self._caller.name, self._caller.weight
+            choice.context.deadline = DEADLINE.get()
 
     @classmethod
     async def prepare(cls, engine: Engine, job: GenerationJob, arrival: float | None = None) -> Generation:
@@ -88,7 +94,9 @@ class Generation:
         except BaseException:
             self.close()
             raise
-        self._engine.metrics.prompt_tokens += sum(c.context.tokens.prompt_length for c in self.choices)
+        num_tokens = sum(c.context.tokens.prompt_length for c in self.choices)
+        self._engine.metrics.prompt_tokens += num_tokens
+        self._caller.usage.add_tokens(num_tokens)
 
     def deltas(self) -> AsyncIterator[list[ChoiceDelta]]:
         """What the choices gain; those that gain together come together. Raises WorkerGroupError."""
@@ -100,6 +108,9 @@ class Generation:
             if choice.stream is not None and not choice.context.is_done:
                 self._engine.cancel(choice.context.request_id)
             choice.stream = None
+        if not self._is_charged:
+            self._is_charged = True
+            self._caller.usage.add_tokens(sum(choice.num_tokens for choice in self.choices))
 
     @property
     def arrival(self) -> float:

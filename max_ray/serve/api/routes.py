@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from functools import partial
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -22,6 +23,8 @@ from starlette.types import Receive, Scope, Send
 
 from max_ray import __version__
 from max_ray.interfaces import PipelineTask
+from max_ray.serve.api.access.caller import CALLER
+from max_ray.serve.api.access.key_ring import KeyRing
 from max_ray.serve.api.accounting import RequestCounter
 from max_ray.serve.api.answer import Answer, check_model, open_answer
 from max_ray.serve.api.anthropic.requests import CountTokensRequest, MessagesRequest
@@ -100,8 +103,9 @@ def build_api(
     add_token_routes(api, context)
     add_documentation(api, _BODIES)
     add_error_handlers(api, known_paths())
-    if options.api_keys:
-        api.add_middleware(KeyAuth, keys=options.api_keys)
+    if options.has_keys:
+        path = None if options.api_keys_file is None else Path(options.api_keys_file)
+        api.add_middleware(KeyAuth, ring=KeyRing(options.api_keys, path))
     api.add_middleware(RequestDeadline)
     if options.allowed_origins:
         api.add_middleware(CORSMiddleware, **cors_settings(options.allowed_origins))
@@ -127,7 +131,8 @@ def _add_readings(api: FastAPI, engine: Engine) -> None:
 
     @get("/v1/models")
     async def list_models() -> Response:
-        return JSONResponse({"object": "list", "data": [_model_object(engine, created)]})
+        may_use = CALLER.get().may_use(engine.model_name)
+        return JSONResponse({"object": "list", "data": [_model_object(engine, created)] if may_use else []})
 
     @get("/v1/models/{model:path}")
     async def show_model(model: str) -> Response:
