@@ -5,6 +5,7 @@
     |  |- PromptTooLongError
     |  |  `- InputTooLongError       the same for a text to embed
     |  |- StructuredOutputError       a grammar that cannot be enforced, found out while the text is generated
+    |  |- NotFoundError (404)           nothing is kept under this id
     |  `- ModelNotServedError (404)
     |- ConfigError                     a setting, path or model that cannot work; also a ValueError
     |  |- ModelPathError               no such path, no config.json, nothing to load
@@ -87,6 +88,12 @@ class InputTooLongError(PromptTooLongError):
 
 class StructuredOutputError(InputError):
     """A request's grammar cannot be enforced: it exceeds its limits, or no token of the vocabulary fits it."""
+
+
+class NotFoundError(InputError):
+    """What is asked for by its id is not kept, or belongs to another API key."""
+
+    http_status = 404
 
 
 class ModelNotServedError(InputError):

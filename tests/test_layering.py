@@ -104,7 +104,7 @@ FENCES: dict[str, set[str]] = {
         *("max_ray.benchmark.synthetic", "max_ray.benchmark.transformers_peer"),
         "architectures.transformers_adapter",
     },
-    "yaml": {"max_ray.config", "max_ray.cli"},
+    "yaml": {"max_ray.config", "max_ray.cli", "max_ray.serve.api.access"},
     "PIL": {"max_ray.images"},
     "llguidance": {"max_ray.structured_output"},
     "torch": {

@@ -30,7 +30,7 @@ _RESIDENCE_MEMORY = 0.1
 
 @dataclass(eq=False, slots=True)
 class Tenant:
-    """Whoever shares the worker group: one API key.
+    """One of those that share the worker group: an API key.
 
     Attributes:
         name: The name of the key; "" without keys.

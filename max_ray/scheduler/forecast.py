@@ -28,7 +28,7 @@ _MOST_DEPARTURES = 4096
 _FIRST_STEP_S = 0.02
 """Assumed while no step was made."""
 _CAUTION = 1.1
-"""Who comes back a little late is let in, and who comes too early is refused again."""
+"""A client that comes back a little late is let in; one that comes too early is refused again."""
 
 
 class StepTimes:

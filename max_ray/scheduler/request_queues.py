@@ -43,7 +43,7 @@ class RequestQueues:
 
     @property
     def oldest(self) -> ScheduledRequest | None:
-        """The waiting request that stands at the front, whoever's turn it is."""
+        """The waiting request at the front of the queue, in its turn or not."""
         return next(iter(self.waiting.values()), None)
 
     def in_order(self) -> Iterable[ScheduledRequest]:

@@ -18,7 +18,7 @@ from max_ray.planning.hardware import Hardware
 from max_ray.planning.plan import resolve_plan
 from max_ray.serve.api.access.key_file import read_key_file
 from max_ray.serve.api.engine import ApiOptions
-from max_ray.serve.cluster_env import cluster_hardware, connect
+from max_ray.serve.cluster_env import check_tls_files, cluster_hardware, connect
 from max_ray.serve.ingress import Ingress
 from max_ray.serve.replica_engine import QueueLimits
 from max_ray.serve.serve_config import load_serve_config
@@ -42,6 +42,7 @@ def build_application(config: ServeConfig) -> serve.Application:
     pipeline_config = PipelineConfig(**{name: getattr(config, name) for name in PipelineConfig.model_fields})
     options = api_options(config)
     check_keys(options)
+    check_tls_files(config)
     phases: dict[str, float] = {}
     with phase("resolve and plan", durations=phases):
         build_tokenizer(resolve_plan(pipeline_config, hardware=_hardware_to_be(config)))  # it raises for wrong files

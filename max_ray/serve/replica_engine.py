@@ -33,6 +33,7 @@ from max_ray.registry import PIPELINE_REGISTRY
 from max_ray.scheduler import EmbeddingsLoop, GenerationLoop, SchedulerLimits
 from max_ray.serve.api.metrics import Metrics, MetricsSnapshot
 from max_ray.serve.api.model_parsers import ModelParsers
+from max_ray.serve.api.request_log import RequestLog
 from max_ray.serve.api.structured_output_fields import start_checker
 from max_ray.tokenization.tokenizer import TextTokenizer
 
@@ -73,6 +74,7 @@ class ReplicaEngine:
         self._tokenizer = tokenizer
         self._parsers = _parsers_of(tokenizer, plan)
         self._metrics = Metrics(plan.config.served_model_name, owner_id)
+        self._requests = RequestLog(owner_id)
         self._plan = plan
         self._loop: GenerationLoop | EmbeddingsLoop
         if plan.task is PipelineTask.EMBEDDINGS_GENERATION:
@@ -109,6 +111,10 @@ class ReplicaEngine:
     @property
     def metrics(self) -> Metrics:
         return self._metrics
+
+    @property
+    def requests(self) -> RequestLog:
+        return self._requests
 
     @property
     def task(self) -> PipelineTask:

@@ -76,9 +76,16 @@ class ActorResponseStore:
         self._handle: ActorHandle | None = None
 
     async def put(
-        self, response_id: str, response: bytes, items: bytes, output: bytes, parent: str | None, is_done: bool
+        self,
+        response_id: str,
+        response: bytes,
+        items: bytes,
+        output: bytes,
+        parent: str | None,
+        is_done: bool,
+        owner: str = "",
     ) -> None:
-        await self._ask("put", response_id, response, items, output, parent, is_done)
+        await self._ask("put", response_id, response, items, output, parent, is_done, owner)
 
     async def finish(self, response_id: str, response: bytes, output: bytes) -> bool:
         return bool(await self._ask("finish", response_id, response, output))

@@ -19,6 +19,7 @@ from max_ray.serve.api.generation import Generation
 from max_ray.serve.api.openai import ChatCompletionRequest, CompletionRequest, GenerationJob
 from max_ray.serve.api.parsed_choice import ParsedChoice
 from max_ray.serve.api.parsed_format import ParsedChatFormat
+from max_ray.serve.api.request_log import server_timing
 from max_ray.serve.api.sse import DONE, encode_event
 from max_ray.tokenization.token_bytes import token_text_of
 
@@ -47,6 +48,11 @@ class Answer:
     def failure(self, content: Mapping[str, Any]) -> bytes | None:
         """None: a stream that fails ends with the error object."""
         return None
+
+    @property
+    def server_timing(self) -> str:
+        """See AdmittedAnswer."""
+        return server_timing(self._generation)
 
     async def chunks(self) -> AsyncGenerator[str]:
         """The same as JSON texts. Raises WorkerGroupError."""
@@ -89,9 +95,10 @@ async def open_answer(
     """
     generation = await prepared_generation(engine, request, arrival)
     generation.start()
-    prefix = "chatcmpl" if isinstance(request, ChatCompletionRequest) else "cmpl"
+    answer_id = f"{'chatcmpl' if isinstance(request, ChatCompletionRequest) else 'cmpl'}-{RequestID()}"
+    generation.name_answer(answer_id)
     form = _format_of(request, generation)(
-        f"{prefix}-{RequestID()}",
+        answer_id,
         int(time.time()),
         engine.model_name,
         token_text_of(engine.tokenizer),

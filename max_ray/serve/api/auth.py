@@ -30,11 +30,14 @@ class KeyAuth:
         if caller is None:
             await _refusal()(scope, receive, send)
             return
-        CALLER.set(caller)
-        if scope["method"] == "POST":
-            await self._counted(caller, scope, receive, send)
-        else:
-            await self._app(scope, receive, send)
+        token = CALLER.set(caller)
+        try:
+            if scope["method"] == "POST":
+                await self._counted(caller, scope, receive, send)
+            else:
+                await self._app(scope, receive, send)
+        finally:
+            CALLER.reset(token)
 
     async def _counted(self, caller: Caller, scope: Scope, receive: Receive, send: Send) -> None:
         usage = caller.usage

@@ -97,7 +97,7 @@ class Choice:
         self.num_cached_tokens = 0
         self.finish_reason: str | None = None
         self.stream: AsyncIterator[TextGenerationOutput] | None = None
-        self.last_token_time = 0.0
+        self.first_token_time = self.last_token_time = 0.0
         self._shown = shown
         self._discard = job.discard_output
         self._echo = echo

@@ -39,7 +39,7 @@ class RequestDeadline:
 
     async def _limited(self, seconds: float, scope: Scope, receive: Receive, send: Send) -> None:
         reply = _Reply(send, error_shape(scope))
-        DEADLINE.set(time.monotonic() + seconds)
+        token = DEADLINE.set(time.monotonic() + seconds)
         try:
             async with asyncio.timeout(seconds) as limit:
                 await self._app(scope, receive, reply.send)
@@ -52,6 +52,8 @@ class RequestDeadline:
             if when is not None and asyncio.get_running_loop().time() > when - _SERVE_IS_EARLIER_S:
                 scope[STATUS_KEY] = REQUEST_TIMEOUT
             raise
+        finally:
+            DEADLINE.reset(token)
 
 
 class _Reply:

@@ -16,6 +16,7 @@ from max_ray.interfaces import (
 )
 from max_ray.serve.api.metrics import Metrics, MetricsSnapshot
 from max_ray.serve.api.model_parsers import ModelParsers
+from max_ray.serve.api.request_log import RequestLog
 from max_ray.tokenization.tokenizer import TextTokenizer
 
 
@@ -43,6 +44,10 @@ class Engine(Protocol):
     @property
     def metrics(self) -> Metrics:
         """This replica's counters; the routes write to them."""
+
+    @property
+    def requests(self) -> RequestLog:
+        """The last requests of this replica; the routes write to it."""
 
     def submit(self, context: TextContext) -> AsyncIterator[TextGenerationOutput]:
         """Admits a request at the call and gives its outputs; the last one `is_done`.

@@ -59,7 +59,8 @@ class Generation:
         self._n = n
         self._arrival = arrival
         self._caller = CALLER.get()
-        self._is_charged = False
+        self._is_closed = False
+        self._answer_id: str | None = None
         for choice in choices:
             choice.context.tenant, choice.context.tenant_weight = self._caller.name, self._caller.weight
             choice.context.deadline = DEADLINE.get()
@@ -108,9 +109,31 @@ class Generation:
             if choice.stream is not None and not choice.context.is_done:
                 self._engine.cancel(choice.context.request_id)
             choice.stream = None
-        if not self._is_charged:
-            self._is_charged = True
+        if not self._is_closed:
+            self._is_closed = True
             self._caller.usage.add_tokens(sum(choice.num_tokens for choice in self.choices))
+            if self._answer_id is not None:
+                self._engine.requests.end(self._answer_id)
+
+    def name_answer(self, answer_id: str) -> None:
+        """Has the request logged under the id of its answer. To be called once it has been started."""
+        self._answer_id = answer_id
+        self._engine.requests.begin(answer_id, self)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the request has ended."""
+        return self._is_closed
+
+    @property
+    def num_choices(self) -> int:
+        """Of the request."""
+        return len(self.choices)
+
+    @property
+    def owner(self) -> str:
+        """The name of the API key that sent the request."""
+        return self._caller.name
 
     @property
     def arrival(self) -> float:
@@ -176,6 +199,7 @@ class Generation:
             metrics.inter_token_latency.observe((now - choice.last_token_time) / count, count)
         else:
             metrics.time_to_first_token.observe(now - self._arrival)
+            choice.first_token_time = now
         choice.last_token_time = now
 
 

@@ -50,6 +50,7 @@ ROUTES = (
     Route("/v1/completions", POST, "Continues a prompt (OpenAI)."),
     Route("/v1/chat/completions", POST, "Answers a chat (OpenAI)."),
     Route("/v1/embeddings", POST, "Vectors of texts (OpenAI)."),
+    Route("/v1/requests/{answer_id}", GET, "What happened to a request: waits, phases, KV blocks, by its answer's id."),
     Route("/v1/responses", POST, "Answers input items, and keeps the response (OpenAI)."),
     Route("/v1/responses/{response_id}", (*GET, "DELETE"), "A stored response; DELETE forgets it (OpenAI)."),
     Route("/v1/responses/{response_id}/cancel", POST, "Ends a background response (OpenAI)."),

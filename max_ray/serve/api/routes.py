@@ -22,6 +22,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from max_ray import __version__
+from max_ray.errors import NotFoundError, quoted
 from max_ray.interfaces import PipelineTask
 from max_ray.serve.api.access.caller import CALLER
 from max_ray.serve.api.access.key_ring import KeyRing
@@ -152,9 +153,24 @@ def _add_readings(api: FastAPI, engine: Engine) -> None:
         content = await asyncio.to_thread(render_metrics, await engine.metrics_snapshots())  # milliseconds
         return Response(content, headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
 
+    @get("/v1/requests/{answer_id}")
+    async def show_request(answer_id: str) -> Response:
+        return JSONResponse(_request_record(engine, answer_id))
+
     @get("/version")
     async def version() -> Response:
         return JSONResponse({"version": __version__})
+
+
+def _request_record(engine: Engine, answer_id: str) -> dict[str, Any]:
+    """Raises NotFoundError for a request that is not known, or is another key's."""
+    record = engine.requests.find(answer_id)
+    if record is None or not CALLER.get().may_read(record.owner):
+        raise NotFoundError(
+            f"There is no request {quoted(answer_id)}: each replica knows its last requests, by the id of the answer.",
+            param="id",
+        )
+    return record.content
 
 
 def _add_tasks(api: FastAPI, context: ApiContext) -> None:

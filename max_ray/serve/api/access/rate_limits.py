@@ -1,7 +1,7 @@
 """KeyUsage: requests and tokens of one API key in this replica, against its limits.
 
 A limit a minute is a bucket that holds a minute's worth and is refilled all the time. The prompt's tokens are taken
-when a request starts, those of the answer when it ends; with less than nothing in the bucket, requests are refused.
+when a request starts, those of the answer when it ends; with no token in the bucket, requests are refused.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class KeyUsage:
             return f"{limits.max_concurrent_requests} requests at a time", 1.0
         if limits.tokens_per_minute is not None:
             level = self._bucket_of_tokens(limits.tokens_per_minute).refill(limits.tokens_per_minute, self.clock())
-            if level <= 0:
+            if level < 1:
                 return f"{limits.tokens_per_minute} tokens a minute", (1 - level) * 60 / limits.tokens_per_minute
         if limits.requests_per_minute is not None:
             if self._requests is None:
