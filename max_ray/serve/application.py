@@ -82,6 +82,7 @@ def api_options(config: ServeConfig) -> ApiOptions:
         api_keys_file=_absolute(config.api_keys_file),
         allowed_hosts=config.allowed_hosts or any_host,
         allowed_origins=config.allowed_origins,
+        shares_records=config.max_replicas > 1,
     )
 
 

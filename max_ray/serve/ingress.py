@@ -48,11 +48,14 @@ class _Ingress:
         self._details = _details(spec.plan)
         self._responses = ActorResponseStore(context.app_name)
         self.engine = await ReplicaEngine.start(replace(spec, app=context.app_name), queue, identity)
+        if options.shares_records:
+            self.engine.share_records(self._responses)
         gc.collect()
         gc.freeze()  # what a start makes stays: collections that look through it held all streams up for 17 ms
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return build_api(self.engine, self._options, self._responses, self._details)
+        records = self._responses if self._options.shares_records else None
+        return build_api(self.engine, self._options, self._responses, self._details, records)
 
     async def generate(self, request: CompletionRequest | ChatCompletionRequest) -> AsyncIterator[dict[str, Any]]:
         """For Python handles, called with `.options(stream=True)`: OpenAI's chunk objects when `request.stream`, else

@@ -1,6 +1,7 @@
 """The store of responses as a named actor, so that every replica of an application finds what another one stored.
 
-It is started by the first response that is stored. It is detached, so it ends itself: when the registry has known no
+Where an application may have several replicas, it has the records of their last requests too. It is started by the
+first thing that is stored. It is detached, so it ends itself: when the registry has known no
 worker group of its application for a minute.
 """
 
@@ -16,6 +17,7 @@ from max_ray.actors.messages import NAMESPACE, REGISTRY_NAME, ActorHandle, Regis
 from max_ray.actors.priority import ORDINARY_PRIORITY
 from max_ray.errors import WorkerGroupError
 from max_ray.log import get_logger, setup_logging
+from max_ray.serve.api.request_log import LocalSharedRecords, RequestRecord
 from max_ray.serve.api.responses.store import LocalResponseStore, StoredResponse
 
 _LOG = get_logger(__name__)
@@ -41,12 +43,21 @@ class ResponseStoreActor(LocalResponseStore):
     def __init__(self, app: str) -> None:
         setup_logging()
         super().__init__()
+        self._requests = LocalSharedRecords()
         self._app = app
         self._watch: asyncio.Task[None] | None = None
 
     async def begin(self) -> None:
         """To be called once, before anything else."""
         self._watch = self._watch or asyncio.create_task(self._end_with_application())
+
+    async def put_records(self, records: list[tuple[str, RequestRecord]]) -> None:
+        """See SharedRecords."""
+        await self._requests.put_records(records)
+
+    async def find_record(self, answer_id: str) -> RequestRecord | None:
+        """See SharedRecords."""
+        return await self._requests.find_record(answer_id)
 
     async def _end_with_application(self) -> None:
         num_unneeded = 0
@@ -103,6 +114,13 @@ class ActorResponseStore:
 
     async def heartbeat(self, response_ids: list[str]) -> list[str]:
         return list(await self._ask("heartbeat", response_ids))
+
+    async def put_records(self, records: list[tuple[str, RequestRecord]]) -> None:
+        await self._ask("put_records", records)
+
+    async def find_record(self, answer_id: str) -> RequestRecord | None:
+        found: RequestRecord | None = await self._ask("find_record", answer_id)
+        return found
 
     async def _ask(self, method: str, *arguments: Any) -> Any:
         """The answer. An actor that has died is replaced by a new, empty one."""

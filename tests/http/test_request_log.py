@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from max_ray.serve.api.engine import ApiOptions
+from max_ray.serve.api.request_log import LocalSharedRecords
 from max_ray.serve.api.routes import build_api
 from max_ray.tokenization.tokenizer import TextTokenizer
 from tests.http.fake_engine import FakeEngine
@@ -160,3 +161,19 @@ async def test_with_keys_of_the_environment_each_key_is_by_itself(engine: FakeEn
     async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://test") as client:
         answer_id = (await post(client, "a")).json()["id"]
         assert (await client.get(f"/v1/requests/{answer_id}", headers={"x-api-key": "b"})).status_code == 404
+
+
+async def test_another_replica_tells_of_a_request(engine: FakeEngine, tokenizer: TextTokenizer, tmp_path: Path) -> None:
+    path = write(tmp_path / "k", {"key": "one"}, {"key": "two"})
+    shared, options = LocalSharedRecords(max_choices=3), ApiOptions(api_keys_file=str(path))
+    other = FakeEngine(tokenizer, lambda context: "hello")
+    apis = [build_api(one, options, records=shared) for one in (engine, other)]
+    first, second = [httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://test") for api in apis]
+    ids = [(await post(first, "one")).json()["id"] for _ in range(4)]
+    assert (await second.get(f"/v1/requests/{ids[3]}", headers={"x-api-key": "one"})).status_code == 404
+    await engine.requests.share(shared)
+    await engine.requests.share(shared)
+    for key, expected in (("one", [404, 200, 200, 200]), ("two", [404] * 4)):
+        found = [await second.get(f"/v1/requests/{answer_id}", headers={"x-api-key": key}) for answer_id in ids]
+        assert [reply.status_code for reply in found] == expected
+    (await first.aclose(), await second.aclose())

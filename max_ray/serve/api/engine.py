@@ -83,6 +83,7 @@ class ApiOptions:
     allowed_origins: origins whose web pages may use the API ("*": all), lower-case.
     max_body_bytes: a longer request body is a 413. max_body_bytes_with_images: the same for chats of a model that sees
     images, which may come as data: URLs.
+    shares_records: whether requests of other replicas can be asked about.
     body_timeout_s: a client that takes longer to send its body gets a 408; large bodies have more time.
     """
 
@@ -93,6 +94,7 @@ class ApiOptions:
     max_body_bytes: int = 8 * 1024 * 1024
     max_body_bytes_with_images: int = 48 * 1024 * 1024
     body_timeout_s: float = 30.0
+    shares_records: bool = False
 
     @property
     def has_keys(self) -> bool:

@@ -1,16 +1,17 @@
 """RequestLog: what happened to the last requests: why each waited, how long each phase took, what it held.
 
-`GET /v1/requests/{id}` tells it, by the id of the answer. Kept in the replica that served the request; a small part of
-it goes into the header `Server-Timing`.
+`GET /v1/requests/{id}` tells it, by the id of the answer. Kept in the replica that served the request, and, where an
+application may have several replicas, every second also in an actor that all of them ask. The times go into the header
+`Server-Timing` too.
 """
 
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from max_ray.serve.api.choice import Choice
@@ -40,6 +41,43 @@ class RequestRecord:
         return len(self.content["choices"])
 
 
+class SharedRecords(Protocol):
+    """Records of all replicas of an application. Both methods raise WorkerGroupError where it does not answer."""
+
+    async def put_records(self, records: list[tuple[str, RequestRecord]]) -> None:
+        """Keeps records of requests that have ended.
+
+        Args:
+            records: Each with the id of its answer.
+        """
+
+    async def find_record(self, answer_id: str) -> RequestRecord | None:
+        """The record of a request; None for one that is not kept."""
+
+
+class LocalSharedRecords:
+    """SharedRecords in one process, which is the actor's.
+
+    Args:
+        max_choices: Choices of all requests that are kept; the oldest requests are forgotten.
+    """
+
+    def __init__(self, max_choices: int = 4 * MAX_CHOICES) -> None:
+        self._max_choices = max_choices
+        self._num_choices = 0
+        self._records: OrderedDict[str, RequestRecord] = OrderedDict()
+
+    async def put_records(self, records: list[tuple[str, RequestRecord]]) -> None:
+        for answer_id, record in records:
+            self._records[answer_id] = record
+            self._num_choices += record.num_choices
+        while self._num_choices > self._max_choices and len(self._records) > 1:
+            self._num_choices -= self._records.popitem(last=False)[1].num_choices
+
+    async def find_record(self, answer_id: str) -> RequestRecord | None:
+        return self._records.get(answer_id)
+
+
 class RequestLog:
     """The last requests of one replica, those in progress too.
 
@@ -52,6 +90,7 @@ class RequestLog:
         self._replica = replica
         self._max_choices = max_choices
         self._num_choices = 0
+        self._ended: deque[str] = deque(maxlen=max_choices)
         self._records: OrderedDict[str, Generation | RequestRecord] = OrderedDict()
 
     def begin(self, answer_id: str, generation: Generation) -> None:
@@ -72,6 +111,16 @@ class RequestLog:
         generation = self._records.get(answer_id)
         if generation is not None and not isinstance(generation, RequestRecord):
             self._records[answer_id] = self._record(answer_id, generation)
+            self._ended.append(answer_id)
+
+    async def share(self, records: SharedRecords) -> None:
+        """Tells of the requests that have ended since the last call. What cannot be told is not told again."""
+        ended = list(self._ended)
+        self._ended.clear()
+        found = [(answer_id, self._records.get(answer_id)) for answer_id in ended]
+        news = [(answer_id, record) for answer_id, record in found if isinstance(record, RequestRecord)]
+        if news:
+            await records.put_records(news)
 
     def find(self, answer_id: str) -> RequestRecord | None:
         """The record of a request; None for one that is not known here."""

@@ -48,6 +48,7 @@ from max_ray.serve.api.openai import ChatCompletionRequest, CompletionRequest
 from max_ray.serve.api.openapi import add_documentation
 from max_ray.serve.api.origin_guard import OriginGuard, cors_settings
 from max_ray.serve.api.request_fields import ApiRequest
+from max_ray.serve.api.request_log import SharedRecords
 from max_ray.serve.api.respond import respond
 from max_ray.serve.api.responses.requests import ResponsesRequest
 from max_ray.serve.api.responses.routes import add_response_routes
@@ -81,6 +82,7 @@ def build_api(
     options: ApiOptions | None = None,
     responses: ResponseStore | None = None,
     details: ModelDetails | None = None,
+    records: SharedRecords | None = None,
 ) -> FastAPI:
     """The application with all routes.
 
@@ -89,6 +91,7 @@ def build_api(
         options: Settings of the front.
         responses: Keeps the responses of the Responses API; None keeps them in this process.
         details: What is told of the served model.
+        records: What other replicas know of their requests; None: there are no others.
     """
     options = options or ApiOptions()
     no_pages: dict[str, Any] = {"openapi_url": None, "docs_url": None, "redoc_url": None}
@@ -96,7 +99,7 @@ def build_api(
     bodies = BodyReader(timeout_s=options.body_timeout_s)
     store = LocalResponseStore() if responses is None else responses
     context = ApiContext(engine, options, bodies, store, details or ModelDetails())
-    _add_readings(api, engine)
+    _add_readings(api, engine, records)
     _add_tasks(api, context)
     add_response_routes(api, context)
     add_anthropic_routes(api, context)
@@ -125,7 +128,7 @@ class _Api(FastAPI):
         await super().__call__(scope, receive, send)
 
 
-def _add_readings(api: FastAPI, engine: Engine) -> None:
+def _add_readings(api: FastAPI, engine: Engine, records: SharedRecords | None) -> None:
     """The routes of GET and HEAD. Of an answer to HEAD the HTTP server sends the headers only."""
     created = int(time.time())
     get = partial(api.api_route, methods=["GET", "HEAD"])
@@ -155,19 +158,21 @@ def _add_readings(api: FastAPI, engine: Engine) -> None:
 
     @get("/v1/requests/{answer_id}")
     async def show_request(answer_id: str) -> Response:
-        return JSONResponse(_request_record(engine, answer_id))
+        return JSONResponse(await _request_record(engine, records, answer_id))
 
     @get("/version")
     async def version() -> Response:
         return JSONResponse({"version": __version__})
 
 
-def _request_record(engine: Engine, answer_id: str) -> dict[str, Any]:
+async def _request_record(engine: Engine, records: SharedRecords | None, answer_id: str) -> dict[str, Any]:
     """Raises NotFoundError for a request that is not known, or is another key's."""
     record = engine.requests.find(answer_id)
+    if record is None and records is not None:
+        record = await records.find_record(answer_id)
     if record is None or not CALLER.get().may_read(record.owner):
         raise NotFoundError(
-            f"There is no request {quoted(answer_id)}: each replica knows its last requests, by the id of the answer.",
+            f"There is no request {quoted(answer_id)}: the last ones are kept, by the id of the answer.",
             param="id",
         )
     return record.content
