@@ -17,6 +17,7 @@ from itertools import accumulate
 from max_ray.interfaces import GenerationStatus, TextContext
 from max_ray.scheduler.block_budget import BlockBudget
 from max_ray.scheduler.decision import SchedulerLimits
+from max_ray.scheduler.fair_share import Tenant
 from max_ray.scheduler.request_queues import RequestQueues
 from max_ray.scheduler.stats import SchedulerStats
 
@@ -126,6 +127,7 @@ class Departures:
         self._times: list[float] = []
         self._tokens: list[float] = []
         self._waiting: list[_Life] = []
+        self._last_times: dict[Tenant, float] = {}
 
     def add_running(self, life: _Life, num_pending: int) -> None:
         """A request that runs; `num_pending` tokens of its prompt are left."""
@@ -133,10 +135,15 @@ class Departures:
         prompt_steps = self._num_prompt_tokens / self._limits.max_batch_input_tokens
         heapq.heappush(self._ends, (prompt_steps + life.num_steps, life.num_blocks))
 
-    def add_waiting(self, life: _Life) -> None:
+    def add_waiting(self, life: _Life, tenant: Tenant) -> None:
         """The next request that waits. All running ones have been added."""
         self._waiting.append(life)
         self._leave(life)
+        self._last_times[tenant] = self._times[-1]
+
+    def last_s(self, tenant: Tenant) -> float:
+        """Seconds from `now` until the last waiting request of a tenant has left; 0 if none waits."""
+        return self._last_times.get(tenant, self.now) - self.now
 
     def wait_s(self, num_requests: int, num_tokens: int) -> float:
         """Seconds from `now` until so many requests and so many of their tokens have left; both may be zero or less."""
@@ -219,7 +226,7 @@ class Forecast:
         for life, request in zip(lives, running, strict=True):
             departures.add_running(life, request.num_pending_tokens)
         for request in self._queues.in_order():
-            departures.add_waiting(self._life(request.context))
+            departures.add_waiting(self._life(request.context), request.tenant)
         return departures
 
     def _life(self, context: TextContext) -> _Life:

@@ -125,12 +125,13 @@ class QueueRoom:
             return
         departures = self._forecast.departures()
         now = self._clock()
-        wait_s = departures.wait_s(len(self._queues.waiting), 0) - (now - departures.now)
-        if wait_s / _SURELY <= context.deadline - now or self._queues.share.is_contended:
+        tenant = self._queues.share.tenant_of(context)
+        wait_s = departures.last_s(tenant) - (now - departures.now)
+        if wait_s / _SURELY <= context.deadline - now:
             return
         self._stats.rejected += 1
         raise QueueFullError(
-            f"{len(self._queues.waiting)} requests are waiting, so that this one would start in {wait_s:.0f} s, after "
+            f"{len(tenant.waiting)} requests are waiting, so that this one would start in {wait_s:.0f} s, after "
             f"its time limit. Allow more time, or try again later.",
             retry_after=min(_MAX_RETRY_AFTER_S, max(_MIN_RETRY_AFTER_S, wait_s - (context.deadline - now))),
         )

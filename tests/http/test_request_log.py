@@ -154,6 +154,10 @@ async def test_only_the_same_key_or_an_admin_reads_a_response(engine: FakeEngine
             assert (await client.delete(url, headers=two)).status_code == 404
             assert (await make(two, previous_response_id=response_id)).status_code == 404
             assert (await client.delete(url, headers=one)).status_code == 200
+        streamed = await make(one, stream=True)
+        (response_id, *_) = re.findall(r"resp_\w+", streamed.text)
+        statuses = [(await client.get(f"/v1/responses/{response_id}", headers=who)).status_code for who in (one, two)]
+        assert statuses == [200, 404]
 
 
 async def test_with_keys_of_the_environment_each_key_is_by_itself(engine: FakeEngine) -> None:

@@ -94,5 +94,8 @@ async def test_a_request_that_cannot_start_in_time_is_refused() -> None:
             loop.submit(late)
         assert caught.value.retry_after >= 1
         streams.append(loop.submit(patient))
+        other = make_context("other", [3], 4)
+        other.tenant, other.deadline = "other", loop._room._clock() + 0.001
+        streams.append(loop.submit(other))
         for stream in streams:
             await stream.aclose()
