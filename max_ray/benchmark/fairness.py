@@ -194,7 +194,7 @@ def flood_table() -> None:
             for name, num_others in (("nothing", 0), ("as usual, 16 clients", 16), ("a flood, 500 clients", 500)):
                 times = ttft_beside(num_others, prompt_length, num_clients, 60.0)
                 p50, p99 = quantile(times, 0.5), quantile(times, 0.99)
-                ratios = " | ".join(f"{p99 / earlier:.2f}" for earlier in seen[:2])
+                ratios = " | ".join([*(f"{p99 / earlier:.2f}" for earlier in seen[:2]), "", ""][:2])
                 seen.append(p99)
                 print(f"| {name} | {prompt_length} | {num_clients} | {p50 * 1e3:.1f} | {p99 * 1e3:.1f} | {ratios} |")
 

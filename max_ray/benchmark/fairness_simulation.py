@@ -50,6 +50,7 @@ class Job:
         prompt_length: Tokens of the prompt.
         num_new: Tokens that it gets.
         weight: Of the tenant.
+        priority: Lower numbers run earlier.
         on_end: Called when it has ended.
         arrival: When it was accepted.
         first_token: When its first token came.
@@ -60,6 +61,7 @@ class Job:
     prompt_length: int
     num_new: int
     weight: float = 1.0
+    priority: int = 0
     on_end: Callable[[], None] | None = None
     arrival: float = 0.0
     first_token: float | None = None
@@ -114,6 +116,7 @@ class Simulation:
             sampling_params=SamplingParams(max_new_tokens=job.num_new),
             tenant=job.tenant,
             tenant_weight=job.weight,
+            priority=job.priority,
         )
         self.room.check(context)
         job.arrival = self._event_time

@@ -31,6 +31,7 @@ from max_ray.interfaces.kv_cache import (
     KVCacheClient,
     KVCacheParams,
 )
+from max_ray.interfaces.logit_controls import LogitControls
 from max_ray.interfaces.model_inputs import KVCacheInputs, ModelInputs, ModelOutputs
 from max_ray.interfaces.pipeline import (
     Pipeline,
@@ -65,6 +66,7 @@ __all__ = [
     "KVCacheParams",
     "KVCacheStrategy",
     "LogProbabilities",
+    "LogitControls",
     "ModelInputs",
     "ModelOutputs",
     "Pipeline",

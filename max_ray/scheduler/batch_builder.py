@@ -12,7 +12,7 @@ from max_ray.scheduler.scheduled_request import ScheduledRequest
 
 
 class BatchBuilder:
-    """Decoding requests first, then prompts within the token limit, the oldest first.
+    """Decoding requests first, then prompts within the token limit, in the order of the queue.
 
     Where several tenants have prompts, a step has prompts of one tenant only: the one whose turn it is. So the first
     token of a tenant does not wait for the prompts of another one.
@@ -53,12 +53,12 @@ class BatchBuilder:
         return batch
 
     def _prompts(self, ready: list[ScheduledRequest]) -> list[ScheduledRequest]:
-        """Requests whose prompts may run now, the oldest first."""
+        """Requests whose prompts may run now, in the order of the queue."""
         prompts = [request for request in ready if request.num_pending_tokens != 1]
         if not prompts or not self._share.is_contended:
             return prompts
-        first = min((request.tenant for request in prompts), key=self._share.tag)
-        return [request for request in prompts if request.tenant is first]
+        first = min(prompts, key=lambda request: (request.priority, self._share.tag(request.tenant)))
+        return [request for request in prompts if request.tenant is first.tenant]
 
     def covered_steps(self, batch: list[ScheduledRequest], num_steps: int) -> int:
         """Steps, at most `num_steps`, for which every request of the batch has blocks."""

@@ -6,7 +6,8 @@ A running request is preempted for one of another tenant if
     its tenant holds at least as much as the other one, for its weight, even after the exchange; or the other one runs
     nothing, this one runs two or more, and a place in the batch is all that is missing
 
-So no exchange can be followed by its reverse. The oldest running request is never preempted.
+So no exchange can be followed by its reverse. A more important request (of a lower priority number) is not preempted
+for a less important one, and the first running request in order never is.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class FairPreemption:
     def _victims_for(self, request: ScheduledRequest, num_missing: int) -> list[ScheduledRequest] | None:
         is_place_enough = num_missing + self.num_running - 1 <= self._num_free_blocks
         if is_place_enough and self._held(request.tenant)[0] == 0:
-            victim = self._victim_of(self._tenants_behind(request, num_missing), 2)
+            victim = self._victim_of(self._tenants_behind(request, num_missing), request.priority)
             return None if victim is None else [victim]
         return self._exchanged(request, num_missing)
 
@@ -76,7 +77,7 @@ class FairPreemption:
         victims: list[ScheduledRequest] = []
         for tenant in self._tenants_behind(request, num_missing):
             num_blocks = self._held(tenant)[1]
-            for victim in self._candidates(tenant):
+            for victim in self._candidates(tenant, request.priority):
                 num_blocks -= len(victim.context.block_table)
                 if num_blocks / tenant.weight < will_hold:
                     break
@@ -96,18 +97,20 @@ class FairPreemption:
         behind = [t for t in self._share.active if t is not request.tenant and self._share.tag(t) > tag]
         return sorted(behind, key=lambda tenant: -self._held(tenant)[1] / tenant.weight)
 
-    def _victim_of(self, tenants: list[Tenant], min_running: int) -> ScheduledRequest | None:
+    def _victim_of(self, tenants: list[Tenant], priority: int) -> ScheduledRequest | None:
         for tenant in tenants:
-            candidates = self._candidates(tenant) if self._held(tenant)[0] >= min_running else []
+            candidates = self._candidates(tenant, priority) if self._held(tenant)[0] > 1 else []
             if candidates:
                 return candidates[0]
         return None
 
-    def _candidates(self, tenant: Tenant) -> list[ScheduledRequest]:
-        """Requests that may be preempted: those preempted least often, and of these the youngest, first."""
+    def _candidates(self, tenant: Tenant, priority: int) -> list[ScheduledRequest]:
+        """Requests that may be preempted for one of a priority: the least important first, of these those that were
+        preempted least often, and of these the youngest."""
         requests = list(self._queues.running.values())[:0:-1]
         own = [r for r in requests if r.tenant is tenant and r not in self._victims and not r.is_cancelled]
-        return sorted(own, key=lambda request: request.context.trace.num_preemptions)
+        lower = [request for request in own if request.priority >= priority]
+        return sorted(lower, key=lambda request: (-request.priority, request.context.trace.num_preemptions))
 
     def _held(self, tenant: Tenant) -> tuple[int, int]:
         """Requests and blocks of a tenant."""

@@ -144,16 +144,17 @@ class FairShare:
         return tenant.virtual_time + (tenant.num_blocks + num_more_blocks) * self.residence_s / tenant.weight
 
     def in_order(self) -> Iterator[ScheduledRequest]:
-        """The waiting requests of all tenants, as if each one that is given were admitted."""
+        """The waiting requests of all tenants, as if each one that is given were admitted: by priority, then by tenant,
+        then in order of arrival."""
         heap = []
         for number, tenant in enumerate(self._active):
             if tenant.waiting:
                 requests = iter(tenant.waiting.values())
                 first = next(requests)
-                heap.append((self.tag(tenant), first.arrival, number, first, 0, requests))
+                heap.append((first.priority, self.tag(tenant), first.arrival, number, first, 0, requests))
         heapq.heapify(heap)
         while heap:
-            _, _, number, request, num_blocks, requests = heap[0]
+            *_, number, request, num_blocks, requests = heap[0]
             yield request
             num_blocks += self.num_blocks_of(request)
             following = next(requests, None)
@@ -161,7 +162,8 @@ class FairShare:
                 heapq.heappop(heap)
             else:
                 tag = self.tag(following.tenant, num_blocks)
-                heapq.heapreplace(heap, (tag, following.arrival, number, following, num_blocks, requests))
+                key = (following.priority, tag, following.arrival, number)
+                heapq.heapreplace(heap, (*key, following, num_blocks, requests))
 
     def num_blocks_of(self, request: ScheduledRequest) -> int:
         """Blocks that a waiting request takes when it is admitted."""
@@ -174,11 +176,12 @@ class FairShare:
 
     # Preemption.
 
-    def youngest(self, running: Iterable[ScheduledRequest]) -> ScheduledRequest:
-        """The request to preempt for want of blocks: the youngest one of the tenant that holds most for its weight.
+    def last(self, running: Iterable[ScheduledRequest]) -> ScheduledRequest:
+        """The request to preempt for want of blocks: of those with the highest priority number, the youngest one of the
+        tenant that holds most for its weight.
 
         Args:
-            running: All running requests, at least two, the oldest first. The oldest one is never preempted.
+            running: All running requests, at least two, in order. The first one is never preempted.
         """
         requests = list(running)
         if not self.is_contended:
@@ -186,5 +189,6 @@ class FairShare:
         blocks: dict[Tenant, int] = {}
         for request in requests:
             blocks[request.tenant] = blocks.get(request.tenant, 0) + len(request.context.block_table)
-        by_tenant = {request.tenant: request for request in requests[1:]}
+        priority = requests[-1].priority
+        by_tenant = {request.tenant: request for request in requests[1:] if request.priority == priority}
         return max(by_tenant.values(), key=lambda request: blocks[request.tenant] / request.tenant.weight)

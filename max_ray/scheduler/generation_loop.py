@@ -98,12 +98,12 @@ class GenerationLoop(EngineLoop):
     def stats(self) -> SchedulerStats:
         """A snapshot."""
         queues, budget = self._scheduler.queues, self._scheduler.budget
-        oldest = queues.oldest
+        oldest = queues.oldest_arrival
         return replace(
             self._stats,
             queued=len(queues.waiting),
             running=len(queues.running),
-            oldest_waiting_s=time.monotonic() - oldest.arrival if oldest else 0.0,
+            oldest_waiting_s=time.monotonic() - oldest if oldest is not None else 0.0,
             num_used_blocks=budget.num_blocks - budget.num_free_blocks,
             num_blocks=budget.num_blocks,
             healthy=self.healthy,

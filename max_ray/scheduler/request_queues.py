@@ -1,9 +1,10 @@
-"""RequestQueues: the waiting and the running requests, each in order of arrival."""
+"""RequestQueues: the waiting and the running requests, each by priority and then in order of arrival."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable
+from itertools import islice, takewhile
 
 from max_ray.interfaces import RequestID
 from max_ray.scheduler.fair_share import FairShare
@@ -11,13 +12,15 @@ from max_ray.scheduler.scheduled_request import ScheduledRequest
 
 
 class RequestQueues:
-    """Two ordered tables. Every running request of a tenant is older than all waiting ones of that tenant.
+    """Two ordered tables: lower priority numbers first, and the older one first where they are equal.
+
+    Of the requests of one priority and one tenant, every running one is older than all waiting ones.
 
     Args:
         share: Whose turn it is. It hears of every change.
 
     Attributes:
-        waiting: Requests that hold no block. Preempted ones return to the front.
+        waiting: Requests that hold no block. Preempted ones return to the front of their priority.
         running: Requests that hold blocks.
         num_waiting_tokens: Tokens that the waiting requests have to compute.
     """
@@ -41,11 +44,6 @@ class RequestQueues:
         """The waiting request whose turn it is."""
         return next(iter(self.in_order()), None)
 
-    @property
-    def oldest(self) -> ScheduledRequest | None:
-        """The waiting request at the front of the queue, in its turn or not."""
-        return next(iter(self.waiting.values()), None)
-
     def in_order(self) -> Iterable[ScheduledRequest]:
         """The waiting requests in the order in which they may join."""
         return self.share.in_order() if self.share.is_contended else self.waiting.values()
@@ -55,8 +53,13 @@ class RequestQueues:
         return self.waiting.get(request_id) or self.running.get(request_id)
 
     def all(self) -> list[ScheduledRequest]:
-        """All requests, the oldest first."""
+        """All requests: the running ones first, each part in order."""
         return [*self.running.values(), *self.waiting.values()]
+
+    @property
+    def oldest_arrival(self) -> float | None:
+        """When the oldest waiting request arrived, in monotonic seconds."""
+        return min((request.arrival for request in self.waiting.values()), default=None)
 
     def is_waiting(self, request: ScheduledRequest) -> bool:
         """Whether this very request waits, and not another one that has the same id."""
@@ -67,27 +70,26 @@ class RequestQueues:
         return self.running.get(request.request_id) is request
 
     def add(self, request: ScheduledRequest) -> None:
-        """Appends an arrival to the waiting requests."""
+        """Puts an arrival behind the waiting requests of its priority."""
         request.tenant = self.share.tenant_of(request.context)
         self.share.note_arrival(request.tenant)
-        self.waiting[request.request_id] = request
-        request.tenant.waiting[request.request_id] = request
+        _append(self.waiting, request)
+        _append(request.tenant.waiting, request)
         self.num_waiting_tokens += len(request.context.tokens)
 
     def admit(self, request: ScheduledRequest) -> None:
-        """Moves a waiting request to the running ones."""
+        """Moves a waiting request to the running ones, behind those of its priority."""
         self._leave(request)
-        self.running[request.request_id] = request
+        _append(self.running, request)
         request.tenant.num_running += 1
 
     def requeue(self, request: ScheduledRequest) -> None:
-        """Moves a running request to the front of the waiting ones. All its tokens become a new prompt."""
+        """Moves a running request before the waiting ones of its priority. All its tokens become a new prompt."""
         if self.running.pop(request.request_id, None) is not None:
             request.tenant.num_running -= 1
         request.context.reset()
-        for waiting in (self.waiting, request.tenant.waiting):
-            waiting[request.request_id] = request
-            waiting.move_to_end(request.request_id, last=False)
+        _prepend(self.waiting, request)
+        _prepend(request.tenant.waiting, request)
         self.num_waiting_tokens += len(request.context.tokens)
 
     def remove(self, request: ScheduledRequest) -> bool:
@@ -104,3 +106,20 @@ class RequestQueues:
         del self.waiting[request.request_id]
         del request.tenant.waiting[request.request_id]
         self.num_waiting_tokens -= len(request.context.tokens)
+
+
+def _append(table: OrderedDict[RequestID, ScheduledRequest], request: ScheduledRequest) -> None:
+    """Inserts a request behind those of its priority and of lower numbers. Costs nothing where it is the last."""
+    later = list(takewhile(lambda r: r.priority > request.priority, reversed(table.values())))
+    table[request.request_id] = request
+    for other in reversed(later):
+        table.move_to_end(other.request_id)
+
+
+def _prepend(table: OrderedDict[RequestID, ScheduledRequest], request: ScheduledRequest) -> None:
+    """Inserts a request before those of its priority and of higher numbers."""
+    table[request.request_id] = request
+    table.move_to_end(request.request_id, last=False)
+    ahead = list(takewhile(lambda r: r.priority < request.priority, islice(table.values(), 1, None)))
+    for other in reversed(ahead):
+        table.move_to_end(other.request_id, last=False)

@@ -2,14 +2,14 @@
 
 A request is in one of three states:
 
-    waiting   in order of arrival, each tenant (API key) by itself; holds no block. Preempted requests return to the
-              front. `FairShare` says which tenant's turn it is
-    running   in the order of admission; holds blocks for all tokens that the run in progress can give it, its whole
-              prompt included
+    waiting   by priority, then in order of arrival, each tenant (API key) by itself; holds no block. Preempted requests
+              return to the front of their priority. `FairShare` says which tenant's turn it is
+    running   by priority, then in order of admission; holds blocks for all tokens that the run in progress can give it,
+              its whole prompt included
     ended     its blocks go back with the next message to the KV manager
 
 One decision is `schedule()` (what to ask of the KV manager), one exchange with it, and `apply()` (the batch that the
-reply allows). The oldest running request is never preempted, so at least one always makes progress.
+reply allows). The first running request is never preempted, so at least one always makes progress.
 """
 
 from __future__ import annotations
@@ -180,13 +180,14 @@ class Scheduler:
                 self.fail(request, insufficient_blocks(num_tokens, self.budget.page_size, self.budget.num_blocks))
 
     def _make_room(self) -> None:
-        """Preempts the youngest requests until the next token of every other one probably has a block."""
+        """Preempts the last requests until the next token of every other one probably has a block: those of the
+        highest priority number, of these the youngest."""
         running, budget = self.queues.running, self.budget
         num_missing = sum(budget.num_missing(request.context, 1) for request in running.values())
         while len(running) > 1 and (self._must_preempt or num_missing > budget.num_free_blocks):
-            youngest = self.queues.share.youngest(running.values())
-            num_missing -= budget.num_missing(youngest.context, 1)
-            self._preempt(youngest)
+            last = self.queues.share.last(running.values())
+            num_missing -= budget.num_missing(last.context, 1)
+            self._preempt(last)
             self.admission.under_memory_pressure = True
             self._must_preempt = False
 

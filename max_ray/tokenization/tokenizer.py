@@ -33,6 +33,7 @@ from max_ray.tokenization.chat_template import (
 from max_ray.tokenization.control_tokens import ControlTokens, Marking, control_names, fold_of, strings_of
 from max_ray.tokenization.loading import as_ids, is_gguf, load_tokenizer, local_folder, read_json, turn_end_ids
 from max_ray.tokenization.loading.folder import text_config
+from max_ray.tokenization.logit_texts import LogitTexts, is_long
 from max_ray.tokenization.piece_encoder import PieceEncoder
 from max_ray.tokenization.template_limits import TemplateTimeError
 
@@ -134,13 +135,18 @@ class TextTokenizer:
         Unicode, a chat template that refuses the messages, or sampling parameters out of range.
         """
         prompt, images = await self._prompt(request)
+        is_slow = is_long(request.sampling_params)
         context = TextContext(
             request_id=request.request_id,
             tokens=TokenBuffer(prompt),
             max_length=self.max_length,
             eos_token_ids=self.eos_token_ids,
-            sampling_params=self._sampling_params(request),
+            sampling_params=(
+                await asyncio.to_thread(self._sampling_params, request) if is_slow else self._sampling_params(request)
+            ),
             model_name=request.model_name,
+            cache_salt=request.cache_salt,
+            priority=request.priority,
             log_probabilities=request.logprobs,
             log_probabilities_echo=request.echo and request.logprobs is not None,
             images=images,
@@ -362,7 +368,10 @@ class TextTokenizer:
         if isinstance(given, SamplingParams):
             params = given
         else:
-            params = SamplingParams.from_input_and_generation_config(given or {}, self._generation_config)
+            resolved = self._logit_texts.resolved(given) if given else {}
+            params = SamplingParams.from_input_and_generation_config(resolved, self._generation_config)
+        if params.logit_controls is not None:
+            params.logit_controls.check_vocabulary(self.vocab_size)
         self._check_range(id_array(params.stop_token_ids, "stop_token_ids"), "stop_token_ids")
         if params.max_new_tokens is not None and params.min_new_tokens > params.max_new_tokens:
             raise InputError(
@@ -372,6 +381,10 @@ class TextTokenizer:
             )
         ids = [self.special_names[s] for s in params.stop if s in self.special_names]  # these stop the model itself
         return replace(params, stop_token_ids=(*params.stop_token_ids, *ids)) if ids else params
+
+    @cached_property
+    def _logit_texts(self) -> LogitTexts:
+        return LogitTexts(self)
 
     def _check_range(self, ids: TokenArray, param: str) -> None:
         outside = ids[(ids < 0) | (ids >= self.vocab_size)]

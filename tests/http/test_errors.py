@@ -30,7 +30,7 @@ def error_of(reply: httpx.Response, status: int) -> dict[str, Any]:
         ({"temprature": 1}, "temprature", "Unknown field 'temprature'. Did you mean 'temperature'?"),
         ({"nonsense_xyz": None}, "nonsense_xyz", "Unknown field"),
         ({"user": 5}, "user", "valid string"),
-        ({"logit_bias": {"5": 1}}, "logit_bias", "not supported by this server"),
+        ({"logit_bias": {"5": 101}}, "logit_bias", "from -100 to 100"),
         ({"temperature": "0.5"}, "temperature", "valid number"),
         ({"temperature": True}, "temperature", "valid number"),
         ({"temperature": -1}, "temperature", "at least 0"),

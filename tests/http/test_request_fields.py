@@ -146,7 +146,6 @@ async def test_what_asks_for_nothing_passes(
     [
         ({"functions": [{"name": "f"}]}, "functions", "Use 'tools'"),
         ({"function_call": {"name": "f"}}, "function_call", "Use 'tool_choice'"),
-        ({"logit_bias": {"5": 1}}, "logit_bias", "{}"),
         ({"best_of": 2}, "best_of", "1 or the value of n"),
         ({"best_of": True}, "best_of", "1 or the value of n"),
         ({"store": True}, "store", "false"),

@@ -188,3 +188,23 @@ async def test_a_long_run_is_interrupted_for_a_key_that_has_nothing() -> None:
         for stream in streams:
             assert [output async for output in stream][-1].is_done
         assert harness.loop.stats.preemptions >= 1
+
+
+def test_priority_goes_before_share() -> None:
+    """And a request is not preempted for a less important one of a key that has less."""
+    simulation = Simulation(SMALL)
+    for tenant, priority in (("a", 0), ("a", 0), ("b", 3), ("b", -1), ("a", 0), ("c", 0)):
+        simulation.submit(Job(tenant, 8, 8, priority=priority))
+    queues = simulation.scheduler.queues
+    order = [(request.context.tenant, request.priority) for request in queues.in_order()]
+    assert order == [("b", -1), ("a", 0), ("c", 0), ("a", 0), ("a", 0), ("b", 3)]
+    full = Simulation(SMALL)
+    for _ in range(4):
+        submit(full, "a", num_new=20)
+    full.run(0.02)
+    full.submit(Job("b", 8, 8, priority=1))
+    full.run(0.1)
+    assert full.stats.preemptions == 0
+    full.submit(Job("c", 8, 8, priority=0))
+    full.run(0.13)
+    assert full.stats.preemptions == 1

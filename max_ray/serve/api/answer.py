@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from functools import partial
 from typing import Any
 
 from max_ray.errors import InputError, ModelNotServedError, nearest, quoted
@@ -19,19 +20,28 @@ from max_ray.serve.api.generation import Generation
 from max_ray.serve.api.openai import ChatCompletionRequest, CompletionRequest, GenerationJob
 from max_ray.serve.api.parsed_choice import ParsedChoice
 from max_ray.serve.api.parsed_format import ParsedChatFormat
+from max_ray.serve.api.prompt_logprobs import with_prompt_logprobs
 from max_ray.serve.api.request_log import server_timing
 from max_ray.serve.api.sse import DONE, encode_event
 from max_ray.tokenization.token_bytes import token_text_of
 
+Report = Callable[[dict[str, Any]], dict[str, Any]]
+"""Adds to an answer object."""
 _INLINE_ITEMS = 256  # messages, parts or prompts of one request: less than a millisecond
 
 
 class Answer:
-    """A request that has been admitted. Take one of `events`, `chunks` and `whole`, and always `close`."""
+    """A request that has been admitted. Take one of `events`, `chunks` and `whole`, and always `close`.
+
+    report: adds what a whole answer tells beside its choices.
+    """
 
     media_type = "text/event-stream"
 
-    def __init__(self, generation: Generation, form: AnswerFormat, *, include_usage: bool) -> None:
+    def __init__(
+        self, generation: Generation, form: AnswerFormat, *, include_usage: bool, report: Report | None = None
+    ) -> None:
+        self._report = report
         self._generation = generation
         self._form = form
         self._include_usage = include_usage
@@ -79,7 +89,8 @@ class Answer:
                 choice.finish_reason = delta.finish_reason
         for choice, pieces in zip(choices, texts, strict=True):
             choice.text = "".join(pieces)
-        return self._form.answer(choices, self._generation.usage)
+        answer = self._form.answer(choices, self._generation.usage)
+        return answer if self._report is None else self._report(answer)
 
     def close(self) -> None:
         """Cancels what still runs."""
@@ -104,7 +115,19 @@ async def open_answer(
         token_text_of(engine.tokenizer),
         include_usage=request.include_usage,
     )
-    return Answer(generation, form, include_usage=request.include_usage)
+    report = None if request.prompt_logprobs is None else _report_of(engine, request, generation)
+    return Answer(generation, form, include_usage=request.include_usage, report=report)
+
+
+def _report_of(engine: Engine, request: CompletionRequest | ChatCompletionRequest, generation: Generation) -> Report:
+    """What adds the log probabilities of the prompt to a whole answer."""
+    return partial(
+        with_prompt_logprobs,
+        choices=generation.choices,
+        tokens=token_text_of(engine.tokenizer),
+        num_top=request.prompt_logprobs or 0,
+        is_chat=isinstance(request, ChatCompletionRequest),
+    )
 
 
 async def prepared_generation(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from max_ray.errors import WorkerGroupError
@@ -101,7 +101,8 @@ class Choice:
         self._shown = shown
         self._discard = job.discard_output
         self._echo = echo
-        self._prompt_entries: list[LogProbabilities | None] = []
+        self.prompt_entries: list[LogProbabilities | None] = []
+        self._num_top = job.logprobs or 0
         self._tokens = token_text_of(tokenizer)
         self._detokenizer = self._tokens.detokenizer(context.tokens.prompt, shown)
         self._matcher = self._tokens.stop_matcher(context.sampling_params.stop)
@@ -109,8 +110,11 @@ class Choice:
         self._length = 0  # characters given out
         unsettled = self._detokenizer.num_unsettled
         self._foreign = 0 if echo is not None and not echo.is_given else unsettled
-        self._is_plain = not (
-            job.discard_output or echo or self._log is not None or context.sampling_params.stop or unsettled
+        self._is_plain = not any(
+            (
+                *(job.discard_output, echo, self._log is not None, job.prompt_logprobs is not None),
+                *(context.sampling_params.stop, unsettled),
+            )
         )
 
     def empty_delta(self) -> ChoiceDelta:
@@ -127,7 +131,7 @@ class Choice:
         if self._is_plain and output.final_status is GenerationStatus.ACTIVE:
             return self._feed_plain(output)
         self.num_cached_tokens = max(self.num_cached_tokens, output.num_cached_tokens)
-        self._prompt_entries += output.prompt_log_probabilities or []
+        self.prompt_entries += output.prompt_log_probabilities or []
         delta = ChoiceDelta(self.index, "", None if self._log is None else [])
         if self._echo is not None and output.tokens:
             self._give_prompt(delta, self._echo)
@@ -153,10 +157,11 @@ class Choice:
         delta.text, self._echo = echo.text, None
         if delta.tokens is not None:
             prompt = self.context.tokens.prompt.tolist()
-            assert len(self._prompt_entries) == len(prompt), (
-                f"{len(self._prompt_entries)} log probabilities for {len(prompt)} prompt tokens"
+            assert len(self.prompt_entries) == len(prompt), (
+                f"{len(self.prompt_entries)} log probabilities for {len(prompt)} prompt tokens"
             )
-            delta.tokens += map(TokenEntry, prompt, self._prompt_entries, echo.offsets)
+            entries = [entry and self._cut(entry) for entry in self.prompt_entries]
+            delta.tokens += map(TokenEntry, prompt, entries, echo.offsets)
 
     def _give_tokens(self, delta: ChoiceDelta, output: TextGenerationOutput) -> None:
         ended_by_token = output.final_status is GenerationStatus.END_OF_SEQUENCE
@@ -177,8 +182,12 @@ class Choice:
         assert entries is not None, "log probabilities were asked for and did not come"
         text, places = self._detokenizer.locate(token)
         text = self._without_foreign(text)
-        self._log.add(token, entries[position], places)
+        self._log.add(token, self._cut(entries[position]), places)
         return text
+
+    def _cut(self, entry: LogProbabilities) -> LogProbabilities:
+        """Without alternatives that were asked for of the prompt alone."""
+        return entry if len(entry.top) <= self._num_top else replace(entry, top=entry.top[: self._num_top])
 
     def _without_foreign(self, text: str) -> str:
         """The answer's text: without what stands for bytes of the prompt that never became a character."""

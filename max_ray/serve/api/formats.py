@@ -96,7 +96,7 @@ class CompletionFormat(AnswerFormat):
         entries = [(entry.token, entry.log_probabilities) for entry in delta.tokens]
         return {
             "tokens": [self._tokens.text_of(token) for token, _ in entries],
-            "token_logprobs": [None if log is None else _finite(log.log_probability) for _, log in entries],
+            "token_logprobs": [None if log is None else finite(log.log_probability) for _, log in entries],
             "top_logprobs": [self._top(entry) for entry in delta.tokens],
             "text_offset": [entry.offset for entry in delta.tokens],
         }
@@ -108,7 +108,7 @@ class CompletionFormat(AnswerFormat):
             return None
         top: dict[str, float] = {}
         for token, log_probability in [*log.top, (token_entry.token, log.log_probability)]:
-            text, value = self._tokens.text_of(token), _finite(log_probability)
+            text, value = self._tokens.text_of(token), finite(log_probability)
             top[text] = max(value, top.get(text, _LOWEST))
         return top
 
@@ -159,10 +159,11 @@ class ChatFormat(AnswerFormat):
     def _one(self, token: int, log_probability: float) -> dict[str, Any]:
         return {
             "token": self._tokens.text_of(token),
-            "logprob": _finite(log_probability),
+            "logprob": finite(log_probability),
             "bytes": list(self._tokens.bytes_of(token)),
         }
 
 
-def _finite(value: float) -> float:
+def finite(value: float) -> float:
+    """A log probability that JSON can hold."""
     return value if value > _LOWEST else _LOWEST  # also for NaN, which a row without any allowed token gives

@@ -216,8 +216,10 @@ async def _choices_of(engine: Engine, job: GenerationJob, prompt: str | list[int
             prompt=prompt if ids is None else ids,
             messages=job.messages if ids is None else (),
             sampling_params=_numbered_seed(job.sampling, number),
-            logprobs=job.logprobs,
-            echo=job.echo,
+            logprobs=job.reported_logprobs,
+            echo=job.echo or job.prompt_logprobs is not None,
+            cache_salt=job.cache_salt,
+            priority=job.priority,
             chat_template_options=job.template_options if ids is None and job.messages else None,
             images=images,
         )

@@ -36,8 +36,6 @@ ANY_REQUEST: dict[str, Neutral] = {
     "service_tier": only("auto", "default"),
     "store": only(False),
     # vLLM, SGLang
-    "cache_salt": foreign(),
-    "priority": foreign(0),
     "request_id": foreign(),
     "rid": foreign(),
     "truncate_prompt_tokens": foreign(),
@@ -47,11 +45,8 @@ GENERATION: dict[str, Neutral] = ANY_REQUEST | {
     "best_of": Neutral(_is_best_of, "1 or the value of n"),
     "function_call": only("none", "auto", instead="Use 'tool_choice'."),
     "functions": only([], instead="Use 'tools'."),
-    "logit_bias": Neutral(lambda given, _: given in ({}, []), "{}"),
     "moderation": only(),
     # vLLM, SGLang
-    "allowed_token_ids": foreign(),
-    "bad_words": foreign([]),
     "detokenize": foreign(True),
     "guided_decoding_backend": foreign("auto", "guidance"),
     "guided_whitespace_pattern": foreign(),
@@ -61,7 +56,6 @@ GENERATION: dict[str, Neutral] = ANY_REQUEST | {
     "logits_processors": foreign([]),
     "lora_path": foreign(),
     "no_stop_trim": foreign(False),
-    "prompt_logprobs": foreign(instead="Use echo and logprobs of /v1/completions."),
     "return_hidden_states": foreign(False),
     "return_token_ids": foreign(False),
     "return_tokens_as_token_ids": foreign(False),
@@ -71,10 +65,6 @@ GENERATION: dict[str, Neutral] = ANY_REQUEST | {
     "vllm_xargs": foreign({}),
     # llama.cpp and web UIs: samplers that are off, and the shapes of samplers that are off
     "cache_prompt": foreign(True),
-    "dry_allowed_length": foreign_number(),
-    "dry_base": foreign_number(),
-    "dry_multiplier": foreign(0),
-    "dry_penalty_last_n": foreign_number(),
     "dynatemp_exponent": foreign_number(),
     "dynatemp_range": foreign(0),
     "epsilon_cutoff": foreign(0),
@@ -96,7 +86,6 @@ GENERATION: dict[str, Neutral] = ANY_REQUEST | {
     "num_beams": foreign(1),
     "options": foreign({}),
     "post_sampling_probs": foreign(False),
-    "repeat_last_n": foreign(-1),
     "repeat_penalty": foreign(1, instead="Use 'repetition_penalty'."),
     "response_fields": foreign([]),
     "return_progress": foreign(False),
@@ -106,9 +95,7 @@ GENERATION: dict[str, Neutral] = ANY_REQUEST | {
     "tfs_z": foreign(1),
     "timings_per_token": foreign(False),
     "top_a": foreign(0),
-    "typical_p": foreign(1),
-    "xtc_probability": foreign(0),
-    "xtc_threshold": foreign_number(),
+    "top_n_sigma": foreign(-1, 0),
 }
 
 COMPLETION: dict[str, Neutral] = GENERATION | {
@@ -134,11 +121,13 @@ CHAT: dict[str, Neutral] = GENERATION | {
 
 EMBEDDINGS: dict[str, Neutral] = ANY_REQUEST | {
     "add_special_tokens": foreign(True),
+    "cache_salt": foreign(),
     "embed_dtype": foreign("float32"),
     "endianness": foreign("native", "little"),
     "input_type": foreign(),
     "mm_processor_kwargs": foreign({}),
     "normalize": foreign(),
+    "priority": foreign(0),
 }
 
 STREAM_OPTIONS: dict[str, Neutral] = {
@@ -180,6 +169,7 @@ GENERATION_INSTEAD: dict[str, str] = {
     "max_tokens_to_sample": _TOKENS,
     "min_length": "Use 'min_tokens'.",
     "min_new_tokens": "Use 'min_tokens'.",
+    "typical": "Use 'typical_p'.",
     "n_predict": _TOKENS,
     "num_ctx": "The server is started with --max-length.",
     "num_predict": _TOKENS,

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, Discriminator, Field, PlainValidator, Tag, 
 from max_ray.errors import InputError, PromptTooLongError
 from max_ray.serve.api.chat_messages import MAX_MESSAGES, Message, named_results, text_or_list
 from max_ray.serve.api.json_body import decode_object
+from max_ray.serve.api.logit_fields import LogitFields
 from max_ray.serve.api.neutral_fields import CHAT, CHAT_INSTEAD, COMPLETION, COMPLETION_INSTEAD, STREAM_OPTIONS
 from max_ray.serve.api.request_fields import FIELD_ERROR, MAX_PROBLEMS, ApiRequest, Neutral, StrictModel
 from max_ray.serve.api.structured_output_fields import RESPONSE_FORMAT, StructuredOutputFields
@@ -38,7 +39,8 @@ class GenerationJob:
 
     Exactly one of `prompts` and `messages` is filled. `sampling`: only what the user gave, by our names. `n`: choices
     a prompt. `logprobs`: alternatives per token, None for no log probabilities. `discard_output`: only the prompt is
-    wanted back (`max_tokens=0` with `echo`). `grammar_field`: the field of the request that gave
+    wanted back (`max_tokens=0` with `echo`). `prompt_logprobs`: alternatives per prompt token, None for no report.
+    `cache_salt`, `priority`: see TextGenerationRequest. `grammar_field`: the field of the request that gave
     `sampling["structured_output"]`, for errors. `template_options`: variables of the chat template. `efforts`:
     `reasoning_effort` and `verbosity`. `chat`: how the answer to messages is read. `labels`: what the client wrote on
     its request (`LabelledRequest`).
@@ -56,6 +58,15 @@ class GenerationJob:
     chat: ChatOutput | None = None
     grammar_field: str = RESPONSE_FORMAT
     labels: Mapping[str, Any] = field(default_factory=dict)
+    prompt_logprobs: int | None = None
+    cache_salt: str = ""
+    priority: int = 0
+
+    @property
+    def reported_logprobs(self) -> int | None:
+        """Alternatives that the engine reports for each token: those of the text and of the prompt are one number."""
+        given = [number for number in (self.logprobs, self.prompt_logprobs) if number is not None]
+        return max(given, default=None)
 
 
 class StreamOptions(StrictModel):
@@ -97,7 +108,7 @@ class LabelledRequest(ApiRequest):
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
-class GenerationRequest(StructuredOutputFields, LabelledRequest):
+class GenerationRequest(StructuredOutputFields, LogitFields, LabelledRequest):
     """The fields that both kinds of request have."""
 
     stream: bool = False
@@ -140,6 +151,8 @@ class GenerationRequest(StructuredOutputFields, LabelledRequest):
         """Raises InputError where fields contradict each other."""
         if self.include_usage and not self.stream:
             raise InputError("stream_options has a meaning only with stream=true.", param="stream_options")
+        if self.prompt_logprobs is not None and self.stream:
+            raise InputError("prompt_logprobs are given in whole answers only: leave stream out.", param="stream")
 
     @property
     def grammar_field(self) -> str:
@@ -164,6 +177,7 @@ class GenerationRequest(StructuredOutputFields, LabelledRequest):
         given = {name: getattr(self, name) for name in names}
         if self.structured_output is not None:
             given["structured_output"] = self.structured_output[0]
+        given |= self.logit_sampling()
         return given | {"stop": stop, "min_new_tokens": self.min_tokens, "max_new_tokens": max_new_tokens}
 
 
@@ -217,6 +231,7 @@ class CompletionRequest(GenerationRequest):
             discard_output=self.max_tokens == 0,
             grammar_field=self.grammar_field,
             labels=self.labels,
+            **self.engine_options,
         )
 
 
@@ -265,6 +280,7 @@ class ChatCompletionRequest(ToolFields, GenerationRequest):
             chat=self.chat_output(_last_text(messages) if self.continue_final_message else ""),
             grammar_field=self.grammar_field,
             labels=self.labels,
+            **self.engine_options,
         )
 
 
