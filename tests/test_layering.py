@@ -58,7 +58,7 @@ TABLE: dict[str, set[str]] = {
     },
     "pipelines": {
         *("interfaces", "config", "registry", "architecture", "huggingface", "tokenization", "images", "kv_cache"),
-        *("distributed", "modeling", "nn", "planning", "engine", "structured_output"),
+        *("distributed", "modeling", "nn", "planning", "engine", "structured_output", "sentence_files"),
     },
     "scheduler": {"interfaces", "config", "kv_cache"},
     "actors": {
@@ -79,7 +79,7 @@ TABLE: dict[str, set[str]] = {
     },
     "serve": {
         *("interfaces", "settings", "config", "output_parsers", "tokenization", "registry", "planning", "pipelines"),
-        *("scheduler", "actors", "structured_output"),
+        *("scheduler", "actors", "structured_output", "kv_cache"),
     },
     "deployments": {  # with the examples and the demo's training
         *("interfaces", "settings", "config", "serve"),

@@ -60,6 +60,9 @@ SERVE_SETTINGS = PIPELINE_SETTINGS | {
     "worker_start_timeout_s": 600.0,
     "worker_port_range": None,
     "collective_timeout_s": 60.0,
+    "files_dir": None,
+    "files_max_bytes": 4 * 2**30,
+    "batch_concurrency": 8,
     "allowed_hosts": (),
     "allowed_origins": (),
     "api_keys": DERIVED,
@@ -85,7 +88,15 @@ NAMES = {
     "max_ray.pipelines.lib": [
         *("PIPELINE_REGISTRY", "HuggingFaceConfig", "KVCacheInputs", "KVCacheParams", "ModelInputs", "ModelOutputs"),
         *("PipelineConfig", "PipelineModel", "PipelineRegistry", "RopeType", "SupportedArchitecture"),
-        *("EmbeddingsTokenizer", "SupportedEncoding", "TextPipelineModel", "TextTokenizer", "WeightsFormat"),
+        *(
+            "EmbeddingsTokenizer",
+            "JudgeTokenizer",
+            "PairTokenizer",
+            "SupportedEncoding",
+            "TextPipelineModel",
+            "TextTokenizer",
+            "WeightsFormat",
+        ),
     ],
     "max_ray.graph.weights": ["WeightsFormat"],
     "max_ray.nn.legacy.kv_cache": ["KVCacheParams", "KVCacheStrategy"],
@@ -146,11 +157,12 @@ def test_flags() -> None:
 
     benchmarks = {"benchmark", *(f"benchmark {kind}" for kind in ("serving", "kernels", "offline", "plot"))}
     commands_of_keys = {"keys", "keys new"}
-    others = {"serve", "generate", "encode", "plan", "warm-cache", "list", "check", "version"}
+    others = {"serve", "generate", "batch", "encode", "plan", "warm-cache", "list", "check", "version"}
     assert set(commands) == others | benchmarks | commands_of_keys
     assert flags("serve") == of(set(SERVE_SETTINGS) - {"api_keys"}) | common | switches
     assert flags("generate") == of(set(PIPELINE_SETTINGS)) | common | switches | GENERATE_FLAGS
     assert flags("encode") == (of(set(PIPELINE_SETTINGS)) | common | switches | ENCODE_FLAGS) - {"--print-config"}
+    assert flags("batch") == (of(set(PIPELINE_SETTINGS)) | common | switches) - {"--print-config"}
     assert flags("plan") == (of(set(PIPELINE_SETTINGS)) | common | switches | {"--json"}) - {"--print-config"}
     assert flags("warm-cache") == of({"model_path", "model", "revision", "custom_architectures"}) | {"--help", "-h"}
     assert flags("list") == {"--help", "-h", "--json", "--custom-architectures"}

@@ -116,7 +116,7 @@ class PipelineConfig(BaseModel):
         description="Name of the model in the API. Default: the folder's name or the repository id.",
     )
     task: PipelineTask | None = Field(
-        None, description="text_generation or embeddings_generation. Default: what the model is made for."
+        None, description="text_generation, embeddings_generation or score. Default: what the model is made for."
     )
     quantization_encoding: SupportedEncoding | None = Field(
         None, description="How weights are stored and executed. Default: what the checkpoint is."
@@ -282,6 +282,15 @@ class ServeConfig(PipelineConfig):
     worker_port_range: str | None = Field(
         None,
         description="TCP ports LOW-HIGH on which replicas accept their workers on other nodes. Default: any free port.",
+    )
+    files_dir: str | None = Field(
+        None,
+        min_length=1,
+        description="Folder for uploaded files and results of batches, of mode 0700. Default: neither is taken.",
+    )
+    files_max_bytes: int = Field(4 * 2**30, ge=2**20, description="Most bytes of all files in files_dir together.")
+    batch_concurrency: int = Field(
+        8, ge=1, description="Lines of batches that a copy of the model runs at a time, while no other request waits."
     )
     allowed_hosts: TextList = Field(
         (),

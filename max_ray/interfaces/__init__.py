@@ -9,6 +9,7 @@ from max_ray.interfaces.embeddings import (
     EmbeddingsGenerationInputs,
     EmbeddingsGenerationOutput,
     EmbeddingsGenerationRequest,
+    ScoreRequest,
 )
 from max_ray.interfaces.encoding import KVCacheStrategy, RopeType, SupportedEncoding, WeightsFormat
 from max_ray.interfaces.executor import (
@@ -86,6 +87,7 @@ __all__ = [
     "RunRow",
     "Runner",
     "SamplingParams",
+    "ScoreRequest",
     "StepOutput",
     "SupportedEncoding",
     "TextContext",

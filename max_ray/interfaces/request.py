@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from numbers import Integral
-from typing import Any
+from typing import Any, Literal
 from uuid import uuid4
 
 from max_ray.errors import InputError
@@ -101,7 +101,7 @@ class SamplingParams:
         check(self.max_new_tokens is None or self.max_new_tokens >= 1, "max_new_tokens", "at least 1")
         check(0 <= self.min_new_tokens < _MAX_COUNT, "min_new_tokens", f"from 0 to {_MAX_COUNT - 1}")
         check(-(2**63) <= self.seed < 2**64, "seed", "a 64-bit integer")
-        if self.structured_output is not None:
+        if self.structured_output is not None and self.structured_output.kind != "reasoning":
             check(
                 not self.ignore_eos,
                 "ignore_eos",
@@ -204,6 +204,9 @@ class TextGenerationRequest(Request):
     `echo`: with `logprobs`, report the prompt's log probabilities too.
     `cache_salt`: only requests with the same one share cached prefixes. `priority`: lower numbers run earlier.
     `images`: with a prompt of token ids, what its image placeholders stand for; those of messages are in the messages.
+    `add_special_tokens`: whether a prompt of text gets the tokens that begin a text (beginning of sequence).
+    `truncate_prompt_tokens`: a longer prompt keeps so many tokens; -1 keeps what fits the model's length with one
+    token more. `truncation_side`: the side that is cut off.
     """
 
     model_name: str = ""
@@ -214,6 +217,9 @@ class TextGenerationRequest(Request):
     echo: bool = False
     chat_template_options: Mapping[str, Any] | None = None
     images: Sequence[PromptImage] = ()
+    add_special_tokens: bool = True
+    truncate_prompt_tokens: int | None = None
+    truncation_side: Literal["left", "right"] = "left"
     cache_salt: str = ""
     priority: int = 0
 

@@ -21,6 +21,7 @@ from max_ray.errors import InputError, WorkerGroupError
 from max_ray.interfaces import CacheReply, CacheUpdate, GenerationStatus, KVCacheClient, RequestID, TextContext
 from max_ray.kv_cache import insufficient_blocks
 from max_ray.log import get_logger
+from max_ray.scheduler.activity import LoopActivity, request_activities
 from max_ray.scheduler.batch_runner import BatchRunner, TextPipeline
 from max_ray.scheduler.decision import SchedulerLimits
 from max_ray.scheduler.delivery import Delivery
@@ -108,6 +109,13 @@ class GenerationLoop(EngineLoop):
             num_blocks=budget.num_blocks,
             healthy=self.healthy,
         )
+
+    @property
+    def activity(self) -> LoopActivity:
+        """Limits and requests at this moment."""
+        budget = self._scheduler.budget
+        requests = request_activities(self._scheduler.queues, time.monotonic())
+        return LoopActivity(self.limits, budget.page_size, budget.num_blocks, requests)
 
     # One turn of the loop.
 

@@ -17,7 +17,8 @@ from max_ray.pipelines.factory import build_tokenizer
 from max_ray.planning.hardware import Hardware
 from max_ray.planning.plan import resolve_plan
 from max_ray.serve.api.access.key_file import read_key_file
-from max_ray.serve.api.engine import ApiOptions
+from max_ray.serve.api.engine import ApiOptions, FilesOptions
+from max_ray.serve.api.files.directory import check_folder
 from max_ray.serve.cluster_env import check_tls_files, cluster_hardware, connect
 from max_ray.serve.ingress import Ingress
 from max_ray.serve.replica_engine import QueueLimits
@@ -39,6 +40,8 @@ def build_application(config: ServeConfig) -> serve.Application:
     """Checks the configuration against model and cluster, connects to Ray, binds the deployment. Raises ConfigError."""
     if not config.model_path:
         config = load_serve_config(given_settings(config), environ={})[0]
+    if config.files_dir is not None:
+        check_folder(Path(config.files_dir))
     pipeline_config = PipelineConfig(**{name: getattr(config, name) for name in PipelineConfig.model_fields})
     options = api_options(config)
     check_keys(options)
@@ -83,6 +86,9 @@ def api_options(config: ServeConfig) -> ApiOptions:
         allowed_hosts=config.allowed_hosts or any_host,
         allowed_origins=config.allowed_origins,
         shares_records=config.max_replicas > 1,
+        files=FilesOptions(config.files_dir, config.files_max_bytes, config.batch_concurrency)
+        if config.files_dir
+        else None,
     )
 
 

@@ -105,17 +105,20 @@ def _url(config: ServeConfig) -> str:
 
 
 def ready_message(config: ServeConfig, task: PipelineTask = PipelineTask.TEXT_GENERATION) -> str:
-    """The URL, and a command that answers when pasted into a shell."""
+    """The URL, the page, and a command that answers when pasted into a shell."""
     url = _url(config)
     route, given = "chat/completions", {"messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 32}
     if task is PipelineTask.EMBEDDINGS_GENERATION:
         route, given = "embeddings", {"input": "Hello!"}
+    if task is PipelineTask.SCORE:
+        route, given = "score", {"text_1": "Hello!", "text_2": ["Hi!", "Bye!"]}
     body = json.dumps({"model": config.served_model_name, **given})
     key = ' -H "Authorization: Bearer ${MAX_RAY_API_KEYS%%,*}"' if config.api_keys else ""
     if config.api_keys_file is not None and not config.api_keys:
         key = ' -H "Authorization: Bearer $KEY"'
     return (
         f"\nServing {config.served_model_name} at {url}/v1   (Ctrl-C ends it)\n"
+        f"  chat and status in a browser: {url}/\n"
         f"  curl {url}/v1/{route} -H 'Content-Type: application/json'{key} -d '{body}'\n"
     )
 

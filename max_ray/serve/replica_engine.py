@@ -30,8 +30,8 @@ from max_ray.pipelines.factory import build_tokenizer
 from max_ray.pipelines.text_generation import TextGenerationPipeline
 from max_ray.planning.plan import PipelinePlan
 from max_ray.registry import PIPELINE_REGISTRY
-from max_ray.scheduler import EmbeddingsLoop, GenerationLoop, SchedulerLimits
-from max_ray.serve.api.metrics import Metrics, MetricsSnapshot
+from max_ray.scheduler import EmbeddingsLoop, GenerationLoop, LoopActivity, SchedulerLimits
+from max_ray.serve.api.metrics import GroupView, Metrics, MetricsSnapshot
 from max_ray.serve.api.model_parsers import ModelParsers
 from max_ray.serve.api.request_log import RequestLog, SharedRecords
 from max_ray.serve.api.structured_output_fields import start_checker
@@ -77,7 +77,7 @@ class ReplicaEngine:
         self._requests = RequestLog(owner_id)
         self._plan = plan
         self._loop: GenerationLoop | EmbeddingsLoop
-        if plan.task is PipelineTask.EMBEDDINGS_GENERATION:
+        if plan.is_pooled:
             pipeline = EmbeddingsPipeline(group.executor, limits.max_batch_size, limits.max_batch_input_tokens)
             self._loop = EmbeddingsLoop(pipeline, limits, self._recover)
         else:
@@ -115,6 +115,10 @@ class ReplicaEngine:
     @property
     def requests(self) -> RequestLog:
         return self._requests
+
+    @property
+    def num_waiting(self) -> int:
+        return self._loop.stats.queued
 
     @property
     def task(self) -> PipelineTask:
@@ -160,6 +164,10 @@ class ReplicaEngine:
         others = [pickle.loads(data) for owner, data in sorted(self._siblings.items()) if owner != self._owner_id]
         return [self._snapshot(), *others]
 
+    @property
+    def activity(self) -> LoopActivity:
+        return self._loop.activity
+
     async def close(self) -> None:
         """Ends the streams and the group."""
         for task in self._tasks:
@@ -171,7 +179,9 @@ class ReplicaEngine:
             _LOG.warning("the group was not released: %s", error)
 
     def _snapshot(self) -> MetricsSnapshot:
-        return self._metrics.snapshot(self._loop.stats, self._group.info.phases)
+        info, plan = self._group.info, self._plan
+        group = GroupView(info.group_id, info.epoch, len(info.workers), plan.device)
+        return self._metrics.snapshot(self._loop.stats, info.phases, group)
 
     async def _recover(self) -> KVCacheClient:
         """The loop's way back after a WorkerGroupError."""

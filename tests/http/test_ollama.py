@@ -230,7 +230,11 @@ async def test_what_is_told_of_the_model(engine: FakeEngine) -> None:
         shown = (await client.post("/api/show", json={"model": "fake:latest"})).json()
         assert (await client.get("/api/version")).json()["version"]
         error_of(await client.post("/api/show", json={"model": "other"}), 404)
-        assert "Use 'model'" in error_of(await client.post("/api/show", json={"name": "fake"}), 400)
+        older = await client.post("/api/show", json={"name": "fake"})
+        assert older.json() == shown
+        error_of(await client.post("/api/show", json={"name": "other"}), 404)
+        assert "'model' is required" in error_of(await client.post("/api/show", json={}), 400)
+        assert "differ" in error_of(await client.post("/api/show", json={"model": "fake", "name": "b"}), 400)
     assert (listed["name"], listed["model"], listed["size"]) == ("fake", "fake", 1234)
     assert listed["details"]["family"] == "llama"
     assert (listed["details"]["format"], listed["details"]["quantization_level"]) == ("gguf", "q4_k")

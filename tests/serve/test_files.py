@@ -118,6 +118,7 @@ def test_the_printed_command_is_a_whole_one(tmp_path: Path) -> None:
     assert config.served_model_name == "some/model"
     message = ready_message(config)
     assert "http://127.0.0.1:8123/v1" in message
+    assert "in a browser: http://127.0.0.1:8123/\n" in message
     assert '"model": "some/model"' in message
     assert "Authorization" not in message
     keyed = ready_message(ServeConfig(model_path="some/model", api_keys="a,b", host="0.0.0.0"))

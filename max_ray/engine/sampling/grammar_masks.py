@@ -24,7 +24,7 @@ from max_ray.errors import StructuredOutputError
 from max_ray.interfaces.executor import RunRow
 
 if TYPE_CHECKING:
-    from max_ray.structured_output import GrammarCompiler, GrammarMatcher
+    from max_ray.structured_output import GrammarCompiler, GrammarMatcher, ReasoningMatcher
 
 MAX_ROWS_TO_WAIT = 8
 MAX_FEW = 2048
@@ -75,7 +75,7 @@ class GrammarMasks(LogitsProcessor):
         self._grammars = grammars
         self._masks_when_drawn = masks_when_drawn
         self._forceable = {number for number, row in self._rows.items() if counts_forced(row)}
-        self._matchers: dict[int, GrammarMatcher] = {}
+        self._matchers: dict[int, GrammarMatcher | ReasoningMatcher] = {}
         self._masks: Mapping[int, RowMask] = {}
         for row in self._rows.values():
             assert row.sampling_params.structured_output is not None
@@ -180,7 +180,7 @@ class GrammarMasks(LogitsProcessor):
     def _failed(self, reason: str) -> RowMask:
         return self._row_mask(np.full(-(-self._vocab_size // 32), 0xFFFFFFFF, dtype=np.uint32), reason)
 
-    def _matcher(self, number: int) -> GrammarMatcher:
+    def _matcher(self, number: int) -> GrammarMatcher | ReasoningMatcher:
         matcher = self._matchers.get(number)
         if matcher is None:
             row = self._rows[number]

@@ -15,8 +15,9 @@ from max_ray.serve.api.access.caller import CALLER
 from max_ray.serve.api.chat_preparation import fitted
 from max_ray.serve.api.choice import ParsedDelta, TokenEntry
 from max_ray.serve.api.engine import Engine
-from max_ray.serve.api.formats import AnswerFormat, ChatFormat, CompletionFormat
+from max_ray.serve.api.formats import AnswerFormat, ChatFormat, CompletionFormat, FormatOptions
 from max_ray.serve.api.generation import Generation
+from max_ray.serve.api.infill import with_infill
 from max_ray.serve.api.openai import ChatCompletionRequest, CompletionRequest, GenerationJob
 from max_ray.serve.api.parsed_choice import ParsedChoice
 from max_ray.serve.api.parsed_format import ParsedChatFormat
@@ -84,12 +85,14 @@ class Answer:
                 if delta.tokens is not None:
                     choice.tokens = tokens[delta.index]
                     choice.tokens += delta.tokens
+                if delta.token_ids is not None:
+                    choice.token_ids = (choice.token_ids or []) + delta.token_ids
                 if isinstance(delta, ParsedDelta) and isinstance(choice, ParsedDelta):
                     choice.events += delta.events
                 choice.finish_reason = delta.finish_reason
         for choice, pieces in zip(choices, texts, strict=True):
             choice.text = "".join(pieces)
-        answer = self._form.answer(choices, self._generation.usage)
+        answer = self._form.answer(self._generation.best(choices), self._generation.usage)
         return answer if self._report is None else self._report(answer)
 
     def close(self) -> None:
@@ -106,14 +109,15 @@ async def open_answer(
     """
     generation = await prepared_generation(engine, request, arrival)
     generation.start()
-    answer_id = f"{'chatcmpl' if isinstance(request, ChatCompletionRequest) else 'cmpl'}-{RequestID()}"
+    prefix = "chatcmpl" if isinstance(request, ChatCompletionRequest) else "cmpl"
+    answer_id = f"{prefix}-{request.request_id or RequestID()}"
     generation.name_answer(answer_id)
     form = _format_of(request, generation)(
         answer_id,
         int(time.time()),
         engine.model_name,
         token_text_of(engine.tokenizer),
-        include_usage=request.include_usage,
+        _format_options(request, generation),
     )
     report = None if request.prompt_logprobs is None else _report_of(engine, request, generation)
     return Answer(generation, form, include_usage=request.include_usage, report=report)
@@ -139,7 +143,19 @@ async def prepared_generation(
     """
     check_model(engine, request.model)
     check_task(engine, PipelineTask.TEXT_GENERATION)
-    return await Generation.prepare(engine, await _job(engine, request), arrival)
+    job = await with_infill(await _job(engine, request), engine)
+    return await Generation.prepare(engine, job, arrival)
+
+
+def _format_options(request: CompletionRequest | ChatCompletionRequest, generation: Generation) -> FormatOptions:
+    return FormatOptions(
+        includes_usage=request.include_usage,
+        usage=(lambda: generation.usage) if request.continuous_usage else None,
+        timings=(lambda: generation.timings) if request.timings_per_token else None,
+        prompt_ids=generation.prompt_ids if request.return_token_ids else None,
+        names_tokens_by_id=request.return_tokens_as_token_ids,
+        prefix=request.echoed if isinstance(request, ChatCompletionRequest) else "",
+    )
 
 
 def _format_of(request: CompletionRequest | ChatCompletionRequest, generation: Generation) -> type[AnswerFormat]:
@@ -160,6 +176,8 @@ async def _job(engine: Engine, request: CompletionRequest | ChatCompletionReques
 
 async def generate(engine: Engine, request: CompletionRequest | ChatCompletionRequest) -> AsyncIterator[dict[str, Any]]:
     """For Python handles: the chunk objects when `request.stream`, else the one answer object. Errors are raised."""
+    if request.timeout is not None:
+        raise InputError("timeout is a field of HTTP requests: cancel the handle's response instead.", param="timeout")
     answer = await open_answer(engine, request)
     try:
         if not request.stream:
@@ -186,6 +204,16 @@ def check_task(engine: Engine, task: PipelineTask) -> None:
     """Raises InputError where the served model is for another task, with the route that is its own."""
     if engine.task is task:
         return
+    if engine.task is PipelineTask.SCORE:
+        raise InputError(
+            f"The model {engine.model_name!r} scores pairs of texts: use /v1/score or /v1/rerank.", param="model"
+        )
+    if task is PipelineTask.SCORE:
+        raise InputError(
+            f"The model {engine.model_name!r} generates text and scores no pairs: use /v1/chat/completions or "
+            f"/v1/completions, or serve it with --task score where its family can do that.",
+            param="model",
+        )
     if engine.task is PipelineTask.EMBEDDINGS_GENERATION:
         raise InputError(
             f"The model {engine.model_name!r} makes embeddings and generates no text: use /v1/embeddings.",

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from max_ray.serve.api.access.caller import CALLER, Caller
 from max_ray.serve.api.access.key_ring import KeyRing
 from max_ray.serve.api.http_errors import ErrorResponse, error_body
-from max_ray.serve.api.route_table import OPEN_PATHS
+from max_ray.serve.api.route_table import is_open
 from max_ray.serve.api.scope import route_path
 
 
@@ -22,7 +22,7 @@ class KeyAuth:
         self._ring = ring
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or route_path(scope) in OPEN_PATHS:
+        if scope["type"] != "http" or is_open(route_path(scope)):
             await self._app(scope, receive, send)
             return
         await self._ring.refresh()

@@ -14,6 +14,7 @@ from max_ray.interfaces import (
     TextContext,
     TextGenerationOutput,
 )
+from max_ray.scheduler import LoopActivity
 from max_ray.serve.api.metrics import Metrics, MetricsSnapshot
 from max_ray.serve.api.model_parsers import ModelParsers
 from max_ray.serve.api.request_log import RequestLog
@@ -49,6 +50,10 @@ class Engine(Protocol):
     def requests(self) -> RequestLog:
         """The last requests of this replica; the routes write to it."""
 
+    @property
+    def num_waiting(self) -> int:
+        """Requests in this replica's queue."""
+
     def submit(self, context: TextContext) -> AsyncIterator[TextGenerationOutput]:
         """Admits a request at the call and gives its outputs; the last one `is_done`.
 
@@ -69,7 +74,26 @@ class Engine(Protocol):
         """True while the workers answer."""
 
     async def metrics_snapshots(self) -> Sequence[MetricsSnapshot]:
-        """The numbers of every replica, this one's being of now."""
+        """The numbers of every replica, this one's, which is the first, being of now."""
+
+    @property
+    def activity(self) -> LoopActivity:
+        """What this replica's loop is doing at this moment."""
+
+
+@dataclass(frozen=True, slots=True)
+class FilesOptions:
+    """Settings of files and batches.
+
+    Args:
+        folder: Where files are kept.
+        max_bytes: Of all files together.
+        concurrency: Lines of batches that a replica runs at a time.
+    """
+
+    folder: str
+    max_bytes: int
+    concurrency: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +109,7 @@ class ApiOptions:
     images, which may come as data: URLs.
     shares_records: whether requests of other replicas can be asked about.
     body_timeout_s: a client that takes longer to send its body gets a 408; large bodies have more time.
+    files: None: the server keeps no files and runs no batches.
     """
 
     api_keys: tuple[str, ...] = ()
@@ -100,3 +125,5 @@ class ApiOptions:
     def has_keys(self) -> bool:
         """Whether clients need an API key."""
         return bool(self.api_keys) or self.api_keys_file is not None
+
+    files: FilesOptions | None = None

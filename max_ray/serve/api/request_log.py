@@ -100,16 +100,17 @@ class RequestLog:
             answer_id: The id of its answer.
             generation: What makes it; is closed when it ends.
         """
+        before = self._records.pop(answer_id, None)  # a client may name its requests
+        self._num_choices -= 0 if before is None else before.num_choices
         self._records[answer_id] = generation
         self._num_choices += len(generation.choices)
         while self._num_choices > self._max_choices and len(self._records) > 1:
             _, oldest = self._records.popitem(last=False)
             self._num_choices -= oldest.num_choices
 
-    def end(self, answer_id: str) -> None:
+    def end(self, answer_id: str, generation: Generation) -> None:
         """A request has ended, however it did: its record will not change any more."""
-        generation = self._records.get(answer_id)
-        if generation is not None and not isinstance(generation, RequestRecord):
+        if self._records.get(answer_id) is generation:
             self._records[answer_id] = self._record(answer_id, generation)
             self._ended.append(answer_id)
 

@@ -32,10 +32,13 @@ from max_ray.serve.api.anthropic.requests import CountTokensRequest, MessagesReq
 from max_ray.serve.api.anthropic.routes import add_anthropic_routes
 from max_ray.serve.api.api_context import ApiContext, ModelDetails
 from max_ray.serve.api.auth import KeyAuth
+from max_ray.serve.api.batches.routes import BatchRequest, add_batch_routes
+from max_ray.serve.api.batches.runner import BatchRunner
 from max_ray.serve.api.body_reader import BodyReader
 from max_ray.serve.api.deadline import RequestDeadline
 from max_ray.serve.api.embeddings import EmbeddingsJob, EmbeddingsRequest, open_job
 from max_ray.serve.api.engine import ApiOptions, Engine
+from max_ray.serve.api.files.routes import add_file_routes
 from max_ray.serve.api.http_errors import (
     ErrorResponse,
     add_error_handlers,
@@ -47,6 +50,7 @@ from max_ray.serve.api.ollama.routes import OllamaEmbedRequest, ShowRequest, add
 from max_ray.serve.api.openai import ChatCompletionRequest, CompletionRequest
 from max_ray.serve.api.openapi import add_documentation
 from max_ray.serve.api.origin_guard import OriginGuard, cors_settings
+from max_ray.serve.api.page.routes import add_page
 from max_ray.serve.api.request_fields import ApiRequest
 from max_ray.serve.api.request_log import SharedRecords
 from max_ray.serve.api.respond import respond
@@ -54,17 +58,22 @@ from max_ray.serve.api.responses.requests import ResponsesRequest
 from max_ray.serve.api.responses.routes import add_response_routes
 from max_ray.serve.api.responses.store import LocalResponseStore, ResponseStore
 from max_ray.serve.api.route_table import known_paths
-from max_ray.serve.api.scope import CLIENT_CLOSED, SEND_KEY, SERVER_SEND_KEY
+from max_ray.serve.api.scope import CLIENT_CLOSED, DEADLINE_KEY, SEND_KEY, SERVER_SEND_KEY
+from max_ray.serve.api.score import RERANK_PATHS, SCORE_PATHS, RerankBody, ScoreBody, add_score_routes
+from max_ray.serve.api.server_view import server_object
 from max_ray.serve.api.sse import ClientGoneError, until_disconnect
 from max_ray.serve.api.token_routes import DetokenizeRequest, TokenizeRequest, add_token_routes
 
 logger = logging.getLogger(__name__)
 
-_BODIES: dict[str, type[ApiRequest]] = {
+BODIES: dict[str, type[ApiRequest]] = {
     "/v1/completions": CompletionRequest,
     "/v1/chat/completions": ChatCompletionRequest,
     "/v1/embeddings": EmbeddingsRequest,
+    **dict.fromkeys(SCORE_PATHS, ScoreBody),
+    **dict.fromkeys(RERANK_PATHS, RerankBody),
     "/v1/responses": ResponsesRequest,
+    "/v1/batches": BatchRequest,
     "/v1/messages": MessagesRequest,
     "/v1/messages/count_tokens": CountTokensRequest,
     "/api/chat": OllamaChatRequest,
@@ -82,6 +91,7 @@ def build_api(
     options: ApiOptions | None = None,
     responses: ResponseStore | None = None,
     details: ModelDetails | None = None,
+    batches: BatchRunner | None = None,
     records: SharedRecords | None = None,
 ) -> FastAPI:
     """The application with all routes.
@@ -91,6 +101,7 @@ def build_api(
         options: Settings of the front.
         responses: Keeps the responses of the Responses API; None keeps them in this process.
         details: What is told of the served model.
+        batches: Runs batches, started by the caller; None: the server keeps no files.
         records: What other replicas know of their requests; None: there are no others.
     """
     options = options or ApiOptions()
@@ -99,13 +110,17 @@ def build_api(
     bodies = BodyReader(timeout_s=options.body_timeout_s)
     store = LocalResponseStore() if responses is None else responses
     context = ApiContext(engine, options, bodies, store, details or ModelDetails())
-    _add_readings(api, engine, records)
+    _add_readings(api, context, records)
+    add_page(api)
     _add_tasks(api, context)
     add_response_routes(api, context)
     add_anthropic_routes(api, context)
     add_ollama_routes(api, context)
     add_token_routes(api, context)
-    add_documentation(api, _BODIES)
+    add_score_routes(api, context)
+    add_file_routes(api, batches.store if batches else None, options.body_timeout_s)
+    add_batch_routes(api, context, batches)
+    add_documentation(api, BODIES)
     add_error_handlers(api, known_paths())
     if options.has_keys:
         path = None if options.api_keys_file is None else Path(options.api_keys_file)
@@ -115,6 +130,26 @@ def build_api(
         api.add_middleware(CORSMiddleware, **cors_settings(options.allowed_origins))
     api.add_middleware(OriginGuard, options=options)
     api.add_middleware(RequestCounter, engine=engine)
+    return api
+
+
+def build_line_api(
+    engine: Engine, options: ApiOptions | None = None, responses: ResponseStore | None = None
+) -> FastAPI:
+    """The application that lines of batches are sent to: the same routes, with no guard and no counter around them.
+
+    Args:
+        engine: What generates.
+        options: Settings of the front.
+        responses: Keeps the responses of the Responses API; None keeps them in this process.
+    """
+    options = options or ApiOptions()
+    api = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+    store = LocalResponseStore() if responses is None else responses
+    context = ApiContext(engine, options, BodyReader(timeout_s=options.body_timeout_s), store)
+    _add_tasks(api, context)
+    add_response_routes(api, context)
+    add_error_handlers(api, known_paths())
     return api
 
 
@@ -128,9 +163,9 @@ class _Api(FastAPI):
         await super().__call__(scope, receive, send)
 
 
-def _add_readings(api: FastAPI, engine: Engine, records: SharedRecords | None) -> None:
+def _add_readings(api: FastAPI, context: ApiContext, records: SharedRecords | None) -> None:
     """The routes of GET and HEAD. Of an answer to HEAD the HTTP server sends the headers only."""
-    created = int(time.time())
+    engine, created, started = context.engine, int(time.time()), time.monotonic()
     get = partial(api.api_route, methods=["GET", "HEAD"])
 
     @get("/v1/models")
@@ -159,6 +194,10 @@ def _add_readings(api: FastAPI, engine: Engine, records: SharedRecords | None) -
     @get("/v1/requests/{answer_id}")
     async def show_request(answer_id: str) -> Response:
         return JSONResponse(await _request_record(engine, records, answer_id))
+
+    @get("/v1/server")
+    async def server() -> Response:
+        return JSONResponse(await server_object(context, started))
 
     @get("/version")
     async def version() -> Response:
@@ -210,6 +249,8 @@ async def _opened(
     """The answer, and whether it is streamed. Nothing of the body is kept."""
     arrival = perf_counter()
     async with context.parsed(request, kind, is_chat=kind is ChatCompletionRequest) as parsed:
+        if parsed.timeout is not None:
+            request.scope[DEADLINE_KEY].limit(parsed.timeout)
         return await open_answer(context.engine, parsed, arrival), parsed.stream
 
 
@@ -235,5 +276,6 @@ def _model_object(engine: Engine, created: int) -> dict[str, Any]:
         "owned_by": "max_ray",
         "max_model_len": engine.tokenizer.max_length,
         "task": engine.task.value,
+        "modalities": ["text", "image"] if engine.tokenizer.takes_images else ["text"],
         **({"chat_template": engine.tokenizer.describe_chat_template(), **engine.parsers.public()} if is_chat else {}),
     }
