@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from abc import ABC, abstractmethod
 
-from max_ray.errors import MaxRayError, QueueFullError, StaleLeaseError, WorkerGroupError
+from max_ray.errors import MaxRayError, StaleLeaseError, WorkerGroupError
 from max_ray.interfaces import KVCacheClient
 from max_ray.log import get_logger
 from max_ray.scheduler.activity import LoopActivity
@@ -121,17 +120,6 @@ class EngineLoop(ABC):
         """Raises MaxRayError once the loop is stopping."""
         if self._is_stopped:
             raise _stopping()
-
-    def _queue_full(self, num_waiting: int, reason: str) -> QueueFullError:
-        """The error of a request that finds the queue full; counts it.
-
-        Args:
-            num_waiting: Requests that wait.
-            reason: Sentence that says how many wait and may wait.
-        """
-        self._stats.rejected += 1
-        retry_after = self._completions.retry_after(num_waiting, time.monotonic())
-        return QueueFullError(f"{reason} Try again in {retry_after:.0f} s.", retry_after=retry_after)
 
 
 def _stopping() -> MaxRayError:

@@ -52,6 +52,11 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def test_every_setting_is_a_flag(served: list[ServeConfig], tmp_path: Path) -> None:
+    keys = tmp_path / "keys.yaml"
+    keys.write_text(f"keys: [{{name: a, sha256: {64 * '0'}}}]\n")
+    keys.chmod(0o600)
+    for name in ("cert.pem", "key.pem"):
+        (tmp_path / name).touch(0o600)
     values: dict[str, Any] = {
         "model_path": "owner/name",
         "revision": "v1",
@@ -82,6 +87,13 @@ def test_every_setting_is_a_flag(served: list[ServeConfig], tmp_path: Path) -> N
         "num_threads": 3,
         "host": "localhost",
         "port": 1234,
+        "ssl_certfile": str(tmp_path / "cert.pem"),
+        "ssl_keyfile": str(tmp_path / "key.pem"),
+        "api_keys_file": str(keys),
+        "files_dir": "files",
+        "files_max_bytes": 1000,
+        "batch_concurrency": 3,
+        "max_queued_tokens": 900,
         "app_name": "app",
         "min_replicas": 2,
         "max_replicas": 3,
