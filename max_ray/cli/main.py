@@ -1,4 +1,4 @@
-"""The command line `max-ray`: serve, generate, batch, encode, plan, warm-cache, list, check, benchmark, version.
+"""The command line `max-ray`: serve, generate, batch, encode, plan, warm-cache, list, check, benchmark, keys, version.
 
 It parses, builds the configuration, and calls.
 
@@ -24,6 +24,7 @@ from max_ray.cli.batch import FLAGS as BATCH_FLAGS
 from max_ray.cli.batch import add_batch_flags, run_batch
 from max_ray.cli.encode import FLAGS as ENCODE_FLAGS
 from max_ray.cli.encode import add_encode_flags, run_encode
+from max_ray.cli.keys import add_key_commands, run_keys
 from max_ray.cli.model_commands import run_plan, run_warm_cache
 from max_ray.config import Origins, PipelineConfig, ServeConfig, load_config
 from max_ray.config.models import ALIASES
@@ -72,6 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "list": _list,
             "check": _check,
             "benchmark": benchmark.run,
+            "keys": run_keys,
             "version": _version,
         }
         run[options.pop("command")](options)
@@ -93,7 +95,7 @@ def _parse(arguments: list[str]) -> dict[str, Any]:
     known, unknown = parser.parse_known_args(arguments)
     options = vars(known)
     if unknown:
-        command = " ".join(options[name] for name in ("command", "benchmark") if name in options)
+        command = " ".join(options[name] for name in ("command", "benchmark", "keys") if name in options)
         flags = [flag for action in commands[command]._actions for flag in action.option_strings]
         flag = unknown[0].partition("=")[0]
         raise UsageError(f"max-ray {command} has no option {flag!r}.{nearest(flag, flags)}")
@@ -115,10 +117,13 @@ def build_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argum
         "list": subparsers.add_parser("list", help="list the model families", allow_abbrev=False),
         "check": subparsers.add_parser("check", help="hold a model family against its reference", allow_abbrev=False),
         "benchmark": subparsers.add_parser("benchmark", help="measure a server, draw the results", allow_abbrev=False),
+        "keys": subparsers.add_parser("keys", help="make API keys", allow_abbrev=False),
         "version": subparsers.add_parser("version", help="print the version", allow_abbrev=False),
     }
     for name, kind in benchmark.add_commands(commands["benchmark"]).items():
         commands[f"benchmark {name}"] = kind
+    for name, kind in add_key_commands(commands["keys"]).items():
+        commands[f"keys {name}"] = kind
     _add_settings(commands["serve"], ServeConfig)
     _add_settings(commands["generate"], PipelineConfig)
     _add_generate_flags(commands["generate"])

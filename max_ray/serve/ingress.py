@@ -29,7 +29,7 @@ from max_ray.serve.api.routes import build_api, build_line_api
 from max_ray.serve.batch_store import ActorBatchStore
 from max_ray.serve.cluster_env import SERVE_LOGGING
 from max_ray.serve.replica_door import REPLICA_DOOR
-from max_ray.serve.replica_engine import ReplicaEngine, ReplicaIdentity
+from max_ray.serve.replica_engine import QueueLimits, ReplicaEngine, ReplicaIdentity
 from max_ray.serve.response_store import ActorResponseStore
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class _Ingress:
     """One replica. `options` are for HTTP; a holder of a Python handle is inside already."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
-        self, spec: GroupSpec, max_queued_requests: int, options: ApiOptions
+        self, spec: GroupSpec, queue: QueueLimits, options: ApiOptions
     ) -> None:
         setup_logging(settings.log_level())
         self._options = options
@@ -49,13 +49,16 @@ class _Ingress:
         identity = ReplicaIdentity(rank=context.rank.rank, owner_id=owner_id)
         self._details = _details(spec.plan)
         self._responses = ActorResponseStore(context.app_name)
-        self.engine = await ReplicaEngine.start(replace(spec, app=context.app_name), max_queued_requests, identity)
+        self.engine = await ReplicaEngine.start(replace(spec, app=context.app_name), queue, identity)
+        if options.shares_records:
+            self.engine.share_records(self._responses)
         self._batches = self._batch_runner(context.app_name, owner_id)
         gc.collect()
         gc.freeze()  # what a start makes stays: collections that look through it held all streams up for 17 ms
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return build_api(self.engine, self._options, self._responses, self._details, self._batches)
+        records = self._responses if self._options.shares_records else None
+        return build_api(self.engine, self._options, self._responses, self._details, self._batches, records)
 
     def _batch_runner(self, app: str, owner_id: str) -> BatchRunner | None:
         """Runs lines of batches from now on; None where no files are kept."""

@@ -22,6 +22,7 @@ from max_ray.planning.plan import PipelinePlan
 from max_ray.scheduler import EmbeddingsLoop, GenerationLoop, LoopActivity, SchedulerLimits
 from max_ray.serve.api.metrics import Metrics, MetricsSnapshot
 from max_ray.serve.api.model_parsers import ModelParsers
+from max_ray.serve.api.request_log import RequestLog
 from max_ray.tokenization.tokenizer import TextTokenizer
 
 MAX_QUEUED = 100_000
@@ -50,6 +51,7 @@ class LocalEngine:
             else ModelParsers()
         )
         self._metrics = Metrics(config.served_model_name, "local")
+        self._requests = RequestLog("local")
         self._loop = _loop_of(plan, pipeline)
         self._task: asyncio.Task[None] | None = None
 
@@ -97,6 +99,10 @@ class LocalEngine:
     @property
     def metrics(self) -> Metrics:
         return self._metrics
+
+    @property
+    def requests(self) -> RequestLog:
+        return self._requests
 
     @property
     def num_waiting(self) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 
 from max_ray.errors import InputError, WorkerGroupError
 from max_ray.interfaces import PromptImage, RequestID, TextGenerationOutput, TextGenerationRequest
+from max_ray.serve.api.access.caller import CALLER, DEADLINE
 from max_ray.serve.api.choice import Choice, ChoiceDelta, PromptEcho
 from max_ray.serve.api.engine import Engine
 from max_ray.serve.api.openai import GenerationJob
@@ -59,6 +60,12 @@ class Generation:
         self._n = job.n
         self._num_returned = job.num_returned
         self._arrival = arrival
+        self._caller = CALLER.get()
+        self._is_closed = False
+        self._answer_id: str | None = None
+        for choice in choices:
+            choice.context.tenant, choice.context.tenant_weight = self._caller.name, self._caller.weight
+            choice.context.deadline = DEADLINE.get()
 
     @classmethod
     async def prepare(cls, engine: Engine, job: GenerationJob, arrival: float | None = None) -> Generation:
@@ -90,7 +97,9 @@ class Generation:
         except BaseException:
             self.close()
             raise
-        self._engine.metrics.prompt_tokens += sum(c.context.tokens.prompt_length for c in self.choices)
+        num_tokens = sum(c.context.tokens.prompt_length for c in self.choices)
+        self._engine.metrics.prompt_tokens += num_tokens
+        self._caller.usage.add_tokens(num_tokens)
 
     def deltas(self) -> AsyncIterator[list[ChoiceDelta]]:
         """What the choices gain; those that gain together come together. Raises WorkerGroupError."""
@@ -102,6 +111,31 @@ class Generation:
             if choice.stream is not None and not choice.context.is_done:
                 self._engine.cancel(choice.context.request_id)
             choice.stream = None
+        if not self._is_closed:
+            self._is_closed = True
+            self._caller.usage.add_tokens(sum(choice.num_tokens for choice in self.choices))
+            if self._answer_id is not None:
+                self._engine.requests.end(self._answer_id, self)
+
+    def name_answer(self, answer_id: str) -> None:
+        """Has the request logged under the id of its answer. To be called once it has been started."""
+        self._answer_id = answer_id
+        self._engine.requests.begin(answer_id, self)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the request has ended."""
+        return self._is_closed
+
+    @property
+    def num_choices(self) -> int:
+        """Of the request."""
+        return len(self.choices)
+
+    @property
+    def owner(self) -> str:
+        """The name of the API key that sent the request."""
+        return self._caller.name
 
     @property
     def arrival(self) -> float:
