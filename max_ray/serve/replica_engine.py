@@ -31,7 +31,7 @@ from max_ray.pipelines.text_generation import TextGenerationPipeline
 from max_ray.planning.plan import PipelinePlan
 from max_ray.registry import PIPELINE_REGISTRY
 from max_ray.scheduler import EmbeddingsLoop, GenerationLoop, LoopActivity, SchedulerLimits
-from max_ray.serve.api.metrics import GroupView, Metrics, MetricsSnapshot
+from max_ray.serve.api.metrics import TEXT_ROUTES, GroupView, Metrics, MetricsSnapshot
 from max_ray.serve.api.model_parsers import ModelParsers
 from max_ray.serve.api.request_log import RequestLog, SharedRecords
 from max_ray.serve.api.structured_output_fields import start_checker
@@ -73,7 +73,7 @@ class ReplicaEngine:
         self._owner_id = owner_id
         self._tokenizer = tokenizer
         self._parsers = _parsers_of(tokenizer, plan)
-        self._metrics = Metrics(plan.config.served_model_name, owner_id)
+        self._metrics = Metrics(plan.config.served_model_name, owner_id, () if plan.is_pooled else TEXT_ROUTES)
         self._requests = RequestLog(owner_id)
         self._plan = plan
         self._loop: GenerationLoop | EmbeddingsLoop

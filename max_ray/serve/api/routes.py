@@ -44,7 +44,7 @@ from max_ray.serve.api.http_errors import (
     add_error_handlers,
     error_body,
 )
-from max_ray.serve.api.metrics import render_metrics
+from max_ray.serve.api.metrics_page import MetricsPage
 from max_ray.serve.api.ollama.requests import OllamaChatRequest, OllamaGenerateRequest
 from max_ray.serve.api.ollama.routes import OllamaEmbedRequest, ShowRequest, add_ollama_routes
 from max_ray.serve.api.openai import ChatCompletionRequest, CompletionRequest
@@ -65,6 +65,8 @@ from max_ray.serve.api.sse import ClientGoneError, until_disconnect
 from max_ray.serve.api.token_routes import DetokenizeRequest, TokenizeRequest, add_token_routes
 
 logger = logging.getLogger(__name__)
+
+_MANY_REPLICAS = 8  # a page of so many is rendered in about a millisecond
 
 BODIES: dict[str, type[ApiRequest]] = {
     "/v1/completions": CompletionRequest,
@@ -166,6 +168,7 @@ class _Api(FastAPI):
 def _add_readings(api: FastAPI, context: ApiContext, records: SharedRecords | None) -> None:
     """The routes of GET and HEAD. Of an answer to HEAD the HTTP server sends the headers only."""
     engine, created, started = context.engine, int(time.time()), time.monotonic()
+    page = MetricsPage()
     get = partial(api.api_route, methods=["GET", "HEAD"])
 
     @get("/v1/models")
@@ -188,7 +191,9 @@ def _add_readings(api: FastAPI, context: ApiContext, records: SharedRecords | No
 
     @get("/metrics")
     async def metrics() -> Response:
-        content = await asyncio.to_thread(render_metrics, await engine.metrics_snapshots())  # milliseconds
+        snapshots = await engine.metrics_snapshots()
+        many = len(snapshots) > _MANY_REPLICAS
+        content = await asyncio.to_thread(page.render, snapshots) if many else page.render(snapshots)
         return Response(content, headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
 
     @get("/v1/requests/{answer_id}")
