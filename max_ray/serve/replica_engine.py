@@ -35,6 +35,7 @@ from max_ray.serve.api.metrics import TEXT_ROUTES, GroupView, Metrics, MetricsSn
 from max_ray.serve.api.model_parsers import ModelParsers
 from max_ray.serve.api.request_log import RequestLog, SharedRecords
 from max_ray.serve.api.structured_output_fields import start_checker
+from max_ray.serve.ray_metrics import RayMetrics
 from max_ray.tokenization.tokenizer import TextTokenizer
 
 _LOG = get_logger(__name__)
@@ -206,11 +207,13 @@ class ReplicaEngine:
 
     async def _exchange_metrics(self) -> None:
         """Nothing but metrics depends on it, so a registry that does not answer is merely noted."""
-        silent = False
+        silent, ray_metrics = False, RayMetrics()
         while not self._is_superseded:
             await asyncio.sleep(_EXCHANGE_EVERY_S)
+            snapshot = self._snapshot()
+            ray_metrics.publish(snapshot)
             try:
-                self._siblings = await self._group.renew(pickle.dumps(self._snapshot()))
+                self._siblings = await self._group.renew(pickle.dumps(snapshot))
                 silent = False
             except (WorkerGroupError, StaleLeaseError) as error:
                 if not silent:
