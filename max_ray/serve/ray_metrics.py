@@ -26,7 +26,7 @@ _Number = tuple[_Key, float]
 class Settable(Protocol):
     """A gauge."""
 
-    def set(self, value: float | None, tags: dict[str, str] | None = None) -> None:
+    def set(self, value: float, tags: dict[str, str]) -> None:
         """Sets the series with these tags."""
 
 

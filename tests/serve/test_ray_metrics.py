@@ -45,9 +45,7 @@ class FakeGauge:
         self.num_sets = 0
         FakeGauge.made.append(self)
 
-    def set(self, value: float | None, tags: dict[str, str] | None = None) -> None:
-        assert tags is not None
-        assert value is not None
+    def set(self, value: float, tags: dict[str, str]) -> None:
         assert tuple(tags) == self.tag_keys
         self.values[self.name, tuple(sorted(tags.items()))] = value
         self.num_sets += 1

@@ -23,6 +23,7 @@ from max_ray.serve.api.openai import GenerationJob
 from max_ray.serve.api.parsed_choice import made_choice
 from max_ray.serve.api.phase_times import finished_choice
 from max_ray.serve.api.reasoning import set_reasoning
+from max_ray.serve.api.spans import SPANS
 from max_ray.serve.api.structured_output_fields import check_grammar
 from max_ray.tokenization.tokenizer import INLINE_CHARACTERS
 
@@ -63,6 +64,7 @@ class Generation:
         self._arrival = arrival
         self._counts = engine.metrics.of_route(ROUTE.get())
         self._is_started = False
+        self._spans = SPANS.get()
         self._caller = CALLER.get()
         self._is_closed = False
         self._answer_id: str | None = None
@@ -122,11 +124,23 @@ class Generation:
                 self._counts.finish(finished_choice(choice, self._arrival))
             if self._answer_id is not None:
                 self._engine.requests.end(self._answer_id, self)
+            if self._spans is not None and self._is_started:
+                self._spans.record(self)
 
     def name_answer(self, answer_id: str) -> None:
         """Has the request logged under the id of its answer. To be called once it has been started."""
         self._answer_id = answer_id
         self._engine.requests.begin(answer_id, self)
+
+    @property
+    def answer_id(self) -> str | None:
+        """The id of the answer, where it has one."""
+        return self._answer_id
+
+    @property
+    def model_name(self) -> str:
+        """The name of the model."""
+        return self._engine.model_name
 
     @property
     def is_closed(self) -> bool:

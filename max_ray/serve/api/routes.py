@@ -12,7 +12,7 @@ import time
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
@@ -64,6 +64,9 @@ from max_ray.serve.api.server_view import server_object
 from max_ray.serve.api.sse import ClientGoneError, until_disconnect
 from max_ray.serve.api.token_routes import DetokenizeRequest, TokenizeRequest, add_token_routes
 
+if TYPE_CHECKING:
+    from max_ray.serve.api.tracing import RequestTracer
+
 logger = logging.getLogger(__name__)
 
 _MANY_REPLICAS = 8  # a page of so many is rendered in about a millisecond
@@ -95,6 +98,7 @@ def build_api(
     details: ModelDetails | None = None,
     batches: BatchRunner | None = None,
     records: SharedRecords | None = None,
+    tracer: RequestTracer | None = None,
 ) -> FastAPI:
     """The application with all routes.
 
@@ -105,6 +109,7 @@ def build_api(
         details: What is told of the served model.
         batches: Runs batches, started by the caller; None: the server keeps no files.
         records: What other replicas know of their requests; None: there are no others.
+        tracer: Traces requests; None: they are not traced.
     """
     options = options or ApiOptions()
     no_pages: dict[str, Any] = {"openapi_url": None, "docs_url": None, "redoc_url": None}
@@ -131,6 +136,8 @@ def build_api(
     if options.allowed_origins:
         api.add_middleware(CORSMiddleware, **cors_settings(options.allowed_origins))
     api.add_middleware(OriginGuard, options=options)
+    if tracer is not None:
+        api.add_middleware(tracer.wrap)
     api.add_middleware(RequestCounter, engine=engine)
     return api
 
