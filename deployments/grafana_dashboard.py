@@ -115,6 +115,12 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "s",
             _quantiles("request_prefill_time_seconds"),
         ),
+        Panel(
+            "Time per output token",
+            "Decode time of a request by its tokens after the first one.",
+            "s",
+            _quantiles("request_time_per_output_token_seconds"),
+        ),
         Panel("Time to first token by route, p95", "", "s", _quantile_by_route("time_to_first_token_seconds")),
         Panel("End to end by route, p95", "", "s", _quantile_by_route("e2e_request_latency_seconds")),
         Panel("HTTP duration by route, p95", "Of all routes.", "s", _quantile_by_route("request_duration_seconds")),

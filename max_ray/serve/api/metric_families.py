@@ -104,6 +104,7 @@ _ROUTE_HISTOGRAMS = (
     ("request_queue_time_seconds", "queue", "From the submission to the first KV blocks."),
     ("request_prefill_time_seconds", "prefill", "From the first KV blocks to the first token."),
     ("request_decode_time_seconds", "decode", "From the first token to the last one."),
+    ("request_time_per_output_token_seconds", "per_token", "Decode time by token after the first one, of a request."),
     ("request_prompt_tokens", "prompt_tokens", "Tokens of a prompt."),
     ("request_cached_tokens", "cached_tokens", "Tokens of a prompt that were found in the prefix cache."),
     ("request_generation_tokens", "generated_tokens", "Tokens of an answer."),

@@ -61,6 +61,7 @@ class RouteMetrics:
         queue: Seconds in the queue.
         prefill: Seconds from the first KV blocks to the first token.
         decode: Seconds from the first to the last token.
+        per_token: Seconds of decoding, by the tokens after the first one; one number a choice.
         prompt_tokens: Tokens of the prompt.
         cached_tokens: Tokens of the prompt that were found in the prefix cache.
         generated_tokens: Tokens of the answer.
@@ -74,6 +75,7 @@ class RouteMetrics:
     queue: Histogram = field(default_factory=lambda: Histogram(_PHASE_BOUNDS))
     prefill: Histogram = field(default_factory=lambda: Histogram(_PHASE_BOUNDS))
     decode: Histogram = field(default_factory=lambda: Histogram(_PHASE_BOUNDS))
+    per_token: Histogram = field(default_factory=lambda: Histogram(_ITL_BOUNDS))
     prompt_tokens: Histogram = field(default_factory=lambda: Histogram(_TOKEN_BOUNDS))
     cached_tokens: Histogram = field(default_factory=lambda: Histogram(_TOKEN_BOUNDS))
     generated_tokens: Histogram = field(default_factory=lambda: Histogram(_TOKEN_BOUNDS))
@@ -96,6 +98,8 @@ class RouteMetrics:
         for histogram, seconds in times:
             if seconds is not None:
                 histogram.observe(seconds)
+        if choice.decode_s is not None and choice.generated_tokens > 1:
+            self.per_token.observe(choice.decode_s / (choice.generated_tokens - 1))
 
     def copy(self) -> RouteMetrics:
         """Numbers that later observations do not change."""
@@ -106,6 +110,7 @@ class RouteMetrics:
             queue=self.queue.copy(),
             prefill=self.prefill.copy(),
             decode=self.decode.copy(),
+            per_token=self.per_token.copy(),
             prompt_tokens=self.prompt_tokens.copy(),
             cached_tokens=self.cached_tokens.copy(),
             generated_tokens=self.generated_tokens.copy(),
