@@ -106,6 +106,7 @@ FENCES: dict[str, set[str]] = {
     },
     "yaml": {"max_ray.config", "max_ray.cli", "max_ray.serve.api.access"},
     "PIL": {"max_ray.images"},
+    "opentelemetry": {"max_ray.serve.api.tracing"},
     "llguidance": {"max_ray.structured_output"},
     "torch": {
         *("max_ray.driver", "max_ray.distributed", "max_ray.kernels", "max_ray.nn", "max_ray.weights"),

@@ -69,6 +69,7 @@ SERVE_SETTINGS = PIPELINE_SETTINGS | {
     "api_keys_file": None,
     "ssl_certfile": None,
     "ssl_keyfile": None,
+    "otlp_traces_endpoint": None,
 }
 GENERATE_FLAGS = {"--prompt", "--chat", "--max-new-tokens", "--temperature", "--top-k", "--top-p", "--min-p", "--seed"}
 ENCODE_FLAGS = {"--json", "--dimensions", "--truncate"}

@@ -40,6 +40,7 @@ _DEVICES = re.compile(r"auto|cpu|gpu|gpu:(\d+(?:,\d+)*)")
 _MAX_THREADS = 1024  # beyond what a machine can start, OpenMP kills the process instead of raising
 _MAX_SECONDS = 10.0**6  # days; an infinite wait has no form in the timeouts that these become
 _LOOPBACK_NAMES = ("localhost", "ip6-localhost")
+_HTTP_URL = re.compile(r"https?://[^\s/?#]+[^\s]*")
 _HOST_RULE = re.compile(r"\*|(\*\.)?[\w-]+(\.[\w-]+)*|\[[0-9A-Fa-f:.]+\]", re.ASCII)
 _ORIGIN_RULE = re.compile(
     r"\*|null|[a-z][a-z0-9+.-]*://([\w.-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?", re.ASCII | re.IGNORECASE
@@ -315,6 +316,11 @@ class ServeConfig(PipelineConfig):
         None, min_length=1, description="PEM file of the server's certificate and its chain: HTTPS instead of HTTP."
     )
     ssl_keyfile: str | None = Field(None, min_length=1, description="PEM file of the certificate's private key.")
+    otlp_traces_endpoint: str | None = Field(
+        None,
+        description="URL of an OpenTelemetry collector (OTLP over HTTP) that gets a trace of each request. "
+        "Default: no traces.",
+    )
 
     @field_validator("api_keys")
     @classmethod
@@ -328,6 +334,13 @@ class ServeConfig(PipelineConfig):
     def _check_ports(cls, value: str | None) -> str | None:
         if value is not None and parse_port_range(value) is None:
             raise PydanticCustomError("port_range", "Input should be ports LOW-HIGH such as 20000-20999")
+        return value
+
+    @field_validator("otlp_traces_endpoint")
+    @classmethod
+    def _check_endpoint(cls, value: str | None) -> str | None:
+        if value is not None and not _HTTP_URL.fullmatch(value):
+            raise PydanticCustomError("url", "Input should be a URL like http://collector:4318/v1/traces")
         return value
 
     @field_validator("allowed_hosts")

@@ -115,6 +115,7 @@ class EmbeddingsLoop(EngineLoop):
             running=self._num_running,
             oldest_waiting_s=time.monotonic() - oldest.arrival if oldest else 0.0,
             healthy=self.healthy,
+            batch_size=self._stats.batch_size.copy(),
         )
 
     @property
@@ -210,6 +211,7 @@ class EmbeddingsLoop(EngineLoop):
                     raise
                 continue
             self._stats.steps += 1
+            self._stats.batch_size.observe(len(contexts))
             self._num_poison = 0
             return outputs
 

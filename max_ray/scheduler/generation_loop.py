@@ -110,6 +110,7 @@ class GenerationLoop(EngineLoop):
             num_used_blocks=budget.num_blocks - budget.num_free_blocks,
             num_blocks=budget.num_blocks,
             healthy=self.healthy,
+            batch_size=self._stats.batch_size.copy(),
         )
 
     @property

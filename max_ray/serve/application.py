@@ -23,6 +23,7 @@ from max_ray.serve.cluster_env import check_tls_files, cluster_hardware, connect
 from max_ray.serve.ingress import Ingress
 from max_ray.serve.replica_engine import QueueLimits
 from max_ray.serve.serve_config import load_serve_config
+from max_ray.serve.tracing_setup import check_tracing
 
 _LOG = get_logger(__name__)
 UPSCALE_DELAY_S = 10.0
@@ -46,6 +47,7 @@ def build_application(config: ServeConfig) -> serve.Application:
     options = api_options(config)
     check_keys(options)
     check_tls_files(config)
+    check_tracing(config.otlp_traces_endpoint)
     phases: dict[str, float] = {}
     with phase("resolve and plan", durations=phases):
         build_tokenizer(resolve_plan(pipeline_config, hardware=_hardware_to_be(config)))  # it raises for wrong files
@@ -86,6 +88,7 @@ def api_options(config: ServeConfig) -> ApiOptions:
         allowed_hosts=config.allowed_hosts or any_host,
         allowed_origins=config.allowed_origins,
         shares_records=config.max_replicas > 1,
+        otlp_traces_endpoint=config.otlp_traces_endpoint,
         files=FilesOptions(config.files_dir, config.files_max_bytes, config.batch_concurrency)
         if config.files_dir
         else None,

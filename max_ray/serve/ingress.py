@@ -31,6 +31,7 @@ from max_ray.serve.cluster_env import SERVE_LOGGING
 from max_ray.serve.replica_door import REPLICA_DOOR
 from max_ray.serve.replica_engine import QueueLimits, ReplicaEngine, ReplicaIdentity
 from max_ray.serve.response_store import ActorResponseStore
+from max_ray.serve.tracing_setup import new_tracer
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -53,12 +54,15 @@ class _Ingress:
         if options.shares_records:
             self.engine.share_records(self._responses)
         self._batches = self._batch_runner(context.app_name, owner_id)
+        self._tracer = new_tracer(options.otlp_traces_endpoint, owner_id)
         gc.collect()
         gc.freeze()  # what a start makes stays: collections that look through it held all streams up for 17 ms
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         records = self._responses if self._options.shares_records else None
-        return build_api(self.engine, self._options, self._responses, self._details, self._batches, records)
+        return build_api(
+            self.engine, self._options, self._responses, self._details, self._batches, records, self._tracer
+        )
 
     def _batch_runner(self, app: str, owner_id: str) -> BatchRunner | None:
         """Runs lines of batches from now on; None where no files are kept."""
@@ -101,6 +105,8 @@ class _Ingress:
             await self._batches.close()
         if hasattr(self, "engine"):
             await self.engine.close()
+        if hasattr(self, "_tracer") and self._tracer is not None:
+            await self._tracer.close()
 
 
 def _details(plan: PipelinePlan) -> ModelDetails:
