@@ -102,8 +102,6 @@ ELSEWHERE = [
     Row("Ling/Ring (BailingMoeV2)", "BailingMoeV2ForCausalLM", "bailing_moe", "names only"),
     Row("Step-3.5", "Step3p5ForCausalLM", "step3p5", "names only"),
     Row("Baichuan", "BaichuanForCausalLM", "baichuan", "names only"),
-    Row("gte v1.5 (NewModel)", "NewModel", "new", "names only"),
-    Row("Jina v3 / XLM-R flash", "XLMRobertaLoRA", "xlm-roberta", "names only"),
 ]
 """With code of their own, or with a class of `transformers` that no family here runs: only the names are tried."""
 
@@ -113,10 +111,13 @@ EMBEDDERS = [
     Row("DistilBERT embed", "DistilBertModel", "distilbert", "embedder", changes={"hidden_dim": 64}),
     Row("RoBERTa embed", "RobertaModel", "roberta", "embedder", changes={"pad_token_id": 1}),
     Row("Nomic embed", "NomicBertModel", "nomic_bert", "embedder", changes={"head_dim": 8}),
+    Row("gte v1.5 (NewModel)", "NewModel", "new", "embedder", "GteModel"),
+    Row("Jina v3 / XLM-R flash", "XLMRobertaLoRA", "xlm-roberta", "embedder", "JinaEmbeddingsV3Model",
+        published={"position_embedding_type": "rotary"}),
     Row("EmbeddingGemma", "Gemma3TextModel", "gemma3_text", "embedder", changes={"use_bidirectional_attention": True}),
     Row("E5-Mistral", "MistralModel", "mistral", "embedder", pooling="lasttoken"),
     Row("gte-Qwen2", "Qwen2Model", "qwen2", "embedder", pooling="lasttoken"),
     Row("Qwen3-Embedding fine-tunes", "Qwen3Model", "qwen3", "embedder", pooling="lasttoken"),
-]
+]  # fmt: skip
 
 ROWS = [*DECODERS, *MULTIMODAL_ROWS, *ELSEWHERE, *EMBEDDERS]
