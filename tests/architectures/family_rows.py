@@ -93,10 +93,10 @@ MULTIMODAL_ROWS = [
     Row("Gemma 3 4B-27B", "Gemma3ForConditionalGeneration", "gemma3", "multimodal"),
     Row("Gemma 3n", "Gemma3nForConditionalGeneration", "gemma3n", "multimodal"),
     Row("Gemma 4", "Gemma4ForConditionalGeneration", "gemma4", "multimodal"),
+    Row("Kimi K2.5", "KimiK25ForConditionalGeneration", "kimi_k25", "multimodal"),
 ]
 
 ELSEWHERE = [
-    Row("Kimi K2.5", "KimiK25ForConditionalGeneration", "kimi_k25", "names only"),
     Row("Llama-Nemotron Super (DeciLM)", "DeciLMForCausalLM", "nemotron-nas", "names only"),
     Row("MiniCPM4", "MiniCPMForCausalLM", "minicpm", "names only"),
     Row("Ling/Ring (BailingMoeV2)", "BailingMoeV2ForCausalLM", "bailing_moe", "names only"),

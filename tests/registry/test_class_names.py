@@ -140,7 +140,6 @@ def test_internlm3_is_a_llama(biases: bool, tmp_path: Path) -> None:
     ("name", "model_type", "theirs"),
     [
         ("Step3p5ForCausalLM", "step3p5", "Step3p7ForConditionalGeneration"),
-        ("KimiK25ForConditionalGeneration", "kimi_k25", "Kimi_K25ForConditionalGeneration"),
     ],
 )
 def test_the_native_class_is_named_where_no_family_has_it(name: str, model_type: str, theirs: str) -> None:
