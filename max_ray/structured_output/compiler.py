@@ -32,20 +32,33 @@ class GrammarCompiler:
     """Compiles grammars for one vocabulary, in threads of its own. Thread-safe but for `matcher`.
 
     Args:
-        load_vocabulary: Gives the vocabulary; called once, in a thread, right away. What it raises is raised by each
-            later call of `matcher`.
+        load_vocabulary: Gives the vocabulary; called once, in a thread. What it raises is raised by each later call of
+            `matcher`.
+        starts_at_once: Whether it is called right away, so that no request waits for it and no stream stalls meanwhile;
+            otherwise with the first grammar.
     """
 
-    def __init__(self, load_vocabulary: Callable[[], TokenVocabulary]) -> None:
+    def __init__(self, load_vocabulary: Callable[[], TokenVocabulary], *, starts_at_once: bool = True) -> None:
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="grammars")
         self._mask_thread = ThreadPoolExecutor(1, thread_name_prefix="grammar-masks")
-        self._tokenizer: Future[LLTokenizer] = self._threads.submit(lambda: load_vocabulary().build())
+        self._load = load_vocabulary
+        self._loading: Future[LLTokenizer] | None = None
         self._lock = threading.Lock()
         self._compiled: OrderedDict[bytes, Future[LLMatcher]] = OrderedDict()
         self._matchers: OrderedDict[str, tuple[bytes, GrammarMatcher]] = OrderedDict()
+        if starts_at_once:
+            self._tokenizer()
+
+    def _tokenizer(self) -> Future[LLTokenizer]:
+        """The library's tokenizer; the first call starts to build it."""
+        with self._lock:
+            if self._loading is None:
+                self._loading = self._threads.submit(lambda: self._load().build())
+            return self._loading
 
     def start(self, spec: GrammarSpec) -> Future[LLMatcher]:
         """Begins to compile a grammar unless that was done before; returns at once."""
+        self._tokenizer()  # before what waits for it takes the threads
         with self._lock:
             future = self._compiled.get(spec.digest)
             if future is None or (future.done() and future.exception() is not None):
@@ -104,7 +117,7 @@ class GrammarCompiler:
 
     def _new(self, spec: GrammarSpec, stop_ids: Iterable[int]) -> GrammarMatcher:
         prototype = self._prototype(spec)
-        return GrammarMatcher(prototype.deep_copy(), stop_ids, self._tokenizer.result().vocab_size)
+        return GrammarMatcher(prototype.deep_copy(), stop_ids, self._tokenizer().result().vocab_size)
 
     def _prototype(self, spec: GrammarSpec) -> LLMatcher:
         future = self.start(spec)
@@ -117,7 +130,7 @@ class GrammarCompiler:
         return future.result()
 
     def _compile(self, spec: GrammarSpec) -> LLMatcher:
-        return compile_grammar(self._tokenizer.result(), spec)
+        return compile_grammar(self._tokenizer().result(), spec)
 
 
 def compile_grammar(tokenizer: LLTokenizer, spec: GrammarSpec) -> LLMatcher:
