@@ -23,6 +23,11 @@ class Row:
 
 
 _INTERNLM = {"attention_bias": None, "mlp_bias": None, "qkv_bias": False, "bias": False}
+_GRANITE = {  # of 3 layers, with 32 numbers in 4 heads, as MiniCPM says it
+    **{"embedding_multiplier": 3.0, "residual_multiplier": 1.4 / 3**0.5, "logits_scaling": 2.0},
+    "attention_multiplier": 8**-0.5,
+}
+_MINICPM = {**dict.fromkeys(_GRANITE), "scale_emb": 3, "scale_depth": 1.4, "dim_model_base": 16}
 
 DECODERS = [
     Row("Llama 3.x", "LlamaForCausalLM", "llama"),
@@ -78,6 +83,7 @@ DECODERS = [
     Row("Falcon 7B/40B", "FalconForCausalLM", "falcon"),
     Row("Nemotron 3 Nano (hybrid)", "NemotronHForCausalLM", "nemotron_h"),
     Row("InternLM 2/3", "InternLM3ForCausalLM", "internlm3", native="LlamaForCausalLM", published=_INTERNLM),
+    Row("MiniCPM4", "MiniCPMForCausalLM", "minicpm", native="GraniteForCausalLM", changes=_GRANITE, published=_MINICPM),
     Row("LFM2", "Lfm2ForCausalLM", "lfm2"),
     Row("Mamba2 / Codestral Mamba", "Mamba2ForCausalLM", "mamba2"),
     Row("Jamba", "JambaForCausalLM", "jamba"),
@@ -98,7 +104,6 @@ MULTIMODAL_ROWS = [
 
 ELSEWHERE = [
     Row("Llama-Nemotron Super (DeciLM)", "DeciLMForCausalLM", "nemotron-nas", "names only"),
-    Row("MiniCPM4", "MiniCPMForCausalLM", "minicpm", "names only"),
     Row("Ling/Ring (BailingMoeV2)", "BailingMoeV2ForCausalLM", "bailing_moe", "names only"),
     Row("Step-3.5", "Step3p5ForCausalLM", "step3p5", "names only"),
     Row("Baichuan", "BaichuanForCausalLM", "baichuan", "names only"),

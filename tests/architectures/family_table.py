@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import transformers
 from safetensors.torch import save_file
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from max_ray.config import PipelineConfig
 from max_ray.errors import ConfigError
@@ -155,6 +156,9 @@ _MAKERS: dict[str, Callable[[Row, Path], None]] = {
 
 def _same_tokens(row: Row, folder: Path) -> bool:
     ours = served_tokens(folder)
+    if row.kind == "decoder" and row.model_type not in CONFIG_MAPPING:
+        with TemporaryDirectory() as native:
+            return ours == reference_tokens(make_adapter_checkpoint(row.native, Path(native), **row.changes))
     if row.kind == "multimodal" and (model := find_multimodal(row.model_type)).tower_alone:
         with TemporaryDirectory() as text:
             return ours == reference_tokens(make_adapter_checkpoint(model.text_class, Path(text), **model.text))
