@@ -76,3 +76,4 @@ def test_without_later_instructions(flag: str, needed: tuple[str, ...], used: st
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout[-10_000:] + result.stderr[-5_000:]
     assert used in result.stdout
+    print(flag, *(line for line in result.stdout.splitlines() if "tiles:" in line or "256 rows" in line))
