@@ -12,6 +12,7 @@ from architectures.xlm_roberta.xlm_roberta import RotaryXLMRoberta, XLMRoberta
 from max_ray.errors import ParallelismError
 from max_ray.log import get_logger
 from max_ray.modeling.encoder_model import EncoderModel, positions_after_padding
+from max_ray.modeling.score_layers import ScoreLayer, ScoreLayers, check_one_label
 from max_ray.modeling.text_pipeline_model import IntArray
 
 _LOG = get_logger(__name__)
@@ -52,3 +53,19 @@ class XLMRobertaEncoder(EncoderModel):
         if isinstance(config, RotaryConfig):
             return positions
         return positions_after_padding(tokens, indptr, config.padding_id)
+
+
+class XLMRobertaScorer(XLMRobertaEncoder):
+    """One rank of an XLM-RoBERTa that scores pairs. All tokens have the type 0."""
+
+    @classmethod
+    def check_settings(cls, pipeline_config: Any, huggingface_config: Any) -> None:
+        """See EncoderModel; and ConfigError for more labels than one."""
+        super().check_settings(pipeline_config, huggingface_config)
+        check_one_label(huggingface_config)
+
+    @classmethod
+    def score_layers(cls, huggingface_config: Any) -> ScoreLayers:
+        """The two layers of the classifier."""
+        dense = ScoreLayer(("classifier.dense.weight",), "classifier.dense.bias", "Tanh")
+        return ScoreLayers("cls", (dense, ScoreLayer(("classifier.out_proj.weight",), "classifier.out_proj.bias")))

@@ -9,7 +9,7 @@ from architectures.bert.weight_adapters import name_map
 from architectures.xlm_roberta.model_config import is_rotary
 from max_ray.weights.mapping import NameMap
 
-LORA = ("*.lora_A", "*.lora_B")
+_LORA = ("*.lora_A", "*.lora_B")
 """Tensors of the published checkpoints' adapters, one for each task."""
 
 _WRAPPED = "parametrizations.weight.original"  # a weight that has such adapters
@@ -27,13 +27,17 @@ def safetensors_name_map(huggingface_config: Any) -> NameMap:
     """The table for Hugging Face's names, bare or behind `roberta.`; see `name_map`."""
     if is_rotary(huggingface_config):
         return _rotary_name_map()
-    return name_map("roberta.", ["lm_head.*"], {"embeddings.token_type_embeddings.weight": "embed_tokens.types.weight"})
+    return name_map(
+        "roberta.",
+        ["lm_head.*", "classifier.*"],
+        {"embeddings.token_type_embeddings.weight": "embed_tokens.types.weight"},
+    )
 
 
 def _rotary_name_map() -> NameMap:
     """The names of the published code, which transformers writes, too. Weights with adapters are taken without them;
-    the pooler and the head of pre-training are dropped."""
-    table: list[tuple[str, str | None]] = [("lm_head.*", None), *((name, None) for name in LORA)]
+    the pooler and heads are dropped."""
+    table: list[tuple[str, str | None]] = [(name, None) for name in ("lm_head.*", "classifier.*", *_LORA)]
     for prefix in ("", "roberta."):
         names = {
             f"{prefix}embeddings.word_embeddings": "embed_tokens",

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import socket
+import ssl
 import sys
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -50,7 +52,26 @@ def serve_environment(config: ServeConfig) -> dict[str, str]:
     else:
         switches["RAY_SERVE_HAPROXY_BINARY_PATH"] = str(haproxy_launcher.CLUSTER_PROGRAM)
         switches["HAPROXY_LAUNCHER_PYTHON"] = sys.executable
+    if config.ssl_certfile is not None and config.ssl_keyfile is not None:
+        files = (config.ssl_certfile, config.ssl_keyfile)
+        paths = [str(Path(file).expanduser().absolute()) for file in files]
+        switches |= dict(zip(haproxy_launcher.TLS_FILES, paths, strict=True))
     return switches
+
+
+def check_tls_files(config: ServeConfig) -> None:
+    """Raises ConfigError where certificate and key cannot be read or do not belong together."""
+    if config.ssl_certfile is None or config.ssl_keyfile is None:
+        return
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(config.ssl_certfile, config.ssl_keyfile, password=_no_password)
+    except OSError as error:  # an SSLError, too
+        raise ConfigError(f"ssl_certfile and ssl_keyfile cannot be used: {error.strerror or error}.") from None
+
+
+def _no_password() -> str:
+    raise ConfigError("The key of ssl_keyfile is encrypted; HAProxy cannot ask for its password. Give a plain one.")
 
 
 def _port_near(usual: int) -> int:

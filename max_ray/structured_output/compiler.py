@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from functools import partial
 from typing import TypeVar
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
@@ -15,12 +16,15 @@ from max_ray.errors import InputError, StructuredOutputError
 from max_ray.interfaces.grammar import GrammarSpec
 from max_ray.structured_output.grammar_text import grammar_text
 from max_ray.structured_output.matcher import GrammarMatcher, error_line
+from max_ray.structured_output.reasoning import KIND, MarkerTokens, Reasoning, ReasoningMatcher
 from max_ray.structured_output.vocabulary import TokenVocabulary
 
 T = TypeVar("T")
+Matcher = GrammarMatcher | ReasoningMatcher
 COMPILE_SECONDS = 10.0
 MAX_COMPILED = 128
 MAX_MATCHERS = 1024
+_ANY_TEXT = GrammarSpec("regex", r"(?s:.*)")
 
 
 def parser_limits() -> LLParserLimits:
@@ -42,23 +46,27 @@ class GrammarCompiler:
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="grammars")
         self._mask_thread = ThreadPoolExecutor(1, thread_name_prefix="grammar-masks")
         self._load = load_vocabulary
-        self._loading: Future[LLTokenizer] | None = None
+        self._loading: tuple[Future[TokenVocabulary], Future[LLTokenizer]] | None = None
+        self._markers: MarkerTokens | None = None
         self._lock = threading.Lock()
         self._compiled: OrderedDict[bytes, Future[LLMatcher]] = OrderedDict()
-        self._matchers: OrderedDict[str, tuple[bytes, GrammarMatcher]] = OrderedDict()
+        self._matchers: OrderedDict[str, tuple[bytes, Matcher]] = OrderedDict()
         if starts_at_once:
-            self._tokenizer()
+            self._vocabulary()
 
-    def _tokenizer(self) -> Future[LLTokenizer]:
-        """The library's tokenizer; the first call starts to build it."""
+    def _vocabulary(self) -> tuple[Future[TokenVocabulary], Future[LLTokenizer]]:
+        """The vocabulary, and the library's tokenizer of it; the first call starts to make them."""
         with self._lock:
             if self._loading is None:
-                self._loading = self._threads.submit(lambda: self._load().build())
+                vocabulary = self._threads.submit(self._load)
+                self._loading = vocabulary, self._threads.submit(lambda: vocabulary.result().build())
             return self._loading
 
     def start(self, spec: GrammarSpec) -> Future[LLMatcher]:
-        """Begins to compile a grammar unless that was done before; returns at once."""
-        self._tokenizer()  # before what waits for it takes the threads
+        """Begins to compile a grammar unless that was done before; returns at once. Of reasoning, the answer's."""
+        if spec.kind == KIND:
+            return self.start(Reasoning.of(spec).answer or _ANY_TEXT)
+        self._vocabulary()  # before what waits for it takes the threads
         with self._lock:
             future = self._compiled.get(spec.digest)
             if future is None or (future.done() and future.exception() is not None):
@@ -71,7 +79,7 @@ class GrammarCompiler:
 
     def matcher(
         self, spec: GrammarSpec, stop_ids: Iterable[int], generated: Sequence[int], request_id: str | None = None
-    ) -> GrammarMatcher:
+    ) -> Matcher:
         """The matcher of a request that has generated these tokens. Waits for the grammar.
 
         Args:
@@ -109,15 +117,23 @@ class GrammarCompiler:
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._mask_thread.shutdown(wait=False, cancel_futures=True)
 
-    def _known(self, request_id: str, spec: GrammarSpec, generated: Sequence[int]) -> GrammarMatcher | None:
+    def _known(self, request_id: str, spec: GrammarSpec, generated: Sequence[int]) -> Matcher | None:
         digest, matcher = self._matchers.pop(request_id, (b"", None))
         if matcher is None or digest != spec.digest or list(generated[: len(matcher.tokens)]) != matcher.tokens:
             return None
         return matcher
 
-    def _new(self, spec: GrammarSpec, stop_ids: Iterable[int]) -> GrammarMatcher:
+    def _new(self, spec: GrammarSpec, stop_ids: Iterable[int]) -> Matcher:
+        if spec.kind != KIND:
+            return self._new_grammar(spec, stop_ids)
+        if self._markers is None:
+            self._markers = MarkerTokens(self._vocabulary()[0].result())
+        make_answer = partial(self._new_grammar, stop_ids=stop_ids)
+        return ReasoningMatcher(Reasoning.of(spec), make_answer, self._markers, stop_ids)
+
+    def _new_grammar(self, spec: GrammarSpec, stop_ids: Iterable[int]) -> GrammarMatcher:
         prototype = self._prototype(spec)
-        return GrammarMatcher(prototype.deep_copy(), stop_ids, self._tokenizer().result().vocab_size)
+        return GrammarMatcher(prototype.deep_copy(), stop_ids, self._vocabulary()[1].result().vocab_size)
 
     def _prototype(self, spec: GrammarSpec) -> LLMatcher:
         future = self.start(spec)
@@ -130,7 +146,7 @@ class GrammarCompiler:
         return future.result()
 
     def _compile(self, spec: GrammarSpec) -> LLMatcher:
-        return compile_grammar(self._tokenizer().result(), spec)
+        return compile_grammar(self._vocabulary()[1].result(), spec)
 
 
 def compile_grammar(tokenizer: LLTokenizer, spec: GrammarSpec) -> LLMatcher:
