@@ -81,4 +81,4 @@ class RotaryConfig:
 
 def is_rotary(config: Any) -> bool:
     """Whether config.json describes an XLM-RoBERTa with a rope."""
-    return config.get("model_type") == "jina_embeddings_v3" or config.get("position_embedding_type") == "rotary"
+    return bool(config.get("model_type") == "jina_embeddings_v3" or config.get("position_embedding_type") == "rotary")
