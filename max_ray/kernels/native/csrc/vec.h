@@ -27,6 +27,7 @@ constexpr int REGISTER_LANES = 4;
 #endif
 constexpr int SPLIT = LANES / REGISTER_LANES;  // registers of 16 floats
 typedef float register_floats __attribute__((vector_size(REGISTER_LANES * 4), may_alias));
+typedef float register_floats_u __attribute__((vector_size(REGISTER_LANES * 4), aligned(4), may_alias));
 
 struct bf16 {
     uint16_t bits;
