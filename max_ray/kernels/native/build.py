@@ -9,19 +9,25 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import hashlib
+import os
 import platform
 import shutil
 import subprocess
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from max_ray.log import get_logger
 from max_ray.settings import cache_dir, native_kernels
 
 _SOURCES = Path(__file__).parent / "csrc"
-_FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared", "-Wno-psabi")
+_FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-Wno-psabi")
 _COMPILERS = ("g++", "c++")
+_TIMEOUT_S = 1200
+"""For one source: seconds of work, but a machine may be busy with much else."""
 _logger = get_logger(__name__)
 
 
@@ -54,12 +60,26 @@ def _built(compiler: str) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not target.exists():
             started = time.monotonic()
-            partial = target.with_suffix(".partial")
-            command = [compiler, *_FLAGS, "-o", str(partial), *map(str, sources)]
-            subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
-            partial.rename(target)
+            with TemporaryDirectory(dir=target.parent) as folder:
+                _compile(compiler, sources, Path(folder)).rename(target)
             _logger.info("Compiled the C++ kernels in %.1f s: %s", time.monotonic() - started, target)
     return target
+
+
+def _compile(compiler: str, sources: Sequence[Path], folder: Path) -> Path:
+    """The shared object, made in `folder`: as many sources at once as there are processors."""
+
+    def run(arguments: Sequence[str | Path]) -> None:
+        command = [compiler, *_FLAGS, *map(str, arguments)]
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=_TIMEOUT_S)
+
+    objects = [folder / f"{source.stem}.o" for source in sources]
+    largest_first = sorted(zip(sources, objects, strict=True), key=lambda pair: -pair[0].stat().st_size)
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+        list(threads.map(lambda pair: run(["-c", pair[0], "-o", pair[1]]), largest_first))
+    made = folder / "kernels.so"
+    run(["-shared", "-o", made, *objects])
+    return made
 
 
 def _fingerprint(compiler: str) -> str:
