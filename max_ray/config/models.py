@@ -276,6 +276,12 @@ class ServeConfig(PipelineConfig):
     collective_timeout_s: float = Field(
         60.0, gt=0, le=_MAX_SECONDS, description="Seconds after which ranks that wait for a silent one give up."
     )
+    max_stream_s: int = Field(
+        3600,
+        ge=1,
+        le=int(_MAX_SECONDS),
+        description="Seconds that an open stream may go on after replicas have come or gone; HAProxy cuts it then.",
+    )
     worker_port_range: str | None = Field(
         None,
         description="TCP ports LOW-HIGH on which replicas accept their workers on other nodes. Default: any free port.",

