@@ -20,6 +20,7 @@
     |- WorkerGroupError (503)          a worker of the tensor-parallel group died or hangs
     |  `- TransportError                a connection to it cannot be made, or a peer breaks the protocol
     |- ServerFailedError               Ray did not start, or the server ended by itself; exit code 1
+    |- ServerStoppingError (503)       the replica ends, as in an update or at the end of the server
     `- StaleLeaseError                 a call from a replica whose lease has passed to another
 
 A message says what is wrong and what to do about it. Bugs of ours are plain assertions, not these.
@@ -161,6 +162,11 @@ class TransportError(WorkerGroupError):
 
 class ServerFailedError(MaxRayError, RuntimeError):
     """No mistake of the user's: to start the server again may help."""
+
+
+class ServerStoppingError(MaxRayError):
+    http_status = 503
+    error_type = "replica_unavailable"
 
 
 class StaleLeaseError(MaxRayError, RuntimeError):

@@ -23,10 +23,13 @@ from max_ray.log import setup_logging
 from max_ray.planning.tasks import task_of
 from max_ray.serve.application import build_application
 from max_ray.serve.cluster_env import check_ports_before_start, owns_ray, remove_haproxy_files
+from max_ray.serve.drain import limit_drain
 from max_ray.serve.server_watch import ServerWatch, dead_ray_process, serve_is_known
 from max_ray.serve.start_log import StartLog
 
-_STOP_WITHIN_S = 7.0
+_STOP_WITHIN_S = 6.0
+_DRAIN_S = 3.0
+"""Of these: for open requests to end. Docker kills a server ten seconds after it has told it to end."""
 _ANSWERS_WITHIN_S = 60.0
 _OWN_ERROR = re.compile(r"^max_ray\.errors\.\w+: (.*)$", re.MULTILINE)
 _ray: Any = ray  # Ray leaves a few of its functions without types
@@ -137,10 +140,10 @@ def _stop(config: ServeConfig) -> None:
 def _end_application(app_name: str) -> None:
     if dead_ray_process() is not None or not serve_is_known():
         return
+    limit_drain(app_name, _DRAIN_S)
+    serve.delete(app_name)  # first: `shutdown` would end HAProxy at once, and the streams with it
     if owns_ray():
         _serve.shutdown()
-    else:
-        serve.delete(app_name)
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:

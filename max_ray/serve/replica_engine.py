@@ -137,6 +137,10 @@ class ReplicaEngine:
         others = [pickle.loads(data) for owner, data in sorted(self._siblings.items()) if owner != self._owner_id]
         return [self._snapshot(), *others]
 
+    def end_streams(self) -> None:
+        """Every open request ends with an error, and no other is taken."""
+        self._loop.stop()
+
     async def close(self) -> None:
         """Ends the streams and the group."""
         for task in self._tasks:
