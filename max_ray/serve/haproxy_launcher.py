@@ -6,18 +6,17 @@ told which program to start as HAProxy. `install` writes one for a server that o
 `haproxy_launcher.sh`, which has the same path on every node of a cluster, is the one for others. They run this file,
 which rewrites the configuration and becomes HAProxy. The one of a laptop also ends with the process that started it.
 
-The laptop's runs without what is installed, which is quick: the standard library and `private_files` are all that it
-may import. The folder of HAProxy's sockets gets mode 0700, and HAProxy is not started in one of another user.
+The laptop's runs without what is installed, which is quick: the standard library, `private_files` and
+`haproxy_watcher` are all that it may import. The folder of HAProxy's sockets gets mode 0700, and HAProxy is not started
+in one of another user.
 """
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import re
 import shutil
-import signal
 import sys
 from pathlib import Path
 
@@ -25,9 +24,10 @@ if not __package__:  # run as a file, perhaps without what is installed
     sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 from max_ray.private_files import UnsafePathError, make_private
+from max_ray.serve.haproxy_watcher import end_with_parent, start_watcher, waiting_configuration
 
 CLUSTER_PROGRAM = Path(__file__).resolve().with_suffix(".sh")
-_PR_SET_PDEATHSIG = 1
+_NO_REUSE_PORT = "-dR"  # with it no successor could listen beside an interim HAProxy
 _WIDE = re.compile(r"^(\s*bind )\*?:(\d+)", re.MULTILINE)
 _ADMIN_SOCKET = re.compile(r"^([ \t]*stats socket \S+) mode \d+", re.MULTILINE)
 _SECTION = re.compile(r"^(?=\S)", re.MULTILINE)
@@ -133,7 +133,8 @@ def rewrite(file: Path, *, is_loopback: bool) -> None:
     given = file.read_text()
     if "max_ray_errors" not in given:
         given = with_rules(with_error_files(with_private_socket(given), folder), is_loopback=is_loopback)
-    file.write_text(narrow(given, inner_only=not is_loopback))
+    given = waiting_configuration(narrow(given, inner_only=not is_loopback), file.resolve().parent)
+    file.write_text(given)
 
 
 def main(binary: str, arguments: list[str], *, is_loopback: bool = True) -> None:
@@ -148,9 +149,11 @@ def main(binary: str, arguments: list[str], *, is_loopback: bool = True) -> None
         except UnsafePathError as error:
             raise SystemExit(f"haproxy_launcher: HAProxy is not started: {error}") from None
         rewrite(file, is_loopback=is_loopback)
-    if is_loopback and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    os.execv(binary, [binary, *arguments])
+        if "-c" not in arguments:
+            start_watcher(file.resolve(), binary)
+    if is_loopback:
+        end_with_parent()
+    os.execv(binary, [binary, *(argument for argument in arguments if argument != _NO_REUSE_PORT)])
 
 
 def _bundled_binary() -> str:
