@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: serve setup test test-slow gpu check format docs hooks clean
+.PHONY: serve setup test test-slow test-clients gpu check format docs hooks clean
 
 serve: setup  ## a model behind an OpenAI-compatible URL; ARGS="--model-path DIR ..." for your own
 	@exec $(BIN)/max-ray serve $(ARGS)
@@ -25,6 +25,9 @@ test: setup  ## the whole offline suite but the slow ones; those that need Ray s
 
 test-slow: setup  ## the slow ones: autoscaling, shutdown, long soaks
 	$(BIN)/python -m pytest -m slow --timeout 600
+
+test-clients: setup  ## well-known clients, each installed in build/clients, against a real server; writes docs/clients.md
+	$(BIN)/python -m tests.clients $(ARGS)
 
 RESULTS := .
 gpu:  ## tests and benchmarks of a GPU, with what its machine has: PYTHON=python3 RESULTS=folder; installs nothing

@@ -88,6 +88,22 @@ class SentenceFiles:
         return _with_stages(files, stages, folder, prompt_name)
 
 
+def score_activation(folder: Path) -> str:
+    """What a cross-encoder's files put behind its one number: `Sigmoid`, where they do not say, or `Identity`.
+
+    Raises ConfigError for another function.
+    """
+    config, more = read_json(folder / "config.json"), _object(folder / "config_sentence_transformers.json")
+    nested = config.get("sentence_transformers") or {}
+    given = (
+        more.get("activation_fn") or nested.get("activation_fn") or config.get("sbert_ce_default_activation_function")
+    )
+    name = str(given or "Sigmoid").rpartition(".")[2]
+    if name not in ("Sigmoid", "Identity"):
+        raise ConfigError(f"{folder}: the activation {name!r} of scores is not supported; Sigmoid and Identity are.")
+    return name
+
+
 def has_sentence_files(folder: Path) -> bool:
     """Whether a folder holds a model in the sentence-transformers layout."""
     return (folder / "modules.json").is_file()

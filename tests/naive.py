@@ -14,12 +14,12 @@ import torch
 
 from max_ray.engine.sampling.philox import uniforms
 from max_ray.interfaces import SamplingParams
-from tests.engine import naive_sampler
+from tests.engine import naive_controls, naive_sampler
 
 
 @dataclass
 class NaiveOutput:
-    """tokens; and for each the log-softmax [V] it was picked from (penalized, before temperature)."""
+    """tokens; and for each the log-softmax [V] it was picked from (edited, before temperature)."""
 
     tokens: list[int] = field(default_factory=list)
     logprobs: list[list[float]] = field(default_factory=list)
@@ -44,9 +44,7 @@ def generate(
     output = NaiveOutput()
     while len(output.tokens) < max_new_tokens:
         logits = all_logits(reference, [*prompt, *output.tokens])[-1].tolist()
-        logits = naive_sampler.penalize(logits, params, prompt, output.tokens)
-        if len(output.tokens) < params.min_new_tokens:
-            logits = naive_sampler.forbid(logits, sorted(stop_ids))
+        logits = naive_controls.edited(logits, params, prompt, output.tokens, sorted(stop_ids))
         output.logprobs.append(naive_sampler.log_softmax(logits))
         output.tokens.append(_pick(logits, params, len(output.tokens)))
         if output.tokens[-1] in stop_ids:
@@ -57,5 +55,8 @@ def generate(
 def _pick(logits: list[float], params: SamplingParams, number: int) -> int:
     if params.is_greedy:
         return max(range(len(logits)), key=logits.__getitem__)
-    uniform = uniforms([params.seed], np.array([number]), 1)[0, 0]
-    return naive_sampler.pick(naive_sampler.kept_probabilities(logits, params), uniform)[0]
+    token_uniform, xtc_uniform = (uniforms([params.seed], np.array([number]), 1, word)[0, 0] for word in (0, 1))
+    left = naive_sampler.kept_probabilities(logits, params)
+    if params.logit_controls is not None:
+        left = naive_controls.truncated(left, params.logit_controls, xtc_uniform)
+    return naive_sampler.pick(left, token_uniform)[0]

@@ -59,7 +59,7 @@ TABLE: dict[str, set[str]] = {
     },
     "pipelines": {
         *("interfaces", "config", "registry", "architecture", "huggingface", "tokenization", "images", "kv_cache"),
-        *("distributed", "modeling", "nn", "planning", "engine", "structured_output"),
+        *("distributed", "modeling", "nn", "planning", "engine", "structured_output", "sentence_files"),
     },
     "scheduler": {"interfaces", "config", "kv_cache"},
     "actors": {
@@ -72,7 +72,7 @@ TABLE: dict[str, set[str]] = {
     "benchmark": {
         *("settings", "tokenization", "gguf", "host_memory", "interfaces", "huggingface", "weights", "driver"),
         *("distributed", "kernels", "nn", "modeling", "planning", "engine", "pipelines"),  # no server
-        "structured_output",
+        *("structured_output", "kv_cache", "scheduler"),
     },
     "conformance": {
         *("interfaces", "config", "registry", "architecture", "custom_code", "huggingface", "weights"),
@@ -80,7 +80,7 @@ TABLE: dict[str, set[str]] = {
     },
     "serve": {
         *("interfaces", "settings", "config", "output_parsers", "tokenization", "registry", "planning", "pipelines"),
-        *("scheduler", "actors", "structured_output", "private_files"),
+        *("scheduler", "actors", "structured_output", "kv_cache", "private_files"),
     },
     "deployments": {  # with the examples and the demo's training
         *("interfaces", "settings", "config", "serve"),
@@ -105,7 +105,7 @@ FENCES: dict[str, set[str]] = {
         *("max_ray.benchmark.synthetic", "max_ray.benchmark.transformers_peer"),
         "architectures.transformers_adapter",
     },
-    "yaml": {"max_ray.config", "max_ray.cli"},
+    "yaml": {"max_ray.config", "max_ray.cli", "max_ray.serve.api.access"},
     "PIL": {"max_ray.images"},
     "llguidance": {"max_ray.structured_output"},
     "torch": {
@@ -232,7 +232,7 @@ def test_only_settings_reads_the_environment() -> None:
             and {a.name for a in node.names} & {"environ", "getenv"}
         )
     }
-    assert readers == {"max_ray.settings"}
+    assert readers == {"max_ray.settings", "max_ray.serve.haproxy_launcher"}  # it runs without the package
 
 
 def loaded_by(modules: list[str], libraries: set[str]) -> str:

@@ -22,6 +22,7 @@ from tests.source_tree import PACKAGES, ROOT
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 OPTIONAL = {"triton"}  # where there is a GPU: the extra `gpu`
 PEERS = {"llama-cpp"}  # of slow tests that skip without it: it runs in an environment of its own
+CLIENT_CALLS = ROOT / "tests" / "clients" / "calls"  # each runs in an environment of its own
 NO_PART_OF_A_WHEEL = {"deployments/demo/train.py"}  # a script beside the model that it made
 USER_PROGRAM = """\
 from max_ray.interfaces import RequestID, TextGenerationRequest
@@ -49,7 +50,8 @@ def declared(requirements: Iterable[str]) -> set[str]:
 def imported(folders: Iterable[str]) -> set[str]:
     """Distributions that the code in these folders imports, wherever in a file and under whatever condition."""
     modules: set[str] = set()
-    for path in (path for folder in folders for path in (ROOT / folder).rglob("*.py")):
+    paths = (path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+    for path in (path for path in paths if CLIENT_CALLS not in path.parents):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 modules |= {alias.name.split(".")[0] for alias in node.names}

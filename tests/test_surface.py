@@ -55,13 +55,20 @@ SERVE_SETTINGS = PIPELINE_SETTINGS | {
     "max_replicas": 1,
     "target_ongoing_requests": 16.0,
     "max_queued_requests": 512,
+    "max_queued_tokens": None,
     "lease_grace_s": 60.0,
     "worker_start_timeout_s": 600.0,
     "worker_port_range": None,
     "collective_timeout_s": 60.0,
+    "files_dir": None,
+    "files_max_bytes": 4 * 2**30,
+    "batch_concurrency": 8,
     "allowed_hosts": (),
     "allowed_origins": (),
     "api_keys": DERIVED,
+    "api_keys_file": None,
+    "ssl_certfile": None,
+    "ssl_keyfile": None,
 }
 GENERATE_FLAGS = {"--prompt", "--chat", "--max-new-tokens", "--temperature", "--top-k", "--top-p", "--min-p", "--seed"}
 ENCODE_FLAGS = {"--json", "--dimensions", "--truncate"}
@@ -81,7 +88,15 @@ NAMES = {
     "max_ray.pipelines.lib": [
         *("PIPELINE_REGISTRY", "HuggingFaceConfig", "KVCacheInputs", "KVCacheParams", "ModelInputs", "ModelOutputs"),
         *("PipelineConfig", "PipelineModel", "PipelineRegistry", "RopeType", "SupportedArchitecture"),
-        *("EmbeddingsTokenizer", "SupportedEncoding", "TextPipelineModel", "TextTokenizer", "WeightsFormat"),
+        *(
+            "EmbeddingsTokenizer",
+            "JudgeTokenizer",
+            "PairTokenizer",
+            "SupportedEncoding",
+            "TextPipelineModel",
+            "TextTokenizer",
+            "WeightsFormat",
+        ),
     ],
     "max_ray.graph.weights": ["WeightsFormat"],
     "max_ray.nn.legacy.kv_cache": ["KVCacheParams", "KVCacheStrategy"],
@@ -141,16 +156,20 @@ def test_flags() -> None:
         return {"--" + name.replace("_", "-") for name in names}
 
     benchmarks = {"benchmark", *(f"benchmark {kind}" for kind in ("serving", "kernels", "offline", "plot"))}
-    assert (
-        set(commands) == {"serve", "generate", "encode", "plan", "warm-cache", "list", "check", "version"} | benchmarks
-    )
+    commands_of_keys = {"keys", "keys new"}
+    others = {"serve", "generate", "batch", "encode", "plan", "warm-cache", "list", "check", "version"}
+    assert set(commands) == others | benchmarks | commands_of_keys
     assert flags("serve") == of(set(SERVE_SETTINGS) - {"api_keys"}) | common | switches
     assert flags("generate") == of(set(PIPELINE_SETTINGS)) | common | switches | GENERATE_FLAGS
     assert flags("encode") == (of(set(PIPELINE_SETTINGS)) | common | switches | ENCODE_FLAGS) - {"--print-config"}
+    assert flags("batch") == (of(set(PIPELINE_SETTINGS)) | common | switches) - {"--print-config"}
     assert flags("plan") == (of(set(PIPELINE_SETTINGS)) | common | switches | {"--json"}) - {"--print-config"}
     assert flags("warm-cache") == of({"model_path", "model", "revision", "custom_architectures"}) | {"--help", "-h"}
     assert flags("list") == {"--help", "-h", "--json", "--custom-architectures"}
     assert flags("check") == {"--help", "-h", "--model-path"}
+    limits = {"--max-concurrent-requests", "--requests-per-minute", "--tokens-per-minute"}
+    assert flags("keys new") == {"--help", "-h", "--models", "--weight", "--admin"} | limits
+    assert flags("keys") == {"--help", "-h"}
     assert flags("version") == flags("benchmark") == {"--help", "-h"}
     assert flags("benchmark plot") == {"--help", "-h", "--output"}
     assert flags("benchmark kernels") == {"--help", "-h", "--tokens", "--rows"} | DEVICE_BENCHMARK_FLAGS

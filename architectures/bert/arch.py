@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from architectures.bert.model import BertEncoder
+from dataclasses import replace
+
+from architectures.bert.model import BertEncoder, BertScorer
 from architectures.bert.model_config import BertConfig
 from architectures.bert.weight_adapters import safetensors_name_map
 from max_ray.interfaces import EmbeddingsContext, PipelineTask
-from max_ray.pipelines.lib import EmbeddingsTokenizer, SupportedArchitecture, SupportedEncoding, WeightsFormat
+from max_ray.pipelines.lib import (
+    EmbeddingsTokenizer,
+    PairTokenizer,
+    SupportedArchitecture,
+    SupportedEncoding,
+    WeightsFormat,
+)
 
 bert_arch = SupportedArchitecture(
     name="BertModel",
@@ -25,4 +33,13 @@ bert_arch = SupportedArchitecture(
     default_weights_format=WeightsFormat.safetensors,
     weight_adapters={WeightsFormat.safetensors: safetensors_name_map},
     multi_gpu_supported=True,
+)
+
+bert_scorer_arch = replace(
+    bert_arch,
+    name="BertForSequenceClassification",
+    task=PipelineTask.SCORE,
+    example_repo_ids=["cross-encoder/ms-marco-MiniLM-L6-v2"],
+    pipeline_model=BertScorer,
+    tokenizer=PairTokenizer,
 )

@@ -12,7 +12,9 @@ _ATTENTION = {"q": "self.query", "k": "self.key", "v": "self.value", "out": "out
 
 def safetensors_name_map(huggingface_config: Any) -> NameMap:
     """The table for Hugging Face's names, bare or behind `bert.`."""
-    return name_map("bert.", ["cls.*"], {"embeddings.token_type_embeddings.weight": "embed_tokens.types.weight"})
+    return name_map(
+        "bert.", ["cls.*", "classifier.*"], {"embeddings.token_type_embeddings.weight": "embed_tokens.types.weight"}
+    )
 
 
 def name_map(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from architectures.qwen.model import Qwen2Embedder, Qwen2Model, Qwen3Embedder, Qwen3Model
+from architectures.qwen.model import Qwen2Embedder, Qwen2Model, Qwen3Embedder, Qwen3Judge, Qwen3Model, Qwen3Scorer
 from architectures.qwen.weight_adapters import embedder_name_map, gguf_name_map, safetensors_name_map
 from max_ray.interfaces import EmbeddingsContext, KVCacheStrategy, PipelineTask
 from max_ray.interfaces.encoding import EVERY_ENCODING
 from max_ray.pipelines.lib import (
     EmbeddingsTokenizer,
+    JudgeTokenizer,
     RopeType,
     SupportedArchitecture,
     SupportedEncoding,
@@ -71,4 +72,19 @@ qwen2_embedder_arch = replace(
     name="Qwen2ForCausalLM",
     example_repo_ids=["Alibaba-NLP/gte-Qwen2-1.5B-instruct", "Alibaba-NLP/gte-Qwen2-7B-instruct"],
     pipeline_model=Qwen2Embedder,
+)
+
+qwen3_judge_arch = replace(
+    qwen3_embedder_arch,
+    task=PipelineTask.SCORE,
+    example_repo_ids=["Qwen/Qwen3-Reranker-0.6B"],
+    pipeline_model=Qwen3Judge,
+    tokenizer=JudgeTokenizer,
+)
+
+qwen3_scorer_arch = replace(
+    qwen3_judge_arch,
+    name="Qwen3ForSequenceClassification",
+    example_repo_ids=["tomaarsen/Qwen3-Reranker-0.6B-seq-cls"],
+    pipeline_model=Qwen3Scorer,
 )

@@ -12,6 +12,7 @@ from architectures.qwen.weight_adapters import embedder_name_map, safetensors_na
 from max_ray.errors import ConfigError
 from max_ray.modeling import CausalLMModel
 from max_ray.modeling.causal_embedder import CausalEmbedder, without_head
+from max_ray.modeling.score_layers import ScoreLayer, ScoreLayers, check_one_label
 
 
 class Qwen2Model(CausalLMModel):
@@ -57,3 +58,29 @@ class Qwen2Embedder(CausalEmbedder, Qwen2Model):
 
 class Qwen3Embedder(Qwen2Embedder, Qwen3Model):
     """One rank of a Qwen3 that makes embeddings (Qwen3-Embedding, Zhang et al. 2025)."""
+
+
+class Qwen3Scorer(Qwen3Embedder):
+    """One rank of a Qwen3 with a head of one label."""
+
+    @classmethod
+    def check_settings(cls, pipeline_config: Any, huggingface_config: Any) -> None:
+        """See CausalLMModel; and ConfigError for more labels than one."""
+        super().check_settings(pipeline_config, huggingface_config)
+        check_one_label(huggingface_config)
+
+    @classmethod
+    def score_layers(cls, huggingface_config: Any) -> ScoreLayers:
+        """The head, on the last token."""
+        return ScoreLayers("lasttoken", (ScoreLayer(("score.weight",)),))
+
+
+class Qwen3Judge(Qwen3Embedder):
+    """One rank of a Qwen3 that answers yes or no (Qwen3-Reranker, Zhang et al. 2025): the score is the share of yes."""
+
+    @classmethod
+    def score_layers(cls, huggingface_config: Any) -> ScoreLayers:
+        """Two rows of the language model's head, which may be the embedding's."""
+        tied = ("model.embed_tokens.weight", "embed_tokens.weight")
+        names = tied if huggingface_config.get("tie_word_embeddings") else ("lm_head.weight",)
+        return ScoreLayers("lasttoken", (ScoreLayer(names),), contrast=("yes", "no"))

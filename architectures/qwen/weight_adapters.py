@@ -22,8 +22,8 @@ def safetensors_name_map(huggingface_config: Any) -> NameMap:
 
 
 def embedder_name_map(huggingface_config: Any) -> NameMap:
-    """The same for an embedder, which has no head; its names are bare where it was saved without one."""
-    return NameMap(with_bare_names(_table(None)))
+    """The same for an embedder or scorer, whose network has no head; names are bare where it was saved without one."""
+    return NameMap([*with_bare_names(_table(None)), ("score.weight", None)])
 
 
 def _table(head: str | None) -> list[tuple[str, str | None]]:

@@ -1,7 +1,20 @@
-"""The XLM-RoBERTa family of encoders, for embeddings, with RoBERTa and CamemBERT, whose network is the same."""
+"""The XLM-RoBERTa family of encoders, for embeddings and scores, with RoBERTa and CamemBERT: one network."""
 
-from architectures.xlm_roberta.arch import camembert_arch, roberta_arch, xlm_roberta_arch
+from architectures.xlm_roberta.arch import (
+    camembert_arch,
+    roberta_arch,
+    roberta_scorer_arch,
+    xlm_roberta_arch,
+    xlm_roberta_scorer_arch,
+)
 
-ARCHITECTURES = [xlm_roberta_arch, roberta_arch, camembert_arch]
+ARCHITECTURES = [xlm_roberta_arch, roberta_arch, camembert_arch, xlm_roberta_scorer_arch, roberta_scorer_arch]
 
-__all__ = ["ARCHITECTURES", "camembert_arch", "roberta_arch", "xlm_roberta_arch"]
+__all__ = [
+    "ARCHITECTURES",
+    "camembert_arch",
+    "roberta_arch",
+    "roberta_scorer_arch",
+    "xlm_roberta_arch",
+    "xlm_roberta_scorer_arch",
+]

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from architectures.xlm_roberta.model import XLMRobertaEncoder
+from architectures.xlm_roberta.model import XLMRobertaEncoder, XLMRobertaScorer
 from architectures.xlm_roberta.model_config import XLMRobertaConfig
 from architectures.xlm_roberta.weight_adapters import safetensors_name_map
 from max_ray.interfaces import EmbeddingsContext, PipelineTask
-from max_ray.pipelines.lib import EmbeddingsTokenizer, SupportedArchitecture, SupportedEncoding, WeightsFormat
+from max_ray.pipelines.lib import (
+    EmbeddingsTokenizer,
+    PairTokenizer,
+    SupportedArchitecture,
+    SupportedEncoding,
+    WeightsFormat,
+)
 
 xlm_roberta_arch = SupportedArchitecture(
     name="XLMRobertaModel",
@@ -35,4 +41,19 @@ roberta_arch = replace(
 
 camembert_arch = replace(
     xlm_roberta_arch, name="CamembertModel", example_repo_ids=["dangvantuan/sentence-camembert-base"]
+)
+
+xlm_roberta_scorer_arch = replace(
+    xlm_roberta_arch,
+    name="XLMRobertaForSequenceClassification",
+    task=PipelineTask.SCORE,
+    example_repo_ids=["BAAI/bge-reranker-v2-m3"],
+    pipeline_model=XLMRobertaScorer,
+    tokenizer=PairTokenizer,
+)
+
+roberta_scorer_arch = replace(
+    xlm_roberta_scorer_arch,
+    name="RobertaForSequenceClassification",
+    example_repo_ids=["cross-encoder/stsb-roberta-base"],
 )

@@ -10,4 +10,8 @@ from max_ray.weights.mapping import NameMap
 
 def safetensors_name_map(huggingface_config: Any) -> NameMap:
     """The table for Hugging Face's names, bare or behind `roberta.`; see `name_map`."""
-    return name_map("roberta.", ["lm_head.*"], {"embeddings.token_type_embeddings.weight": "embed_tokens.types.weight"})
+    return name_map(
+        "roberta.",
+        ["lm_head.*", "classifier.*"],
+        {"embeddings.token_type_embeddings.weight": "embed_tokens.types.weight"},
+    )

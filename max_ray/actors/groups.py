@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from ray.util.placement_group import placement_group_table
 
 from max_ray.actors.messages import ActorHandle, GroupInfo, GroupSpec, GroupStatus, Membership, MemberStatus
 from max_ray.actors.placement import place_group, placement_of, remove_group_placement
+from max_ray.actors.ray_errors import DEATHS
 from max_ray.actors.spawn import spawn_kv_manager, spawn_worker
 from max_ray.errors import MaxRayError, WorkerGroupError
 from max_ray.log import get_logger
@@ -171,7 +172,7 @@ def _cause_of(error: BaseException) -> BaseException:
     cause = error.cause if isinstance(error, RayTaskError) else None
     if isinstance(cause, MaxRayError):
         return cause
-    if isinstance(error, RayActorError):
+    if isinstance(error, DEATHS):
         return WorkerGroupError(f"A worker died while it was starting: {str(error).splitlines()[0]}")
     if isinstance(error, TimeoutError):
         return WorkerGroupError(f"A member of the group did not answer for {_CALL_S:.0f} s.")

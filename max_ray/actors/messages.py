@@ -11,6 +11,7 @@ ones, so a replica that was taken for dead cannot disturb its successor.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,6 +22,7 @@ from max_ray.planning.plan import PipelinePlan
 NAMESPACE = "max_ray"
 REGISTRY_NAME = "registry"
 _KV_MANAGER, _WORKER = "kv_manager", "worker_"
+_MEMBER = re.compile(rf"(.+):(?:{_KV_MANAGER}|{_WORKER}(\d+)):(\d+)", re.DOTALL)
 
 ActorHandle = Any
 """Ray's handle of an actor; its methods exist only at run time."""
@@ -87,10 +89,11 @@ class Membership:
         return f"{self.group_id}:{part}:{self.epoch}"
 
 
-def member_place(name: str) -> tuple[str, int | None, int]:
-    """(group id, rank or None, epoch of its birth) of a member, from `Membership.name`."""
-    group_id, part, epoch = name.rsplit(":", 2)
-    return group_id, None if part == _KV_MANAGER else int(part.removeprefix(_WORKER)), int(epoch)
+def member_place(name: str) -> tuple[str, int | None, int] | None:
+    """(group id, rank or None, epoch of its birth) of a member, from `Membership.name`; None for the name of another
+    actor, such as an application's store."""
+    match = _MEMBER.fullmatch(name)
+    return None if match is None else (match[1], None if match[2] is None else int(match[2]), int(match[3]))
 
 
 def new_group_id(spec: GroupSpec, replica_rank: int) -> str:

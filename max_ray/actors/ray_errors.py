@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 from max_ray.errors import MaxRayError, StaleLeaseError, WorkerGroupError
+
+DEATHS = (RayActorError, OutOfMemoryError)
+"""What calls to a dead actor raise. One that Ray ended for the machine's memory has a type of its own."""
 
 
 async def outcome(call: Any) -> None:
@@ -27,7 +30,7 @@ def typed(error: RayError) -> MaxRayError:
     cause: Any = error.cause if isinstance(error, RayTaskError) else None
     if isinstance(cause, StaleLeaseError):
         return StaleLeaseError(str(cause))
-    if isinstance(error, RayActorError):
+    if isinstance(error, DEATHS):
         return WorkerGroupError(f"A worker died: {str(error).splitlines()[0]}")
     if cause is not None:
         return WorkerGroupError(f"A worker failed: {type(cause).__name__}: {cause}")

@@ -79,7 +79,8 @@ def _find_members() -> list[FoundMember]:
         for entry in ray.util.list_named_actors(True)
         if entry["namespace"] == NAMESPACE and entry["name"] != REGISTRY_NAME
     ]
-    return [FoundMember(*member_place(name), handle) for name in names if (handle := _handle(name)) is not None]
+    places = [(name, place) for name in names if (place := member_place(name)) is not None]
+    return [FoundMember(*place, handle) for name, place in places if (handle := _handle(name)) is not None]
 
 
 def _handle(name: str) -> ActorHandle | None:

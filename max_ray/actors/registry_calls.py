@@ -12,10 +12,11 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayTaskError
 
 from max_ray.actors.messages import NAMESPACE, REGISTRY_NAME, ActorHandle
 from max_ray.actors.priority import ORDINARY_PRIORITY
+from max_ray.actors.ray_errors import DEATHS
 from max_ray.actors.registry import RegistryActor
 from max_ray.errors import MaxRayError, WorkerGroupError
 from max_ray.log import get_logger
@@ -57,7 +58,7 @@ async def ask_registry(call: Call, limit_s: float) -> Any:
             return await _answer(call(await asyncio.to_thread(get_registry)))
     except TimeoutError:
         raise WorkerGroupError(f"The registry does not answer within {limit_s:.0f} s.") from None
-    except RayActorError as error:
+    except DEATHS as error:
         raise WorkerGroupError(f"The registry does not answer ({type(error).__name__}).") from error
 
 
@@ -71,7 +72,7 @@ async def order_from_registry(call: Call) -> Any:
         asked_at = time.monotonic()
         try:
             return await _watched(await asyncio.to_thread(get_registry), call)
-        except RayActorError as error:
+        except DEATHS as error:
             if time.monotonic() - asked_at > _PING_EVERY_S:
                 dead_since = time.monotonic()  # it was there meanwhile
             elif time.monotonic() - dead_since > _PATIENCE_S:
@@ -104,7 +105,7 @@ async def _answers_ping(registry: ActorHandle) -> bool:
             await _answer(registry.ping.remote())
     except TimeoutError:
         return False
-    except RayActorError:
+    except DEATHS:
         return True
     return True
 

@@ -1,4 +1,4 @@
-"""The command line `max-ray`: serve, generate, encode, plan, warm-cache, list, check, benchmark, version.
+"""The command line `max-ray`: serve, generate, batch, encode, plan, warm-cache, list, check, benchmark, keys, version.
 
 It parses, builds the configuration, and calls.
 
@@ -20,8 +20,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import max_ray
 from max_ray import settings
 from max_ray.benchmark import command as benchmark
+from max_ray.cli.batch import FLAGS as BATCH_FLAGS
+from max_ray.cli.batch import add_batch_flags, run_batch
 from max_ray.cli.encode import FLAGS as ENCODE_FLAGS
 from max_ray.cli.encode import add_encode_flags, run_encode
+from max_ray.cli.keys import add_key_commands, run_keys
 from max_ray.cli.model_commands import run_plan, run_warm_cache
 from max_ray.config import Origins, PipelineConfig, ServeConfig, load_config
 from max_ray.config.models import ALIASES
@@ -64,11 +67,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "serve": _serve,
             "generate": _generate,
             "encode": _encode,
+            "batch": _batch,
             "plan": lambda given: run_plan(given, {"model_path": str(DEMO_MODEL)}),
             "warm-cache": run_warm_cache,
             "list": _list,
             "check": _check,
             "benchmark": benchmark.run,
+            "keys": run_keys,
             "version": _version,
         }
         run[options.pop("command")](options)
@@ -90,7 +95,7 @@ def _parse(arguments: list[str]) -> dict[str, Any]:
     known, unknown = parser.parse_known_args(arguments)
     options = vars(known)
     if unknown:
-        command = " ".join(options[name] for name in ("command", "benchmark") if name in options)
+        command = " ".join(options[name] for name in ("command", "benchmark", "keys") if name in options)
         flags = [flag for action in commands[command]._actions for flag in action.option_strings]
         flag = unknown[0].partition("=")[0]
         raise UsageError(f"max-ray {command} has no option {flag!r}.{nearest(flag, flags)}")
@@ -106,20 +111,26 @@ def build_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argum
         "serve": subparsers.add_parser("serve", help="serve a model over HTTP", allow_abbrev=False),
         "generate": subparsers.add_parser("generate", help="continue a prompt in this process", allow_abbrev=False),
         "encode": subparsers.add_parser("encode", help="make vectors of texts in this process", allow_abbrev=False),
+        "batch": subparsers.add_parser("batch", help="answer a file of requests in this process", allow_abbrev=False),
         "plan": subparsers.add_parser("plan", help="say what memory a model needs", allow_abbrev=False),
         "warm-cache": subparsers.add_parser("warm-cache", help="fetch a model and check it", allow_abbrev=False),
         "list": subparsers.add_parser("list", help="list the model families", allow_abbrev=False),
         "check": subparsers.add_parser("check", help="hold a model family against its reference", allow_abbrev=False),
         "benchmark": subparsers.add_parser("benchmark", help="measure a server, draw the results", allow_abbrev=False),
+        "keys": subparsers.add_parser("keys", help="make API keys", allow_abbrev=False),
         "version": subparsers.add_parser("version", help="print the version", allow_abbrev=False),
     }
     for name, kind in benchmark.add_commands(commands["benchmark"]).items():
         commands[f"benchmark {name}"] = kind
+    for name, kind in add_key_commands(commands["keys"]).items():
+        commands[f"keys {name}"] = kind
     _add_settings(commands["serve"], ServeConfig)
     _add_settings(commands["generate"], PipelineConfig)
     _add_generate_flags(commands["generate"])
     _add_settings(commands["encode"], PipelineConfig, print_config=False)
     add_encode_flags(commands["encode"])
+    _add_settings(commands["batch"], PipelineConfig, print_config=False)
+    add_batch_flags(commands["batch"])
     _add_settings(commands["plan"], PipelineConfig, print_config=False)
     commands["plan"].add_argument("--json", action="store_true", help="machine-readable")
     for name in ("model_path", "revision", "custom_architectures"):
@@ -217,6 +228,14 @@ def _encode(options: dict[str, Any]) -> None:
     if settings.variable(settings.LOG_LEVEL) is None:
         setup_logging("WARNING")
     run_encode(config, given)
+
+
+def _batch(options: dict[str, Any]) -> None:
+    given = {name: options.pop(name) for name in BATCH_FLAGS}
+    config, _ = load_config(PipelineConfig, options, config_file=options.pop("config"), arguments_are="command line")
+    if settings.variable(settings.LOG_LEVEL) is None:
+        setup_logging("WARNING")
+    run_batch(config, given)
 
 
 def _generated_text(config: PipelineConfig, request: TextGenerationRequest) -> Iterator[str]:

@@ -116,7 +116,7 @@ class PipelineConfig(BaseModel):
         description="Name of the model in the API. Default: the folder's name or the repository id.",
     )
     task: PipelineTask | None = Field(
-        None, description="text_generation or embeddings_generation. Default: what the model is made for."
+        None, description="text_generation, embeddings_generation or score. Default: what the model is made for."
     )
     quantization_encoding: SupportedEncoding | None = Field(
         None, description="How weights are stored and executed. Default: what the checkpoint is."
@@ -261,6 +261,9 @@ class ServeConfig(PipelineConfig):
         16.0, gt=0, le=2**31, description="Requests a copy should have under way; above it the application scales up."
     )
     max_queued_requests: int = Field(512, ge=0, description="Requests that may wait in a copy; beyond that, HTTP 429.")
+    max_queued_tokens: int | None = Field(
+        None, ge=1, description="Prompt tokens that may wait in a copy; beyond that, HTTP 429. Default: no limit."
+    )
     lease_grace_s: float = Field(
         60.0,
         gt=0,
@@ -300,6 +303,15 @@ class ServeConfig(PipelineConfig):
         None,
         description="TCP ports LOW-HIGH on which replicas accept their workers on other nodes. Default: any free port.",
     )
+    files_dir: str | None = Field(
+        None,
+        min_length=1,
+        description="Folder for uploaded files and results of batches, of mode 0700. Default: neither is taken.",
+    )
+    files_max_bytes: int = Field(4 * 2**30, ge=2**20, description="Most bytes of all files in files_dir together.")
+    batch_concurrency: int = Field(
+        8, ge=1, description="Lines of batches that a copy of the model runs at a time, while no other request waits."
+    )
     allowed_hosts: TextList = Field(
         (),
         description="Names besides loopback's that clients may address the server by ('*': any, '*.x.org': below "
@@ -313,6 +325,16 @@ class ServeConfig(PipelineConfig):
     api_keys: SecretList = Field(
         default_factory=_api_keys_of_environment, description="Keys that clients must send; from MAX_RAY_API_KEYS."
     )
+
+    api_keys_file: str | None = Field(
+        None,
+        min_length=1,
+        description="YAML or JSON file of API keys by their hashes, with limits; read again when it changes.",
+    )
+    ssl_certfile: str | None = Field(
+        None, min_length=1, description="PEM file of the server's certificate and its chain: HTTPS instead of HTTP."
+    )
+    ssl_keyfile: str | None = Field(None, min_length=1, description="PEM file of the certificate's private key.")
 
     @field_validator("api_keys")
     @classmethod
@@ -350,13 +372,19 @@ class ServeConfig(PipelineConfig):
 
     @model_validator(mode="after")
     def _check_exposure(self) -> Self:
-        if not self.api_keys and not is_loopback(self.host):
+        if not self.has_keys and not is_loopback(self.host):
             raise PydanticCustomError(
                 "exposure",
-                "host={host} is reachable from other machines, which needs API keys: set MAX_RAY_API_KEYS, "
-                "or leave host at 127.0.0.1.",
+                "host={host} is reachable from other machines, which needs API keys: set MAX_RAY_API_KEYS "
+                "or api_keys_file, or leave host at 127.0.0.1.",
                 {"host": repr(self.host)},
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_tls(self) -> Self:
+        if (self.ssl_certfile is None) != (self.ssl_keyfile is None):
+            raise PydanticCustomError("tls", "ssl_certfile and ssl_keyfile belong together: give both, or neither.")
         return self
 
     @model_validator(mode="after")
@@ -379,6 +407,11 @@ class ServeConfig(PipelineConfig):
                 {"devices": repr(self.devices)},
             )
         return self
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether clients need an API key."""
+        return bool(self.api_keys) or self.api_keys_file is not None
 
     @property
     def key_values(self) -> tuple[str, ...]:

@@ -13,16 +13,17 @@ import torch
 
 from max_ray.distributed.group import TPGroup
 from max_ray.engine.pooling_head import SentenceHead
+from max_ray.engine.score_head import ScoreHead
 from max_ray.interfaces import Extensions, RunRequest, RunRow, StepOutput
 from max_ray.modeling import PipelineModel
 
 
 class EmbeddingsRunner:
-    """A Runner around a model whose `execute` gives the hidden states of all tokens."""
+    """A Runner around a model whose `execute` gives the hidden states of all tokens. A score is a vector of one."""
 
     num_blocks = 0
 
-    def __init__(self, model: PipelineModel, head: SentenceHead, tp: TPGroup) -> None:
+    def __init__(self, model: PipelineModel, head: SentenceHead | ScoreHead, tp: TPGroup) -> None:
         self._model = model
         self._head = head
         self._tp = tp

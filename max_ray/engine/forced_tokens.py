@@ -26,9 +26,10 @@ MAX_FORCED = 32
 
 def counts_forced(row: RunRow) -> bool:
     """Whether tokens of a row may come without a step of their own: nothing is reported of them, no penalty counts
-    them."""
+    them, no logit is edited."""
     params = row.sampling_params
-    return params.structured_output is not None and row.log_probabilities is None and not params.needs_penalties
+    is_edited = params.needs_penalties or params.logit_controls is not None
+    return params.structured_output is not None and row.log_probabilities is None and not is_edited
 
 
 def is_outdone(num_forced: int, num_rows: int) -> bool:

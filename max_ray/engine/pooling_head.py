@@ -18,7 +18,7 @@ from max_ray.sentence_files import DenseStage, SentenceFiles
 from max_ray.weights import open_weights
 from max_ray.weights.finite import check_finite
 
-_ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "Identity": lambda x: x,
     "Tanh": torch.tanh,
     "GELU": F.gelu,
@@ -36,7 +36,7 @@ class _Dense:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[B, in] -> [B, out]."""
-        return _ACTIVATIONS[self.activation](F.linear(x, self.weight, self.bias))
+        return ACTIVATIONS[self.activation](F.linear(x, self.weight, self.bias))
 
 
 class SentenceHead:

@@ -9,6 +9,7 @@ from max_ray.interfaces.embeddings import (
     EmbeddingsGenerationInputs,
     EmbeddingsGenerationOutput,
     EmbeddingsGenerationRequest,
+    ScoreRequest,
 )
 from max_ray.interfaces.encoding import KVCacheStrategy, RopeType, SupportedEncoding, WeightsFormat
 from max_ray.interfaces.executor import (
@@ -31,6 +32,7 @@ from max_ray.interfaces.kv_cache import (
     KVCacheClient,
     KVCacheParams,
 )
+from max_ray.interfaces.logit_controls import LogitControls
 from max_ray.interfaces.model_inputs import KVCacheInputs, ModelInputs, ModelOutputs
 from max_ray.interfaces.pipeline import (
     Pipeline,
@@ -44,6 +46,7 @@ from max_ray.interfaces.pipeline import (
 from max_ray.interfaces.request import Request, RequestID, SamplingParams, TextGenerationRequest
 from max_ray.interfaces.task import GenerationStatus, PipelineTask
 from max_ray.interfaces.tokenizer import PipelineTokenizer
+from max_ray.interfaces.trace import RequestTrace, WaitReason
 
 __all__ = [
     "BlockGrant",
@@ -64,6 +67,7 @@ __all__ = [
     "KVCacheParams",
     "KVCacheStrategy",
     "LogProbabilities",
+    "LogitControls",
     "ModelInputs",
     "ModelOutputs",
     "Pipeline",
@@ -76,12 +80,14 @@ __all__ = [
     "PromptImage",
     "Request",
     "RequestID",
+    "RequestTrace",
     "RopeType",
     "RunExtension",
     "RunRequest",
     "RunRow",
     "Runner",
     "SamplingParams",
+    "ScoreRequest",
     "StepOutput",
     "SupportedEncoding",
     "TextContext",
@@ -89,6 +95,7 @@ __all__ = [
     "TextGenerationOutput",
     "TextGenerationRequest",
     "TokenBuffer",
+    "WaitReason",
     "WeightsFormat",
 ]
 

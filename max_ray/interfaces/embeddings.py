@@ -33,6 +33,25 @@ class EmbeddingsGenerationRequest(Request):
     truncate: bool = False
 
 
+@dataclass(frozen=True)
+class ScoreRequest(Request):
+    """A query and a document, to be scored together.
+
+    Attributes:
+        model_name: The model that the request names.
+        query: The first text.
+        document: The second text.
+        max_tokens: Tokens of the pair beyond which it is cut; None: a pair that is too long is refused.
+        instruction: What a document must do to match, for models that are told; None: their default.
+    """
+
+    model_name: str = ""
+    query: str = ""
+    document: str = ""
+    max_tokens: int | None = None
+    instruction: str | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class EmbeddingsContext:
     """A tokenized request.

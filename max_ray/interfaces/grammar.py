@@ -7,7 +7,7 @@ from functools import cached_property
 from hashlib import blake2b
 from typing import Literal
 
-GrammarKind = Literal["json_schema", "json_object", "regex", "choice", "lark", "gbnf", "structural_tag"]
+GrammarKind = Literal["json_schema", "json_object", "regex", "choice", "lark", "gbnf", "structural_tag", "reasoning"]
 Whitespace = Literal["fixed", "flexible"]
 
 
@@ -18,7 +18,8 @@ class GrammarSpec:
     Args:
         kind: The language that `text` is written in.
         text: A JSON schema, a regular expression, a JSON list of texts (choice), a Lark or GBNF grammar, or the JSON
-            of structural tags. Empty for json_object.
+            of structural tags, or of reasoning and what follows it (`structured_output.reasoning`). Empty for
+            json_object.
         whitespace: Between the tokens of JSON. `fixed` writes `{"a": 1, "b": 2}` and nothing else, so that most
             punctuation is forced; `flexible` allows any JSON whitespace. It has no meaning for the other kinds.
     """

@@ -7,12 +7,13 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from numbers import Integral
-from typing import Any
+from typing import Any, Literal
 from uuid import uuid4
 
 from max_ray.errors import InputError
 from max_ray.interfaces.grammar import GrammarSpec
 from max_ray.interfaces.image import PromptImage
+from max_ray.interfaces.logit_controls import LogitControls
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +47,14 @@ def _random_seed() -> int:
 class SamplingParams:
     """How the next token is picked.
 
-    Order of operations on the logits: penalties, min-tokens and grammar masks, then (greedy: argmax) or temperature,
-    top-k, top-p, min-p, one draw. `temperature=0` or `top_k=1` is greedy. `top_k=-1`, `top_p=1` and `min_p=0` are off.
+    Order of operations on the logits: bias, penalties, DRY, allowed tokens, bad words, min-tokens and grammar masks,
+    then (greedy: argmax) or temperature, top-k, top-p, min-p, typical-p, XTC, one draw. `temperature=0` or `top_k=1` is
+    greedy. `top_k=-1`, `top_p=1` and `min_p=0` are off.
     Repetition penalty looks at prompt and output (Keskar et al. 2019, CTRL, sec. 4.1); frequency and presence
     penalties at the output only (the OpenAI API reference). `seed`: 64 bits; drawn at random when not given.
     `structured_output`: what the text must match. Tokens that do not fit are masked before temperature; the text ends
     where the grammar does, so `ignore_eos` and `min_new_tokens` cannot be given with it.
+    `logit_controls`: rarer parameters; None where none is given.
     Raises InputError for values out of range.
     """
 
@@ -69,6 +72,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     seed: int = field(default_factory=_random_seed)
     structured_output: GrammarSpec | None = None
+    logit_controls: LogitControls | None = None
 
     def __post_init__(self) -> None:
         def check(ok: bool, name: str, rule: str) -> None:
@@ -97,7 +101,7 @@ class SamplingParams:
         check(self.max_new_tokens is None or self.max_new_tokens >= 1, "max_new_tokens", "at least 1")
         check(0 <= self.min_new_tokens < _MAX_COUNT, "min_new_tokens", f"from 0 to {_MAX_COUNT - 1}")
         check(-(2**63) <= self.seed < 2**64, "seed", "a 64-bit integer")
-        if self.structured_output is not None:
+        if self.structured_output is not None and self.structured_output.kind != "reasoning":
             check(
                 not self.ignore_eos,
                 "ignore_eos",
@@ -122,7 +126,12 @@ class SamplingParams:
     @property
     def needs_history(self) -> bool:
         """Whether the next token depends on more of the text than the model sees anyway."""
-        return self.needs_penalties or self.structured_output is not None
+        controls = self.logit_controls
+        return (
+            self.needs_penalties
+            or self.structured_output is not None
+            or (controls is not None and controls.needs_history)
+        )
 
     @classmethod
     def from_input_and_generation_config(
@@ -130,8 +139,8 @@ class SamplingParams:
     ) -> SamplingParams:
         """Priority: what the user gave (None = not given) > generation_config.json > class default.
 
-        `generation_config` uses Hugging Face's names. `do_sample: false` means greedy there, unless the user gave
-        a temperature.
+        The names of LogitControls stand beside those of this class. `generation_config` uses Hugging Face's names.
+        `do_sample: false` means greedy there, unless the user gave a temperature.
         """
         defaults: dict[str, Any] = {}
         for ours, theirs in _GENERATION_CONFIG_NAMES.items():
@@ -142,6 +151,7 @@ class SamplingParams:
         if defaults.get("top_k") == 0:
             defaults["top_k"] = -1
         known = {f.name for f in fields(cls)}
+        controls = {f.name for f in fields(LogitControls)}
         wanted = {k: v for k, v in given.items() if v is not None}
         is_short = wanted.get("max_new_tokens", math.inf) < defaults.get("min_new_tokens", 0)
         if is_short or "structured_output" in wanted:
@@ -149,9 +159,11 @@ class SamplingParams:
         if wanted.get("min_new_tokens", 0) > defaults.get("max_new_tokens", math.inf):
             del defaults["max_new_tokens"]
         values = {**defaults, **wanted}
+        rare = {name: values.pop(name) for name in controls & values.keys()}
         unknown = sorted(set(values) - known)
         assert not unknown, f"not sampling parameters: {unknown}"
-        return cls(**values)
+        given_controls = LogitControls(**rare)
+        return cls(**values, logit_controls=given_controls if given_controls.changes_anything else None)
 
 
 _GENERATION_CONFIG_NAMES = {
@@ -159,13 +171,14 @@ _GENERATION_CONFIG_NAMES = {
     "top_p": "top_p",
     "top_k": "top_k",
     "min_p": "min_p",
+    "typical_p": "typical_p",
     "repetition_penalty": "repetition_penalty",
     "max_new_tokens": "max_new_tokens",
     "min_new_tokens": "min_new_tokens",
 }
 _UNSUPPORTED_OPTIONS: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "epsilon_cutoff", "eta_cutoff"), (0, 0.0)),
-    **dict.fromkeys(("typical_p", "encoder_repetition_penalty", "guidance_scale", "num_beams"), (1, 1.0)),
+    **dict.fromkeys(("encoder_repetition_penalty", "guidance_scale", "num_beams"), (1, 1.0)),
     **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "sequence_bias"), ([],)),
     **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty"), ()),
 }
@@ -189,7 +202,11 @@ class TextGenerationRequest(Request):
     gave, and the tokenizer merges it with those defaults; a SamplingParams is taken as it is.
     `logprobs`: how many alternatives to report per token besides the chosen one; None reports nothing at all.
     `echo`: with `logprobs`, report the prompt's log probabilities too.
+    `cache_salt`: only requests with the same one share cached prefixes. `priority`: lower numbers run earlier.
     `images`: with a prompt of token ids, what its image placeholders stand for; those of messages are in the messages.
+    `add_special_tokens`: whether a prompt of text gets the tokens that begin a text (beginning of sequence).
+    `truncate_prompt_tokens`: a longer prompt keeps so many tokens; -1 keeps what fits the model's length with one
+    token more. `truncation_side`: the side that is cut off.
     """
 
     model_name: str = ""
@@ -200,6 +217,11 @@ class TextGenerationRequest(Request):
     echo: bool = False
     chat_template_options: Mapping[str, Any] | None = None
     images: Sequence[PromptImage] = ()
+    add_special_tokens: bool = True
+    truncate_prompt_tokens: int | None = None
+    truncation_side: Literal["left", "right"] = "left"
+    cache_salt: str = ""
+    priority: int = 0
 
     def __post_init__(self) -> None:
         if (self.prompt is None) == (not self.messages):

@@ -10,6 +10,7 @@ class PipelineTask(str, Enum):
 
     TEXT_GENERATION = "text_generation"
     EMBEDDINGS_GENERATION = "embeddings_generation"
+    SCORE = "score"
 
 
 class GenerationStatus(str, Enum):

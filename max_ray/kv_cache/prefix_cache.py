@@ -47,7 +47,8 @@ def hash_blocks(
 def extend_block_hashes(context: TextContext, page_size: int, num_tokens: int) -> list[bytes]:
     """Makes `context.block_hashes` cover the full blocks of its first `num_tokens` tokens, and returns that list.
 
-    It may already be longer. Only new blocks are hashed. The chain is seeded with the model's name.
+    It may already be longer. Only new blocks are hashed. The chain is seeded with the model's name and the request's
+    salt, so requests with different salts share no block.
     """
     hashes = context.block_hashes
     start = len(hashes) * page_size
@@ -57,10 +58,15 @@ def extend_block_hashes(context: TextContext, page_size: int, num_tokens: int) -
             context.tokens.all[start:num_tokens],
             page_size,
             parent=parent,
-            seed=context.model_name.encode(),
+            seed=_seed(context),
             contents=_image_digests(context, page_size, start) if context.images else None,
         )
     return hashes
+
+
+def _seed(context: TextContext) -> bytes:
+    salt = context.cache_salt and f"\0{context.cache_salt}"
+    return (context.model_name + salt).encode("utf-8", "surrogatepass")
 
 
 def _image_digests(context: TextContext, page_size: int, first_token: int) -> Callable[[int], bytes]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from max_ray.config import PipelineConfig
     from max_ray.distributed.group import TPGroup
+    from max_ray.modeling.score_layers import ScoreLayers
     from max_ray.weights.source import WeightSource
 
 
@@ -108,6 +109,11 @@ class PipelineModel(ABC):
         """Of the embeddings task: how token vectors become a text's where the model's files do not say (a name of
         `max_ray.sentence_files.POOLING_MODES`)."""
         return "mean"
+
+    @classmethod
+    def score_layers(cls, huggingface_config: Any) -> ScoreLayers:
+        """Of the task of scores: what makes a score of the hidden states. Raises ConfigError for another head."""
+        raise AssertionError(f"{cls.__name__} is for another task")
 
     @classmethod
     def prefix_is_reusable(cls, pipeline_config: PipelineConfig, huggingface_config: Any) -> bool:

@@ -140,7 +140,7 @@ class Table(Module):
 
 
 class EncoderEmbedding(Module):
-    """norm(word + position + token type): int64 [T] -> [T, D]. Every token has the type 0, as in a single text.
+    """norm(word + position + token type): int64 [T] -> [T, D]. Without `types` every token has the type 0.
 
     num_token_types: rows of the table of types; 0 where the family has none.
     """
@@ -161,12 +161,31 @@ class EncoderEmbedding(Module):
         self.types = Table(num_token_types, dim, dtype=dtype, device=tp.device) if num_token_types else None
         self.norm = LayerNorm(dim, eps, dtype=dtype, device=tp.device)
 
-    def forward(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    def forward(self, tokens: torch.Tensor, positions: torch.Tensor, types: torch.Tensor | None = None) -> torch.Tensor:
         x = self.words(tokens)
         if self.types is not None:
-            x = x + self.types.weight[0]
+            x = x + (self.types.weight[0] if types is None else self.types(types))
         embedded: torch.Tensor = self.norm(x + self.positions(positions))
         return embedded
+
+
+def types_of_pairs(tokens: torch.Tensor, groups: Sequence[EqualRows]) -> torch.Tensor:
+    """The types of rows `[CLS] a [SEP] b [SEP]`: 1 behind the first separator, which is the row's last token, else 0.
+
+    Args:
+        tokens: int64 [T].
+        groups: The rows.
+
+    Returns:
+        int64 [T].
+    """
+    types = torch.empty_like(tokens)
+    for group in groups:
+        span = slice(group.start, group.start + group.num_rows * group.length)
+        rows = tokens[span].view(group.num_rows, group.length)
+        is_separator = (rows == rows[:, -1:]).long()
+        types[span] = (is_separator.cumsum(1) - is_separator).clamp(max=1).flatten()
+    return types
 
 
 class EncoderAttention(Module):
@@ -240,9 +259,13 @@ class PostNormEncoder(Module):
         """What all layers add to the scores, see bidirectional_attention: by default nothing."""
         return None
 
+    def token_types(self, tokens: torch.Tensor, groups: Sequence[EqualRows]) -> torch.Tensor | None:
+        """int64 [T], the type of each token; None where all are of type 0."""
+        return None
+
     def forward(self, tokens: torch.Tensor, positions: torch.Tensor, groups: Sequence[EqualRows]) -> torch.Tensor:
         """tokens, positions [T] -> [T, D]."""
-        x: torch.Tensor = self.embed_tokens(tokens, positions)
+        x: torch.Tensor = self.embed_tokens(tokens, positions, self.token_types(tokens, groups))
         biases = self.biases(groups)
         for layer in self.layers:
             x = layer(x, groups, biases)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-from max_ray.output_parsers.base import GeneratorParser
+from max_ray.output_parsers.base import GeneratorParser, ParserInput
 from max_ray.output_parsers.reader import Steps, Words
 
 
@@ -34,11 +34,20 @@ class ReasoningParser(GeneratorParser):
             self._writer.trim_content()
 
     def _is_begun_by_prompt(self) -> bool:
-        given = self._given
+        return self.place_of(self._given) == "inside"
+
+    @classmethod
+    def place_of(cls, given: ParserInput) -> Literal["before", "inside", "behind"]:
+        """Where the answer begins: before any reasoning, inside of one that the prompt has begun, or behind it.
+
+        Args:
+            given: What is known of the request.
+        """
         if given.continued:
-            begun, ended = (max(map(given.continued.rfind, words)) for words in (self.openers, self.closers))
-            return begun > ended
-        return given.prompt_end.rstrip().endswith(self.openers)
+            begun, ended = (max(map(given.continued.rfind, words)) for words in (cls.openers, cls.closers))
+            return "inside" if begun > ended else "behind"
+        end = given.prompt_end.rstrip()
+        return "inside" if end.endswith(cls.openers) else "behind" if end.endswith(cls.closers) else "before"
 
     def _take_opener(self) -> Steps[bool]:
         place = self._reader.hold()

@@ -27,6 +27,7 @@ from max_ray.planning.checkpoint import open_checkpoint
 from max_ray.planning.hardware import MIB
 from max_ray.planning.plan import PipelinePlan, resolve_plan
 from max_ray.registry import PIPELINE_REGISTRY
+from max_ray.sentence_files import score_activation
 from max_ray.structured_output import GrammarCompiler
 from max_ray.tokenization.tokenizer import TextTokenizer
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     import torch
 
     from max_ray.distributed.group import TPGroup
+    from max_ray.engine.score_head import ScoreHead
 
 
 _LOG = get_logger(__name__)
@@ -50,7 +52,7 @@ class PipelineFactory:
         from max_ray.engine.local_executor import LocalExecutor
 
         runners = build_local_runners(self.plan)
-        if self.plan.sentence is not None:
+        if self.plan.is_pooled:
             limits = (self.plan.max_batch_size, self.plan.config.max_batch_input_tokens)
             return EmbeddingsPipeline(LocalExecutor(runners), *limits)
         manager = PagedKVCacheManager(
@@ -137,7 +139,7 @@ def build_runner(plan: PipelinePlan, tp: TPGroup, durations: dict[str, float] | 
     architecture = PIPELINE_REGISTRY.retrieve_architecture(plan.architecture, task=plan.task)
     return_freed_memory()
     before = held_bytes(tp.device)
-    grammars = _start_grammars(plan) if tp.rank == 0 and plan.sentence is None else None
+    grammars = _start_grammars(plan) if tp.rank == 0 and not plan.is_pooled else None
     with phase("load", durations=durations):
         model = architecture.pipeline_model(
             plan.config,
@@ -152,7 +154,7 @@ def build_runner(plan: PipelinePlan, tp: TPGroup, durations: dict[str, float] | 
         _pack(model)
     return_freed_memory()
     _log_weights(plan, before, held_bytes(tp.device))
-    if plan.sentence is not None:
+    if plan.is_pooled:
         return _embeddings_runner(plan, model, tp)
     return _text_runner(plan, model, tp, durations, grammars)
 
@@ -161,8 +163,26 @@ def _embeddings_runner(plan: PipelinePlan, model: PipelineModel, tp: TPGroup) ->
     from max_ray.engine.embeddings_runner import EmbeddingsRunner
     from max_ray.engine.pooling_head import SentenceHead
 
+    if plan.task is PipelineTask.SCORE:
+        return EmbeddingsRunner(model, _score_head(plan, model, tp.device), tp)
     assert plan.sentence is not None, "the embeddings task knows how a vector is made"
     return EmbeddingsRunner(model, SentenceHead.load(plan.sentence, Path(plan.model_dir), tp.device), tp)
+
+
+def _score_head(plan: PipelinePlan, model: PipelineModel, device: torch.device) -> ScoreHead:
+    from max_ray.engine.score_head import ScoreHead
+
+    folder = Path(plan.model_dir)
+    source = open_checkpoint(folder, plan.weights_format, plan.huggingface_config, plan.encoding)
+    layers = model.score_layers(plan.huggingface_config)
+
+    def token_id(text: str) -> int:
+        ids = build_tokenizer(plan).encode_text(text, False).tolist()
+        if len(ids) != 1:
+            raise ConfigError(f"This model's tokenizer makes {len(ids)} tokens of {text!r}, and a score needs one.")
+        return int(ids[0])
+
+    return ScoreHead.load(layers, source, score_activation(folder), token_id, device)
 
 
 def _start_grammars(plan: PipelinePlan) -> GrammarCompiler:

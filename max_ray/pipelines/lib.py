@@ -23,16 +23,19 @@ if TYPE_CHECKING:
     from max_ray.modeling.text_pipeline_model import TextPipelineModel
     from max_ray.pipelines.builder import PIPELINE_REGISTRY, PipelineRegistry
     from max_ray.tokenization.embeddings_tokenizer import EmbeddingsTokenizer
+    from max_ray.tokenization.pair_tokenizer import JudgeTokenizer, PairTokenizer
     from max_ray.tokenization.tokenizer import TextTokenizer
 
 __all__ = [
     "PIPELINE_REGISTRY",
     "EmbeddingsTokenizer",
     "HuggingFaceConfig",
+    "JudgeTokenizer",
     "KVCacheInputs",
     "KVCacheParams",
     "ModelInputs",
     "ModelOutputs",
+    "PairTokenizer",
     "PipelineConfig",
     "PipelineModel",
     "PipelineRegistry",
@@ -46,6 +49,8 @@ __all__ = [
 
 _LATER = {
     "EmbeddingsTokenizer": "max_ray.tokenization.embeddings_tokenizer",
+    "JudgeTokenizer": "max_ray.tokenization.pair_tokenizer",
+    "PairTokenizer": "max_ray.tokenization.pair_tokenizer",
     "PIPELINE_REGISTRY": "max_ray.pipelines.builder",
     "PipelineConfig": "max_ray.config",
     "PipelineRegistry": "max_ray.pipelines.builder",

@@ -71,6 +71,11 @@ class PipelinePlan:
     origins: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def is_pooled(self) -> bool:
+        """Whether each text takes one step and no cache: of the tasks of embeddings and of scores."""
+        return self.task is not PipelineTask.TEXT_GENERATION
+
+    @property
     def embedding_size(self) -> int | None:
         """Length of the vectors of the embeddings task; None for another."""
         hidden_size = self.huggingface_config.get("hidden_size") or 0

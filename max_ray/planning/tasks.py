@@ -28,9 +28,12 @@ def choose_task(
     model_dir: Path,
     origins: dict[str, str],
 ) -> PipelineTask:
-    """`wanted`, the configuration's, or what the model is made for: embeddings where its family does nothing else, or
-    where the folder has the files of a sentence-transformers model and its family does both, or config.json names the
-    network without a head. Raises ConfigError where the first two differ."""
+    """`wanted`, the configuration's, or what the model is made for.
+
+    That is embeddings or scores where its family does nothing else; embeddings where the folder has the files of a
+    sentence-transformers model and its family does both, or config.json names the network without a head. Raises
+    ConfigError where the first two differ.
+    """
     if wanted is not None and config.task not in (None, wanted):
         raise ConfigError(
             f"The setting task is {config.task.value if config.task else None}, and this use of the model is for "
@@ -48,6 +51,8 @@ def choose_task(
     if tasks and _is_without_head(name) and has_sentence_files(model_dir):
         origins["task"] = "model: modules.json"
         return _EMBEDDINGS
+    if tasks == {PipelineTask.SCORE}:
+        return PipelineTask.SCORE
     return _EMBEDDINGS if _EMBEDDINGS in tasks else _TEXT
 
 

@@ -1,5 +1,6 @@
 """Continuous batching: the scheduler, the loops that drive it, and the queues to the readers."""
 
+from max_ray.scheduler.activity import LoopActivity, RequestActivity
 from max_ray.scheduler.batch_runner import TextPipeline
 from max_ray.scheduler.decision import Batch, ScheduleDecision, SchedulerLimits
 from max_ray.scheduler.embeddings_loop import EmbeddingsLoop
@@ -15,7 +16,9 @@ __all__ = [
     "EmbeddingsLoop",
     "EngineLoop",
     "GenerationLoop",
+    "LoopActivity",
     "OutputQueue",
+    "RequestActivity",
     "ScheduleDecision",
     "ScheduledRequest",
     "Scheduler",

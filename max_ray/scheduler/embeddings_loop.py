@@ -17,6 +17,7 @@ from typing import Protocol
 from max_ray.errors import WorkerGroupError
 from max_ray.interfaces import EmbeddingsContext, EmbeddingsGenerationOutput, KVCacheClient, RequestID
 from max_ray.log import get_logger
+from max_ray.scheduler.activity import LoopActivity
 from max_ray.scheduler.decision import SchedulerLimits
 from max_ray.scheduler.engine_loop import EngineLoop
 from max_ray.scheduler.recovery import Recover
@@ -115,6 +116,11 @@ class EmbeddingsLoop(EngineLoop):
             oldest_waiting_s=time.monotonic() - oldest.arrival if oldest else 0.0,
             healthy=self.healthy,
         )
+
+    @property
+    def activity(self) -> LoopActivity:
+        """Limits alone: jobs are not named."""
+        return LoopActivity(self.limits)
 
     async def _serve(self) -> None:
         """One step; sleeps if no text waits."""

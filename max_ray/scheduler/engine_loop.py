@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from max_ray.errors import MaxRayError, QueueFullError, ServerStoppingError, StaleLeaseError, WorkerGroupError
 from max_ray.interfaces import KVCacheClient
 from max_ray.log import get_logger
+from max_ray.scheduler.activity import LoopActivity
 from max_ray.scheduler.decision import SchedulerLimits
 from max_ray.scheduler.recovery import Recover, Recovery
 from max_ray.scheduler.stats import CompletionRate, SchedulerStats
@@ -61,6 +62,11 @@ class EngineLoop(ABC):
     @abstractmethod
     def stats(self) -> SchedulerStats:
         """A snapshot."""
+
+    @property
+    @abstractmethod
+    def activity(self) -> LoopActivity:
+        """Limits and requests at this moment."""
 
     @abstractmethod
     async def _serve(self) -> None:

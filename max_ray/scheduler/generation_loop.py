@@ -21,11 +21,14 @@ from max_ray.errors import InputError, WorkerGroupError
 from max_ray.interfaces import CacheReply, CacheUpdate, GenerationStatus, KVCacheClient, RequestID, TextContext
 from max_ray.kv_cache import insufficient_blocks
 from max_ray.log import get_logger
+from max_ray.scheduler.activity import LoopActivity, request_activities
 from max_ray.scheduler.batch_runner import BatchRunner, TextPipeline
 from max_ray.scheduler.decision import SchedulerLimits
 from max_ray.scheduler.delivery import Delivery
 from max_ray.scheduler.engine_loop import EngineLoop
+from max_ray.scheduler.forecast import Forecast
 from max_ray.scheduler.output_queue import TokenStream
+from max_ray.scheduler.queue_room import QueueRoom
 from max_ray.scheduler.recovery import Recover
 from max_ray.scheduler.scheduled_request import ScheduledRequest
 from max_ray.scheduler.scheduler import Scheduler
@@ -62,7 +65,9 @@ class GenerationLoop(EngineLoop):
         self._flush_after_s = flush_after_s
         self._can_flush = True
         self._scheduler = Scheduler(limits, kv_cache.page_size, kv_cache.num_blocks, self._stats)
-        self._delivery = Delivery(self._scheduler, self._completions)
+        self._forecast = Forecast(limits, self._scheduler.queues, self._scheduler.budget, time.monotonic)
+        self._room = QueueRoom(self._scheduler, self._forecast, time.monotonic)
+        self._delivery = Delivery(self._scheduler, self._forecast.lengths)
         self._runner = BatchRunner(pipeline, self._scheduler, self._delivery, self._update_cache)
 
     def submit(self, context: TextContext) -> TokenStream:
@@ -72,12 +77,13 @@ class GenerationLoop(EngineLoop):
             Its outputs, one a step. Closing the stream cancels the request.
 
         Raises:
-            QueueFullError: Too many requests wait.
+            QueueFullError: Too many requests or tokens wait, or the request could not start before its deadline.
             InsufficientBlocksError: The prompt is larger than the whole cache.
             InputError: A request of this id is in progress, or the request has more siblings than can be admitted.
         """
         self._check(context)
         request = ScheduledRequest(context, arrival=time.monotonic())
+        context.trace.submitted_at = request.arrival
         self._scheduler.queues.add(request)
         self._wake.set()
         self._runner.interrupt_for_waiting()
@@ -93,16 +99,23 @@ class GenerationLoop(EngineLoop):
     def stats(self) -> SchedulerStats:
         """A snapshot."""
         queues, budget = self._scheduler.queues, self._scheduler.budget
-        oldest = queues.head
+        oldest = queues.oldest_arrival
         return replace(
             self._stats,
             queued=len(queues.waiting),
             running=len(queues.running),
-            oldest_waiting_s=time.monotonic() - oldest.arrival if oldest else 0.0,
+            oldest_waiting_s=time.monotonic() - oldest if oldest is not None else 0.0,
             num_used_blocks=budget.num_blocks - budget.num_free_blocks,
             num_blocks=budget.num_blocks,
             healthy=self.healthy,
         )
+
+    @property
+    def activity(self) -> LoopActivity:
+        """Limits and requests at this moment."""
+        budget = self._scheduler.budget
+        requests = request_activities(self._scheduler.queues, time.monotonic())
+        return LoopActivity(self.limits, budget.page_size, budget.num_blocks, requests)
 
     # One turn of the loop.
 
@@ -112,11 +125,13 @@ class GenerationLoop(EngineLoop):
             await self._rest()
             return
         self._stats.decisions += 1
+        self._forecast.begin_run(self._stats)
         decision = self._scheduler.schedule()
         reply = await self._update_cache(decision.update)
         batch = self._scheduler.apply(decision, reply)
         if batch.requests:
             await self._runner.run(batch)
+            self._forecast.end_run(self._stats)
         self._end_cancelled()
 
     async def _update_cache(self, update: CacheUpdate) -> CacheReply:
@@ -192,13 +207,7 @@ class GenerationLoop(EngineLoop):
         """Whether a request, and its siblings behind it, may be queued. Raises what `submit` raises."""
         self._check_open()
         check_request(context, self._scheduler)
-        num_arriving, queues, limits = 1 + context.num_siblings, self._scheduler.queues, self.limits
-        num_free_places = max(0, limits.max_batch_size - len(queues.running))
-        if len(queues.waiting) + num_arriving > limits.max_queued_requests + num_free_places:
-            raise self._queue_full(
-                len(queues.waiting),
-                f"{len(queues.waiting)} requests are waiting already, and {num_arriving} more would be too many.",
-            )
+        self._room.check(context)
 
 
 def check_request(context: TextContext, scheduler: Scheduler) -> None:

@@ -15,7 +15,7 @@ class SchedulerStats:
     Attributes:
         queued: Requests that wait.
         running: Requests that hold blocks.
-        oldest_waiting_s: Age of the request at the head of the queue; 0 if none waits.
+        oldest_waiting_s: Age of the oldest request that waits; 0 if none does.
         num_used_blocks: KV blocks that requests held after the last exchange.
         num_blocks: KV blocks of the cache.
         healthy: Whether the workers are well.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import ssl
 import sys
 import time
 from functools import cache
@@ -66,6 +67,10 @@ def serve_environment(config: ServeConfig) -> dict[str, str]:
     else:
         switches["RAY_SERVE_HAPROXY_BINARY_PATH"] = str(haproxy_launcher.CLUSTER_PROGRAM)
         switches["HAPROXY_LAUNCHER_PYTHON"] = sys.executable
+    if config.ssl_certfile is not None and config.ssl_keyfile is not None:
+        files = (config.ssl_certfile, config.ssl_keyfile)
+        paths = [str(Path(file).expanduser().absolute()) for file in files]
+        switches |= dict(zip(haproxy_launcher.TLS_FILES, paths, strict=True))
     return switches
 
 
@@ -84,6 +89,21 @@ def haproxy_paths(folder: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
     }
+
+
+def check_tls_files(config: ServeConfig) -> None:
+    """Raises ConfigError where certificate and key cannot be read or do not belong together."""
+    if config.ssl_certfile is None or config.ssl_keyfile is None:
+        return
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(config.ssl_certfile, config.ssl_keyfile, password=_no_password)
+    except OSError as error:  # an SSLError, too
+        raise ConfigError(f"ssl_certfile and ssl_keyfile cannot be used: {error.strerror or error}.") from None
+
+
+def _no_password() -> str:
+    raise ConfigError("The key of ssl_keyfile is encrypted; HAProxy cannot ask for its password. Give a plain one.")
 
 
 def _port_near(usual: int) -> int:
@@ -108,6 +128,9 @@ def connect(config: ServeConfig) -> None:
     """
     remove_stale_haproxy_files()
     start_or_join_ray(serve_environment(config))
+    if owns_ray():
+        address = ray.get_runtime_context().gcs_address
+        _LOG.info("for `ray status` in another shell: export RAY_ADDRESS=%s RAY_AUTH_MODE=token", address)
     if not _serve_runs():
         check_port(config)
     serve.start(http_options={"host": config.host, "port": config.port}, logging_config=SERVE_LOGGING)

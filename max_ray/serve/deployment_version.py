@@ -17,7 +17,7 @@ from max_ray.planning.plan import PipelinePlan
 _NOT_OF_REPLICAS = frozenset(
     {
         *("host", "port", "app_name", "min_replicas", "max_replicas", "target_ongoing_requests"),
-        *("drain_timeout_s", "max_stream_s", "max_surge_percent"),
+        *("drain_timeout_s", "max_stream_s", "max_surge_percent", "ssl_certfile", "ssl_keyfile"),
     }
 )
 """Settings that Serve, or HAProxy, applies without new replicas."""

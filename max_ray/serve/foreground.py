@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import ssl
 import sys
 import threading
 import time
@@ -78,7 +79,8 @@ def _run(application: serve.Application, config: ServeConfig) -> None:
 def _wait_for_answer(url: str) -> None:
     """Until HAProxy knows the way to the replica, which can be a moment after Serve calls the application ready."""
     deadline = time.monotonic() + _ANSWERS_WITHIN_S
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever http_proxy says
+    own = urllib.request.HTTPSHandler(context=ssl._create_unverified_context())  # it is this server, by its address
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}), own)  # whatever http_proxy says
     while time.monotonic() < deadline:
         try:
             with direct.open(url, timeout=5):
@@ -109,19 +111,24 @@ def _task_of(config: ServeConfig) -> PipelineTask:
 def _url(config: ServeConfig) -> str:
     host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host
     host = f"[{host}]" if ":" in host else host
-    return f"http://{host}:{config.port}"
+    return f"{'http' if config.ssl_certfile is None else 'https'}://{host}:{config.port}"
 
 
 def ready_message(config: ServeConfig, task: PipelineTask = PipelineTask.TEXT_GENERATION) -> str:
-    """The URL, and a command that answers when pasted into a shell."""
+    """The URL, the page, and a command that answers when pasted into a shell."""
     url = _url(config)
     route, given = "chat/completions", {"messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 32}
     if task is PipelineTask.EMBEDDINGS_GENERATION:
         route, given = "embeddings", {"input": "Hello!"}
+    if task is PipelineTask.SCORE:
+        route, given = "score", {"text_1": "Hello!", "text_2": ["Hi!", "Bye!"]}
     body = json.dumps({"model": config.served_model_name, **given})
     key = ' -H "Authorization: Bearer ${MAX_RAY_API_KEYS%%,*}"' if config.api_keys else ""
+    if config.api_keys_file is not None and not config.api_keys:
+        key = ' -H "Authorization: Bearer $KEY"'
     return (
         f"\nServing {config.served_model_name} at {url}/v1   (Ctrl-C ends it)\n"
+        f"  chat and status in a browser: {url}/\n"
         f"  curl {url}/v1/{route} -H 'Content-Type: application/json'{key} -d '{body}'\n"
     )
 

@@ -36,6 +36,11 @@ _OWN_ERROR_FILES = re.compile(r"^[ \t]*errorfile .*\n", re.MULTILINE)
 _NOT_FOUND = re.compile(r"^([ \t]*http-request return status 404) content-type text/plain .*$", re.MULTILINE)
 _LOOPBACK_HOST = r"'^(localhost|ip6-localhost|127(\.[0-9]{1,3}){3}|\[::1\])\.?$'"  # quoted: one word of HAProxy's
 
+_API_BIND = re.compile(r"(?m)^(frontend http_frontend\n(?:[ \t]+(?:#.*|bind .*)\n)*?[ \t]+bind [^\n]*)$")
+TLS_FILES = ("HAPROXY_LAUNCHER_CERTFILE", "HAPROXY_LAUNCHER_KEYFILE")
+"""The variables that name certificate and key, both or none."""
+_TLS_OPTIONS = "alpn http/1.1 ssl-min-ver TLSv1.2"
+
 _METHODS = "GET HEAD POST PUT PATCH DELETE OPTIONS TRACE CONNECT"
 
 _TRY_AGAIN = "Try again in a few seconds."
@@ -113,6 +118,23 @@ def with_rules(configuration: str, *, is_loopback: bool) -> str:
     return re.sub(r"(?m)^(frontend http_frontend\n(?:[ \t]+bind .*\n)+)", lambda found: found[1] + lines, configuration)
 
 
+def with_tls(configuration: str, certificate: Path) -> str:
+    """The configuration with TLS on the API's port. `certificate`: PEM file that has its key beside it as NAME.key."""
+    if f"crt {certificate}" in configuration:
+        return configuration
+    return _API_BIND.sub(rf"\1 ssl crt {certificate} {_TLS_OPTIONS}", configuration)
+
+
+def link_tls_files(folder: Path, certfile: str, keyfile: str) -> Path:
+    """Links to certificate and key under the names by which HAProxy finds them; no key is copied."""
+    certificate = folder / "server.pem"
+    for link, target in ((certificate, certfile), (folder / "server.pem.key", keyfile)):
+        fresh = folder / f"{link.name}.{os.getpid()}"
+        fresh.symlink_to(target)
+        fresh.replace(link)
+    return certificate
+
+
 def error_page(status: int) -> str:
     """A whole HTTP response for an `errorfile`."""
     reason, kind, message, code = _ERRORS[status]
@@ -133,7 +155,11 @@ def rewrite(file: Path, *, is_loopback: bool) -> None:
     given = file.read_text()
     if "max_ray_errors" not in given:
         given = with_rules(with_error_files(with_private_socket(given), folder), is_loopback=is_loopback)
-    given = waiting_configuration(narrow(given, inner_only=not is_loopback), file.resolve().parent)
+    given = narrow(given, inner_only=not is_loopback)
+    certfile, keyfile = (os.environ.get(name) for name in TLS_FILES)
+    if certfile and keyfile:
+        given = with_tls(given, link_tls_files(folder, certfile, keyfile))
+    given = waiting_configuration(given, file.resolve().parent)
     file.write_text(given)
 
 

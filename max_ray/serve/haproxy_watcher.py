@@ -87,7 +87,7 @@ def start_watcher(file: Path, binary: str) -> None:
         os.waitpid(child, 0)
         return
     os.setsid()
-    if os.fork():  # HAProxy has no child, and whoever ends its children does not end the watcher
+    if os.fork():  # HAProxy has no child, and what ends HAProxy's children does not end the watcher
         os._exit(0)
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -22,14 +22,16 @@ from max_ray.log import setup_logging
 from max_ray.planning.plan import PipelinePlan
 from max_ray.serve.api.answer import generate, open_answer
 from max_ray.serve.api.api_context import ModelDetails
+from max_ray.serve.api.batches.runner import BatchRunner
 from max_ray.serve.api.embeddings import EmbeddingsRequest, embed
 from max_ray.serve.api.engine import ApiOptions
 from max_ray.serve.api.openai import ChatCompletionRequest, CompletionRequest
-from max_ray.serve.api.routes import build_api
+from max_ray.serve.api.routes import build_api, build_line_api
+from max_ray.serve.batch_store import ActorBatchStore
 from max_ray.serve.cluster_env import SERVE_LOGGING
 from max_ray.serve.drain import end_streams_in_time
 from max_ray.serve.replica_door import REPLICA_DOOR
-from max_ray.serve.replica_engine import ReplicaEngine, ReplicaIdentity
+from max_ray.serve.replica_engine import QueueLimits, ReplicaEngine, ReplicaIdentity
 from max_ray.serve.response_store import ActorResponseStore
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ class _Ingress:
     """One replica. `options` are for HTTP; a holder of a Python handle is inside already."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
-        self, spec: GroupSpec, max_queued_requests: int, options: ApiOptions
+        self, spec: GroupSpec, queue: QueueLimits, options: ApiOptions
     ) -> None:
         setup_logging(settings.log_level())
         self._options = options
@@ -49,13 +51,28 @@ class _Ingress:
         identity = ReplicaIdentity(rank=context.rank.rank, owner_id=owner_id)
         self._details = _details(spec.plan)
         self._responses = ActorResponseStore(context.app_name)
-        self.engine = await ReplicaEngine.start(replace(spec, app=context.app_name), max_queued_requests, identity)
+        self.engine = await ReplicaEngine.start(replace(spec, app=context.app_name), queue, identity)
         self._draining = asyncio.create_task(end_streams_in_time(self.engine.end_streams, context.app_name))
+        if options.shares_records:
+            self.engine.share_records(self._responses)
+        self._batches = self._batch_runner(context.app_name, owner_id)
         gc.collect()
         gc.freeze()  # what a start makes stays: collections that look through it held all streams up for 17 ms
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return build_api(self.engine, self._options, self._responses, self._details)
+        records = self._responses if self._options.shares_records else None
+        return build_api(self.engine, self._options, self._responses, self._details, self._batches, records)
+
+    def _batch_runner(self, app: str, owner_id: str) -> BatchRunner | None:
+        """Runs lines of batches from now on; None where no files are kept."""
+        files = self._options.files
+        if files is None:
+            return None
+        store = ActorBatchStore(app, files.folder, files.max_bytes)
+        lines = build_line_api(self.engine, self._options, self._responses)
+        runner = BatchRunner(owner_id, lines, store, lambda: self.engine.num_waiting, files.concurrency)
+        runner.start()
+        return runner
 
     async def generate(self, request: CompletionRequest | ChatCompletionRequest) -> AsyncIterator[dict[str, Any]]:
         """For Python handles, called with `.options(stream=True)`: OpenAI's chunk objects when `request.stream`, else
@@ -83,6 +100,8 @@ class _Ingress:
             raise RuntimeError("This replica's worker group has passed to another replica.")
 
     async def __del__(self) -> None:
+        if hasattr(self, "_batches") and self._batches is not None:
+            await self._batches.close()
         if hasattr(self, "engine"):
             self._draining.cancel()
             await self.engine.close()

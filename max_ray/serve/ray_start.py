@@ -52,7 +52,7 @@ def start_or_join_ray(environment: Mapping[str, str]) -> None:
         _ray.init(**options)
     if not _wants_tokens():
         _LOG.warning(
-            "Ray runs without tokens: whoever reaches its ports, which listen on all interfaces, can run code here. "
+            "Ray runs without tokens: its ports listen on all interfaces, and what reaches them can run code here. "
             "Start Ray with RAY_AUTH_MODE=token."
         )
 

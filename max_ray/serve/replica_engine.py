@@ -30,9 +30,10 @@ from max_ray.pipelines.factory import build_tokenizer
 from max_ray.pipelines.text_generation import TextGenerationPipeline
 from max_ray.planning.plan import PipelinePlan
 from max_ray.registry import PIPELINE_REGISTRY
-from max_ray.scheduler import EmbeddingsLoop, GenerationLoop, SchedulerLimits
-from max_ray.serve.api.metrics import Metrics, MetricsSnapshot
+from max_ray.scheduler import EmbeddingsLoop, GenerationLoop, LoopActivity, SchedulerLimits
+from max_ray.serve.api.metrics import GroupView, Metrics, MetricsSnapshot
 from max_ray.serve.api.model_parsers import ModelParsers
+from max_ray.serve.api.request_log import RequestLog, SharedRecords
 from max_ray.serve.api.structured_output_fields import start_checker
 from max_ray.tokenization.tokenizer import TextTokenizer
 
@@ -50,6 +51,19 @@ class ReplicaIdentity:
     owner_id: str
 
 
+@dataclass(frozen=True)
+class QueueLimits:
+    """What may wait in a replica.
+
+    Args:
+        max_requests: Requests, beyond those for which the batch has room.
+        max_tokens: Prompt tokens; None: no limit.
+    """
+
+    max_requests: int
+    max_tokens: int | None = None
+
+
 class ReplicaEngine:
     """Made by `start`; ended by `close`."""
 
@@ -60,9 +74,10 @@ class ReplicaEngine:
         self._tokenizer = tokenizer
         self._parsers = _parsers_of(tokenizer, plan)
         self._metrics = Metrics(plan.config.served_model_name, owner_id)
+        self._requests = RequestLog(owner_id)
         self._plan = plan
         self._loop: GenerationLoop | EmbeddingsLoop
-        if plan.task is PipelineTask.EMBEDDINGS_GENERATION:
+        if plan.is_pooled:
             pipeline = EmbeddingsPipeline(group.executor, limits.max_batch_size, limits.max_batch_input_tokens)
             self._loop = EmbeddingsLoop(pipeline, limits, self._recover)
         else:
@@ -73,13 +88,13 @@ class ReplicaEngine:
         group.keep(self._on_failure)
 
     @classmethod
-    async def start(cls, spec: GroupSpec, max_queued_requests: int, identity: ReplicaIdentity) -> ReplicaEngine:
+    async def start(cls, spec: GroupSpec, queue: QueueLimits, identity: ReplicaIdentity) -> ReplicaEngine:
         """Leases a group and makes the tokenizer meanwhile. Raises what loading raises."""
         PIPELINE_REGISTRY.register_packed(spec.plan.custom_code)
         acquiring = asyncio.create_task(LeasedGroup.acquire(spec, identity.rank, identity.owner_id))
         tokenizer = await asyncio.to_thread(_ready_tokenizer, spec.plan)
         group = await acquiring
-        return cls(tokenizer, group, _limits(spec, max_queued_requests), identity.owner_id)
+        return cls(tokenizer, group, _limits(spec, queue), identity.owner_id)
 
     @property
     def model_name(self) -> str:
@@ -98,6 +113,14 @@ class ReplicaEngine:
         return self._metrics
 
     @property
+    def requests(self) -> RequestLog:
+        return self._requests
+
+    @property
+    def num_waiting(self) -> int:
+        return self._loop.stats.queued
+
+    @property
     def task(self) -> PipelineTask:
         return self._plan.task
 
@@ -113,6 +136,10 @@ class ReplicaEngine:
     def is_superseded(self) -> bool:
         """True once another replica has this one's group: Serve should replace this replica."""
         return self._is_superseded
+
+    def share_records(self, records: SharedRecords) -> None:
+        """Tells other replicas of the requests that ended here, once a second."""
+        self._tasks.append(asyncio.create_task(self._share_records(records)))
 
     def submit(self, context: TextContext) -> AsyncIterator[TextGenerationOutput]:
         """Admits a request. Raises QueueFullError, InsufficientBlocksError at the call."""
@@ -137,6 +164,10 @@ class ReplicaEngine:
         others = [pickle.loads(data) for owner, data in sorted(self._siblings.items()) if owner != self._owner_id]
         return [self._snapshot(), *others]
 
+    @property
+    def activity(self) -> LoopActivity:
+        return self._loop.activity
+
     def end_streams(self) -> None:
         """Every open request ends with an error, and no other is taken."""
         self._loop.stop()
@@ -152,7 +183,9 @@ class ReplicaEngine:
             _LOG.warning("the group was not released: %s", error)
 
     def _snapshot(self) -> MetricsSnapshot:
-        return self._metrics.snapshot(self._loop.stats, self._group.info.phases)
+        info, plan = self._group.info, self._plan
+        group = GroupView(info.group_id, info.epoch, len(info.workers), plan.device)
+        return self._metrics.snapshot(self._loop.stats, info.phases, group)
 
     async def _recover(self) -> KVCacheClient:
         """The loop's way back after a WorkerGroupError."""
@@ -188,6 +221,14 @@ class ReplicaEngine:
                     _LOG.warning("metrics were not exchanged: %s", error)
                 silent = True
 
+    async def _share_records(self, records: SharedRecords) -> None:
+        while True:
+            await asyncio.sleep(_EXCHANGE_EVERY_S)
+            try:
+                await self._requests.share(records)
+            except WorkerGroupError as error:
+                _LOG.warning("other replicas were not told of requests that have ended: %s", error)
+
 
 def _ready_tokenizer(plan: PipelinePlan) -> TextTokenizer:
     """The tokenizer, with what the first chat would otherwise wait for."""
@@ -205,12 +246,13 @@ def _parsers_of(tokenizer: TextTokenizer, plan: PipelinePlan) -> ModelParsers:
     return ModelParsers.of(tokenizer, config.tool_call_parser, config.reasoning_parser, plan.architecture)
 
 
-def _limits(spec: GroupSpec, max_queued_requests: int) -> SchedulerLimits:
+def _limits(spec: GroupSpec, queue: QueueLimits) -> SchedulerLimits:
     plan = spec.plan
     return SchedulerLimits(
         max_batch_size=plan.max_batch_size,
         max_batch_input_tokens=plan.config.max_batch_input_tokens,
-        max_queued_requests=max_queued_requests,
+        max_queued_requests=queue.max_requests,
+        max_queued_tokens=queue.max_tokens,
         max_num_steps=plan.config.max_num_steps,
         enable_chunked_prefill=plan.config.enable_chunked_prefill,
         enable_prefix_caching=plan.config.enable_prefix_caching,

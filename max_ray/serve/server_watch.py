@@ -6,6 +6,7 @@ systemd, Docker and Kubernetes watch the command, and start it again when it end
 from __future__ import annotations
 
 import http.client
+import ssl
 import threading
 import time
 import urllib.error
@@ -48,7 +49,8 @@ def serve_is_known() -> bool:
 
 def answers(url: str) -> bool:
     """False when no connection is accepted, or the route does not exist. A server that is slow or unhealthy answers."""
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever http_proxy says
+    own = urllib.request.HTTPSHandler(context=ssl._create_unverified_context())  # it is this server, by its address
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}), own)  # whatever http_proxy says
     try:
         with direct.open(url, timeout=_ANSWER_S):
             return True

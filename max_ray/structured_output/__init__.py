@@ -9,12 +9,15 @@ from max_ray.structured_output.compiler import GrammarCompiler
 from max_ray.structured_output.grammar_text import grammar_text
 from max_ray.structured_output.json_schema import checked_schema
 from max_ray.structured_output.matcher import GrammarMatcher
+from max_ray.structured_output.reasoning import Reasoning, ReasoningMatcher
 from max_ray.structured_output.vocabulary import TokenVocabulary
 
 __all__ = [
     "GrammarChecker",
     "GrammarCompiler",
     "GrammarMatcher",
+    "Reasoning",
+    "ReasoningMatcher",
     "TokenVocabulary",
     "checked_schema",
     "grammar_text",

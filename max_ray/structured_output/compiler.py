@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from functools import partial
 from typing import TypeVar
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
@@ -15,12 +16,15 @@ from max_ray.errors import InputError, StructuredOutputError
 from max_ray.interfaces.grammar import GrammarSpec
 from max_ray.structured_output.grammar_text import grammar_text
 from max_ray.structured_output.matcher import GrammarMatcher, error_line
+from max_ray.structured_output.reasoning import KIND, MarkerTokens, Reasoning, ReasoningMatcher
 from max_ray.structured_output.vocabulary import TokenVocabulary
 
 T = TypeVar("T")
+Matcher = GrammarMatcher | ReasoningMatcher
 COMPILE_SECONDS = 10.0
 MAX_COMPILED = 128
 MAX_MATCHERS = 1024
+_ANY_TEXT = GrammarSpec("regex", r"(?s:.*)")
 
 
 def parser_limits() -> LLParserLimits:
@@ -39,13 +43,17 @@ class GrammarCompiler:
     def __init__(self, load_vocabulary: Callable[[], TokenVocabulary]) -> None:
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="grammars")
         self._mask_thread = ThreadPoolExecutor(1, thread_name_prefix="grammar-masks")
-        self._tokenizer: Future[LLTokenizer] = self._threads.submit(lambda: load_vocabulary().build())
+        self._vocabulary: Future[TokenVocabulary] = self._threads.submit(load_vocabulary)
+        self._tokenizer: Future[LLTokenizer] = self._threads.submit(lambda: self._vocabulary.result().build())
+        self._markers: MarkerTokens | None = None
         self._lock = threading.Lock()
         self._compiled: OrderedDict[bytes, Future[LLMatcher]] = OrderedDict()
-        self._matchers: OrderedDict[str, tuple[bytes, GrammarMatcher]] = OrderedDict()
+        self._matchers: OrderedDict[str, tuple[bytes, Matcher]] = OrderedDict()
 
     def start(self, spec: GrammarSpec) -> Future[LLMatcher]:
-        """Begins to compile a grammar unless that was done before; returns at once."""
+        """Begins to compile a grammar unless that was done before; returns at once. Of reasoning, the answer's."""
+        if spec.kind == KIND:
+            return self.start(Reasoning.of(spec).answer or _ANY_TEXT)
         with self._lock:
             future = self._compiled.get(spec.digest)
             if future is None or (future.done() and future.exception() is not None):
@@ -58,7 +66,7 @@ class GrammarCompiler:
 
     def matcher(
         self, spec: GrammarSpec, stop_ids: Iterable[int], generated: Sequence[int], request_id: str | None = None
-    ) -> GrammarMatcher:
+    ) -> Matcher:
         """The matcher of a request that has generated these tokens. Waits for the grammar.
 
         Args:
@@ -96,13 +104,21 @@ class GrammarCompiler:
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._mask_thread.shutdown(wait=False, cancel_futures=True)
 
-    def _known(self, request_id: str, spec: GrammarSpec, generated: Sequence[int]) -> GrammarMatcher | None:
+    def _known(self, request_id: str, spec: GrammarSpec, generated: Sequence[int]) -> Matcher | None:
         digest, matcher = self._matchers.pop(request_id, (b"", None))
         if matcher is None or digest != spec.digest or list(generated[: len(matcher.tokens)]) != matcher.tokens:
             return None
         return matcher
 
-    def _new(self, spec: GrammarSpec, stop_ids: Iterable[int]) -> GrammarMatcher:
+    def _new(self, spec: GrammarSpec, stop_ids: Iterable[int]) -> Matcher:
+        if spec.kind != KIND:
+            return self._new_grammar(spec, stop_ids)
+        if self._markers is None:
+            self._markers = MarkerTokens(self._vocabulary.result())
+        make_answer = partial(self._new_grammar, stop_ids=stop_ids)
+        return ReasoningMatcher(Reasoning.of(spec), make_answer, self._markers, stop_ids)
+
+    def _new_grammar(self, spec: GrammarSpec, stop_ids: Iterable[int]) -> GrammarMatcher:
         prototype = self._prototype(spec)
         return GrammarMatcher(prototype.deep_copy(), stop_ids, self._tokenizer.result().vocab_size)
 

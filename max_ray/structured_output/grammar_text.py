@@ -41,6 +41,8 @@ def grammar_text(spec: GrammarSpec) -> str:
         raise InputError("The grammar is not valid Unicode: it has a lone surrogate.") from None
     if num_bytes > MAX_TEXT_BYTES:
         raise InputError(f"The grammar has {num_bytes} bytes, more than {MAX_TEXT_BYTES}.")
+    if spec.kind not in _BY_KIND:
+        raise InputError(f"A spec of {spec.kind} is no grammar.")
     return _BY_KIND[spec.kind](spec)
 
 

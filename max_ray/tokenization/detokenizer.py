@@ -253,11 +253,13 @@ class StopStringMatcher:
     """Finds the first stop string to be completed, reading character by character, so the result does not depend on
     how the text was cut into tokens. Of several that end at the same character the longest counts.
 
-    Text that may be the beginning of a stop string is held back; the stop string itself is never given out.
+    Text that may be the beginning of a stop string is held back; the stop string itself is given out with
+    `includes_stop` alone.
     """
 
-    def __init__(self, stop: Sequence[str]) -> None:
+    def __init__(self, stop: Sequence[str], *, includes_stop: bool = False) -> None:
         self._search = _Search(stop)
+        self._includes_stop = includes_stop
         self._held = ""
         self.matched: str | None = None
 
@@ -272,7 +274,7 @@ class StopStringMatcher:
             return self._release(len(self._held) - self._search.partial_length(self._held))
         _, start, self.matched = min(found)
         before, self._held = self._held[:start], ""
-        return before
+        return self._with_stop(before)
 
     def push_special(self, name: str) -> str:
         """A special token stands here, which is not in the text."""
@@ -281,6 +283,9 @@ class StopStringMatcher:
     def flush(self) -> str:
         """The held text, when the end has come and no stop string was completed."""
         return self._release(len(self._held))
+
+    def _with_stop(self, before: str) -> str:
+        return before + (self.matched or "") if self._includes_stop else before
 
     def _release(self, length: int) -> str:
         text, self._held = self._held[:length], self._held[length:]
@@ -295,8 +300,8 @@ class SpecialStopStringMatcher(StopStringMatcher):
     special_stop: those with a special token's name in them.
     """
 
-    def __init__(self, stop: Sequence[str], special_stop: Sequence[str]) -> None:
-        super().__init__(stop)
+    def __init__(self, stop: Sequence[str], special_stop: Sequence[str], *, includes_stop: bool = False) -> None:
+        super().__init__(stop, includes_stop=includes_stop)
         self._special_search = _Search(special_stop)
         self._visible: list[bool] = []  # of each held character: it is no special token's
 
@@ -318,7 +323,7 @@ class SpecialStopStringMatcher(StopStringMatcher):
             _, start, self.matched = min(found)
             before = self._release(start)
             self._held, self._visible = "", []
-            return before
+            return self._with_stop(before)
         partial = self._search.partial_length(text)
         held_from = len(self._held) - self._special_search.partial_length(self._held)
         return self._release(min(held_from, places[-partial]) if partial else held_from)

@@ -85,12 +85,18 @@ class TokenText:
         detokenizer.prime(self._context(end.tolist() if isinstance(end, np.ndarray) else end))
         return detokenizer
 
-    def stop_matcher(self, stop: Sequence[str]) -> StopStringMatcher:
-        """Stop strings that hold a special token's name are looked for in the text with special tokens shown."""
+    def stop_matcher(self, stop: Sequence[str], *, includes_stop: bool = False) -> StopStringMatcher:
+        """Stop strings that hold a special token's name are looked for in the text with special tokens shown.
+
+        Args:
+            stop: The stop strings.
+            includes_stop: Whether the stop string that ends the text is given out with it.
+        """
         special = [s for s in stop if self._special_names.search(s)]
         if not special:
-            return StopStringMatcher(stop)
-        return SpecialStopStringMatcher([s for s in stop if s not in special], special)
+            return StopStringMatcher(stop, includes_stop=includes_stop)
+        plain = [s for s in stop if s not in special]
+        return SpecialStopStringMatcher(plain, special, includes_stop=includes_stop)
 
     def whole_text_of(self, token_id: int) -> str | None:
         """What the token adds to a text without special tokens, if that is the same wherever it stands: so it is where

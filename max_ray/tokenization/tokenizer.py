@@ -33,6 +33,7 @@ from max_ray.tokenization.chat_template import (
 from max_ray.tokenization.control_tokens import ControlTokens, Marking, control_names, fold_of, strings_of
 from max_ray.tokenization.loading import as_ids, is_gguf, load_tokenizer, local_folder, read_json, turn_end_ids
 from max_ray.tokenization.loading.folder import text_config
+from max_ray.tokenization.logit_texts import LogitTexts, is_long
 from max_ray.tokenization.piece_encoder import PieceEncoder
 from max_ray.tokenization.template_limits import TemplateTimeError
 
@@ -44,6 +45,8 @@ ContextValidator = Callable[[TextContext], None]
 INLINE_CHARACTERS = 4096
 # A longer text than so many characters a token of max_length is counted by its beginning first.
 LONG_TOKEN_CHARACTERS = 16
+MAX_TRUNCATED_CHARACTERS = 2**20
+"""Of a text that is to be truncated: all of it is encoded, at about a character a microsecond."""
 # Renders hold the interpreter: more of them at once would only keep the event loop waiting longer.
 _RENDERS = ThreadPoolExecutor(2, thread_name_prefix="chat-templates")
 
@@ -134,13 +137,18 @@ class TextTokenizer:
         Unicode, a chat template that refuses the messages, or sampling parameters out of range.
         """
         prompt, images = await self._prompt(request)
+        is_slow = is_long(request.sampling_params)
         context = TextContext(
             request_id=request.request_id,
             tokens=TokenBuffer(prompt),
             max_length=self.max_length,
             eos_token_ids=self.eos_token_ids,
-            sampling_params=self._sampling_params(request),
+            sampling_params=(
+                await asyncio.to_thread(self._sampling_params, request) if is_slow else self._sampling_params(request)
+            ),
             model_name=request.model_name,
+            cache_salt=request.cache_salt,
+            priority=request.priority,
             log_probabilities=request.logprobs,
             log_probabilities_echo=request.echo and request.logprobs is not None,
             images=images,
@@ -205,6 +213,14 @@ class TextTokenizer:
             return self._backend.id_to_token(token_id) or ""
         return self._hf.convert_ids_to_tokens(token_id) or "" if token_id < len(self._hf) else ""
 
+    def token_id(self, name: str) -> int | None:
+        """The id of the token that is spelt so in the vocabulary; None where the model knows no such token."""
+        if self._backend is not None:
+            found = self._backend.token_to_id(name)
+        else:
+            found = self._hf.get_vocab().get(name)
+        return found if found is not None and found < self.vocab_size else None
+
     def decoder_description(self) -> str:
         """The decoder as compact JSON (`{"type":"ByteLevel",...}`); empty where the tokenizer is written in Python."""
         decoder = self._backend.decoder if self._backend is not None else None
@@ -257,12 +273,15 @@ class TextTokenizer:
         if request.messages:
             return await self._encode_chat(request)
         if isinstance(request.prompt, str):
-            return await self._in_thread_if_long(len(request.prompt), self._text_ids, request.prompt)
+            encode = partial(self._text_ids, request=request)
+            return await self._in_thread_if_long(len(request.prompt), encode, request.prompt)
         return id_array(() if request.prompt is None else request.prompt, "prompt")
 
     async def _encode_chat(self, request: TextGenerationRequest) -> TokenArray:
         """Here where that takes no time to speak of, else in one of few threads."""
-        if len(request.messages) > self.max_length:  # a message has a token at least
+        if (
+            len(request.messages) > self.max_length and request.truncate_prompt_tokens is None
+        ):  # a message has a token at least
             raise PromptTooLongError(len(request.messages), self.max_length, at_least=True)
         if is_short(request.messages, request.chat_template_options, INLINE_CHARACTERS):
             try:
@@ -277,9 +296,25 @@ class TextTokenizer:
         if not len(ids):
             raise InputError("The prompt is empty: it has no tokens. Give at least one.", param=param)
         self._check_range(ids, param)
+        ids = self._truncated(ids, request)
         if len(ids) >= self.max_length:
             raise PromptTooLongError(len(ids), self.max_length)
         return ids
+
+    def _truncated(self, ids: TokenArray, request: TextGenerationRequest) -> TokenArray:
+        """The last tokens of a prompt (the first ones for the side "right"), as many as the request keeps."""
+        limit = request.truncate_prompt_tokens
+        if limit is None:
+            return ids
+        kept = self.max_length - 1 if limit == -1 else limit
+        if len(ids) <= kept:
+            return ids
+        if self.takes_images and request.messages:
+            raise InputError(
+                "truncate_prompt_tokens works without images only: a cut could go through one.",
+                param="truncate_prompt_tokens",
+            )
+        return ids[:kept] if request.truncation_side == "right" else ids[-kept:]
 
     async def _in_thread_if_long(
         self, num_characters: int, work: Callable[[ArgumentT], TokenArray], argument: ArgumentT
@@ -288,10 +323,12 @@ class TextTokenizer:
             return work(argument)
         return await asyncio.to_thread(work, argument)
 
-    def _text_ids(self, text: str) -> TokenArray:
+    def _text_ids(self, text: str, request: TextGenerationRequest) -> TokenArray:
         if not text:
             return np.empty(0, dtype=np.int64)
-        return self._with_one_bos(text, self._prompt_text_ids(text, add_special_tokens=True))
+        self._check_text(text, request, request.add_special_tokens)
+        ids = self.encode_text(text, request.add_special_tokens)
+        return self._with_one_bos(text, ids) if request.add_special_tokens else ids
 
     def _with_one_bos(self, text: str, ids: TokenArray) -> TokenArray:
         """A text that begins with the beginning-of-sequence token gets no second one."""
@@ -313,18 +350,21 @@ class TextTokenizer:
             if marking.is_used:
                 pieces, num_control = marking.pieces(render(marked, marked_options))
                 if len(pieces) > 1:
-                    return self._piece_ids(pieces, num_control)
-        return self._prompt_text_ids(render(chat, options), add_special_tokens=False)
+                    return self._piece_ids(pieces, num_control, request)
+        text = render(chat, options)
+        self._check_text(text, request, add_special_tokens=False)
+        return self.encode_text(text, add_special_tokens=False)
 
     def _long_chat_ids(self, request: TextGenerationRequest) -> TokenArray:
-        self._refuse_long_messages(request.messages)
+        if request.truncate_prompt_tokens is None:
+            self._refuse_long_messages(request.messages)
         return self._chat_ids(request, RENDER_SECONDS)
 
-    def _piece_ids(self, pieces: Sequence[str], num_control: int) -> TokenArray:
+    def _piece_ids(self, pieces: Sequence[str], num_control: int, request: TextGenerationRequest) -> TokenArray:
         """Ids of a text in pieces, between which no token may lie. num_control: the control tokens in it."""
-        if len(pieces) > self.max_length:
+        if len(pieces) > self.max_length and request.truncate_prompt_tokens is None:
             raise PromptTooLongError(len(pieces), self.max_length, at_least=True)
-        self._refuse_long_text("".join(pieces), add_special_tokens=False)
+        self._check_text("".join(pieces), request, add_special_tokens=False)
         return self._piece_encoder.encode(pieces, num_control)
 
     @cached_property
@@ -352,17 +392,26 @@ class TextTokenizer:
             if num_tokens > 2 * self.max_length:
                 raise PromptTooLongError(num_tokens, self.max_length, at_least=True)
 
-    def _prompt_text_ids(self, text: str, add_special_tokens: bool) -> TokenArray:
-        """Ids of a prompt. Megabytes that cannot fit are refused without encoding them all."""
-        self._refuse_long_text(text, add_special_tokens)
-        return self.encode_text(text, add_special_tokens)
+    def _check_text(self, text: str, request: TextGenerationRequest, add_special_tokens: bool) -> None:
+        """Raises InputError for megabytes that cannot fit, or are too many to truncate, before they are encoded."""
+        if request.truncate_prompt_tokens is None:
+            self._refuse_long_text(text, add_special_tokens)
+        elif len(text) > MAX_TRUNCATED_CHARACTERS:
+            raise InputError(
+                f"The prompt has {len(text)} characters: a text that is to be truncated may have "
+                f"{MAX_TRUNCATED_CHARACTERS}.",
+                param="messages" if request.messages else "prompt",
+            )
 
     def _sampling_params(self, request: TextGenerationRequest) -> SamplingParams:
         given = request.sampling_params
         if isinstance(given, SamplingParams):
             params = given
         else:
-            params = SamplingParams.from_input_and_generation_config(given or {}, self._generation_config)
+            resolved = self._logit_texts.resolved(given) if given else {}
+            params = SamplingParams.from_input_and_generation_config(resolved, self._generation_config)
+        if params.logit_controls is not None:
+            params.logit_controls.check_vocabulary(self.vocab_size)
         self._check_range(id_array(params.stop_token_ids, "stop_token_ids"), "stop_token_ids")
         if params.max_new_tokens is not None and params.min_new_tokens > params.max_new_tokens:
             raise InputError(
@@ -372,6 +421,10 @@ class TextTokenizer:
             )
         ids = [self.special_names[s] for s in params.stop if s in self.special_names]  # these stop the model itself
         return replace(params, stop_token_ids=(*params.stop_token_ids, *ids)) if ids else params
+
+    @cached_property
+    def _logit_texts(self) -> LogitTexts:
+        return LogitTexts(self)
 
     def _check_range(self, ids: TokenArray, param: str) -> None:
         outside = ids[(ids < 0) | (ids >= self.vocab_size)]

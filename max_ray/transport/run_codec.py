@@ -1,11 +1,11 @@
 """The payload of a run: tables of numbers, and ragged columns for what has different lengths.
 
     header         run id, steps, rows, cache groups, sets of stop ids, histories, stop texts, images,
-                   grammars
+                   grammars, logit controls
     records        22 numbers a row: lengths of what follows, limits, and sampling parameters
     joined         request ids; active tokens; a block table a row, for each cache group
     sets           the different sets of stop ids
-    rare           histories, stop texts, images, grammars: only for the rows that have any
+    rare           histories, stop texts, images, grammars, logit controls: only for the rows that have any
 
 Every field of RunRow and SamplingParams has its place here; a test compares the lists.
 """
@@ -27,8 +27,9 @@ from max_ray.interfaces import GrammarSpec, PromptImage, RunRequest, RunRow, Sam
 from max_ray.interfaces.grammar import GrammarKind, Whitespace
 from max_ray.transport.arrays import FLOAT32, INT32, INT64, UINT8, PayloadReader, PayloadWriter, text_bytes
 from max_ray.transport.codec import NUM_CACHE_GROUPS, check_cache_groups
+from max_ray.transport.logit_controls_codec import read_logit_controls, write_logit_controls
 
-_HEADER = struct.Struct("<qIIBIIIII")
+_HEADER = struct.Struct("<qIIBIIIIII")
 _KINDS: dict[str, GrammarKind] = {kind: kind for kind in get_args(GrammarKind)}
 _WHITESPACES: dict[str, Whitespace] = {kind: kind for kind in get_args(Whitespace)}
 _NONE = -1  # no alternatives to report; no limit of new tokens
@@ -191,16 +192,18 @@ class _Rare(NamedTuple):
     num_stops: int
     num_images: int
     num_grammars: int
+    num_controls: int
 
     @classmethod
     def of(cls, rows: Sequence[RunRow]) -> _Rare:
-        histories = stops = images = grammars = 0
+        histories = stops = images = grammars = controls = 0
         for row in rows:
             histories += row.history is not None
             stops += _has_stops(row)
             images += len(row.images)
             grammars += row.sampling_params.structured_output is not None
-        return cls(histories, stops, images, grammars)
+            controls += row.sampling_params.logit_controls is not None
+        return cls(histories, stops, images, grammars, controls)
 
     def write(self, writer: PayloadWriter, rows: Sequence[RunRow]) -> None:
         for i, row in enumerate(rows):
@@ -221,6 +224,11 @@ class _Rare(NamedTuple):
             if grammar is not None:
                 writer.counts((i,))
                 writer.texts((grammar.kind, grammar.text, grammar.whitespace))
+        for i, row in enumerate(rows):
+            controls = row.sampling_params.logit_controls
+            if controls is not None:
+                writer.counts((i,))
+                write_logit_controls(writer, controls)
 
     def read(self, reader: PayloadReader, rows: list[RunRow]) -> None:
         for _ in range(self.num_histories):
@@ -236,6 +244,9 @@ class _Rare(NamedTuple):
         for _ in range(self.num_grammars):
             row = _next_row(reader, rows)
             row.sampling_params = replace(row.sampling_params, structured_output=_read_grammar(reader))
+        for _ in range(self.num_controls):
+            row = _next_row(reader, rows)
+            row.sampling_params = replace(row.sampling_params, logit_controls=read_logit_controls(reader))
 
 
 def _has_stops(row: RunRow) -> bool:

@@ -25,7 +25,7 @@ from max_ray.interfaces import (
 )
 from max_ray.pipelines import PIPELINE_REGISTRY, EmbeddingsTokenizer
 from max_ray.pipelines.factory import PipelineFactory
-from max_ray.scheduler import EmbeddingsLoop, SchedulerLimits
+from max_ray.scheduler import EmbeddingsLoop, LoopActivity, SchedulerLimits
 from max_ray.serve.api.metrics import Metrics, MetricsSnapshot
 from max_ray.serve.api.model_parsers import ModelParsers
 from max_ray.serve.api.routes import build_api
@@ -41,6 +41,7 @@ class LocalEngine:
     task = PipelineTask.EMBEDDINGS_GENERATION
     model_name = "tiny"
     parsers = ModelParsers()
+    num_waiting = 0
 
     def __init__(self, folder: Path) -> None:
         config = PipelineConfig(model_path=str(folder), num_threads=1, max_length=32)
@@ -67,6 +68,10 @@ class LocalEngine:
 
     async def metrics_snapshots(self) -> Sequence[MetricsSnapshot]:
         return [self.metrics.snapshot(self.loop.stats)]
+
+    @property
+    def activity(self) -> LoopActivity:
+        return self.loop.activity
 
 
 @pytest.fixture

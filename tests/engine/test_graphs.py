@@ -25,7 +25,7 @@ from max_ray.pipelines.text_generation import TextGenerationPipeline
 from tests.architectures.engine import load_model
 from tests.checkpoints import make_llama
 from tests.engine.ahead import Recorder, ahead
-from tests.engine.test_sampled_runs import batch_of_16
+from tests.engine.test_sampled_runs import batch_of_16, batch_of_controls
 from tests.gpu.families import DEEPSEEK, DENSE_DEEPSEEK, GPT_OSS, make_family
 from tests.gpu.models import Lab as FamilyLab
 from tests.pipelines.conftest import Lab, execute, make_context, random_prompt, run_to_end
@@ -65,6 +65,21 @@ def test_every_kind_of_sampling(lab: Lab, lookahead: int, replayed: bool) -> Non
     run_to_end(lab.pipeline(), expected)
     run_to_end(way(lab, lookahead, replayed), contexts)
     assert generated(contexts) == generated(expected)
+
+
+@pytest.mark.parametrize(("lookahead", "replayed"), WAYS)
+def test_logit_controls(lab: Lab, lookahead: int, replayed: bool) -> None:
+    """Those that look at the text on the device, and DRY, whose runs launch nothing ahead."""
+    expected = [run_to_end(lab.pipeline(), [context])[0].tokens for context in batch_of_controls()]
+    contexts = batch_of_controls()
+    run_to_end(way(lab, lookahead, replayed), [c for c in contexts if not _uses_dry(c)])
+    run_to_end(way(lab, lookahead, replayed), [c for c in contexts if _uses_dry(c)])
+    assert [context.tokens.generated.tolist() for context in contexts] == expected
+
+
+def _uses_dry(context: TextContext) -> bool:
+    controls = context.sampling_params.logit_controls
+    return controls is not None and controls.uses_dry
 
 
 @pytest.mark.parametrize(("lookahead", "replayed"), WAYS)

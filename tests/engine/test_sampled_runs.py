@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from max_ray.interfaces import TextContext
+from max_ray.interfaces import LogitControls, TextContext
 from tests import naive
 from tests.pipelines.conftest import Lab, execute, make_context, random_prompt, run_to_end
 
@@ -29,6 +29,22 @@ KINDS: dict[str, dict[str, Any]] = {
     "large seed": {"temperature": 1.0, "seed": 2**63},
 }
 
+CONTROLS: dict[str, dict[str, Any]] = {
+    "greedy bias": {"logit_bias": tuple((token, -100.0) for token in range(5, 60))},
+    "greedy allowed tokens": {"allowed_token_ids": tuple(range(7, 40))},
+    "greedy bad words": {"bad_words": tuple((a, b) for a in range(5, 272) for b in (a, a + 1))[:1000]},
+    "greedy dry": {"dry_multiplier": 2.0, "dry_allowed_length": 1, "dry_breakers": ((9,),)},
+    "greedy window": {"repetition_penalty": 1.9, "repeat_last_n": 4},
+    "dry": {"dry_multiplier": 3.0, "dry_allowed_length": 1, "temperature": 0.7},
+    "typical": {"typical_p": 0.3, "temperature": 0.9},
+    "xtc": {"xtc_probability": 0.6, "xtc_threshold": 0.01, "temperature": 1.0, "top_k": 30},
+}
+KINDS_AND_CONTROLS = KINDS | {
+    name: {key: value for key, value in kind.items() if not hasattr(LogitControls(), key)}
+    | {"logit_controls": LogitControls(**{k: v for k, v in kind.items() if hasattr(LogitControls(), k)})}
+    for name, kind in CONTROLS.items()
+}
+
 
 def batch_of_16() -> list[TextContext]:
     """Every kind of sampling once, and greedy rows, over prompts of different lengths."""
@@ -40,10 +56,10 @@ def batch_of_16() -> list[TextContext]:
 
 
 @pytest.mark.parametrize("num_steps", [1, 8])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS_AND_CONTROLS)
 def test_tokens_and_log_probabilities_equal_naive_generation(lab: Lab, kind: str, num_steps: int) -> None:
     prompt = random_prompt(18, seed=27)  # greedy output that repeats itself, so that penalties bite
-    context = make_context(prompt, max_new_tokens=12, logprobs=0, **KINDS[kind])
+    context = make_context(prompt, max_new_tokens=12, logprobs=0, **KINDS_AND_CONTROLS[kind])
     expected = naive.generate(lab.reference, prompt, context.sampling_params, max_new_tokens=12)
     (output,) = run_to_end(lab.pipeline(), [context], num_steps)
     assert output.tokens == expected.tokens
@@ -71,6 +87,27 @@ def test_requests_that_come_and_go_at_different_times_get_the_same_tokens(lab: L
         active = [context for i, context in enumerate(contexts) if i // 2 <= now and (i + now) % 3]
         execute(pipeline, active, num_steps=1 + now % 3)
     run_to_end(pipeline, contexts)
+    assert [context.tokens.generated.tolist() for context in contexts] == expected
+
+
+def batch_of_controls() -> list[TextContext]:
+    kinds = [*(KINDS_AND_CONTROLS[name] for name in CONTROLS), {}, {"temperature": 1.0}]
+    return [
+        make_context(random_prompt(3 + 4 * i, seed=5), **{"max_new_tokens": 12, "seed": 9 + i, **kind})
+        for i, kind in enumerate(kinds)
+    ]
+
+
+@pytest.mark.parametrize("num_before", [1, 7])
+def test_controls_alone_in_a_batch_and_after_a_move(lab: Lab, num_before: int) -> None:
+    expected = [run_to_end(lab.pipeline(), [context])[0].tokens for context in batch_of_controls()]
+    here, there = lab.pipeline(), lab.pipeline(page_size=1)
+    contexts = batch_of_controls()
+    execute(here, contexts, num_steps=num_before)
+    for context in contexts:
+        here.release(context.request_id)
+        context.reset()
+    run_to_end(there, contexts)
     assert [context.tokens.generated.tolist() for context in contexts] == expected
 
 

@@ -16,9 +16,10 @@ from max_ray.interfaces import (
     TextContext,
     TextGenerationOutput,
 )
-from max_ray.scheduler import SchedulerStats
+from max_ray.scheduler import LoopActivity, RequestActivity, SchedulerLimits, SchedulerStats
 from max_ray.serve.api.metrics import Metrics, MetricsSnapshot
 from max_ray.serve.api.model_parsers import ModelParsers
+from max_ray.serve.api.request_log import RequestLog
 from max_ray.tokenization.tokenizer import TextTokenizer
 
 Script = Callable[[TextContext], str | list[int]]
@@ -39,6 +40,7 @@ class FakeEngine:
         self.tokenizer = tokenizer
         self.parsers = ModelParsers.of(tokenizer)
         self.metrics = Metrics("fake", "r0")
+        self.requests = RequestLog("r0", max_choices=100)
         self.script = script
         self.contexts: list[TextContext] = []
         self.cancelled: list[RequestID] = []
@@ -48,8 +50,10 @@ class FakeEngine:
         self.refuse: MaxRayError | None = None
         self.accept_first = 0
         self.is_healthy = True
+        self.num_waiting = 0
         self.cached_tokens = 0
         self.tokens_per_output = 1
+        self.listed: tuple[RequestActivity, ...] = ()
 
     def submit(self, context: TextContext) -> AsyncIterator[TextGenerationOutput]:
         if self.refuse is not None and len(self.contexts) >= self.accept_first:
@@ -72,6 +76,10 @@ class FakeEngine:
         stats = SchedulerStats(queued=2, running=3, num_used_blocks=5, num_blocks=64)
         sibling = Metrics("fake", "r1").snapshot(SchedulerStats(num_blocks=64))
         return [self.metrics.snapshot(stats), sibling]
+
+    @property
+    def activity(self) -> LoopActivity:
+        return LoopActivity(SchedulerLimits(8, 512, 32, 4), page_size=16, num_blocks=64, requests=self.listed)
 
     async def _steps(self, context: TextContext, ids: list[int]) -> AsyncIterator[TextGenerationOutput]:
         echo = self._prompt_log_probabilities(context)

@@ -22,7 +22,7 @@ from max_ray.images.tokenizer import ImageTextTokenizer
 from max_ray.interfaces import PipelineTask, RequestID, TextContext, TextGenerationOutput, TextGenerationRequest
 from max_ray.kv_cache import LocalKVCacheClient, PagedKVCacheManager
 from max_ray.pipelines import PIPELINE_REGISTRY, PipelineConfig
-from max_ray.scheduler import GenerationLoop, SchedulerLimits
+from max_ray.scheduler import GenerationLoop, LoopActivity, SchedulerLimits
 from max_ray.serve.api.metrics import Metrics, MetricsSnapshot
 from max_ray.serve.api.model_parsers import ModelParsers
 from max_ray.serve.api.routes import build_api
@@ -63,6 +63,10 @@ class LoopEngine:
 
     async def metrics_snapshots(self) -> Sequence[MetricsSnapshot]:
         return [self.metrics.snapshot(self.loop.stats)]
+
+    @property
+    def activity(self) -> LoopActivity:
+        return self.loop.activity
 
 
 class ServedModel:

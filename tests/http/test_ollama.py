@@ -152,7 +152,8 @@ async def test_messages_of_all_roles(client: httpx.AsyncClient, engine: FakeEngi
         ("/api/chat", {"options": {"num_ctx": 201}}, "options.num_ctx"),
         ("/api/chat", {"options": {"num_predict": 0}}, "options.num_predict"),
         ("/api/chat", {"options": {"mirostat": 1}}, "options.mirostat"),
-        ("/api/chat", {"options": {"repeat_penalty": 1.1, "repeat_last_n": 64}}, "options.repeat_last_n"),
+        ("/api/chat", {"options": {"repeat_last_n": -2}}, "repeat_last_n must be"),
+        ("/api/chat", {"options": {"typical_p": 2.0}}, "typical_p must be"),
         ("/api/chat", {"options": {"nonsense": 1}}, "options.nonsense"),
         ("/api/chat", {"options": {"temperature": -1}}, "temperature"),
         ("/api/chat", {"options": {"stop": [""]}}, "options.stop"),
@@ -229,7 +230,11 @@ async def test_what_is_told_of_the_model(engine: FakeEngine) -> None:
         shown = (await client.post("/api/show", json={"model": "fake:latest"})).json()
         assert (await client.get("/api/version")).json()["version"]
         error_of(await client.post("/api/show", json={"model": "other"}), 404)
-        assert "Use 'model'" in error_of(await client.post("/api/show", json={"name": "fake"}), 400)
+        older = await client.post("/api/show", json={"name": "fake"})
+        assert older.json() == shown
+        error_of(await client.post("/api/show", json={"name": "other"}), 404)
+        assert "'model' is required" in error_of(await client.post("/api/show", json={}), 400)
+        assert "differ" in error_of(await client.post("/api/show", json={"model": "fake", "name": "b"}), 400)
     assert (listed["name"], listed["model"], listed["size"]) == ("fake", "fake", 1234)
     assert listed["details"]["family"] == "llama"
     assert (listed["details"]["format"], listed["details"]["quantization_level"]) == ("gguf", "q4_k")

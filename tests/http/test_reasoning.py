@@ -99,7 +99,7 @@ async def test_options_that_a_template_reads(tmp_path: Path) -> None:
     [
         ({"reasoning_effort": "high"}, "reasoning_effort", "The only value is 'none'"),
         ({"reasoning_effort": "very"}, "reasoning_effort", "'high'"),
-        ({"verbosity": "high"}, "verbosity", "reads no verbosity"),
+        ({"verbosity": "high"}, "verbosity", "reads no 'verbosity'"),
         ({"chat_template_kwargs": {"thinking_budget": 5}}, "chat_template_kwargs", "no option 'thinking_budget'"),
         ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs", "no variable"),
         ({"chat_template_kwargs": {"bos_token": "x"}}, "chat_template_kwargs", "no variable"),

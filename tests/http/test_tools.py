@@ -242,6 +242,16 @@ async def test_refusals(tmp_path: Path, fields: dict[str, Any], param: str, word
         assert not engine.contexts
 
 
+@pytest.mark.parametrize("choice", ["auto", "none", "required"])
+async def test_a_choice_without_tools_asks_for_nothing(tmp_path: Path, choice: str) -> None:
+    """LlamaIndex sends `tool_choice: "required"` by itself when it asks for a text."""
+    async with served(tmp_path, CALL) as (client, engine):
+        alone = await ask(client, tools=None, tool_choice=choice)
+        assert (alone["message"]["content"], alone["message"].get("tool_calls")) == (CALL, None)
+        await ask(client, tools=None)
+        assert engine.contexts[0].tokens.prompt.tolist() == engine.contexts[1].tokens.prompt.tolist()
+
+
 async def test_without_a_parser_tools_are_refused(tmp_path: Path) -> None:
     async with served(tmp_path, CALL, tool_call_parser="none") as (client, _):
         param, message = await refusal(client)

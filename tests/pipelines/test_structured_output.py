@@ -13,7 +13,7 @@ import jsonschema
 import pytest
 
 from max_ray.errors import InputError, StructuredOutputError
-from max_ray.interfaces import GenerationStatus, GrammarSpec, SamplingParams, TextContext
+from max_ray.interfaces import GenerationStatus, GrammarSpec, LogitControls, SamplingParams, TextContext
 from max_ray.kv_cache import LocalKVCacheClient, PagedKVCacheManager
 from max_ray.pipelines.text_generation import TextGenerationPipeline
 from max_ray.pipelines.vocabulary import token_vocabulary
@@ -109,6 +109,66 @@ def test_with_penalties_filters_and_greedy_rows(lab: Lab, tokenizer: TextTokeniz
     contexts = [constrained(SPECS[2], seed, **kind) for seed, kind in enumerate(kinds)]
     run_to_end(lab.pipeline(), contexts)
     assert all(check(context, tokenizer) for context in contexts)
+
+
+CONTROLS = [
+    LogitControls(typical_p=0.4),
+    LogitControls(xtc_probability=0.7, xtc_threshold=0.02),
+    LogitControls(dry_multiplier=2.0, dry_allowed_length=1),
+    LogitControls(bad_words=((100,), (101, 102), (9,)), logit_bias=((103, 5.0),)),
+]
+
+
+def test_logit_controls_and_a_grammar(lab: Lab, tokenizer: TextTokenizer) -> None:
+    """The token is the same drawn among the few that the grammar leaves and, for a report, from all."""
+
+    def all_contexts() -> list[TextContext]:
+        return [constrained(SPECS[2], i, logit_controls=controls) for i, controls in enumerate(CONTROLS)]
+
+    together, reported = all_contexts(), all_contexts()
+    for context in reported:
+        context.log_probabilities = 1
+    run_to_end(lab.pipeline(), [*together, free(1)], 8)
+    run_to_end(lab.pipeline(), reported, 8)
+    for context, same, alone in zip(together, reported, all_contexts(), strict=True):
+        run_to_end(lab.pipeline(), [alone], 1)
+        assert context.tokens.all.tolist() == alone.tokens.all.tolist() == same.tokens.all.tolist()
+        assert check(context, tokenizer)
+
+
+def test_bans_that_leave_a_grammar_nothing(lab: Lab, tokenizer: TextTokenizer) -> None:
+    """The grammar has the last word where all its tokens are banned; the other rows go on."""
+    banned = LogitControls(bad_words=tuple((token,) for token in range(VOCAB_SIZE)))
+    contexts = [
+        constrained(SPECS[2], 1, logit_controls=banned),
+        constrained(SPECS[2], 1, logit_controls=banned, temperature=0.0),
+        constrained(SPECS[2], 1, logit_controls=LogitControls(allowed_token_ids=(9,))),
+        free(1),
+    ]
+    run_to_end(lab.pipeline(), contexts)
+    alone = free(1)
+    run_to_end(lab.pipeline(), [alone])
+    assert all(check(context, tokenizer) for context in contexts[:3])
+    assert contexts[3].tokens.all.tolist() == alone.tokens.all.tolist()
+
+
+async def test_logit_controls_after_preemption(lab: Lab) -> None:
+    """A cache too small for all: what the controls need is rebuilt from the text."""
+    kinds = [*CONTROLS, LogitControls(repeat_last_n=5)]
+
+    def all_contexts() -> list[TextContext]:
+        options = {"temperature": 0.9, "max_new_tokens": 60, "repetition_penalty": 1.1}
+        return [
+            make_context(random_prompt(9, i), seed=i, logit_controls=controls, **options)
+            for i, controls in enumerate(kinds)
+        ]
+
+    async with serving(lab.pipeline(page_size=4, max_batch_size=4), num_blocks=40) as loop:
+        answers = await asyncio.gather(*(_generate(loop, context) for context in all_contexts()))
+        assert loop.stats.preemptions > 0
+    for answer, alone in zip(answers, all_contexts(), strict=True):
+        run_to_end(lab.pipeline(), [alone])
+        assert answer == alone.tokens.generated.tolist()
 
 
 def test_log_probabilities_are_those_of_the_masked_logits(lab: Lab) -> None:

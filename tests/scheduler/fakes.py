@@ -40,12 +40,13 @@ def expected_tokens(context_tokens: list[int], num_new: int) -> list[int]:
     return past[len(context_tokens) :]
 
 
-def make_context(name: str, prompt: Iterable[int], max_new_tokens: int = 8) -> TextContext:
+def make_context(name: str, prompt: Iterable[int], max_new_tokens: int = 8, priority: int = 0) -> TextContext:
     return TextContext(
         request_id=RequestID(name),
         tokens=TokenBuffer(list(prompt)),
         max_length=100_000,
         sampling_params=SamplingParams(max_new_tokens=max_new_tokens),
+        priority=priority,
     )
 
 

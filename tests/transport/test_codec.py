@@ -20,6 +20,7 @@ from max_ray.interfaces import (
     CacheReply,
     CacheUpdate,
     GrammarSpec,
+    LogitControls,
     LogProbabilities,
     PromptImage,
     RunExtension,
@@ -66,6 +67,11 @@ def test_every_field_travels() -> None:
     assert {f.name for f in fields(SamplingParams)} == {
         *("top_k", "top_p", "min_p", "temperature", "frequency_penalty", "presence_penalty", "repetition_penalty"),
         *("max_new_tokens", "min_new_tokens", "ignore_eos", "stop", "stop_token_ids", "seed", "structured_output"),
+        "logit_controls",
+    }
+    assert {f.name for f in fields(LogitControls)} == {
+        *("logit_bias", "allowed_token_ids", "bad_words", "repeat_last_n", "typical_p", "xtc_probability"),
+        *("xtc_threshold", "dry_multiplier", "dry_base", "dry_allowed_length", "dry_penalty_last_n", "dry_breakers"),
     }
     assert {f.name for f in fields(StepOutput)} == {
         *("step", "tokens", "indptr", "last", "log_probabilities", "prompt_log_probabilities", "embeddings", "errors"),

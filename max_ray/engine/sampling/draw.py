@@ -126,10 +126,26 @@ def _draw_sorted(
 ) -> torch.Tensor:
     """The same by sorting the whole vocabulary."""
     values = _descending(logits)
-    _, kept, _ = _filter(values, total, logits.shape[1], filters)
-    border = values.gather(1, (kept.sum(1, keepdim=True) - 1).clamp(min=0))
+    kept = logits >= _border(values, total, filters)
     weights = _weights(_relative(logits, values[:, :1], filters.temperature))
-    return _pick(weights * (logits >= border), uniform)
+    return _pick(weights * kept, uniform)
+
+
+def kept_by_filters(logits: torch.Tensor, filters: Filters) -> torch.Tensor:
+    """bool [N, V]: the tokens that pass top-k, top-p and min-p. logits: float32 [N, V]."""
+    total = None if filters.all_top_k else _total(logits, filters.temperature)
+    return logits >= _border(_descending(logits), total, filters)
+
+
+def weights_of(logits: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
+    """int64 [N, V]: what each token weighs in a draw; see the file header. Shapes as in `draw`."""
+    return _weights(_relative(logits, logits.amax(1, keepdim=True), temperature))
+
+
+def _border(values: torch.Tensor, total: torch.Tensor | None, filters: Filters) -> torch.Tensor:
+    """float32 [N, 1]: the least logit that passes all filters. values: [N, V] in descending order."""
+    _, kept, _ = _filter(values, total, values.shape[1], filters)
+    return values.gather(1, (kept.sum(1, keepdim=True) - 1).clamp(min=0))
 
 
 def _descending(logits: torch.Tensor) -> torch.Tensor:
@@ -182,7 +198,7 @@ def _relative(logits: torch.Tensor, largest: torch.Tensor, temperature: torch.Te
 
 def _total(logits: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
     """int64 [N, 1]: weight of the whole vocabulary."""
-    return _weights(_relative(logits, logits.amax(1, keepdim=True), temperature)).sum(1, keepdim=True)
+    return weights_of(logits, temperature).sum(1, keepdim=True)
 
 
 def _weights(probs: torch.Tensor) -> torch.Tensor:

@@ -19,21 +19,20 @@ import torch
 
 from max_ray.driver import upload
 from max_ray.engine.forced_tokens import counts_forced
-from max_ray.engine.sampling.logits_processor import LogitsProcessor
+from max_ray.engine.sampling.logits_processor import NO_TOKEN, LogitsProcessor
 from max_ray.errors import StructuredOutputError
 from max_ray.interfaces.executor import RunRow
 
 if TYPE_CHECKING:
-    from max_ray.structured_output import GrammarCompiler, GrammarMatcher
+    from max_ray.structured_output import GrammarCompiler, GrammarMatcher, ReasoningMatcher
 
-NO_TOKEN = -1
 MAX_ROWS_TO_WAIT = 8
 MAX_FEW = 2048
 """So many tokens or fewer are drawn among by themselves."""
 
 
-def needs_host(row: RunRow) -> bool:
-    """Whether a row's next token depends on something that the host makes of the one before."""
+def has_grammar(row: RunRow) -> bool:
+    """Whether a row's text must match a grammar."""
     return row.sampling_params.structured_output is not None
 
 
@@ -70,13 +69,13 @@ class GrammarMasks(LogitsProcessor):
         grammars: GrammarCompiler,
         masks_when_drawn: bool = False,
     ) -> None:
-        self._rows = {number: row for number, row in enumerate(rows) if needs_host(row)}
+        self._rows = {number: row for number, row in enumerate(rows) if has_grammar(row)}
         self._vocab_size = vocab_size
         self._device = device
         self._grammars = grammars
         self._masks_when_drawn = masks_when_drawn
         self._forceable = {number for number, row in self._rows.items() if counts_forced(row)}
-        self._matchers: dict[int, GrammarMatcher] = {}
+        self._matchers: dict[int, GrammarMatcher | ReasoningMatcher] = {}
         self._masks: Mapping[int, RowMask] = {}
         for row in self._rows.values():
             assert row.sampling_params.structured_output is not None
@@ -181,7 +180,7 @@ class GrammarMasks(LogitsProcessor):
     def _failed(self, reason: str) -> RowMask:
         return self._row_mask(np.full(-(-self._vocab_size // 32), 0xFFFFFFFF, dtype=np.uint32), reason)
 
-    def _matcher(self, number: int) -> GrammarMatcher:
+    def _matcher(self, number: int) -> GrammarMatcher | ReasoningMatcher:
         matcher = self._matchers.get(number)
         if matcher is None:
             row = self._rows[number]

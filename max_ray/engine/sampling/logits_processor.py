@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
+
+NO_TOKEN = -1
+"""In place of the token of a row that cannot go on."""
 
 
 class LogitsProcessor(ABC):
@@ -39,3 +43,23 @@ class LogitsProcessor(ABC):
             numbers: As for `is_due`.
             generated: As for `is_due`.
         """
+
+    def observe(self, numbers: npt.NDArray[np.int64], tokens: torch.Tensor) -> None:
+        """Takes the tokens of a step while they are on the device. Must not wait for it.
+
+        Args:
+            numbers: As for `is_due`.
+            tokens: int64 [N] on the device.
+        """
+
+    def accept(self, numbers: Sequence[int], tokens: Sequence[int]) -> dict[int, str] | None:
+        """Takes the tokens of a step on the host. Called only where `needs_host_tokens`.
+
+        Args:
+            numbers: The run's rows in the step.
+            tokens: Theirs; NO_TOKEN for a row that got none.
+
+        Returns:
+            Row -> why it got none.
+        """
+        return None

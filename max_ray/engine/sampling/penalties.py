@@ -14,6 +14,7 @@ import torch
 
 from max_ray.driver import upload
 from max_ray.engine.sampling.logits_processor import LogitsProcessor
+from max_ray.engine.sampling.recent_tokens import RecentTokens
 from max_ray.interfaces.executor import RunRow
 from max_ray.interfaces.request import SamplingParams
 
@@ -39,6 +40,8 @@ class Penalties:
         self._repetition = column(lambda p: min(max(p.repetition_penalty, 1e-30), 1e30))  # not 0 or inf in float32
         self._frequency = column(lambda p: p.frequency_penalty)
         self._presence = column(lambda p: p.presence_penalty)
+        windows = [_window(p) for p in params]
+        self._windows = _Windows(windows, rows, numbers, device) if max(windows, default=-1) >= 0 else None
 
     def _read_history(self, row: RunRow, slot: int) -> None:
         assert row.history is not None, "a row with penalties came without its history"
@@ -55,16 +58,62 @@ class Penalties:
         otherwise (Keskar et al. 2019, section 4.1, with the sign rule of Hugging Face). Then frequency * count and
         presence are subtracted for tokens in the output (OpenAI API reference).
         """
-        counts = self.output_counts[slots]
+        counts, in_prompt = self.output_counts[slots], self.in_prompt[slots]
+        if self._windows is not None:
+            counts, in_prompt = self._windows.limited(slots, counts, in_prompt)
         in_output = counts > 0
         repetition = self._repetition[slots]
         repeated = torch.where(logits > 0, logits / repetition, logits * repetition)
-        logits = torch.where(in_output | self.in_prompt[slots], repeated, logits)
+        logits = torch.where(in_output | in_prompt, repeated, logits)
         return logits - self._frequency[slots] * counts - self._presence[slots] * in_output
 
     def count(self, slots: torch.Tensor, tokens: torch.Tensor) -> None:
         """Takes the sampled `tokens` (int64 [n], row i of line slots[i]) into the output."""
         self.output_counts[slots, tokens] += 1
+        if self._windows is not None:
+            self._windows.append(slots, tokens)
+
+
+def _window(params: SamplingParams) -> int:
+    """How many of the last tokens the penalties look at; -1: all."""
+    return -1 if params.logit_controls is None else params.logit_controls.repeat_last_n
+
+
+class _Windows:
+    """Counts of the last tokens alone, for the rows whose penalties look at no others.
+
+    Args:
+        lengths: A window a line of the penalties; -1: the whole text.
+        rows: All rows of the run.
+        numbers: The row of each line.
+        device: Of the penalties.
+    """
+
+    def __init__(
+        self, lengths: Sequence[int], rows: Sequence[RunRow], numbers: Sequence[int], device: torch.device
+    ) -> None:
+        texts = [rows[number].history for number in numbers]
+        generated = [rows[number].generated_length for number in numbers]
+        self._recent = RecentTokens([text for text in texts if text is not None], max(lengths), device)
+        self._lengths = upload(np.array(lengths, dtype=np.int64)[:, None], device)
+        self._num_generated = upload(np.array(generated, dtype=np.int64)[:, None], device)
+        self._ages = torch.arange(max(lengths) - 1, -1, -1, device=device)  # 0 is the last token
+
+    def append(self, slots: torch.Tensor, tokens: torch.Tensor) -> None:
+        self._recent.append(slots, tokens)
+        self._num_generated[slots] += 1
+
+    def limited(
+        self, slots: torch.Tensor, counts: torch.Tensor, in_prompt: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`counts` and `in_prompt` [n, V] of lines `slots`, in which lines with a window count its tokens alone."""
+        tokens, lengths = self._recent.tokens[slots], self._lengths[slots]
+        is_within = (tokens >= 0) & (self._ages < lengths)
+        is_output = is_within & (self._ages < self._num_generated[slots])
+        ids = tokens.clamp(min=0)
+        output = torch.zeros_like(counts).scatter_add_(1, ids, is_output.to(counts.dtype))
+        prompt = torch.zeros_like(counts).scatter_add_(1, ids, (is_within & ~is_output).to(counts.dtype)) > 0
+        return torch.where(lengths < 0, counts, output), torch.where(lengths < 0, in_prompt, prompt)
 
 
 class MinTokens(LogitsProcessor):

@@ -34,10 +34,13 @@ def philox4x32(counter: UInt32Array, key: UInt32Array) -> UInt32Array:
     return counter
 
 
-def uniforms(seeds: Sequence[int], first: npt.NDArray[np.int64], num_draws: int) -> npt.NDArray[np.float64]:
+def uniforms(
+    seeds: Sequence[int], first: npt.NDArray[np.int64], num_draws: int, word: int = 0
+) -> npt.NDArray[np.float64]:
     """Draws number first[i] .. first[i] + num_draws - 1 of each seed, in [0, 1) with 32 random bits.
 
-    seeds: any 64-bit integers, signed or unsigned (taken modulo 2**64). first: int64 [n]. Returns [n, num_draws].
+    seeds: any 64-bit integers, signed or unsigned (taken modulo 2**64). first: int64 [n]. word: 0 to 3; each of the
+    generator's four words is a sequence of draws of its own. Returns [n, num_draws].
     """
     keys = np.array([seed % 2**64 for seed in seeds], dtype=np.uint64)
     numbers = (first[:, None] + np.arange(num_draws)).astype(np.uint64)
@@ -45,5 +48,5 @@ def uniforms(seeds: Sequence[int], first: npt.NDArray[np.int64], num_draws: int)
     counter = np.stack([numbers & _MASK, numbers >> _SHIFT, zero, zero], axis=-1).astype(np.uint32)
     key = np.stack([keys & _MASK, keys >> _SHIFT], axis=-1).astype(np.uint32)
     key = np.broadcast_to(key[:, None, :], (*numbers.shape, 2))
-    words: npt.NDArray[np.float64] = philox4x32(counter, key)[..., 0].astype(np.float64)
+    words: npt.NDArray[np.float64] = philox4x32(counter, key)[..., word].astype(np.float64)
     return words * 2.0**-32

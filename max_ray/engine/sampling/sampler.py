@@ -1,11 +1,11 @@
 """The sampler of one run: from the logits of a step to one token a row. Used by the model runner.
 
-Order of operations: repetition, frequency and presence penalties; min-tokens and grammar masks; report of log
-probabilities; then argmax for greedy rows (ties: the lowest id), and temperature, top-k, top-p, min-p and one draw for
-the others.
+Order of operations: logit bias; repetition, frequency and presence penalties; DRY; allowed tokens, bad words,
+min-tokens and grammar masks; report of log probabilities; then argmax for greedy rows (ties: the lowest id), and
+temperature, top-k, top-p, min-p, typical-p, XTC and one draw for the others.
 
 Rows are grouped once, and again only when a row ends: a batch that is greedy throughout costs one argmax. State lives
-for one run (tokens generated per row, penalty counts) and is rebuilt from the rows by the next one.
+for one run (tokens generated per row, penalty counts, last tokens) and is rebuilt from the rows by the next one.
 """
 
 from __future__ import annotations
@@ -22,11 +22,14 @@ from max_ray import kernels
 from max_ray.driver import upload
 from max_ray.engine.sampling.device_draw import DeviceDraw, SamplingKernel, sampling_kernel
 from max_ray.engine.sampling.draw import Filters, draw, draw_filtered, is_filtered
-from max_ray.engine.sampling.grammar_masks import NO_TOKEN, GrammarMasks, RowMask, needs_host
-from max_ray.engine.sampling.logits_processor import LogitsProcessor
+from max_ray.engine.sampling.dry import DryPenalty
+from max_ray.engine.sampling.grammar_masks import GrammarMasks, RowMask, has_grammar
+from max_ray.engine.sampling.logits_processor import NO_TOKEN, LogitsProcessor
 from max_ray.engine.sampling.logprobs import TokenReport, prompt_logprobs
 from max_ray.engine.sampling.penalties import MinTokens, Penalties
 from max_ray.engine.sampling.philox import uniforms
+from max_ray.engine.sampling.token_edits import AllowedTokens, BadWords, LogitBias, rows_with
+from max_ray.engine.sampling.truncation import Truncation, drawn_from_all, truncates
 from max_ray.interfaces.context import LogProbabilities
 from max_ray.interfaces.executor import RunRow
 
@@ -36,6 +39,13 @@ if TYPE_CHECKING:
 __all__ = ["NO_TOKEN", "Sampled", "Sampler", "needs_host", "prompt_logprobs"]
 
 _DRAWS_AHEAD = 32  # random numbers made at once for each row
+_TOKEN_WORD, _XTC_WORD = 0, 1  # of the generator's four words a draw
+
+
+def needs_host(row: RunRow) -> bool:
+    """Whether a row's next token depends on something that the host makes of the one before."""
+    controls = row.sampling_params.logit_controls
+    return has_grammar(row) or (controls is not None and controls.uses_dry)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,18 +86,35 @@ class Sampler:
         self._kernel = kernel or sampling_kernel(device)
         self._generated = np.array([row.generated_length for row in rows], dtype=np.int64)
         self._penalties = Penalties(rows, vocab_size, device)
+        self._bias: LogitsProcessor | None = None
         self._processors: list[LogitsProcessor] = []
+        if any(row.sampling_params.logit_controls is not None for row in rows):
+            self._add_controls()
         if any(row.sampling_params.min_new_tokens for row in rows):
             self._processors.append(MinTokens(rows, vocab_size, device))
         self._grammar_masks: GrammarMasks | None = None
-        if any(map(needs_host, rows)):
+        if any(map(has_grammar, rows)):
             assert grammars is not None, "a run with structured output on an engine that was made without grammars"
             self._grammar_masks = GrammarMasks(
                 rows, vocab_size, device, grammars, masks_when_drawn=self._kernel is None
             )
             self._processors.append(self._grammar_masks)
-        self._uniforms = _Uniforms(rows)
+        self._uniforms = _Uniforms(rows, _TOKEN_WORD)
+        self._xtc_uniforms = _Uniforms(rows, _XTC_WORD)
+        self._needs_host = any(processor.needs_host_tokens for processor in self._processors)
         self._batch = self._batch_of(())
+
+    def _add_controls(self) -> None:
+        """The processors of the rows that have LogitControls, in the order of the file header."""
+        rows, size, device = self._rows, self._vocab_size, self._device
+        if biased := rows_with(rows, lambda c: bool(c.logit_bias)):
+            self._bias = LogitBias(biased, size, device)
+        if dry := rows_with(rows, lambda c: c.uses_dry):
+            self._processors.append(DryPenalty(dry, rows, size, device))
+        if allowed := rows_with(rows, lambda c: c.allowed_token_ids is not None):
+            self._processors.append(AllowedTokens(allowed, size, device))
+        if bad := rows_with(rows, lambda c: bool(c.bad_words)):
+            self._processors.append(BadWords(bad, rows, size, device))
 
     def sample(self, logits: torch.Tensor, row_ids: Sequence[int]) -> Sampled:
         """One token for each row of the step; `logits` [N, V] of any float type, row i for rows[row_ids[i]]. NO_TOKEN
@@ -105,6 +132,8 @@ class Sampler:
         tokens = self._pick_masked(logits, batch, numbers, masks) if masks else self._pick(logits, batch, numbers)
         if batch.penalized is not None:
             self._penalties.count(batch.penalty_slots, tokens[batch.penalized])
+        for processor in self._processors:
+            processor.observe(numbers, tokens)
         self._generated[numbers] += 1
         report = batch.report(logits, tokens)
         if self._grammar_masks is not None and (failed := self._grammar_masks.failed_among(key)):
@@ -114,7 +143,7 @@ class Sampler:
     @property
     def needs_host(self) -> bool:
         """Whether each step's tokens must be given to `accept` before the next one is sampled."""
-        return self._grammar_masks is not None
+        return self._needs_host
 
     def num_forced(self, row_ids: Sequence[int]) -> int:
         """Tokens that must come next in these rows, whose last ones have been given to `accept`."""
@@ -122,21 +151,28 @@ class Sampler:
 
     def accept(self, row_ids: Sequence[int], tokens: Sequence[int]) -> dict[int, str] | None:
         """Takes the tokens of the last step, now that they are on the host. Gives the reasons of rows that got none."""
-        return None if self._grammar_masks is None else self._grammar_masks.accept(row_ids, tokens)
+        errors: dict[int, str] = {}
+        for processor in self._processors:
+            if processor.needs_host_tokens:
+                errors |= processor.accept(row_ids, tokens) or {}
+        return errors or None
 
     def _batch_of(self, key: tuple[int, ...]) -> _Batch:
         batch = _Batch(key, self._rows, self._penalties, self._vocab_size, self._device)
         if self._kernel is not None:
-            batch.draw_by(self._kernel, self._rows, self._generated)
+            batch.draw_by(self._kernel, self._generated)
         return batch
 
     def _edit(self, logits: torch.Tensor, batch: _Batch, numbers: npt.NDArray[np.int64]) -> torch.Tensor:
-        """Penalties and masks; the caller's logits stay as they are."""
+        """Bias, penalties and masks; the caller's logits stay as they are."""
         generated = self._generated[numbers]
         edits = [processor for processor in self._processors if processor.is_due(numbers, generated)]
-        if batch.penalized is None and not edits:
+        is_biased = self._bias is not None and self._bias.is_due(numbers, generated)
+        if batch.penalized is None and not edits and not is_biased:
             return logits
         logits = logits.to(torch.float32, copy=True)
+        if self._bias is not None and is_biased:
+            self._bias.edit(logits, numbers, generated)
         if batch.penalized is not None:
             logits[batch.penalized] = self._penalties.apply(logits[batch.penalized], batch.penalty_slots)
         for processor in edits:
@@ -177,6 +213,10 @@ class Sampler:
             return ids[kernels.argmax(chosen)[0]]
         row = np.array([number])
         uniform = torch.from_numpy(self._uniforms.at(row, self._generated[row]))
+        if truncates(params):
+            xtc_uniform = torch.from_numpy(self._xtc_uniforms.at(row, self._generated[row]))
+            chosen = Truncation([params], len(ids), self._device)(chosen, xtc_uniform)
+            params = drawn_from_all(params)
         filters = Filters.from_params([params], len(ids), self._device)
         if is_filtered(params):
             return ids[draw_filtered(chosen, filters, uniform)[0]]
@@ -185,6 +225,8 @@ class Sampler:
     def _pick(self, logits: torch.Tensor, batch: _Batch, numbers: npt.NDArray[np.int64]) -> torch.Tensor:
         if batch.all_greedy:
             return kernels.argmax(logits)
+        if batch.truncation is not None:
+            logits = self._truncated(logits, batch, batch.truncation, numbers)
         if batch.device_draw is not None:
             return batch.device_draw(logits)
         tokens = torch.empty(len(numbers), dtype=torch.int64, device=self._device)
@@ -198,6 +240,15 @@ class Sampler:
             tokens[batch.filtered] = draw_filtered(chosen, batch.filters, uniform[batch.filtered])
         return tokens
 
+    def _truncated(
+        self, logits: torch.Tensor, batch: _Batch, truncation: Truncation, numbers: npt.NDArray[np.int64]
+    ) -> torch.Tensor:
+        """A copy in which the batch's truncated rows have lost tokens."""
+        drawn = self._xtc_uniforms.at(numbers, self._generated[numbers])[batch.truncated_places]
+        logits = logits.to(torch.float32, copy=True)
+        rows = truncation(logits.index_select(0, batch.truncated), upload(drawn, self._device))
+        return logits.index_copy_(0, batch.truncated, rows)
+
 
 class _Batch:
     """Who is in a step and what each needs: int64 positions in the batch, by kind of row."""
@@ -207,6 +258,13 @@ class _Batch:
     ) -> None:
         self.key = key
         params = [rows[number].sampling_params for number in key]
+        self.truncated_places = [place for place, p in enumerate(params) if truncates(p)]
+        self.truncation: Truncation | None = None
+        if self.truncated_places:
+            self.truncated = upload(np.array(self.truncated_places, dtype=np.int64), device)
+            self.truncation = Truncation([params[place] for place in self.truncated_places], vocab_size, device)
+            params = [drawn_from_all(p) if truncates(p) else p for p in params]
+        self._params = params
 
         def positions(wanted: Sequence[bool]) -> torch.Tensor:
             return upload(np.flatnonzero(wanted), device)
@@ -228,12 +286,11 @@ class _Batch:
         self.device_draw: DeviceDraw | None = None
         self._vocab_size, self._device = vocab_size, device
 
-    def draw_by(self, kernel: SamplingKernel, rows: Sequence[RunRow], generated: npt.NDArray[np.int64]) -> None:
+    def draw_by(self, kernel: SamplingKernel, generated: npt.NDArray[np.int64]) -> None:
         """From now on `kernel` draws, one step after the other. generated: int64 [all rows], tokens so far."""
         if not self.all_greedy:
-            params = [rows[number].sampling_params for number in self.key]
             counters = generated[list(self.key)]
-            self.device_draw = DeviceDraw(kernel, params, counters, self._vocab_size, self._device)
+            self.device_draw = DeviceDraw(kernel, self._params, counters, self._vocab_size, self._device)
 
     def report(self, logits: torch.Tensor, tokens: torch.Tensor) -> TokenReport | None:
         if not self.report_rows:
@@ -242,9 +299,13 @@ class _Batch:
 
 
 class _Uniforms:
-    """The rows' random numbers, made some steps ahead. Token number g of a row always gets draw number g."""
+    """The rows' random numbers, made some steps ahead. Token number g of a row always gets draw number g.
 
-    def __init__(self, rows: Sequence[RunRow]) -> None:
+    word: which of the generator's words; each is a sequence of its own.
+    """
+
+    def __init__(self, rows: Sequence[RunRow], word: int) -> None:
+        self._word = word
         self._seeds = [row.sampling_params.seed for row in rows]
         self._first = np.array([row.generated_length for row in rows], dtype=np.int64)
         self._block = np.empty((len(rows), 0), dtype=np.float64)
@@ -253,8 +314,8 @@ class _Uniforms:
         """float64 [n]: for row numbers[i], which has generated[i] tokens so far."""
         offsets = generated - self._first[numbers]
         if offsets.max() >= self._block.shape[1]:
-            self._first += self._block.shape[1]
-            self._block = uniforms(self._seeds, self._first, _DRAWS_AHEAD)
+            self._first += offsets.max() // _DRAWS_AHEAD * _DRAWS_AHEAD  # steps may have needed no draw
+            self._block = uniforms(self._seeds, self._first, _DRAWS_AHEAD, self._word)
             offsets = generated - self._first[numbers]
         assert ((offsets >= 0) & (offsets < _DRAWS_AHEAD)).all(), "rows of one run step together"
         drawn: npt.NDArray[np.float64] = self._block[numbers, offsets]

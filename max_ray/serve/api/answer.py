@@ -5,31 +5,44 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from functools import partial
 from typing import Any
 
 from max_ray.errors import InputError, ModelNotServedError, nearest, quoted
 from max_ray.interfaces import PipelineTask, RequestID
+from max_ray.serve.api.access.caller import CALLER
 from max_ray.serve.api.chat_preparation import fitted
 from max_ray.serve.api.choice import ParsedDelta, TokenEntry
 from max_ray.serve.api.engine import Engine
-from max_ray.serve.api.formats import AnswerFormat, ChatFormat, CompletionFormat
+from max_ray.serve.api.formats import AnswerFormat, ChatFormat, CompletionFormat, FormatOptions
 from max_ray.serve.api.generation import Generation
+from max_ray.serve.api.infill import with_infill
 from max_ray.serve.api.openai import ChatCompletionRequest, CompletionRequest, GenerationJob
 from max_ray.serve.api.parsed_choice import ParsedChoice
 from max_ray.serve.api.parsed_format import ParsedChatFormat
+from max_ray.serve.api.prompt_logprobs import with_prompt_logprobs
+from max_ray.serve.api.request_log import server_timing
 from max_ray.serve.api.sse import DONE, encode_event
 from max_ray.tokenization.token_bytes import token_text_of
 
+Report = Callable[[dict[str, Any]], dict[str, Any]]
+"""Adds to an answer object."""
 _INLINE_ITEMS = 256  # messages, parts or prompts of one request: less than a millisecond
 
 
 class Answer:
-    """A request that has been admitted. Take one of `events`, `chunks` and `whole`, and always `close`."""
+    """A request that has been admitted. Take one of `events`, `chunks` and `whole`, and always `close`.
+
+    report: adds what a whole answer tells beside its choices.
+    """
 
     media_type = "text/event-stream"
 
-    def __init__(self, generation: Generation, form: AnswerFormat, *, include_usage: bool) -> None:
+    def __init__(
+        self, generation: Generation, form: AnswerFormat, *, include_usage: bool, report: Report | None = None
+    ) -> None:
+        self._report = report
         self._generation = generation
         self._form = form
         self._include_usage = include_usage
@@ -46,6 +59,11 @@ class Answer:
     def failure(self, content: Mapping[str, Any]) -> bytes | None:
         """None: a stream that fails ends with the error object."""
         return None
+
+    @property
+    def server_timing(self) -> str:
+        """See AdmittedAnswer."""
+        return server_timing(self._generation)
 
     async def chunks(self) -> AsyncGenerator[str]:
         """The same as JSON texts. Raises WorkerGroupError."""
@@ -67,12 +85,15 @@ class Answer:
                 if delta.tokens is not None:
                     choice.tokens = tokens[delta.index]
                     choice.tokens += delta.tokens
+                if delta.token_ids is not None:
+                    choice.token_ids = (choice.token_ids or []) + delta.token_ids
                 if isinstance(delta, ParsedDelta) and isinstance(choice, ParsedDelta):
                     choice.events += delta.events
                 choice.finish_reason = delta.finish_reason
         for choice, pieces in zip(choices, texts, strict=True):
             choice.text = "".join(pieces)
-        return self._form.answer(choices, self._generation.usage)
+        answer = self._form.answer(self._generation.best(choices), self._generation.usage)
+        return answer if self._report is None else self._report(answer)
 
     def close(self) -> None:
         """Cancels what still runs."""
@@ -89,14 +110,28 @@ async def open_answer(
     generation = await prepared_generation(engine, request, arrival)
     generation.start()
     prefix = "chatcmpl" if isinstance(request, ChatCompletionRequest) else "cmpl"
+    answer_id = f"{prefix}-{request.request_id or RequestID()}"
+    generation.name_answer(answer_id)
     form = _format_of(request, generation)(
-        f"{prefix}-{RequestID()}",
+        answer_id,
         int(time.time()),
         engine.model_name,
         token_text_of(engine.tokenizer),
-        include_usage=request.include_usage,
+        _format_options(request, generation),
     )
-    return Answer(generation, form, include_usage=request.include_usage)
+    report = None if request.prompt_logprobs is None else _report_of(engine, request, generation)
+    return Answer(generation, form, include_usage=request.include_usage, report=report)
+
+
+def _report_of(engine: Engine, request: CompletionRequest | ChatCompletionRequest, generation: Generation) -> Report:
+    """What adds the log probabilities of the prompt to a whole answer."""
+    return partial(
+        with_prompt_logprobs,
+        choices=generation.choices,
+        tokens=token_text_of(engine.tokenizer),
+        num_top=request.prompt_logprobs or 0,
+        is_chat=isinstance(request, ChatCompletionRequest),
+    )
 
 
 async def prepared_generation(
@@ -108,7 +143,19 @@ async def prepared_generation(
     """
     check_model(engine, request.model)
     check_task(engine, PipelineTask.TEXT_GENERATION)
-    return await Generation.prepare(engine, await _job(engine, request), arrival)
+    job = await with_infill(await _job(engine, request), engine)
+    return await Generation.prepare(engine, job, arrival)
+
+
+def _format_options(request: CompletionRequest | ChatCompletionRequest, generation: Generation) -> FormatOptions:
+    return FormatOptions(
+        includes_usage=request.include_usage,
+        usage=(lambda: generation.usage) if request.continuous_usage else None,
+        timings=(lambda: generation.timings) if request.timings_per_token else None,
+        prompt_ids=generation.prompt_ids if request.return_token_ids else None,
+        names_tokens_by_id=request.return_tokens_as_token_ids,
+        prefix=request.echoed if isinstance(request, ChatCompletionRequest) else "",
+    )
 
 
 def _format_of(request: CompletionRequest | ChatCompletionRequest, generation: Generation) -> type[AnswerFormat]:
@@ -129,6 +176,8 @@ async def _job(engine: Engine, request: CompletionRequest | ChatCompletionReques
 
 async def generate(engine: Engine, request: CompletionRequest | ChatCompletionRequest) -> AsyncIterator[dict[str, Any]]:
     """For Python handles: the chunk objects when `request.stream`, else the one answer object. Errors are raised."""
+    if request.timeout is not None:
+        raise InputError("timeout is a field of HTTP requests: cancel the handle's response instead.", param="timeout")
     answer = await open_answer(engine, request)
     try:
         if not request.stream:
@@ -141,19 +190,30 @@ async def generate(engine: Engine, request: CompletionRequest | ChatCompletionRe
 
 
 def check_model(engine: Engine, model: str | None) -> None:
-    """Raises ModelNotServedError for any name but the served one."""
+    """Raises ModelNotServedError for any name but the served one, ForbiddenError where the key may not use it."""
     if model is not None and model != engine.model_name:
         raise ModelNotServedError(
             f"The model {quoted(model)} is not served here.{nearest(model, [engine.model_name])} "
             f"This server serves {engine.model_name!r}.",
             param="model",
         )
+    CALLER.get().check_model(engine.model_name)
 
 
 def check_task(engine: Engine, task: PipelineTask) -> None:
     """Raises InputError where the served model is for another task, with the route that is its own."""
     if engine.task is task:
         return
+    if engine.task is PipelineTask.SCORE:
+        raise InputError(
+            f"The model {engine.model_name!r} scores pairs of texts: use /v1/score or /v1/rerank.", param="model"
+        )
+    if task is PipelineTask.SCORE:
+        raise InputError(
+            f"The model {engine.model_name!r} generates text and scores no pairs: use /v1/chat/completions or "
+            f"/v1/completions, or serve it with --task score where its family can do that.",
+            param="model",
+        )
     if engine.task is PipelineTask.EMBEDDINGS_GENERATION:
         raise InputError(
             f"The model {engine.model_name!r} makes embeddings and generates no text: use /v1/embeddings.",

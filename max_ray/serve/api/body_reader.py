@@ -53,14 +53,14 @@ class BodyReader:
         max_length: of the model; what cannot fit it is not kept. Raises InputError; HTTPException 408, 413 and 415;
         ClientDisconnect.
         """
-        announced = _announced_bytes(request, limit)
-        upload = _Upload(request.receive, limit, self._timeout_s)
+        announced = announced_bytes(request, limit)
+        upload = Upload(request.receive, limit, self._timeout_s)
         while announced <= SHORT_BODY and not upload.is_complete and upload.size <= SHORT_BODY:
             await upload.read_piece()
         if upload.is_complete and upload.size <= SHORT_BODY:
             yield parse_request(kind, upload.taken())
             return
-        _stop_reading_ahead(request.receive)
+        stop_reading_ahead(request.receive)
         async with self._gate.entered(upload), self._read(upload):
             loop = asyncio.get_running_loop()
             outcome = await loop.run_in_executor(self._parser, _parse, kind, upload, max_length)
@@ -69,7 +69,7 @@ class BodyReader:
             yield outcome
 
     @asynccontextmanager
-    async def _read(self, upload: _Upload) -> AsyncIterator[None]:
+    async def _read(self, upload: Upload) -> AsyncIterator[None]:
         while not upload.is_complete:
             await self._gate.turn(upload)
             self._gate.take(upload, await upload.read_piece())
@@ -77,7 +77,7 @@ class BodyReader:
             yield
 
 
-class _Upload:
+class Upload:
     """A body as it arrives. is_complete: all of it is there. size: bytes so far."""
 
     def __init__(self, receive: Receive, limit: int, timeout_s: float) -> None:
@@ -143,11 +143,11 @@ class _Gate:
 
     def __init__(self, budget: int) -> None:
         self._room = budget
-        self._sizes: dict[_Upload, int] = {}
+        self._sizes: dict[Upload, int] = {}
         self._waiting: list[asyncio.Future[None]] = []
 
     @asynccontextmanager
-    async def entered(self, upload: _Upload) -> AsyncIterator[None]:
+    async def entered(self, upload: Upload) -> AsyncIterator[None]:
         self._sizes[upload] = 0
         self.take(upload, upload.size)
         try:
@@ -156,11 +156,11 @@ class _Gate:
             self._room += self._sizes.pop(upload)
             self._wake_all()
 
-    def take(self, upload: _Upload, num_bytes: int) -> None:
+    def take(self, upload: Upload, num_bytes: int) -> None:
         self._sizes[upload] += num_bytes
         self._room -= num_bytes
 
-    async def turn(self, upload: _Upload) -> None:
+    async def turn(self, upload: Upload) -> None:
         """Returns when `upload` may read a piece."""
         while self._room <= 0 and next(iter(self._sizes)) is not upload:
             waiter = asyncio.get_running_loop().create_future()
@@ -186,7 +186,7 @@ class _Gate:
                 waiter.set_result(None)
 
 
-def _parse(kind: type[RequestT], upload: _Upload, max_length: int) -> RequestT | MaxRayError:
+def _parse(kind: type[RequestT], upload: Upload, max_length: int) -> RequestT | MaxRayError:
     """In the parser's thread. An error is given back without its frames, which hold the body and what it became."""
     size = upload.size
     try:
@@ -208,7 +208,7 @@ def _return_free_memory() -> None:
         trim(0)
 
 
-def _announced_bytes(request: Request, limit: int) -> int:
+def announced_bytes(request: Request, limit: int) -> int:
     """What Content-Length says, 0 without it. Raises HTTPException 413 and 415."""
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
@@ -226,7 +226,7 @@ def _too_large(limit: int) -> HTTPException:
     return HTTPException(413, f"The body is larger than {limit} bytes. Split the request.", headers=_CLOSE)
 
 
-def _stop_reading_ahead(receive: Receive) -> None:
+def stop_reading_ahead(receive: Receive) -> None:
     """Serve reads a body into a queue without bounds as fast as it comes, for the sake of the disconnect behind it.
     With room for one message it waits for us, and the rest stays in the socket."""
     queue = getattr(receive, "queue", None)

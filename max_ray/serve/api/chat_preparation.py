@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -39,7 +38,7 @@ def fitted(job: GenerationJob, engine: Engine) -> GenerationJob:
             "that; 'tool_choice': 'none' asks for a text.",
             param="tools",
         )
-    options = {**job.template_options, **_effort_options(job.efforts, template, engine.parsers)}
+    options = {**job.template_options, **_effort_options(job, template, engine.parsers)}
     messages = job.messages
     facts = template.facts
     if facts.is_known and not (facts.tool_calls and "tool" in facts.roles):
@@ -62,17 +61,17 @@ def _with_tool_grammar(job: GenerationJob, chat: ChatOutput, engine: Engine) -> 
     return replace(job, chat=chat, sampling={**job.sampling, "structured_output": grammar}, grammar_field=field)
 
 
-def _effort_options(efforts: Mapping[str, str], template: ChatTemplate, parsers: ModelParsers) -> dict[str, Any]:
+def _effort_options(job: GenerationJob, template: ChatTemplate, parsers: ModelParsers) -> dict[str, Any]:
     """Options for `reasoning_effort` and `verbosity`. Raises InputError where the template has nothing of the kind."""
     options: dict[str, Any] = {}
-    for name, value in efforts.items():
+    for name, value in job.efforts.items():
         switch = next((switch for switch in _SWITCHES if switch in template.variables), None)
         is_off = name == "reasoning_effort" and value == _OFF
         if is_off and switch is not None:
             options[switch] = False
         elif name in template.variables:
             options[name] = value
-        elif not (is_off and parsers.reasoning is None) and (name, value) != ("verbosity", "medium"):
+        elif not (is_off and parsers.reasoning is None) and job.default_efforts.get(name) != value:
             hint = " The only value is 'none', without reasoning." if switch and name == "reasoning_effort" else ""
-            raise InputError(f"This model's chat template reads no {name}. Leave it out.{hint}", param=name)
+            raise InputError(f"This model's chat template reads no '{name}'. Leave it out.{hint}", param=name)
     return options

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from time import perf_counter
 from typing import NamedTuple
 
 from max_ray.errors import WorkerGroupError
 from max_ray.interfaces import GenerationStatus, LogProbabilities, TextContext, TextGenerationOutput
 from max_ray.output_parsers import Event
+from max_ray.serve.api.extension_fields import TextOptions
 from max_ray.serve.api.openai import GenerationJob
 from max_ray.tokenization.detokenizer import REPLACEMENT
 from max_ray.tokenization.token_bytes import TokenText, token_text_of
 from max_ray.tokenization.tokenizer import TextTokenizer
 
+_PLAIN = TextOptions()
 _FINISH_REASONS = {GenerationStatus.END_OF_SEQUENCE: "stop", GenerationStatus.MAXIMUM_LENGTH: "length"}
 
 
@@ -37,12 +40,14 @@ class TokenEntry(NamedTuple):
 @dataclass(slots=True)
 class ChoiceDelta:
     """What one choice gained. `tokens`: None when log probabilities were not asked for. They are those of the text:
-    without a stop or end-of-sequence token, and without tokens whose text a stop string has cut off."""
+    without a stop or end-of-sequence token, and without tokens whose text a stop string has cut off. `token_ids`: all
+    tokens since the last delta; None when they were not asked for."""
 
     index: int
     text: str
     tokens: list[TokenEntry] | None = None
     finish_reason: str | None = None
+    token_ids: list[int] | None = None
 
 
 @dataclass(slots=True)
@@ -97,20 +102,31 @@ class Choice:
         self.num_cached_tokens = 0
         self.finish_reason: str | None = None
         self.stream: AsyncIterator[TextGenerationOutput] | None = None
+        self.first_token_time = 0.0
         self.last_token_time = 0.0
-        self._shown = shown
+        self.log_probability = 0.0
+        self._options = options = job.text_options
+        self._shown = shown = tokenizer.special_ids if options.shows_special else shown
+        self._token_ids: list[int] = []
+        self._time_limit = None if options.time_limit_s is None else _TimeLimit(options.time_limit_s)
         self._discard = job.discard_output
         self._echo = echo
-        self._prompt_entries: list[LogProbabilities | None] = []
+        self.prompt_entries: list[LogProbabilities | None] = []
+        self._num_top = job.logprobs or 0
         self._tokens = token_text_of(tokenizer)
         self._detokenizer = self._tokens.detokenizer(context.tokens.prompt, shown)
-        self._matcher = self._tokens.stop_matcher(context.sampling_params.stop)
+        self._matcher = self._tokens.stop_matcher(context.sampling_params.stop, includes_stop=options.includes_stop)
         self._log = None if job.logprobs is None else _TokenLog(0 if echo is None else len(echo.text))
         self._length = 0  # characters given out
         unsettled = self._detokenizer.num_unsettled
         self._foreign = 0 if echo is not None and not echo.is_given else unsettled
         self._is_plain = not (
-            job.discard_output or echo or self._log is not None or context.sampling_params.stop or unsettled
+            job.discard_output
+            or echo
+            or context.log_probabilities is not None
+            or context.sampling_params.stop
+            or unsettled
+            or options != _PLAIN
         )
 
     def empty_delta(self) -> ChoiceDelta:
@@ -127,7 +143,7 @@ class Choice:
         if self._is_plain and output.final_status is GenerationStatus.ACTIVE:
             return self._feed_plain(output)
         self.num_cached_tokens = max(self.num_cached_tokens, output.num_cached_tokens)
-        self._prompt_entries += output.prompt_log_probabilities or []
+        self.prompt_entries += output.prompt_log_probabilities or []
         delta = ChoiceDelta(self.index, "", None if self._log is None else [])
         if self._echo is not None and output.tokens:
             self._give_prompt(delta, self._echo)
@@ -135,11 +151,19 @@ class Choice:
             self._give_tokens(delta, output)
         if output.is_done and self.finish_reason is None:
             self._end(delta, output)
+        if self._time_limit is not None and self.finish_reason is None and self._time_limit.is_over(delta.text):
+            self._flush(delta)
+            delta.text += self._matcher.flush() if self._matcher.matched is None else ""
+            self.finish_reason = "length"
         self._length += len(delta.text)
         if self._log is not None and delta.tokens is not None:
             delta.tokens += self._log.take(self._certain_length())
         delta.finish_reason = self.finish_reason
-        return delta if delta.text or delta.tokens or delta.finish_reason else None
+        if not (delta.text or delta.tokens or delta.finish_reason):
+            return None
+        if self._options.gives_token_ids:
+            delta.token_ids, self._token_ids = self._token_ids, []
+        return delta
 
     def _feed_plain(self, output: TextGenerationOutput) -> ChoiceDelta | None:
         """`feed` for what nearly every step is: tokens, and nothing else to look at or to tell."""
@@ -153,23 +177,31 @@ class Choice:
         delta.text, self._echo = echo.text, None
         if delta.tokens is not None:
             prompt = self.context.tokens.prompt.tolist()
-            assert len(self._prompt_entries) == len(prompt), (
-                f"{len(self._prompt_entries)} log probabilities for {len(prompt)} prompt tokens"
+            assert len(self.prompt_entries) == len(prompt), (
+                f"{len(self.prompt_entries)} log probabilities for {len(prompt)} prompt tokens"
             )
-            delta.tokens += map(TokenEntry, prompt, self._prompt_entries, echo.offsets)
+            entries = [entry and self._cut(entry) for entry in self.prompt_entries]
+            delta.tokens += map(TokenEntry, prompt, entries, echo.offsets)
 
     def _give_tokens(self, delta: ChoiceDelta, output: TextGenerationOutput) -> None:
         ended_by_token = output.final_status is GenerationStatus.END_OF_SEQUENCE
-        num_visible = len(output.tokens) - ended_by_token
-        for position, token in enumerate(output.tokens[:num_visible]):
-            self.num_tokens += 1
+        num_hidden = ended_by_token and not self._options.includes_stop
+        for position, token in enumerate(output.tokens[: len(output.tokens) - num_hidden]):
+            self._count(token, output, position)
             delta.text += self._match(self._text_of(token, output.log_probabilities, position))
             if self._tokens.is_special(token) and token not in self._shown:
                 delta.text += self._match_special(token)
             if self._matcher.matched is not None:
                 self.finish_reason = "stop"
                 return
-        self.num_tokens += ended_by_token
+        if num_hidden:
+            self._count(output.tokens[-1], output, len(output.tokens) - 1)
+
+    def _count(self, token: int, output: TextGenerationOutput, position: int) -> None:
+        self.num_tokens += 1
+        self._token_ids.append(token)
+        if output.log_probabilities is not None:
+            self.log_probability += output.log_probabilities[position].log_probability
 
     def _text_of(self, token: int, entries: list[LogProbabilities] | None, position: int) -> str:
         if self._log is None:
@@ -177,8 +209,12 @@ class Choice:
         assert entries is not None, "log probabilities were asked for and did not come"
         text, places = self._detokenizer.locate(token)
         text = self._without_foreign(text)
-        self._log.add(token, entries[position], places)
+        self._log.add(token, self._cut(entries[position]), places)
         return text
+
+    def _cut(self, entry: LogProbabilities) -> LogProbabilities:
+        """Without alternatives that were asked for of the prompt alone."""
+        return entry if len(entry.top) <= self._num_top else replace(entry, top=entry.top[: self._num_top])
 
     def _without_foreign(self, text: str) -> str:
         """The answer's text: without what stands for bytes of the prompt that never became a character."""
@@ -210,10 +246,7 @@ class Choice:
     def _end(self, delta: ChoiceDelta, output: TextGenerationOutput) -> None:
         if output.final_status not in _FINISH_REASONS:
             raise WorkerGroupError("The request was cancelled by the server. Send it again.")
-        text, places = self._detokenizer.flush_located()
-        delta.text += self._match(self._without_foreign(text))
-        if self._log is not None:
-            self._log.place(places)
+        self._flush(delta)
         if output.final_status is GenerationStatus.END_OF_SEQUENCE and not self._discard:
             self._end_with_token(delta, output.tokens[-1])
         if self._matcher.matched is not None:
@@ -222,10 +255,34 @@ class Choice:
         delta.text += self._matcher.flush()
         self.finish_reason = "length" if self._discard else _FINISH_REASONS[output.final_status]
 
+    def _flush(self, delta: ChoiceDelta) -> None:
+        """Takes the bytes that never became a character."""
+        text, places = self._detokenizer.flush_located()
+        delta.text += self._match(self._without_foreign(text))
+        if self._log is not None:
+            self._log.place(places)
+
     def _end_with_token(self, delta: ChoiceDelta, token: int) -> None:
         """A stop string may end with the name of the token that ends the sequence."""
-        if self._matcher.matched is None and self._tokens.is_special(token):
+        is_shown = self._options.includes_stop or token in self._shown
+        if self._matcher.matched is None and self._tokens.is_special(token) and not is_shown:
             delta.text += self._match_special(token)
+
+
+class _TimeLimit:
+    """Of a text that has begun: it ends after the time, once it has a line break."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._begun_at: float | None = None
+        self._has_line = False
+
+    def is_over(self, text: str) -> bool:
+        """Whether the text ends now, behind `text`."""
+        if self._begun_at is None:
+            self._begun_at = perf_counter()
+        self._has_line = self._has_line or "\n" in text
+        return self._has_line and perf_counter() - self._begun_at >= self._seconds
 
 
 class _TokenLog:

@@ -1,6 +1,7 @@
-"""A client's own limit: the header `x-request-timeout-seconds`, which Ray Serve has for its clients.
+"""A client's own limit: the header `x-request-timeout-seconds`, which Ray Serve has, and the field `timeout`.
 
-The work of a request that takes longer is cancelled. A whole answer is a 408 then; a stream ends with an error event.
+The work of a request that takes longer is cancelled, also while it waits; one that could not even start in time is
+refused at once (`scheduler/queue_room.py`). A whole answer is a 408 then; a stream ends with an error event.
 Serve reads the same header where `max_ray.serve.replica_door` does not keep it away, and would answer in plain text.
 """
 
@@ -11,14 +12,44 @@ import math
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from max_ray.serve.api.access.caller import DEADLINE
 from max_ray.serve.api.error_shapes import ErrorShape, error_shape
 from max_ray.serve.api.http_errors import ErrorResponse, error_body
-from max_ray.serve.api.scope import REQUEST_TIMEOUT, STATUS_KEY, TIMEOUT_KEY
+from max_ray.serve.api.scope import DEADLINE_KEY, REQUEST_TIMEOUT, STATUS_KEY, TIMEOUT_KEY
 
 TIMEOUT_HEADER = b"x-request-timeout-seconds"
 _LONGEST_S = 10.0**6
 _SERVE_IS_EARLIER_S = 0.05
 """Serve starts its clock before the request is here: when it cancels, this one may have so much left."""
+
+
+class Deadline:
+    """When a request ends at the latest.
+
+    Args:
+        seconds: What the header allows, from now on; None: no limit.
+
+    Attributes:
+        timeout: The limit, to be entered.
+        told: What set the limit, for the error.
+    """
+
+    def __init__(self, seconds: float | None) -> None:
+        self._start = asyncio.get_running_loop().time()
+        self.timeout = asyncio.timeout(seconds)
+        self.told = f"{seconds or 0:g} s that its {TIMEOUT_HEADER.decode()} allows"
+
+    def limit(self, seconds: float) -> None:
+        """Brings the end nearer, to so many seconds after the request came.
+
+        Args:
+            seconds: What the field `timeout` allows.
+        """
+        when, end = self.timeout.when(), self._start + seconds
+        if when is None or end < when:
+            self.timeout.reschedule(end)
+            DEADLINE.set(end)
+            self.told = f"{seconds:g} s that its field 'timeout' allows"
 
 
 class RequestDeadline:
@@ -28,26 +59,29 @@ class RequestDeadline:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        seconds = requested_timeout(scope) if scope["type"] == "http" else None
-        if seconds is None:
+        if scope["type"] != "http" or (scope["method"] != "POST" and requested_timeout(scope) is None):
             await self._app(scope, receive, send)
         else:
-            await self._limited(seconds, scope, receive, send)
+            await self._limited(scope, receive, send)
 
-    async def _limited(self, seconds: float, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _limited(self, scope: Scope, receive: Receive, send: Send) -> None:
         reply = _Reply(send, error_shape(scope))
+        deadline = scope[DEADLINE_KEY] = Deadline(requested_timeout(scope))
+        token = DEADLINE.set(deadline.timeout.when())
         try:
-            async with asyncio.timeout(seconds) as limit:
+            async with deadline.timeout as limit:
                 await self._app(scope, receive, reply.send)
         except TimeoutError:
             if not limit.expired():
                 raise
-            await reply.end(seconds, scope, receive)
+            await reply.end(deadline.told, scope, receive)
         except asyncio.CancelledError:
             when = limit.when()
             if when is not None and asyncio.get_running_loop().time() > when - _SERVE_IS_EARLIER_S:
                 scope[STATUS_KEY] = REQUEST_TIMEOUT
             raise
+        finally:
+            DEADLINE.reset(token)
 
 
 class _Reply:
@@ -68,11 +102,11 @@ class _Reply:
             self._complete = not message.get("more_body", False)
         await self._send(message)
 
-    async def end(self, seconds: float, scope: Scope, receive: Receive) -> None:
+    async def end(self, told: str, scope: Scope, receive: Receive) -> None:
         if self._complete:
             return
         scope[STATUS_KEY] = REQUEST_TIMEOUT
-        message = f"The request was not done within the {seconds:g} s that its {TIMEOUT_HEADER.decode()} allows."
+        message = f"The request was not done within the {told}."
         body = error_body(message, kind="timeout", code="request_timeout")
         if not self._started:
             await ErrorResponse(body, status_code=REQUEST_TIMEOUT)(scope, receive, self._send)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from json.encoder import encode_basestring as quote
 from typing import Any
 
@@ -20,6 +21,27 @@ from max_ray.tokenization.token_bytes import TokenText
 _LOWEST = -9999.0
 
 
+@dataclass(frozen=True, kw_only=True)
+class FormatOptions:
+    """What an answer has besides its text.
+
+    Args:
+        includes_usage: Whether a stream ends with the usage.
+        usage: Gives the usage so far, for every chunk of a stream; None: only the end has it.
+        timings: Gives the timings so far, for every chunk and the whole answer; None: without.
+        prompt_ids: Gives the ids of a choice's prompt by the choice's number; None: without ids.
+        names_tokens_by_id: Whether log probabilities name tokens `token_id:5`.
+        prefix: What the text of a chat's answer begins with.
+    """
+
+    includes_usage: bool = False
+    usage: Callable[[], Usage] | None = None
+    timings: Callable[[], Mapping[str, float]] | None = None
+    prompt_ids: Callable[[int], list[int]] | None = None
+    names_tokens_by_id: bool = False
+    prefix: str = ""
+
+
 class AnswerFormat(ABC):
     """Chunks and answers of one request."""
 
@@ -28,18 +50,22 @@ class AnswerFormat(ABC):
     before_text: str
     after_text: str
 
-    def __init__(self, answer_id: str, created: int, model: str, tokens: TokenText, *, include_usage: bool) -> None:
+    def __init__(self, answer_id: str, created: int, model: str, tokens: TokenText, options: FormatOptions) -> None:
+        self._options = options
+        self._name = _name_by_id if options.names_tokens_by_id else tokens.text_of
+        self._is_plain = (options.usage, options.timings, options.prompt_ids) == (None, None, None)
         self._head = {"id": answer_id, "created": created, "model": model}
         self._tokens = tokens
         shared = json.dumps({"object": self.chunk_object_name, **self._head}, ensure_ascii=False)[:-1]
         self._prefix = f'{shared}, "choices": ['
-        self._suffix = '], "usage": null}' if include_usage else "]}"
+        self._suffix = '], "usage": null}' if options.includes_usage else "]}"
         self._heads: dict[int, str] = {}
+        self._begun: set[int] = set()  # choices that have a chunk
         self._tail = f'{self.after_text}, "logprobs": null, "finish_reason": null}}{self._suffix}\n\n'
 
     def usage_chunk(self, usage: Usage) -> str:
         """The last chunk, when `stream_options.include_usage` is set."""
-        return f'{self._prefix}], "usage": {json.dumps(usage.as_dict())}}}'
+        return f'{self._prefix}], "usage": {json.dumps(usage.as_dict())}{self._timings_text()}}}'
 
     def answer(self, choices: Sequence[ChoiceDelta], usage: Usage) -> dict[str, Any]:
         """The whole answer; `choices` hold all their text, in order."""
@@ -48,6 +74,7 @@ class AnswerFormat(ABC):
             **self._head,
             "choices": [self._choice(choice) for choice in choices],
             "usage": usage.as_dict(),
+            **({} if self._options.timings is None else {"timings": self._options.timings()}),
         }
 
     def event(self, delta: ChoiceDelta) -> bytes:
@@ -56,21 +83,49 @@ class AnswerFormat(ABC):
         head = self._heads.get(delta.index)
         if head is not None and delta.tokens is None and delta.finish_reason is None:
             return f"{head}{quote(delta.text)}{self._tail}".encode()
-        self._heads[delta.index] = f'data: {self._prefix}{{"index": {delta.index}, {self.before_text}'
+        if self._is_plain:
+            self._heads[delta.index] = f'data: {self._prefix}{{"index": {delta.index}, {self.before_text}'
         return b"".join(map(encode_event, self.chunks(delta)))
 
     @abstractmethod
     def chunks(self, delta: ChoiceDelta) -> list[str]:
         """The chunks that tell of a delta."""
 
+    def _ids_of(self, choice: ChoiceDelta, *, with_prompt: bool = False) -> dict[str, Any]:
+        """The fields with the ids of a choice's tokens, where they are asked for."""
+        prompt_ids = self._options.prompt_ids
+        if prompt_ids is None:
+            return {}
+        prompt = {"prompt_token_ids": prompt_ids(choice.index)} if with_prompt else {}
+        return {**prompt, "token_ids": choice.token_ids}
+
     @abstractmethod
     def _choice(self, choice: ChoiceDelta) -> dict[str, Any]: ...
 
-    def _chunk(self, index: int, content: str, logprobs: Any, finish_reason: str | None) -> str:
+    def _chunk(
+        self,
+        index: int,
+        content: str,
+        logprobs: Any,
+        finish_reason: str | None,
+        token_ids: Sequence[int] | None = None,
+        more: str = "",
+    ) -> str:
+        """One chunk. `content` and `more` are JSON text of fields: of the choice, and of the chunk (with commas)."""
         logs = "null" if logprobs is None else json.dumps(logprobs, ensure_ascii=False)
         reason = "null" if finish_reason is None else f'"{finish_reason}"'
-        choice = f'{{"index": {index}, {content}, "logprobs": {logs}, "finish_reason": {reason}}}'
-        return self._prefix + choice + self._suffix
+        ids = "" if token_ids is None else f', "token_ids": {json.dumps(token_ids)}'
+        choice = f'{{"index": {index}, {content}, "logprobs": {logs}, "finish_reason": {reason}{ids}}}'
+        return self._prefix + choice + (self._suffix if self._is_plain else self._end_of_chunk(more))
+
+    def _end_of_chunk(self, more: str) -> str:
+        usage = self._options.usage
+        told = f', "usage": {json.dumps(usage().as_dict())}' if usage is not None else self._suffix[1:-1]
+        return f"]{told}{self._timings_text()}{more}}}"
+
+    def _timings_text(self) -> str:
+        timings = self._options.timings
+        return "" if timings is None else f', "timings": {json.dumps(timings())}'
 
 
 class CompletionFormat(AnswerFormat):
@@ -79,7 +134,12 @@ class CompletionFormat(AnswerFormat):
     after_text = ""
 
     def chunks(self, delta: ChoiceDelta) -> list[str]:
-        return [self._chunk(delta.index, f'"text": {quote(delta.text)}', self._logprobs(delta), delta.finish_reason)]
+        content = f'"text": {quote(delta.text)}'
+        prompt_ids = self._options.prompt_ids
+        if prompt_ids is not None and delta.index not in self._begun:
+            self._begun.add(delta.index)
+            content += f', "prompt_token_ids": {json.dumps(prompt_ids(delta.index))}'
+        return [self._chunk(delta.index, content, self._logprobs(delta), delta.finish_reason, delta.token_ids)]
 
     def _choice(self, choice: ChoiceDelta) -> dict[str, Any]:
         return {
@@ -87,6 +147,7 @@ class CompletionFormat(AnswerFormat):
             "text": choice.text,
             "logprobs": self._logprobs(choice),
             "finish_reason": choice.finish_reason,
+            **self._ids_of(choice, with_prompt=True),
         }
 
     def _logprobs(self, delta: ChoiceDelta) -> dict[str, Any] | None:
@@ -95,8 +156,8 @@ class CompletionFormat(AnswerFormat):
             return None
         entries = [(entry.token, entry.log_probabilities) for entry in delta.tokens]
         return {
-            "tokens": [self._tokens.text_of(token) for token, _ in entries],
-            "token_logprobs": [None if log is None else _finite(log.log_probability) for _, log in entries],
+            "tokens": [self._name(token) for token, _ in entries],
+            "token_logprobs": [None if log is None else finite(log.log_probability) for _, log in entries],
             "top_logprobs": [self._top(entry) for entry in delta.tokens],
             "text_offset": [entry.offset for entry in delta.tokens],
         }
@@ -108,7 +169,7 @@ class CompletionFormat(AnswerFormat):
             return None
         top: dict[str, float] = {}
         for token, log_probability in [*log.top, (token_entry.token, log.log_probability)]:
-            text, value = self._tokens.text_of(token), _finite(log_probability)
+            text, value = self._name(token), finite(log_probability)
             top[text] = max(value, top.get(text, _LOWEST))
         return top
 
@@ -119,30 +180,38 @@ class ChatFormat(AnswerFormat):
     before_text = '"delta": {"content": '
     after_text = "}"
 
-    def __init__(self, answer_id: str, created: int, model: str, tokens: TokenText, *, include_usage: bool) -> None:
-        super().__init__(answer_id, created, model, tokens, include_usage=include_usage)
-        self._begun: set[int] = set()
-
     def chunks(self, delta: ChoiceDelta) -> list[str]:
         """The role comes first, in a chunk of its own, and the end last."""
         chunks = []
         if delta.index not in self._begun:
             self._begun.add(delta.index)
-            chunks.append(self._chunk(delta.index, '"delta": {"role": "assistant", "content": ""}', None, None))
-        if delta.text or delta.tokens:
+            chunks.append(self._role_chunk(delta.index))
+        if delta.text or delta.tokens or delta.token_ids:
             content = f'"delta": {{"content": {quote(delta.text)}}}'
-            chunks.append(self._chunk(delta.index, content, self._logprobs(delta.tokens), None))
+            chunks.append(self._chunk(delta.index, content, self._logprobs(delta.tokens), None, delta.token_ids))
         if delta.finish_reason:
             none = None if delta.tokens is None else self._logprobs([])
             chunks.append(self._chunk(delta.index, '"delta": {}', none, delta.finish_reason))
         return chunks
 
+    def answer(self, choices: Sequence[ChoiceDelta], usage: Usage) -> dict[str, Any]:
+        prompt_ids = self._options.prompt_ids
+        ids = {} if prompt_ids is None else {"prompt_token_ids": prompt_ids(choices[0].index)}
+        return {**super().answer(choices, usage), **ids}
+
+    def _role_chunk(self, index: int) -> str:
+        prompt_ids = self._options.prompt_ids
+        more = "" if prompt_ids is None else f', "prompt_token_ids": {json.dumps(prompt_ids(index))}'
+        content = f'"delta": {{"role": "assistant", "content": {quote(self._options.prefix)}}}'
+        return self._chunk(index, content, None, None, more=more)
+
     def _choice(self, choice: ChoiceDelta) -> dict[str, Any]:
         return {
             "index": choice.index,
-            "message": {"role": "assistant", "content": choice.text, "refusal": None},
+            "message": {"role": "assistant", "content": self._options.prefix + choice.text, "refusal": None},
             "logprobs": self._logprobs(choice.tokens),
             "finish_reason": choice.finish_reason,
+            **self._ids_of(choice),
         }
 
     def _logprobs(self, tokens: Sequence[TokenEntry] | None) -> dict[str, Any] | None:
@@ -158,11 +227,16 @@ class ChatFormat(AnswerFormat):
 
     def _one(self, token: int, log_probability: float) -> dict[str, Any]:
         return {
-            "token": self._tokens.text_of(token),
-            "logprob": _finite(log_probability),
+            "token": self._name(token),
+            "logprob": finite(log_probability),
             "bytes": list(self._tokens.bytes_of(token)),
         }
 
 
-def _finite(value: float) -> float:
+def _name_by_id(token: int) -> str:
+    return f"token_id:{token}"
+
+
+def finite(value: float) -> float:
+    """A log probability that JSON can hold."""
     return value if value > _LOWEST else _LOWEST  # also for NaN, which a row without any allowed token gives

@@ -16,10 +16,12 @@ from typing import Any
 
 from max_ray.errors import InputError, WorkerGroupError
 from max_ray.interfaces import PromptImage, RequestID, TextGenerationOutput, TextGenerationRequest
+from max_ray.serve.api.access.caller import CALLER, DEADLINE
 from max_ray.serve.api.choice import Choice, ChoiceDelta, PromptEcho
 from max_ray.serve.api.engine import Engine
 from max_ray.serve.api.openai import GenerationJob
 from max_ray.serve.api.parsed_choice import made_choice
+from max_ray.serve.api.reasoning import set_reasoning
 from max_ray.serve.api.structured_output_fields import check_grammar
 from max_ray.tokenization.tokenizer import INLINE_CHARACTERS
 
@@ -52,11 +54,18 @@ class Usage:
 class Generation:
     """All choices of one request. `prepare`, `start`, iterate `deltas`, and always `close`."""
 
-    def __init__(self, engine: Engine, choices: list[Choice], n: int, arrival: float) -> None:
+    def __init__(self, engine: Engine, choices: list[Choice], job: GenerationJob, arrival: float) -> None:
         self.choices = choices
         self._engine = engine
-        self._n = n
+        self._n = job.n
+        self._num_returned = job.num_returned
         self._arrival = arrival
+        self._caller = CALLER.get()
+        self._is_closed = False
+        self._answer_id: str | None = None
+        for choice in choices:
+            choice.context.tenant, choice.context.tenant_weight = self._caller.name, self._caller.weight
+            choice.context.deadline = DEADLINE.get()
 
     @classmethod
     async def prepare(cls, engine: Engine, job: GenerationJob, arrival: float | None = None) -> Generation:
@@ -72,7 +81,7 @@ class Generation:
             names = _HTTP_NAMES | ({"prompt": "messages"} if job.messages else {})
             error.param = names.get(error.param or "", error.param)
             raise
-        return cls(engine, choices, job.n, perf_counter() if arrival is None else arrival)
+        return cls(engine, choices, job, perf_counter() if arrival is None else arrival)
 
     def start(self) -> None:
         """Submits every choice, or none: each says how many come behind it. Raises QueueFullError,
@@ -88,7 +97,9 @@ class Generation:
         except BaseException:
             self.close()
             raise
-        self._engine.metrics.prompt_tokens += sum(c.context.tokens.prompt_length for c in self.choices)
+        num_tokens = sum(c.context.tokens.prompt_length for c in self.choices)
+        self._engine.metrics.prompt_tokens += num_tokens
+        self._caller.usage.add_tokens(num_tokens)
 
     def deltas(self) -> AsyncIterator[list[ChoiceDelta]]:
         """What the choices gain; those that gain together come together. Raises WorkerGroupError."""
@@ -100,6 +111,31 @@ class Generation:
             if choice.stream is not None and not choice.context.is_done:
                 self._engine.cancel(choice.context.request_id)
             choice.stream = None
+        if not self._is_closed:
+            self._is_closed = True
+            self._caller.usage.add_tokens(sum(choice.num_tokens for choice in self.choices))
+            if self._answer_id is not None:
+                self._engine.requests.end(self._answer_id, self)
+
+    def name_answer(self, answer_id: str) -> None:
+        """Has the request logged under the id of its answer. To be called once it has been started."""
+        self._answer_id = answer_id
+        self._engine.requests.begin(answer_id, self)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the request has ended."""
+        return self._is_closed
+
+    @property
+    def num_choices(self) -> int:
+        """Of the request."""
+        return len(self.choices)
+
+    @property
+    def owner(self) -> str:
+        """The name of the API key that sent the request."""
+        return self._caller.name
 
     @property
     def arrival(self) -> float:
@@ -114,6 +150,43 @@ class Generation:
             completion_tokens=sum(c.num_tokens for c in self.choices),
             cached_tokens=sum(c.num_cached_tokens for c in per_prompt),
         )
+
+    @property
+    def timings(self) -> dict[str, float]:
+        """How long the prompts and the tokens so far have taken, by llama.cpp's names; milliseconds."""
+        usage, now = self.usage, perf_counter()
+        first = min((c.first_token_time for c in self.choices if c.first_token_time), default=now)
+        last = max(c.last_token_time for c in self.choices) or now
+        prompt_n = usage.prompt_tokens - usage.cached_tokens
+        prompt_s, predicted_s = first - self._arrival, last - first
+        return {
+            "cache_n": usage.cached_tokens,
+            **_timing("prompt", prompt_n, prompt_s),
+            **_timing("predicted", usage.completion_tokens, predicted_s),
+        }
+
+    def prompt_ids(self, index: int) -> list[int]:
+        """The prompt's tokens, of the choice that is given back with this number."""
+        number = index // (self._num_returned or self._n)
+        ids: list[int] = self.choices[number * self._n].context.tokens.prompt.tolist()
+        return ids
+
+    def best(self, deltas: list[ChoiceDelta]) -> list[ChoiceDelta]:
+        """The choices that are given back: of each prompt the likeliest ones, where not all are asked for.
+
+        Args:
+            deltas: Of all choices, in order; whole.
+        """
+        if self._num_returned is None:
+            return deltas
+        best: list[ChoiceDelta] = []
+        for start in range(0, len(deltas), self._n):
+            of_prompt = deltas[start : start + self._n]
+            ranked = sorted(of_prompt, key=lambda delta: -self.choices[delta.index].log_probability)
+            best += ranked[: self._num_returned]
+        for index, delta in enumerate(best):
+            delta.index = index
+        return best
 
     async def _follow(self, choice: Choice) -> AsyncIterator[list[ChoiceDelta]]:
         assert choice.stream is not None, "deltas() before start()"
@@ -161,11 +234,22 @@ class Generation:
         now = perf_counter()
         metrics = self._engine.metrics
         metrics.generated_tokens += count
-        if choice.last_token_time:
+        if choice.first_token_time:
             metrics.inter_token_latency.observe((now - choice.last_token_time) / count, count)
         else:
+            choice.first_token_time = now
             metrics.time_to_first_token.observe(now - self._arrival)
         choice.last_token_time = now
+
+
+def _timing(name: str, count: int, seconds: float) -> dict[str, float]:
+    milliseconds = 1000 * seconds
+    return {
+        f"{name}_n": count,
+        f"{name}_ms": milliseconds,
+        f"{name}_per_token_ms": milliseconds / count if count else 0.0,
+        f"{name}_per_second": count / seconds if seconds else 0.0,
+    }
 
 
 async def _choices_of(engine: Engine, job: GenerationJob, prompt: str | list[int] | None, start: int) -> list[Choice]:
@@ -181,15 +265,20 @@ async def _choices_of(engine: Engine, job: GenerationJob, prompt: str | list[int
             prompt=prompt if ids is None else ids,
             messages=job.messages if ids is None else (),
             sampling_params=_numbered_seed(job.sampling, number),
-            logprobs=job.logprobs,
-            echo=job.echo,
+            logprobs=job.reported_logprobs,
+            echo=(job.echo and job.logprobs is not None) or job.prompt_logprobs is not None,
+            cache_salt=job.cache_salt,
+            priority=job.priority,
             chat_template_options=job.template_options if ids is None and job.messages else None,
             images=images,
+            **job.prompt_options.as_fields(),
         )
         context = await engine.tokenizer.new_context(request)
+        set_reasoning(context, engine, job)
         if ids is None:
             ids, images = context.tokens.prompt, context.images
-            echo = await _echo_of(engine, job, prompt, ids.tolist()) if job.echo else None
+            is_cut = job.prompt_options.truncate_prompt_tokens is not None
+            echo = await _echo_of(engine, job, None if is_cut else prompt, ids.tolist()) if job.echo else None
         if job.chat is not None:
             choices.append(made_choice(start + number, context, engine.tokenizer, engine.parsers, job))
         else:

@@ -83,6 +83,27 @@ class Histogram:
         """A histogram that later observations do not change."""
         return Histogram(self.bounds, self.counts.copy(), self.total)
 
+    @property
+    def count(self) -> int:
+        """Observations."""
+        return sum(self.counts)
+
+    def quantile(self, share: float) -> float | None:
+        """An estimate, linear within a bucket, as Prometheus' `histogram_quantile`; the last bound at most.
+
+        Args:
+            share: Of the observations, from 0 to 1.
+
+        Returns:
+            The value; None without observations.
+        """
+        rank, below, lower = share * self.count, 0, 0.0
+        for bound, count in zip(self.bounds, self.counts, strict=False):
+            if count and below + count >= rank:
+                return lower + (bound - lower) * max(0.0, rank - below) / count
+            below, lower = below + count, bound
+        return lower if self.count else None
+
     def cumulative(self) -> list[tuple[str, float]]:
         """(label `le`, observations up to that bound) of each bucket."""
         below = 0
@@ -91,6 +112,23 @@ class Histogram:
             below += count
             buckets.append((bound, below))
         return buckets
+
+
+@dataclass(frozen=True, slots=True)
+class GroupView:
+    """A replica's worker group.
+
+    Args:
+        group_id: Its name.
+        epoch: Owners so far: replicas that had it, and rebuilds.
+        num_workers: Ranks.
+        device: What they compute on: "cpu" or "cuda".
+    """
+
+    group_id: str
+    epoch: int
+    num_workers: int
+    device: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +145,7 @@ class MetricsSnapshot:
         histograms: By metric name, without labels of their own.
         durations: By route and class of status ("2xx").
         startup_phases: Seconds by name.
+        group: The worker group.
     """
 
     model_name: str
@@ -118,6 +157,7 @@ class MetricsSnapshot:
     histograms: Mapping[str, Histogram]
     durations: Mapping[tuple[str, str], Histogram]
     startup_phases: Mapping[str, float]
+    group: GroupView | None = None
 
 
 class Metrics:
@@ -152,12 +192,18 @@ class Metrics:
             self._durations[group] = Histogram(_DURATION_BUCKETS)
         self._durations[group].observe(seconds)
 
-    def snapshot(self, stats: SchedulerStats, startup_phases: Mapping[str, float] | None = None) -> MetricsSnapshot:
+    def snapshot(
+        self,
+        stats: SchedulerStats,
+        startup_phases: Mapping[str, float] | None = None,
+        group: GroupView | None = None,
+    ) -> MetricsSnapshot:
         """The numbers as of now.
 
         Args:
             stats: A snapshot of the scheduling loop's.
             startup_phases: Seconds of each phase of the start, by name.
+            group: The worker group.
         """
         return MetricsSnapshot(
             model_name=self.model_name,
@@ -172,6 +218,7 @@ class Metrics:
             },
             durations={group: histogram.copy() for group, histogram in self._durations.items()},
             startup_phases=dict(startup_phases or {}),
+            group=group,
         )
 
 

@@ -28,6 +28,7 @@ def _is_cache_hint(given: Any, _: Mapping[str, Any]) -> bool:
 CACHE_CONTROL = Neutral(_is_cache_hint, '{"type": "ephemeral"}', is_foreign=True)
 
 _CHAT_TOOLS = "/v1/chat/completions has it."
+_NO_BEAMS = "There is no beam search: tokens are sampled. Use best_of of /v1/completions for the likeliest of several."
 _TOKENS = "Use 'max_tokens'."
 
 ANY_REQUEST: dict[str, Neutral] = {
@@ -36,45 +37,27 @@ ANY_REQUEST: dict[str, Neutral] = {
     "service_tier": only("auto", "default"),
     "store": only(False),
     # vLLM, SGLang
-    "cache_salt": foreign(),
-    "priority": foreign(0),
-    "request_id": foreign(),
-    "rid": foreign(),
-    "truncate_prompt_tokens": foreign(),
 }
 
 GENERATION: dict[str, Neutral] = ANY_REQUEST | {
-    "best_of": Neutral(_is_best_of, "1 or the value of n"),
     "function_call": only("none", "auto", instead="Use 'tool_choice'."),
     "functions": only([], instead="Use 'tools'."),
-    "logit_bias": Neutral(lambda given, _: given in ({}, []), "{}"),
     "moderation": only(),
     # vLLM, SGLang
-    "allowed_token_ids": foreign(),
-    "bad_words": foreign([]),
     "detokenize": foreign(True),
     "guided_decoding_backend": foreign("auto", "guidance"),
     "guided_whitespace_pattern": foreign(),
-    "include_stop_str_in_output": foreign(False),
     "kv_transfer_params": foreign(),
-    "length_penalty": foreign(1.0),
+    "length_penalty": foreign(1.0, instead=_NO_BEAMS),
     "logits_processors": foreign([]),
     "lora_path": foreign(),
     "no_stop_trim": foreign(False),
-    "prompt_logprobs": foreign(instead="Use echo and logprobs of /v1/completions."),
     "return_hidden_states": foreign(False),
-    "return_token_ids": foreign(False),
-    "return_tokens_as_token_ids": foreign(False),
-    "skip_special_tokens": foreign(True),
-    "spaces_between_special_tokens": foreign(True, False),  # there are none in a text without special tokens
-    "use_beam_search": foreign(False),
+    "spaces_between_special_tokens": foreign(True, False),  # the detokenizer writes none, with either
+    "use_beam_search": foreign(False, instead=_NO_BEAMS),
     "vllm_xargs": foreign({}),
     # llama.cpp and web UIs: samplers that are off, and the shapes of samplers that are off
     "cache_prompt": foreign(True),
-    "dry_allowed_length": foreign_number(),
-    "dry_base": foreign_number(),
-    "dry_multiplier": foreign(0),
-    "dry_penalty_last_n": foreign_number(),
     "dynatemp_exponent": foreign_number(),
     "dynatemp_range": foreign(0),
     "epsilon_cutoff": foreign(0),
@@ -91,59 +74,65 @@ GENERATION: dict[str, Neutral] = ANY_REQUEST | {
     "mirostat_mode": foreign(0),
     "mirostat_tau": foreign_number(),
     "n_keep": foreign(0),
-    "n_probs": foreign(0, instead="Use 'logprobs'."),
     "no_repeat_ngram_size": foreign(0),
-    "num_beams": foreign(1),
+    "num_beams": foreign(1, instead=_NO_BEAMS),
     "options": foreign({}),
     "post_sampling_probs": foreign(False),
-    "repeat_last_n": foreign(-1),
-    "repeat_penalty": foreign(1, instead="Use 'repetition_penalty'."),
     "response_fields": foreign([]),
     "return_progress": foreign(False),
     "return_tokens": foreign(False),
     "samplers": foreign(),
-    "t_max_predict_ms": foreign(0),
     "tfs_z": foreign(1),
-    "timings_per_token": foreign(False),
     "top_a": foreign(0),
-    "typical_p": foreign(1),
-    "xtc_probability": foreign(0),
-    "xtc_threshold": foreign_number(),
+    "top_n_sigma": foreign(-1, 0),
 }
 
 COMPLETION: dict[str, Neutral] = GENERATION | {
     "parallel_tool_calls": only(True, False),
-    "suffix": only(""),
     "tool_choice": only("none", "auto", instead=_CHAT_TOOLS),
     "tools": only([], instead=_CHAT_TOOLS),
-    "add_special_tokens": foreign(True),
     "prompt_embeds": foreign(),
 }
 
 CHAT: dict[str, Neutral] = GENERATION | {
     "audio": only(),
+    "best_of": Neutral(_is_best_of, "1 or the value of n", instead="/v1/completions has it."),
     "modalities": only(["text"]),
     "prediction": only(),
     "web_search_options": only(),
     "add_special_tokens": foreign(False),  # the chat template writes them
     "chat_template": foreign(),
-    "echo": foreign(False, instead="/v1/completions has it."),
     "mm_processor_kwargs": foreign({}),
     "think": foreign(),
 }
 
 EMBEDDINGS: dict[str, Neutral] = ANY_REQUEST | {
+    "request_id": foreign(),
+    "rid": foreign(),
+    "truncate_prompt_tokens": foreign(),
     "add_special_tokens": foreign(True),
+    "cache_salt": foreign(),
     "embed_dtype": foreign("float32"),
     "endianness": foreign("native", "little"),
     "input_type": foreign(),
     "mm_processor_kwargs": foreign({}),
     "normalize": foreign(),
+    "priority": foreign(0),
+}
+
+SCORES: dict[str, Neutral] = ANY_REQUEST | {
+    "add_special_tokens": foreign(True),
+    "activation": foreign(True),
+    "use_activation": foreign(True),
+    "max_chunks_per_doc": foreign(),
+    "max_tokens_per_doc": foreign(instead="Use 'truncate_prompt_tokens'."),
+    "mm_processor_kwargs": foreign({}),
+    "rank_fields": foreign(["text"]),
+    "softmax": foreign(),
 }
 
 STREAM_OPTIONS: dict[str, Neutral] = {
     "include_obfuscation": only(False),
-    "continuous_usage_stats": foreign(False),
 }
 
 MESSAGE: dict[str, Neutral] = {
@@ -180,7 +169,7 @@ GENERATION_INSTEAD: dict[str, str] = {
     "max_tokens_to_sample": _TOKENS,
     "min_length": "Use 'min_tokens'.",
     "min_new_tokens": "Use 'min_tokens'.",
-    "n_predict": _TOKENS,
+    "typical": "Use 'typical_p'.",
     "num_ctx": "The server is started with --max-length.",
     "num_predict": _TOKENS,
     "num_return_sequences": "Use 'n'.",
@@ -216,7 +205,7 @@ ROUTES_INSTEAD: dict[str, str] = {
     "/completion": _COMPLETIONS,
     "/generate": _COMPLETIONS,
     "/generate_stream": _COMPLETIONS,
-    "/infill": _COMPLETIONS,
+    "/infill": "Use 'suffix' of /v1/completions.",
     "/v1/engines/completions": _COMPLETIONS,
     "/embeddings": "Use /v1/embeddings.",
     "/embed": "Use /v1/embeddings.",
@@ -226,7 +215,6 @@ ROUTES_INSTEAD: dict[str, str] = {
     "/models": "Use /v1/models.",
     **dict.fromkeys(("/api/pull", "/api/push", "/api/create", "/api/copy", "/api/delete"), _ONE_MODEL),
     "/v1": "Its routes are /v1/models, /v1/completions, /v1/chat/completions and /v1/embeddings.",
-    "/": "The API is below /v1: /v1/models, /v1/completions, /v1/chat/completions and /v1/embeddings.",
     "/healthz": "Use /health.",
     "/ready": "Use /health.",
 }

@@ -9,14 +9,23 @@ all ways in.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import AfterValidator, Discriminator, Field, PlainValidator, Tag, ValidationError, field_validator
+from pydantic import Discriminator, Field, PlainValidator, Tag, ValidationError, field_validator
 
 from max_ray.errors import InputError, PromptTooLongError
+from max_ray.serve.api.aliases import CHAT_ALIASES, COMPLETION_ALIASES, Alias
 from max_ray.serve.api.chat_messages import MAX_MESSAGES, Message, named_results, text_or_list
+from max_ray.serve.api.extension_fields import (
+    MAX_LABEL_CHARACTERS,
+    ExtensionFields,
+    PromptOptions,
+    ShortText,
+    TextOptions,
+)
 from max_ray.serve.api.json_body import decode_object
+from max_ray.serve.api.logit_fields import LogitFields
 from max_ray.serve.api.neutral_fields import CHAT, CHAT_INSTEAD, COMPLETION, COMPLETION_INSTEAD, STREAM_OPTIONS
 from max_ray.serve.api.request_fields import FIELD_ERROR, MAX_PROBLEMS, ApiRequest, Neutral, StrictModel
 from max_ray.serve.api.structured_output_fields import RESPONSE_FORMAT, StructuredOutputFields
@@ -25,7 +34,6 @@ from max_ray.serve.api.tool_fields import ChatOutput, ToolFields
 MAX_CHOICES = 128
 MAX_LOGPROBS = 20
 MAX_STOP_CHARACTERS = 4096
-MAX_LABEL_CHARACTERS = 512
 DEFAULT_COMPLETION_TOKENS = 16
 TOKEN_CHARACTERS = 1024
 """More than any token of any vocabulary has."""
@@ -38,10 +46,13 @@ class GenerationJob:
 
     Exactly one of `prompts` and `messages` is filled. `sampling`: only what the user gave, by our names. `n`: choices
     a prompt. `logprobs`: alternatives per token, None for no log probabilities. `discard_output`: only the prompt is
-    wanted back (`max_tokens=0` with `echo`). `grammar_field`: the field of the request that gave
+    wanted back (`max_tokens=0` with `echo`). `prompt_logprobs`: alternatives per prompt token, None for no report.
+    `cache_salt`, `priority`: see TextGenerationRequest. `grammar_field`: the field of the request that gave
     `sampling["structured_output"]`, for errors. `template_options`: variables of the chat template. `efforts`:
-    `reasoning_effort` and `verbosity`. `chat`: how the answer to messages is read. `labels`: what the client wrote on
-    its request (`LabelledRequest`).
+    `reasoning_effort` and `verbosity`; `default_efforts`: values of them that pass where a template reads neither.
+    `chat`: how the answer to messages is read. `labels`: what the client wrote on its request (`LabelledRequest`).
+    `num_returned`: how many of the `n` choices of each prompt are given
+    back, the likeliest ones; None for all. `suffix`: the text that follows what is generated.
     """
 
     prompts: Sequence[str | list[int]] = ()
@@ -53,21 +64,31 @@ class GenerationJob:
     discard_output: bool = False
     template_options: Mapping[str, Any] = field(default_factory=dict)
     efforts: Mapping[str, str] = field(default_factory=dict)
+    default_efforts: Mapping[str, str] = field(default_factory=dict)
     chat: ChatOutput | None = None
     grammar_field: str = RESPONSE_FORMAT
     labels: Mapping[str, Any] = field(default_factory=dict)
+    num_returned: int | None = None
+    suffix: str | None = None
+    prompt_options: PromptOptions = field(default_factory=PromptOptions)
+    text_options: TextOptions = field(default_factory=TextOptions)
+    prompt_logprobs: int | None = None
+    cache_salt: str = ""
+    priority: int = 0
+
+    @property
+    def reported_logprobs(self) -> int | None:
+        """Alternatives that the engine reports for each token: those of the text and of the prompt are one number."""
+        of_ranking = None if self.num_returned is None else 0
+        given = [n for n in (self.logprobs, self.prompt_logprobs, of_ranking) if n is not None]
+        return max(given, default=None)
 
 
 class StreamOptions(StrictModel):
     NEUTRAL: ClassVar[Mapping[str, Neutral]] = STREAM_OPTIONS
 
     include_usage: bool | None = None
-
-
-def _short(text: str) -> str:
-    if len(text) > MAX_LABEL_CHARACTERS:
-        raise ValueError(f"it has {len(text)} characters, more than {MAX_LABEL_CHARACTERS}")
-    return text
+    continuous_usage_stats: bool | None = None
 
 
 def _metadata(value: Any) -> Any:
@@ -76,9 +97,6 @@ def _metadata(value: Any) -> Any:
     if not all(isinstance(text, str) and len(text) <= MAX_LABEL_CHARACTERS for pair in value.items() for text in pair):
         raise ValueError(f"its keys and values must be texts of at most {MAX_LABEL_CHARACTERS} characters")
     return value
-
-
-ShortText = Annotated[str, AfterValidator(_short)]
 
 
 class LabelledRequest(ApiRequest):
@@ -97,7 +115,7 @@ class LabelledRequest(ApiRequest):
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
-class GenerationRequest(StructuredOutputFields, LabelledRequest):
+class GenerationRequest(ExtensionFields, StructuredOutputFields, LogitFields, LabelledRequest):
     """The fields that both kinds of request have."""
 
     stream: bool = False
@@ -136,10 +154,23 @@ class GenerationRequest(StructuredOutputFields, LabelledRequest):
     def include_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
 
+    @property
+    def continuous_usage(self) -> bool:
+        """Whether every chunk has the usage so far."""
+        return bool(self.stream_options and self.stream_options.continuous_usage_stats)
+
     def check(self) -> None:
         """Raises InputError where fields contradict each other."""
         if self.include_usage and not self.stream:
             raise InputError("stream_options has a meaning only with stream=true.", param="stream_options")
+        if self.continuous_usage and not self.include_usage:
+            raise InputError(
+                "stream_options.continuous_usage_stats has a meaning only with include_usage=true.",
+                param="stream_options.continuous_usage_stats",
+            )
+        self.check_extensions()
+        if self.prompt_logprobs is not None and self.stream:
+            raise InputError("prompt_logprobs are given in whole answers only: leave stream out.", param="stream")
 
     @property
     def grammar_field(self) -> str:
@@ -164,6 +195,7 @@ class GenerationRequest(StructuredOutputFields, LabelledRequest):
         given = {name: getattr(self, name) for name in names}
         if self.structured_output is not None:
             given["structured_output"] = self.structured_output[0]
+        given |= self.logit_sampling()
         return given | {"stop": stop, "min_new_tokens": self.min_tokens, "max_new_tokens": max_new_tokens}
 
 
@@ -172,11 +204,15 @@ class CompletionRequest(GenerationRequest):
 
     NEUTRAL: ClassVar[Mapping[str, Neutral]] = COMPLETION
     INSTEAD: ClassVar[Mapping[str, str]] = COMPLETION_INSTEAD
+    ALIASES: ClassVar[Mapping[str, Alias]] = COMPLETION_ALIASES
 
     prompt: Prompt
     max_tokens: int = Field(default=DEFAULT_COMPLETION_TOKENS, ge=0)
     logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
     echo: bool = False
+    best_of: int | None = Field(default=None, ge=1, le=MAX_CHOICES)
+    suffix: str | None = None
+    add_special_tokens: bool = True
 
     @field_validator("prompt", mode="plain")
     @classmethod
@@ -193,7 +229,7 @@ class CompletionRequest(GenerationRequest):
         return 1 if isinstance(self.prompt, str) else len(self.prompt)
 
     def refuse_hopeless(self, max_length: int) -> None:
-        for prompt in self.prompts:
+        for prompt in self.prompts if self.truncate_prompt_tokens is None else ():
             refuse_at_least(least_tokens(prompt), max_length, "prompt")
 
     def job(self) -> GenerationJob:
@@ -202,22 +238,47 @@ class CompletionRequest(GenerationRequest):
         if self.max_tokens == 0 and not self.echo:
             raise InputError("max_tokens must be at least 1, or 0 together with echo=true.", param="max_tokens")
         prompts = self.prompts
-        if len(prompts) * self.n > MAX_CHOICES:
+        num_made = self._num_made()
+        if len(prompts) * num_made > MAX_CHOICES:
             raise InputError(
-                f"{len(prompts)} prompts of {self.n} choices each are more than {MAX_CHOICES} choices in one "
+                f"{len(prompts)} prompts of {num_made} choices each are more than {MAX_CHOICES} choices in one "
                 f"request. Send several requests.",
-                param="n" if self.n > 1 else "prompt",
+                param="prompt" if num_made == 1 else "n" if num_made == self.n else "best_of",
             )
         return GenerationJob(
             prompts=prompts,
             sampling=self.sampling(max(1, self.max_tokens)),
-            n=self.n,
+            n=num_made,
+            num_returned=self.n if num_made > self.n else None,
             logprobs=self.logprobs,
             echo=self.echo,
             discard_output=self.max_tokens == 0,
             grammar_field=self.grammar_field,
             labels=self.labels,
+            suffix=self._checked_suffix(),
+            prompt_options=replace(self.prompt_options, add_special_tokens=self.add_special_tokens),
+            text_options=self.text_options,
+            **self.engine_options,
         )
+
+    def _num_made(self) -> int:
+        """Choices of a prompt that are generated."""
+        best_of = self.n if self.best_of is None else self.best_of
+        if best_of < self.n:
+            raise InputError(f"best_of={best_of} choices cannot give the best n={self.n}.", param="best_of")
+        if best_of > self.n and self.stream:
+            raise InputError("best_of works without stream: the best choice is known at the end.", param="best_of")
+        if best_of > self.n and self.prompt_logprobs is not None:
+            raise InputError("best_of works without prompt_logprobs.", param="best_of")
+        return best_of
+
+    def _checked_suffix(self) -> str | None:
+        if not self.suffix:
+            return None
+        for name in ("echo", "truncate_prompt_tokens"):
+            if getattr(self, name):
+                raise InputError(f"suffix works without {name}.", param="suffix")
+        return self.suffix
 
 
 class ChatCompletionRequest(ToolFields, GenerationRequest):
@@ -225,12 +286,15 @@ class ChatCompletionRequest(ToolFields, GenerationRequest):
 
     NEUTRAL: ClassVar[Mapping[str, Neutral]] = CHAT
     INSTEAD: ClassVar[Mapping[str, str]] = CHAT_INSTEAD
+    ALIASES: ClassVar[Mapping[str, Alias]] = CHAT_ALIASES
+    DEFAULT_EFFORTS: ClassVar[Mapping[str, str]] = {"verbosity": "medium"}
 
     messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
     max_tokens: int | None = Field(default=None, ge=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
     logprobs: bool = False
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
+    echo: bool = False
 
     @property
     def num_items(self) -> int:
@@ -241,6 +305,8 @@ class ChatCompletionRequest(ToolFields, GenerationRequest):
 
     def refuse_hopeless(self, max_length: int) -> None:
         """A message has a token or more, for its role."""
+        if self.truncate_prompt_tokens is not None:
+            return
         num_characters = sum(message.num_characters for message in self.messages)
         at_least = max(len(self.messages), num_characters // TOKEN_CHARACTERS)
         refuse_at_least(at_least, max_length, "messages")
@@ -254,6 +320,11 @@ class ChatCompletionRequest(ToolFields, GenerationRequest):
         if len(limits) > 1:
             raise InputError("max_tokens and max_completion_tokens differ: give one of them.", param="max_tokens")
         messages = named_results([message.for_template() for message in self.messages])
+        if self.echo and messages[-1]["role"] != "assistant":
+            raise InputError(
+                "echo repeats the assistant's message that the answer follows, and the last message is another's.",
+                param="echo",
+            )
         efforts = {name: getattr(self, name) for name in ("reasoning_effort", "verbosity")}
         return GenerationJob(
             messages=messages,
@@ -262,10 +333,19 @@ class ChatCompletionRequest(ToolFields, GenerationRequest):
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
             template_options=self.template_options(),
             efforts={name: value for name, value in efforts.items() if value is not None},
+            default_efforts=self.DEFAULT_EFFORTS,
             chat=self.chat_output(_last_text(messages) if self.continue_final_message else ""),
             grammar_field=self.grammar_field,
             labels=self.labels,
+            prompt_options=self.prompt_options,
+            text_options=self.text_options,
+            **self.engine_options,
         )
+
+    @property
+    def echoed(self) -> str:
+        """What the answer's text begins with."""
+        return _last_text(named_results([self.messages[-1].for_template()])) if self.echo else ""
 
 
 def _last_text(messages: Sequence[Mapping[str, Any]]) -> str:

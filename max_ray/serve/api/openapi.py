@@ -14,11 +14,22 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from pydantic.json_schema import models_json_schema
 
 from max_ray import __version__
+from max_ray.serve.api.files.routes import LONGEST_S, SHORTEST_S
 from max_ray.serve.api.request_fields import ApiRequest, StrictModel
 from max_ray.serve.api.route_table import ROUTES, Route
 
 _SCHEMAS = "#/components/schemas/"
 _ERROR = {"description": "An error, in the shape of the route's dialect.", "content": {"application/json": {}}}
+_UPLOAD = {
+    "type": "object",
+    "required": ["file", "purpose"],
+    "properties": {
+        "file": {"type": "string", "format": "binary"},
+        "purpose": {"type": "string", "const": "batch"},
+        "expires_after[anchor]": {"type": "string", "const": "created_at"},
+        "expires_after[seconds]": {"type": "integer", "minimum": SHORTEST_S, "maximum": LONGEST_S},
+    },
+}
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>max_ray API</title><style>
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }}
@@ -98,8 +109,10 @@ def _operation(route: Route, method: str, body: Any) -> dict[str, Any]:
     if names:
         schema = {"type": "string"}
         operation["parameters"] = [{"name": name, "in": "path", "required": True, "schema": schema} for name in names]
-    if body is not None:
+    if body is not None and method == "POST":
         operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
+    elif (route.path, method) == ("/v1/files", "POST"):
+        operation["requestBody"] = {"required": True, "content": {"multipart/form-data": {"schema": _UPLOAD}}}
     return operation
 
 
@@ -115,6 +128,8 @@ def _add_null_and_neutral_fields(schemas: dict[str, Any]) -> None:
         for field, neutral in kinds[name].NEUTRAL.items():
             values = f"null, or {neutral.values}" if neutral.values else "null"
             fields.setdefault(field, {"description": f"Not honoured. Passes only as {values}."})
+        for field, alias in kinds[name].ALIASES.items():
+            fields[field] = {"description": f"Another server's name of a field: {alias.values}, or null."}
 
 
 def _without_refusing_branches(schema: Any) -> Any:
@@ -146,14 +161,14 @@ def _page(document: Mapping[str, Any]) -> str:
     """The document for people. Plain HTML: it loads nothing and runs nothing."""
     rows, bodies = [], []
     for path, methods in document["paths"].items():
-        operation = next(iter(methods.values()))
+        operation = methods.get("post") or next(iter(methods.values()))
         cells = (
             f"<code>{html.escape(path)}</code>",
             " ".join(m.upper() for m in methods),
             html.escape(operation["summary"]),
         )
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-        if "requestBody" in operation:
+        if "application/json" in operation.get("requestBody", {}).get("content", ()):
             bodies.append(_body_section(path, operation["requestBody"]))
     schemas = document["components"]["schemas"]
     bodies += [_schema_section(name, schemas[name]) for name in sorted(schemas)]

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from max_ray.config.models import is_loopback
 from max_ray.serve.api.engine import ApiOptions
 from max_ray.serve.api.http_errors import ErrorResponse, error_body
+from max_ray.serve.api.scope import route_path
 
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:\d{0,5})?")
 _JSON = re.compile(r"application/(json|[\w.-]+\+json)\s*(;.*)?", re.IGNORECASE | re.ASCII)
@@ -32,7 +33,7 @@ class OriginGuard:
 
     def __init__(self, app: ASGIApp, options: ApiOptions) -> None:
         self._app = app
-        self._has_keys = bool(options.api_keys)
+        self._has_keys = options.has_keys
         any_host = ("*",) if self._has_keys else _RESERVED_FOR_TESTS
         self._hosts = any_host if options.allowed_hosts is None else options.allowed_hosts
         self._origins = options.allowed_origins
@@ -57,7 +58,7 @@ class OriginGuard:
         if not self._may_ask(scope, headers):
             return _foreign_origin(headers)
         if not self._has_keys and scope.get("method") in _WITH_BODY:
-            return _check_content_type(headers)
+            return None if _is_upload(scope, headers) else _check_content_type(headers)
         return None
 
     def _knows_host(self, scope: Scope, headers: Headers) -> bool:
@@ -106,6 +107,12 @@ def _is_own(origin: str, headers: Headers) -> bool:
     """True for a page that this very address served."""
     scheme, _, authority = origin.partition("://")
     return scheme in ("http", "https") and [authority.lower()] == [host.lower() for host in headers.get(b"host", [])]
+
+
+def _is_upload(scope: Scope, headers: Headers) -> bool:
+    """Whether this is for the route that takes a form, from a program or from a page that names its origin."""
+    may_ask = b"origin" in headers or b"sec-fetch-site" not in headers
+    return may_ask and route_path(scope) == "/v1/files"
 
 
 def _check_content_type(headers: Headers) -> ErrorResponse | None:

@@ -65,8 +65,9 @@ class ParsedChoice(Choice):
         kept = self._kept(events)
         if self.finish_reason == "stop" and self._has_calls:
             self.finish_reason = "tool_calls"
-        is_any = kept or delta.tokens or self.finish_reason
-        return ParsedDelta(self.index, "", delta.tokens, self.finish_reason, kept) if is_any else None
+        if not (kept or delta.tokens or delta.token_ids or self.finish_reason):
+            return None
+        return ParsedDelta(self.index, "", delta.tokens, self.finish_reason, delta.token_ids, kept)
 
     def _kept(self, events: list[Event]) -> list[Event]:
         """The events that the request wants. Where it wants one call only, the answer ends with that."""
@@ -95,22 +96,32 @@ def made_choice(
     chat = job.chat
     assert chat is not None, "a request without messages"
     tools = chat.parser if chat.tools else None
-    reasoning = parsers.reasoning if chat.separates_reasoning and not _is_one_grammar(job) else None
+    reasoning = parsers.reasoning if chat.separates_reasoning and not _is_one_grammar(context) else None
     if tools is None and reasoning is None:
         return Choice(index, context, tokenizer, job)
-    end = context.tokens.prompt[-(_CONTINUED_PROMPT_END if chat.continued else _PROMPT_END) :]
-    given = ParserInput(
-        tools=chat.tools, prompt_end=tokenizer.decode_ids(end.tolist()) if reasoning else "", continued=chat.continued
-    )
+    prompt_end = end_of_prompt(context, tokenizer, chat) if reasoning else ""
+    given = ParserInput(tools=chat.tools, prompt_end=prompt_end, continued=chat.continued)
     parser = create_parser(tools, reasoning, given)
     assert parser is not None
     return ParsedChoice(index, context, tokenizer, job, chat, parser)
 
 
-def _is_one_grammar(job: GenerationJob) -> bool:
+def end_of_prompt(context: TextContext, tokenizer: TextTokenizer, chat: ChatOutput) -> str:
+    """The end of a prompt, special tokens shown: where a template may have begun the reasoning.
+
+    Args:
+        context: Of the choice.
+        tokenizer: Of the model.
+        chat: How the answer is read.
+    """
+    end = context.tokens.prompt[-(_CONTINUED_PROMPT_END if chat.continued else _PROMPT_END) :]
+    return tokenizer.decode_ids(end.tolist())
+
+
+def _is_one_grammar(context: TextContext) -> bool:
     """Whether a grammar makes the whole answer, so that there is no reasoning before it."""
-    grammar = job.sampling.get("structured_output")
-    return grammar is not None and grammar.kind != "structural_tag"
+    grammar = context.sampling_params.structured_output
+    return grammar is not None and grammar.kind not in ("structural_tag", "reasoning")
 
 
 def joined_texts(events: list[Event]) -> tuple[str, str]:

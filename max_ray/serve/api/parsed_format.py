@@ -35,12 +35,13 @@ class ParsedChatFormat(ChatFormat):
         chunks = []
         if delta.index not in self._begun:
             self._begun.add(delta.index)
-            chunks.append(self._chunk(delta.index, '"delta": {"role": "assistant", "content": ""}', None, None))
+            chunks.append(self._role_chunk(delta.index))
         logprobs = self._logprobs(delta.tokens) if delta.tokens else None
+        ids = delta.token_ids or None
         contents = [content for event in _events_of(delta) if (content := _delta(event))]
-        for content in contents or ["{}"] * bool(logprobs):
-            chunks.append(self._chunk(delta.index, f'"delta": {content}', logprobs, None))
-            logprobs = None
+        for content in contents or ["{}"] * bool(logprobs or ids):
+            chunks.append(self._chunk(delta.index, f'"delta": {content}', logprobs, None, ids))
+            logprobs = ids = None
         if delta.finish_reason:
             none = None if delta.tokens is None else self._logprobs([])
             chunks.append(self._chunk(delta.index, '"delta": {}', none, delta.finish_reason))
@@ -50,6 +51,7 @@ class ParsedChatFormat(ChatFormat):
         events = join_events(_events_of(choice))
         calls = _calls(events)
         content, reasoning = joined_texts(events)
+        content = self._options.prefix + content
         message: dict[str, Any] = {"role": "assistant", "content": content or (None if calls else ""), "refusal": None}
         if reasoning:
             message["reasoning_content"] = reasoning

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
 
 from max_ray.errors import nearest, quoted
+from max_ray.serve.api.aliases import Alias
 
 MAX_PROBLEMS = 3
 FIELD_ERROR = "field"
@@ -82,12 +83,14 @@ class FieldProblem:
 class StrictModel(BaseModel):
     """Base of all requests and their parts: strict types, no unknown field, null as "not given".
 
-    NEUTRAL: fields that pass with some values. INSTEAD: the sentence for an unknown name that has one.
+    NEUTRAL: fields that pass with some values. INSTEAD: the sentence for an unknown name that has one. ALIASES: other
+    names of fields.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
     NEUTRAL: ClassVar[Mapping[str, Neutral]] = {}
     INSTEAD: ClassVar[Mapping[str, str]] = {}
+    ALIASES: ClassVar[Mapping[str, Alias]] = {}
     _known: ClassVar[Set[str]] = frozenset()
 
     @classmethod
@@ -101,12 +104,34 @@ class StrictModel(BaseModel):
             data = data.model_dump()  # such as a message of the openai package
         if not isinstance(data, dict):
             return data
+        if not cls.ALIASES.keys().isdisjoint(data):
+            data = cls._own_names(data)
         if cls._known >= data.keys() and None not in data.values():
             return cls._completed(data)
         problems = (problem for name in data if name not in cls._known for problem in cls._problems(name, data))
         raise_problems(list(islice(problems, MAX_PROBLEMS)))
         given = {name: value for name, value in data.items() if name in cls._known and value is not None}
         return cls._completed(given)
+
+    @classmethod
+    def _own_names(cls, data: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields without aliases. `raise_problems` for an alias that contradicts the field itself."""
+        named = {name: value for name, value in data.items() if name not in cls.ALIASES}
+        problems = []
+        for name in cls.ALIASES.keys() & data.keys():
+            value, alias = data[name], cls.ALIASES[name]
+            if value is None:
+                continue
+            if not alias.takes(value):
+                problems.append(FieldProblem(name, _wrong_kind(alias)))
+                continue
+            for own, meant in alias.fields(value).items():
+                if named.get(own) is None:
+                    named[own] = meant
+                elif not _is_same(named[own], meant):
+                    problems.append(FieldProblem(name, _contradiction(own)))
+        raise_problems(problems[:MAX_PROBLEMS])
+        return named
 
     @classmethod
     def _completed(cls, given: dict[str, Any]) -> dict[str, Any]:
@@ -130,6 +155,14 @@ class ApiRequest(StrictModel):
     def refuse_hopeless(self, max_length: int) -> None:
         """Raises PromptTooLongError for what cannot fit a model of `max_length` tokens however it is encoded."""
         raise NotImplementedError
+
+
+def _wrong_kind(alias: Alias) -> Callable[[str], str]:
+    return lambda place: f"The field '{place}' is not valid: it must be {alias.values}."
+
+
+def _contradiction(own: str) -> Callable[[str], str]:
+    return lambda place: f"The fields '{place}' and '{own}' mean the same, and have different values: give one of them."
 
 
 def raise_problems(problems: list[FieldProblem]) -> None:

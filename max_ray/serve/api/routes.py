@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from functools import partial
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -21,17 +22,23 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from max_ray import __version__
+from max_ray.errors import NotFoundError, quoted
 from max_ray.interfaces import PipelineTask
+from max_ray.serve.api.access.caller import CALLER
+from max_ray.serve.api.access.key_ring import KeyRing
 from max_ray.serve.api.accounting import RequestCounter
 from max_ray.serve.api.answer import Answer, check_model, open_answer
 from max_ray.serve.api.anthropic.requests import CountTokensRequest, MessagesRequest
 from max_ray.serve.api.anthropic.routes import add_anthropic_routes
 from max_ray.serve.api.api_context import ApiContext, ModelDetails
 from max_ray.serve.api.auth import KeyAuth
+from max_ray.serve.api.batches.routes import BatchRequest, add_batch_routes
+from max_ray.serve.api.batches.runner import BatchRunner
 from max_ray.serve.api.body_reader import BodyReader
 from max_ray.serve.api.deadline import RequestDeadline
 from max_ray.serve.api.embeddings import EmbeddingsJob, EmbeddingsRequest, open_job
 from max_ray.serve.api.engine import ApiOptions, Engine
+from max_ray.serve.api.files.routes import add_file_routes
 from max_ray.serve.api.http_errors import (
     ErrorResponse,
     add_error_handlers,
@@ -43,23 +50,30 @@ from max_ray.serve.api.ollama.routes import OllamaEmbedRequest, ShowRequest, add
 from max_ray.serve.api.openai import ChatCompletionRequest, CompletionRequest
 from max_ray.serve.api.openapi import add_documentation
 from max_ray.serve.api.origin_guard import OriginGuard, cors_settings
+from max_ray.serve.api.page.routes import add_page
 from max_ray.serve.api.request_fields import ApiRequest
+from max_ray.serve.api.request_log import SharedRecords
 from max_ray.serve.api.respond import respond
 from max_ray.serve.api.responses.requests import ResponsesRequest
 from max_ray.serve.api.responses.routes import add_response_routes
 from max_ray.serve.api.responses.store import LocalResponseStore, ResponseStore
 from max_ray.serve.api.route_table import known_paths
-from max_ray.serve.api.scope import CLIENT_CLOSED, SEND_KEY, SERVER_SEND_KEY
+from max_ray.serve.api.scope import CLIENT_CLOSED, DEADLINE_KEY, SEND_KEY, SERVER_SEND_KEY
+from max_ray.serve.api.score import RERANK_PATHS, SCORE_PATHS, RerankBody, ScoreBody, add_score_routes
+from max_ray.serve.api.server_view import server_object
 from max_ray.serve.api.sse import ClientGoneError, until_disconnect
 from max_ray.serve.api.token_routes import DetokenizeRequest, TokenizeRequest, add_token_routes
 
 logger = logging.getLogger(__name__)
 
-_BODIES: dict[str, type[ApiRequest]] = {
+BODIES: dict[str, type[ApiRequest]] = {
     "/v1/completions": CompletionRequest,
     "/v1/chat/completions": ChatCompletionRequest,
     "/v1/embeddings": EmbeddingsRequest,
+    **dict.fromkeys(SCORE_PATHS, ScoreBody),
+    **dict.fromkeys(RERANK_PATHS, RerankBody),
     "/v1/responses": ResponsesRequest,
+    "/v1/batches": BatchRequest,
     "/v1/messages": MessagesRequest,
     "/v1/messages/count_tokens": CountTokensRequest,
     "/api/chat": OllamaChatRequest,
@@ -77,6 +91,8 @@ def build_api(
     options: ApiOptions | None = None,
     responses: ResponseStore | None = None,
     details: ModelDetails | None = None,
+    batches: BatchRunner | None = None,
+    records: SharedRecords | None = None,
 ) -> FastAPI:
     """The application with all routes.
 
@@ -85,6 +101,8 @@ def build_api(
         options: Settings of the front.
         responses: Keeps the responses of the Responses API; None keeps them in this process.
         details: What is told of the served model.
+        batches: Runs batches, started by the caller; None: the server keeps no files.
+        records: What other replicas know of their requests; None: there are no others.
     """
     options = options or ApiOptions()
     no_pages: dict[str, Any] = {"openapi_url": None, "docs_url": None, "redoc_url": None}
@@ -92,21 +110,46 @@ def build_api(
     bodies = BodyReader(timeout_s=options.body_timeout_s)
     store = LocalResponseStore() if responses is None else responses
     context = ApiContext(engine, options, bodies, store, details or ModelDetails())
-    _add_readings(api, engine)
+    _add_readings(api, context, records)
+    add_page(api)
     _add_tasks(api, context)
     add_response_routes(api, context)
     add_anthropic_routes(api, context)
     add_ollama_routes(api, context)
     add_token_routes(api, context)
-    add_documentation(api, _BODIES)
+    add_score_routes(api, context)
+    add_file_routes(api, batches.store if batches else None, options.body_timeout_s)
+    add_batch_routes(api, context, batches)
+    add_documentation(api, BODIES)
     add_error_handlers(api, known_paths())
-    if options.api_keys:
-        api.add_middleware(KeyAuth, keys=options.api_keys)
+    if options.has_keys:
+        path = None if options.api_keys_file is None else Path(options.api_keys_file)
+        api.add_middleware(KeyAuth, ring=KeyRing(options.api_keys, path))
     api.add_middleware(RequestDeadline)
     if options.allowed_origins:
         api.add_middleware(CORSMiddleware, **cors_settings(options.allowed_origins))
     api.add_middleware(OriginGuard, options=options)
     api.add_middleware(RequestCounter, engine=engine)
+    return api
+
+
+def build_line_api(
+    engine: Engine, options: ApiOptions | None = None, responses: ResponseStore | None = None
+) -> FastAPI:
+    """The application that lines of batches are sent to: the same routes, with no guard and no counter around them.
+
+    Args:
+        engine: What generates.
+        options: Settings of the front.
+        responses: Keeps the responses of the Responses API; None keeps them in this process.
+    """
+    options = options or ApiOptions()
+    api = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+    store = LocalResponseStore() if responses is None else responses
+    context = ApiContext(engine, options, BodyReader(timeout_s=options.body_timeout_s), store)
+    _add_tasks(api, context)
+    add_response_routes(api, context)
+    add_error_handlers(api, known_paths())
     return api
 
 
@@ -120,14 +163,15 @@ class _Api(FastAPI):
         await super().__call__(scope, receive, send)
 
 
-def _add_readings(api: FastAPI, engine: Engine) -> None:
+def _add_readings(api: FastAPI, context: ApiContext, records: SharedRecords | None) -> None:
     """The routes of GET and HEAD. Of an answer to HEAD the HTTP server sends the headers only."""
-    created = int(time.time())
+    engine, created, started = context.engine, int(time.time()), time.monotonic()
     get = partial(api.api_route, methods=["GET", "HEAD"])
 
     @get("/v1/models")
     async def list_models() -> Response:
-        return JSONResponse({"object": "list", "data": [_model_object(engine, created)]})
+        may_use = CALLER.get().may_use(engine.model_name)
+        return JSONResponse({"object": "list", "data": [_model_object(engine, created)] if may_use else []})
 
     @get("/v1/models/{model:path}")
     async def show_model(model: str) -> Response:
@@ -147,9 +191,30 @@ def _add_readings(api: FastAPI, engine: Engine) -> None:
         content = await asyncio.to_thread(render_metrics, await engine.metrics_snapshots())  # milliseconds
         return Response(content, headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
 
+    @get("/v1/requests/{answer_id}")
+    async def show_request(answer_id: str) -> Response:
+        return JSONResponse(await _request_record(engine, records, answer_id))
+
+    @get("/v1/server")
+    async def server() -> Response:
+        return JSONResponse(await server_object(context, started))
+
     @get("/version")
     async def version() -> Response:
         return JSONResponse({"version": __version__})
+
+
+async def _request_record(engine: Engine, records: SharedRecords | None, answer_id: str) -> dict[str, Any]:
+    """Raises NotFoundError for a request that is not known, or is another key's."""
+    record = engine.requests.find(answer_id)
+    if record is None and records is not None:
+        record = await records.find_record(answer_id)
+    if record is None or not CALLER.get().may_read(record.owner):
+        raise NotFoundError(
+            f"There is no request {quoted(answer_id)}: the last ones are kept, by the id of the answer.",
+            param="id",
+        )
+    return record.content
 
 
 def _add_tasks(api: FastAPI, context: ApiContext) -> None:
@@ -184,6 +249,8 @@ async def _opened(
     """The answer, and whether it is streamed. Nothing of the body is kept."""
     arrival = perf_counter()
     async with context.parsed(request, kind, is_chat=kind is ChatCompletionRequest) as parsed:
+        if parsed.timeout is not None:
+            request.scope[DEADLINE_KEY].limit(parsed.timeout)
         return await open_answer(context.engine, parsed, arrival), parsed.stream
 
 
@@ -209,5 +276,6 @@ def _model_object(engine: Engine, created: int) -> dict[str, Any]:
         "owned_by": "max_ray",
         "max_model_len": engine.tokenizer.max_length,
         "task": engine.task.value,
+        "modalities": ["text", "image"] if engine.tokenizer.takes_images else ["text"],
         **({"chat_template": engine.tokenizer.describe_chat_template(), **engine.parsers.public()} if is_chat else {}),
     }

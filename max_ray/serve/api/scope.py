@@ -14,6 +14,9 @@ SERVER_SEND_KEY = "max_ray.server_send"
 TIMEOUT_KEY = "max_ray.timeout"
 """The client's `x-request-timeout-seconds`, taken out of the headers."""
 
+DEADLINE_KEY = "max_ray.deadline"
+"""The request's `Deadline`, which the body may bring nearer."""
+
 CLIENT_CLOSED = 499
 """The status of a request whose client hung up, as nginx counts it. No client receives it."""
 REQUEST_TIMEOUT = 408
@@ -29,7 +32,12 @@ def route_path(scope: Scope) -> str:
 
 
 def drop_trailing_slash(scope: Scope) -> None:
-    """`/v1/completions/` is the route itself: a redirect would go to whatever host the client named."""
+    """`/v1/completions/` is the route itself: a redirect would go to whatever host the client named.
+
+    A prefix without a slash is the application's root.
+    """
     path: str = scope["path"]
+    if path and path == scope.get("root_path"):
+        scope["path"] = path + "/"
     if path.endswith("/") and route_path(scope) != "/":
         scope["path"] = path[:-1]

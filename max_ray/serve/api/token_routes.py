@@ -16,7 +16,8 @@ from max_ray.serve.api.answer import check_model, prepared_generation
 from max_ray.serve.api.api_context import ApiContext
 from max_ray.serve.api.chat_messages import MAX_MESSAGES, Message
 from max_ray.serve.api.engine import Engine
-from max_ray.serve.api.openai import TOKEN_CHARACTERS, ChatCompletionRequest, ShortText, refuse_at_least, validated
+from max_ray.serve.api.extension_fields import ShortText
+from max_ray.serve.api.openai import TOKEN_CHARACTERS, ChatCompletionRequest, refuse_at_least, validated
 from max_ray.serve.api.request_fields import ApiRequest, Neutral, foreign
 from max_ray.serve.api.scope import CLIENT_CLOSED
 from max_ray.tokenization.inspection import describe_tokenizer, prompt_ids, text_of_ids

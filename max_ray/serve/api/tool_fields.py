@@ -89,6 +89,7 @@ class ChatOutput:
         includes_reasoning: Whether reasoning is in the answer.
         continued: The text of the assistant that the answer continues.
         parser: The tool parser, once it is known.
+        thinking_budget: Tokens of reasoning after which its end is forced; None for any number.
     """
 
     tools: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -99,6 +100,7 @@ class ChatOutput:
     includes_reasoning: bool = True
     continued: str = ""
     parser: str | None = None
+    thinking_budget: int | None = None
 
     @property
     def is_forced(self) -> bool:
@@ -124,6 +126,7 @@ class ToolFields(StrictModel):
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
     verbosity: Literal["low", "medium", "high"] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    thinking_token_budget: int | None = Field(default=None, ge=-1)
     documents: Annotated[list[dict[str, Any]], Field(max_length=MAX_DOCUMENTS, fail_fast=True)] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
@@ -163,7 +166,9 @@ class ToolFields(StrictModel):
                     param="tool_choice",
                 )
             return [function for function in functions if function.name == choice.function.name]
-        if choice == "required" and not functions:
+        if (
+            choice == "required" and self.tools is not None and not functions
+        ):  # alone, as LlamaIndex sends it, it passes
             raise InputError("tool_choice is 'required', and there are no tools.", param="tool_choice")
         return [] if choice == "none" else functions
 
@@ -184,6 +189,7 @@ class ToolFields(StrictModel):
             separates_reasoning=self.reasoning_format != "none",
             includes_reasoning=self.include_reasoning is not False,
             continued=continued,
+            thinking_budget=None if self.thinking_token_budget == -1 else self.thinking_token_budget,
         )
 
     def template_options(self) -> dict[str, Any]:

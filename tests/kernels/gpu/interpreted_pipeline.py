@@ -5,6 +5,7 @@ TRITON_INTERPRET=1 python -m pytest tests/kernels/gpu/interpreted_pipeline.py
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -20,6 +21,7 @@ from max_ray.interfaces import TextContext
 from max_ray.kernels import gpu, reference
 from max_ray.pipelines.text_generation import TextGenerationPipeline
 from tests.engine.ahead import Recorder, ahead
+from tests.engine.test_logit_controls import random_row
 from tests.engine.test_sampler import CPU, VOCAB_SIZE, mixed_rows
 from tests.pipelines.conftest import Lab, make_context, random_prompt, run_to_end
 
@@ -110,4 +112,22 @@ def test_the_sampler_on_the_device_gives_the_tokens_of_the_one_on_the_host() -> 
         expected, actual = on_host.sample(logits, alive), on_device.sample(logits, alive)
         assert actual.tokens.tolist() == expected.tokens.tolist()
         assert actual.log_probabilities == expected.log_probabilities
+        alive = [row for row in alive if row != 2 * step]
+
+
+@pytest.mark.parametrize("case", range(3))
+def test_logit_controls_on_the_device(case: int) -> None:
+    """The same tokens as on the host, without a wait; rows end on the way."""
+    rng = random.Random(case)
+    rows = [random_row(rng, 10 * case + number) for number in range(12)]
+    on_host, on_device = Sampler(rows, VOCAB_SIZE, CPU), Sampler(rows, VOCAB_SIZE, CPU, gpu.sample)
+    alive = list(range(len(rows)))
+    for step in range(3):
+        logits = torch.randn(len(alive), VOCAB_SIZE, generator=torch.Generator().manual_seed(step)) * 3
+        expected = on_host.sample(logits, alive).tokens.tolist()
+        with NoQuestions():
+            sampled = on_device.sample(logits, alive)
+        assert sampled.tokens.tolist() == expected
+        for sampler in (on_host, on_device):
+            sampler.accept(alive, expected)
         alive = [row for row in alive if row != 2 * step]

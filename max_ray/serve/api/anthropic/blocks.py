@@ -114,14 +114,31 @@ def _block_tag(block: Any) -> str:
     return _TAGS.get(kind, "<unknown>") if isinstance(kind, str) else "<unknown>"
 
 
+class ToolReferenceBlock(StrictModel):
+    """A tool that a search of the client's found: from here on it is offered, though it has `defer_loading`."""
+
+    NEUTRAL: ClassVar[Mapping[str, Neutral]] = {"cache_control": CACHE_CONTROL}
+
+    type: Literal["tool_reference"]
+    tool_name: str
+
+    def part(self) -> dict[str, Any]:
+        """The content part of a chat message: what the model reads of the search's result."""
+        return {"type": "text", "text": f"Found the tool {self.tool_name}."}
+
+
 def _result_tag(block: Any) -> str:
-    tag = _block_tag(block)
-    return tag if tag in ("<text>", "<image>") else "<unknown>"
+    kind = block.get("type") if isinstance(block, dict) else getattr(block, "type", None)
+    return f"<{kind}>" if kind in ("text", "image", "tool_reference") else "<unknown>"
 
 
 _Refused = Annotated[Any, PlainValidator(_refuse_block), Tag("<unknown>")]
 ResultBlock = Annotated[
-    Annotated[TextBlock, Tag("<text>")] | Annotated[ImageBlock, Tag("<image>")] | _Refused, Discriminator(_result_tag)
+    Annotated[TextBlock, Tag("<text>")]
+    | Annotated[ImageBlock, Tag("<image>")]
+    | Annotated[ToolReferenceBlock, Tag("<tool_reference>")]
+    | _Refused,
+    Discriminator(_result_tag),
 ]
 
 
@@ -141,6 +158,12 @@ class ToolResultBlock(StrictModel):
         | None
     ) = None
     is_error: bool = False
+
+    @property
+    def found_tools(self) -> set[str]:
+        """Names of the tools that it refers to."""
+        blocks = self.content if isinstance(self.content, list) else []
+        return {block.tool_name for block in blocks if isinstance(block, ToolReferenceBlock)}
 
     def message(self) -> dict[str, Any]:
         """The message of the role `tool`."""

@@ -22,9 +22,10 @@ from max_ray.serve.api.anthropic.format import MessageFormat
 from max_ray.serve.api.chat_messages import MAX_MESSAGES
 from max_ray.serve.api.dialect import DialectFormat, DialectRequest, Places, Translated, translated
 from max_ray.serve.api.engine import Engine
+from max_ray.serve.api.extension_fields import ShortText
 from max_ray.serve.api.generation import Generation
 from max_ray.serve.api.neutral_fields import CACHE_CONTROL
-from max_ray.serve.api.openai import ChatCompletionRequest, ShortText
+from max_ray.serve.api.openai import ChatCompletionRequest
 from max_ray.serve.api.request_fields import Neutral, StrictModel, only
 
 MAX_TOOLS = 1024
@@ -33,6 +34,7 @@ _NAMES = {
     "response_format": "output_config.format",
     "reasoning_effort": "output_config.effort",
     "user": "metadata.user_id",
+    "thinking_token_budget": "thinking.budget_tokens",
     "parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
 }
 
@@ -88,7 +90,6 @@ class Tool(StrictModel):
     NEUTRAL: ClassVar[Mapping[str, Neutral]] = {
         "cache_control": CACHE_CONTROL,
         "allowed_callers": only(["direct"]),
-        "defer_loading": only(False),
         "eager_input_streaming": only(True),
         "input_examples": only([]),
     }
@@ -97,6 +98,7 @@ class Tool(StrictModel):
     input_schema: dict[str, Any]
     description: str | None = None
     strict: bool | None = None
+    defer_loading: bool = False
     type: Literal["custom"] = "custom"
 
     def tool(self) -> dict[str, Any]:
@@ -146,12 +148,29 @@ class OutputConfig(StrictModel):
 
 
 class Thinking(StrictModel):
-    """`adaptive` leaves it to the model; `disabled` turns reasoning off where the model's template can."""
+    """`enabled` bounds it by `budget_tokens`, `adaptive` leaves it to the model, `disabled` turns it off where the
+    model's template can.
 
-    INSTEAD: ClassVar[Mapping[str, str]] = {"budget_tokens": "There are no budgets: use {'type': 'adaptive'}."}
-    NEUTRAL: ClassVar[Mapping[str, Neutral]] = {"display": only("summarized")}
+    With the display `omitted` the answer has no thinking blocks; `summarized` shows all of the reasoning.
+    """
 
-    type: Literal["adaptive", "disabled"]
+    type: Literal["enabled", "adaptive", "disabled"]
+    budget_tokens: int | None = Field(default=None, ge=1)
+    display: Literal["summarized", "omitted"] = "summarized"
+
+    def budget(self) -> int | None:
+        """Tokens of reasoning. Raises InputError where the type and the budget contradict each other."""
+        if (self.type == "enabled") != (self.budget_tokens is not None):
+            raise InputError(
+                "thinking has budget_tokens exactly when its type is 'enabled'.", param="thinking.budget_tokens"
+            )
+        return self.budget_tokens
+
+
+class _Chat(ChatCompletionRequest):
+    """A chat whose default effort is Anthropic's."""
+
+    DEFAULT_EFFORTS: ClassVar[Mapping[str, str]] = {**ChatCompletionRequest.DEFAULT_EFFORTS, "reasoning_effort": "high"}
 
 
 class CountTokensRequest(DialectRequest):
@@ -180,7 +199,7 @@ class CountTokensRequest(DialectRequest):
         if self.messages[-1].role == "assistant":
             fields["continue_final_message"] = True
         names = {**_NAMES, "continue_final_message": f"messages[{len(self.messages) - 1}]"}
-        return translated(ChatCompletionRequest, fields, Places(places, names))
+        return translated(_Chat, fields, Places(places, names))
 
     def formatter(self, engine: Engine, generation: Generation) -> DialectFormat:
         return MessageFormat(engine.model_name, generation)
@@ -205,11 +224,17 @@ class CountTokensRequest(DialectRequest):
 
     def _tools(self) -> dict[str, Any]:
         choice = self.tool_choice
-        fields: dict[str, Any] = {"tools": [tool.tool() for tool in self.tools] if self.tools else None}
+        fields: dict[str, Any] = {"tools": [tool.tool() for tool in self._offered_tools()] or None}
         if choice is None:
             return fields
         parallel = None if choice.disable_parallel_tool_use is None else not choice.disable_parallel_tool_use
         return fields | {"tool_choice": choice.choice(), "parallel_tool_calls": parallel}
+
+    def _offered_tools(self) -> list[Tool]:
+        """Tools with `defer_loading` are offered once a tool result refers to them."""
+        blocks = (block for message in self.messages if isinstance(message.content, list) for block in message.content)
+        found = set().union(*(block.found_tools for block in blocks if isinstance(block, ToolResultBlock)))
+        return [tool for tool in self.tools or () if not tool.defer_loading or tool.name in found]
 
     def _output(self) -> dict[str, Any]:
         config = self.output_config or OutputConfig()
@@ -217,8 +242,11 @@ class CountTokensRequest(DialectRequest):
             raise InputError("output_format and output_config.format are the same: give one.", param="output_format")
         wanted = config.format or self.output_format
         is_off = self.thinking is not None and self.thinking.type == "disabled"
+        is_omitted = self.thinking is not None and self.thinking.display == "omitted"
         return {
             "reasoning_effort": "none" if is_off else config.effort,
+            "thinking_token_budget": None if self.thinking is None else self.thinking.budget(),
+            "include_reasoning": False if is_omitted else None,
             "response_format": None if wanted is None else wanted.response_format(),
         }
 

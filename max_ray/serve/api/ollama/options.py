@@ -16,11 +16,6 @@ _AT_START = "It is a setting of the server's start."
 _NO_NUMBER = 0
 
 
-def _has_no_penalty(given: Any, request: Mapping[str, Any]) -> bool:
-    """Shapes a penalty that is off; -1 is the whole text, which is what a penalty looks at here."""
-    return type(given) is int and (given == -1 or request.get("repeat_penalty") in (None, 1))
-
-
 def _penalizes_newline(given: Any, request: Mapping[str, Any]) -> bool:
     return given is True or (given is False and request.get("repeat_penalty") in (None, 1))
 
@@ -34,9 +29,7 @@ class Options(StrictModel):
         "mirostat_tau": foreign_number(),
         "num_keep": only(0, -1),
         "penalize_newline": Neutral(_penalizes_newline, "true"),
-        "repeat_last_n": Neutral(_has_no_penalty, "-1, the whole text"),
         "tfs_z": only(1),
-        "typical_p": only(1),
         **{
             name: only(instead=_AT_START)
             for name in (
@@ -55,6 +48,8 @@ class Options(StrictModel):
     min_p: float | None = None
     seed: int | None = None
     stop: list[str] | None = None
+    typical_p: float | None = None
+    repeat_last_n: int | None = None
     repeat_penalty: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
@@ -75,6 +70,8 @@ class Options(StrictModel):
             "top_k": self.top_k,
             "top_p": self.top_p,
             "min_p": self.min_p,
+            "typical_p": self.typical_p,
+            "repeat_last_n": self.repeat_last_n,
             "seed": self.seed,
             "stop": self.stop,
             "repetition_penalty": self.repeat_penalty,

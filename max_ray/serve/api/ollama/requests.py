@@ -12,11 +12,12 @@ from max_ray.errors import InputError
 from max_ray.serve.api.chat_messages import MAX_MESSAGES
 from max_ray.serve.api.dialect import DialectFormat, DialectRequest, Places, Translated, translated
 from max_ray.serve.api.engine import Engine
+from max_ray.serve.api.extension_fields import ShortText
 from max_ray.serve.api.generation import Generation
 from max_ray.serve.api.ollama.format import ChatLines, GenerateLines
 from max_ray.serve.api.ollama.messages import MAX_IMAGES, OllamaMessage, chat_of, content_of
 from max_ray.serve.api.ollama.options import Options, checked_keep_alive, model_name
-from max_ray.serve.api.openai import ChatCompletionRequest, CompletionRequest, ShortText
+from max_ray.serve.api.openai import ChatCompletionRequest, CompletionRequest
 from max_ray.serve.api.request_fields import Neutral, only
 
 MAX_TOOLS = 1024

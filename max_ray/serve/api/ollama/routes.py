@@ -13,16 +13,18 @@ from pydantic import BeforeValidator, Field
 from starlette.requests import ClientDisconnect
 
 from max_ray import __version__
+from max_ray.errors import InputError
 from max_ray.interfaces import PipelineTask
 from max_ray.serve.api.answer import check_model, check_task
 from max_ray.serve.api.api_context import ApiContext
 from max_ray.serve.api.dialect import open_dialect
 from max_ray.serve.api.embeddings import EmbeddingsRequest, open_job
 from max_ray.serve.api.engine import Engine
+from max_ray.serve.api.extension_fields import ShortText
 from max_ray.serve.api.ollama.format import MEDIA_TYPE, loaded, timestamp
 from max_ray.serve.api.ollama.options import Options, model_name
 from max_ray.serve.api.ollama.requests import KeepAlive, OllamaChatRequest, OllamaGenerateRequest, OllamaRequest
-from max_ray.serve.api.openai import ShortText, validated
+from max_ray.serve.api.openai import validated
 from max_ray.serve.api.request_fields import ApiRequest, Neutral, only
 from max_ray.serve.api.respond import respond
 from max_ray.serve.api.scope import CLIENT_CLOSED
@@ -34,12 +36,26 @@ ModelName = Annotated[ShortText, BeforeValidator(lambda name: model_name(name) i
 
 
 class ShowRequest(ApiRequest):
-    """`POST /api/show`."""
+    """`POST /api/show`. `name` is the older name of `model`; litellm uses it."""
 
     NEUTRAL: ClassVar[Mapping[str, Neutral]] = {"verbose": only(False)}
-    INSTEAD: ClassVar[Mapping[str, str]] = {"name": "Use 'model'."}
 
-    model: ModelName
+    model: ModelName | None = None
+    name: ModelName | None = None
+
+    @property
+    def wanted(self) -> str:
+        """The model's name.
+
+        Raises:
+            InputError: There is none, or there are two.
+        """
+        names = {self.model, self.name} - {None}
+        if not names:
+            raise InputError("The field 'model' is required.", param="model")
+        if len(names) > 1:
+            raise InputError("'name' is the older name of 'model', and they differ: give 'model'.", param="name")
+        return str(names.pop())
 
     def refuse_hopeless(self, max_length: int) -> None:
         """A name fits always."""
@@ -89,7 +105,7 @@ def add_ollama_routes(api: FastAPI, context: ApiContext) -> None:
     async def show(request: Request) -> Response:
         try:
             async with context.parsed(request, ShowRequest) as parsed:
-                check_model(engine, parsed.model)
+                check_model(engine, parsed.wanted)
         except ClientDisconnect:
             return Response(status_code=CLIENT_CLOSED)
         return JSONResponse({"modified_at": started, **_shown(context)})
@@ -182,7 +198,7 @@ def _shown(context: ApiContext) -> dict[str, Any]:
 
 def _capabilities(engine: Engine) -> list[str]:
     if engine.task is not PipelineTask.TEXT_GENERATION:
-        return ["embedding"]
+        return ["embedding"] if engine.task is PipelineTask.EMBEDDINGS_GENERATION else []
     found = {
         "completion": True,
         "vision": engine.tokenizer.takes_images,

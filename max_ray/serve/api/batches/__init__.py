@@ -1,0 +1,1 @@
+"""Batches of requests: checked input files, their state on disk, the runner, the routes."""

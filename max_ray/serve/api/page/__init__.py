@@ -1,0 +1,1 @@
+"""The page at `/`: chat, and the running server. Plain files in `files/`, served as they are."""
