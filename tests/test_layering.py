@@ -21,6 +21,7 @@ TABLE: dict[str, set[str]] = {
     "errors": set(),
     "log": set(),
     "phases": {"log"},
+    "private_files": set(),
     "settings": set(),
     "interfaces": set(),
     "gguf": set(),
@@ -31,7 +32,7 @@ TABLE: dict[str, set[str]] = {
     "output_parsers": set(),
     "config": {"settings", "interfaces", "output_parsers"},
     "kv_cache": {"interfaces"},
-    "kernels": {"interfaces", "settings", "host_memory"},
+    "kernels": {"interfaces", "settings", "host_memory", "private_files"},
     "structured_output": {"interfaces"},
     "distributed": {"driver", "interfaces", "kernels"},
     "weights": {"interfaces", "gguf", "host_memory"},
@@ -46,7 +47,7 @@ TABLE: dict[str, set[str]] = {
         *("interfaces", "config", "huggingface", "weights", "kernels", "distributed", "driver", "nn", "host_memory"),
     },
     "architecture": {"interfaces", "config", "modeling"},
-    "custom_code": {"architecture", "settings"},
+    "custom_code": {"architecture", "settings", "private_files"},
     "registry": {"architecture", "config", "custom_code", "huggingface", "interfaces"},
     "planning": {
         *("interfaces", "config", "registry", "architecture", "custom_code", "huggingface", "sentence_files"),
@@ -79,7 +80,7 @@ TABLE: dict[str, set[str]] = {
     },
     "serve": {
         *("interfaces", "settings", "config", "output_parsers", "tokenization", "registry", "planning", "pipelines"),
-        *("scheduler", "actors", "structured_output", "kv_cache"),
+        *("scheduler", "actors", "structured_output", "kv_cache", "private_files"),
     },
     "deployments": {  # with the examples and the demo's training
         *("interfaces", "settings", "config", "serve"),

@@ -28,7 +28,7 @@ from max_ray.cli.keys import add_key_commands, run_keys
 from max_ray.cli.model_commands import run_plan, run_warm_cache
 from max_ray.config import Origins, PipelineConfig, ServeConfig, load_config
 from max_ray.config.models import ALIASES
-from max_ray.errors import ConfigError, MaxRayError, nearest
+from max_ray.errors import ConfigError, MaxRayError, ServerFailedError, nearest
 from max_ray.log import setup_logging
 from max_ray.serve.serve_config import DEMO_MODEL, load_serve_config
 
@@ -58,8 +58,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point of `max-ray`. Gives the exit code: 0, 2 after a user's mistake, 130 after Ctrl-C, 141 (as a shell
-    calls SIGPIPE) when the output is not read any longer."""
+    """Entry point of `max-ray`. Gives the exit code: 0, 1 when a server failed by itself, 2 after a user's mistake, 130
+    after Ctrl-C, 141 (as a shell calls SIGPIPE) when the output is not read any longer."""
     try:
         options = _parse(list(sys.argv[1:] if arguments is None else arguments))
         setup_logging(settings.log_level())
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except MaxRayError as error:
         print(f"max-ray: error: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, ServerFailedError) else 2
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # who read our output has ended: `max-ray list | head -1`

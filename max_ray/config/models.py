@@ -280,6 +280,26 @@ class ServeConfig(PipelineConfig):
     collective_timeout_s: float = Field(
         60.0, gt=0, le=_MAX_SECONDS, description="Seconds after which ranks that wait for a silent one give up."
     )
+    max_surge_percent: int = Field(
+        0,
+        ge=0,
+        le=100,
+        description="Share of the replicas that an update may start before it stops old ones; each needs room for a "
+        "worker group of its own.",
+    )
+    drain_timeout_s: float = Field(
+        60.0,
+        gt=0,
+        le=_MAX_SECONDS,
+        description="Seconds for which a replica that is removed or replaced goes on with its open requests; then they "
+        "end with an error. The end of the server itself is quicker.",
+    )
+    max_stream_s: int = Field(
+        3600,
+        ge=1,
+        le=int(_MAX_SECONDS),
+        description="Seconds that an open stream may go on after replicas have come or gone; HAProxy cuts it then.",
+    )
     worker_port_range: str | None = Field(
         None,
         description="TCP ports LOW-HIGH on which replicas accept their workers on other nodes. Default: any free port.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 
-from max_ray.errors import MaxRayError, StaleLeaseError, WorkerGroupError
+from max_ray.errors import MaxRayError, ServerStoppingError, StaleLeaseError, WorkerGroupError
 from max_ray.interfaces import KVCacheClient
 from max_ray.log import get_logger
 from max_ray.scheduler.activity import LoopActivity
@@ -46,6 +46,11 @@ class EngineLoop(ABC):
         """The workers were found dead or silent from outside: the next turn brings them back."""
         self._reported = error
         self._wake.set()
+
+    def stop(self) -> None:
+        """The server ends: every open request gets an error, and no other is taken."""
+        self._is_stopped = True
+        self._fail_all(_stopping())
 
     @property
     def healthy(self) -> bool:
@@ -123,4 +128,4 @@ class EngineLoop(ABC):
 
 
 def _stopping() -> MaxRayError:
-    return MaxRayError("The server is stopping; send the request to another one.")
+    return ServerStoppingError("The server is stopping; send the request to another one.")

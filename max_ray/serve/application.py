@@ -20,6 +20,8 @@ from max_ray.serve.api.access.key_file import read_key_file
 from max_ray.serve.api.engine import ApiOptions, FilesOptions
 from max_ray.serve.api.files.directory import check_folder
 from max_ray.serve.cluster_env import check_tls_files, cluster_hardware, connect
+from max_ray.serve.deployment_version import deployment_version
+from max_ray.serve.drain import forget_drain_limit
 from max_ray.serve.ingress import Ingress
 from max_ray.serve.replica_engine import QueueLimits
 from max_ray.serve.serve_config import load_serve_config
@@ -53,6 +55,7 @@ def build_application(config: ServeConfig) -> serve.Application:
         build_tokenizer(resolve_plan(pipeline_config, hardware=_hardware_to_be(config)))  # it raises for wrong files
     with phase("connect to Ray", durations=phases):
         connect(config)
+    forget_drain_limit(config.app_name)
     get_registry()  # its process starts while Serve does
     plan = resolve_plan(pipeline_config, hardware=cluster_hardware())
     _LOG.info("memory plan of a worker group:\n%s", plan.memory.text())
@@ -66,7 +69,11 @@ def build_application(config: ServeConfig) -> serve.Application:
         worker_port_range=None if config.worker_port_range is None else parse_port_range(config.worker_port_range),
     )
     deployment = Ingress.options(
+        version=deployment_version(config, plan),
+        _internal=True,  # the only way to give a version
+        max_surge_percent=config.max_surge_percent,
         max_ongoing_requests=2 * config.max_queued_requests + plan.max_batch_size + _EXTRA_ONGOING,
+        graceful_shutdown_timeout_s=config.drain_timeout_s,
         max_constructor_retry_count=_FIRST_START_ATTEMPTS,
         **_scaling(config),
     )

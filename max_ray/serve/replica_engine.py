@@ -169,6 +169,10 @@ class ReplicaEngine:
     def activity(self) -> LoopActivity:
         return self._loop.activity
 
+    def end_streams(self) -> None:
+        """Every open request ends with an error, and no other is taken."""
+        self._loop.stop()
+
     async def close(self) -> None:
         """Ends the streams and the group."""
         for task in self._tasks:

@@ -91,7 +91,7 @@ def test_every_setting_is_a_flag(served: list[ServeConfig], tmp_path: Path) -> N
         "ssl_keyfile": str(tmp_path / "key.pem"),
         "api_keys_file": str(keys),
         "files_dir": "files",
-        "files_max_bytes": 1000,
+        "files_max_bytes": 2**21,
         "batch_concurrency": 3,
         "max_queued_tokens": 900,
         "app_name": "app",

@@ -1,7 +1,8 @@
 """Builds the C++ kernels with the machine's own compiler, once, and loads them: `library()`.
 
 The shared object lies in the user's cache folder under a name made of everything it depends on: sources, flags, the
-compiler's version and the processor's features. A machine without a compiler runs the reference implementations.
+compiler's version and the processor's features. The folder has mode 0700; a file or folder that another user owns or
+may change is not loaded. A machine without a compiler runs the reference implementations.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from max_ray.log import get_logger
+from max_ray.private_files import UnsafePathError, check_private_file, make_private
 from max_ray.settings import cache_dir, native_kernels
 
 _SOURCES = Path(__file__).parent / "csrc"
@@ -44,6 +46,9 @@ def library() -> ctypes.CDLL | None:
         return None
     try:
         return ctypes.CDLL(str(_built(compiler)))
+    except UnsafePathError as error:
+        _logger.warning("The C++ kernels are not loaded, the CPU runs torch's operations, which are slower: %s", error)
+        return None
     except (OSError, subprocess.SubprocessError) as error:
         _logger.warning("The C++ kernels could not be built, the CPU runs torch's operations: %s", _reason(error))
         return None
@@ -53,9 +58,13 @@ def _built(compiler: str) -> Path:
     """The shared object for this machine, compiled if it is not there yet; one process compiles, others wait for it."""
     sources = sorted(_SOURCES.glob("*.cpp"))
     target = cache_dir() / "native" / f"{_fingerprint(compiler)}.so"
+    if make_private(target.parent):
+        _logger.warning("%s was open to other users: the C++ kernels are compiled again", target.parent)
+        for untrusted in target.parent.glob("*.so"):
+            untrusted.unlink(missing_ok=True)
     if target.exists():
+        check_private_file(target)
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
     with open(target.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not target.exists():
