@@ -87,7 +87,7 @@ TABLE: dict[str, set[str]] = {
     },
     "cli": {
         *("interfaces", "settings", "config", "huggingface", "registry", "tokenization", "planning", "pipelines"),
-        *("benchmark", "conformance", "serve", "deployments"),
+        *("benchmark", "conformance", "serve", "deployments", "hub"),
     },
 }
 FREE = {"max_ray", "errors", "log", "phases"}
