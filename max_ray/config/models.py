@@ -150,7 +150,8 @@ class PipelineConfig(BaseModel):
         None,
         gt=0,
         le=2**20,
-        description="Memory for the KV cache of one rank, in GiB. Default: what the device has left.",
+        description="Memory for the KV cache of one rank, in GiB. Default: what a GPU has left; on a CPU, room for "
+        "1024 tokens of each request of a batch, at most a quarter of the machine.",
     )
     device_memory_utilization: float = Field(
         0.9, gt=0, le=1, description="Share of a GPU's memory to use for weights and KV cache."

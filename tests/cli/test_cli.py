@@ -204,7 +204,7 @@ def test_print_config_shows_values_and_origins(
     assert rows["model_path"][1:] == [str(DEMO_MODEL), "default: the bundled demo model"]
     assert rows["quantization_encoding"][1:] == ["bfloat16", "model: dtype in config.json"]
     assert rows["num_threads"][2].startswith(("hardware: ", "model: "))
-    assert rows["kv_cache_blocks"][2].startswith("kv_cache_memory=0.01 GiB")
+    assert rows["kv_cache_blocks"][2] == "all that a batch can use: 3 requests of 99 tokens"
     assert rows["architecture"][1:] == ["LlamaForCausalLM", "model: config.json"]
     assert set(rows) >= set(ServeConfig.model_fields)
     assert "hush" not in output
