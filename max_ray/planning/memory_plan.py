@@ -107,7 +107,7 @@ class MemoryPlan:
 
     def rows(self) -> list[list[str]]:
         """The plan as a table: what, one rank, all ranks, how it is known."""
-        groups = ", ".join(f"{name} {_size(size)}" for name, size in self.weight_groups.items())
+        groups = ", ".join(f"{name} {size_text(size)}" for name, size in self.weight_groups.items())
         blocks = f"{self.num_blocks} blocks of {self.page_size} tokens, {self.kv_bytes_per_token} bytes a token"
         blocks += f": {self.cache_origin}" if self.cache_origin else ""
         blocks = blocks if self.has_cache else "none: a text is embedded in one step"
@@ -120,7 +120,7 @@ class MemoryPlan:
         ]
         if self.capacity is not None:
             sizes.append(("capacity", self.capacity, self.capacity_origin))
-        return [[name, _size(size), _size(size * self.num_ranks), note] for name, size, note in sizes]
+        return [[name, size_text(size), size_text(size * self.num_ranks), note] for name, size, note in sizes]
 
     def text(self) -> str:
         """The table, where the ranks are, and how many requests run at once."""
@@ -226,7 +226,7 @@ def _capacity(config: PipelineConfig, device: str, hardware: Hardware) -> tuple[
     """(bytes that one rank may use, where that number is from)."""
     if device == "cpu":
         usable = int(hardware.memory_bytes * CPU_CAPACITY_SHARE)
-        origin = f"{CPU_CAPACITY_SHARE:.0%} of this machine's {_size(hardware.memory_bytes)}"
+        origin = f"{CPU_CAPACITY_SHARE:.0%} of this machine's {size_text(hardware.memory_bytes)}"
         return usable // config.tensor_parallel_size, origin
     if not hardware.gpu_memory:
         return None, ""
@@ -238,7 +238,7 @@ def _capacity(config: PipelineConfig, device: str, hardware: Hardware) -> tuple[
     last = min(config.tensor_parallel_size, len(usable_of)) - 1  # Ray lends any GPUs: refuse only what fits on none
     taken = max((gpu.total - gpu.free for gpu in devices), default=0)
     origin = (
-        f"device_memory_utilization={config.device_memory_utilization:g}; others hold up to {_size(taken)} of a GPU"
+        f"device_memory_utilization={config.device_memory_utilization:g}; others hold up to {size_text(taken)} of a GPU"
     )
     return max(0, usable_of[last]), origin
 
@@ -276,7 +276,8 @@ def aligned(rows: Iterable[list[str]]) -> str:
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in table)
 
 
-def _size(count: int) -> str:
+def size_text(count: int) -> str:
+    """Bytes in MiB or GiB, rounded down."""
     if count < GIB // 10:
         return f"{count / 1024**2:.1f} MiB"
     return f"{math.floor(count / GIB * 100) / 100:.2f} GiB"

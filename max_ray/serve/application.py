@@ -21,6 +21,7 @@ from max_ray.serve.api.files.directory import check_folder
 from max_ray.serve.cluster_env import cluster_hardware, connect
 from max_ray.serve.ingress import Ingress
 from max_ray.serve.serve_config import load_serve_config
+from max_ray.serve.start_summary import start_summary
 
 _LOG = get_logger(__name__)
 UPSCALE_DELAY_S = 10.0
@@ -48,6 +49,7 @@ def build_application(config: ServeConfig) -> serve.Application:
     get_registry()  # its process starts while Serve does
     plan = resolve_plan(pipeline_config, hardware=cluster_hardware())
     _LOG.info("memory plan of a worker group:\n%s", plan.memory.text())
+    print(start_summary(plan), flush=True)
     spec = GroupSpec(
         app=config.app_name,
         plan=plan,

@@ -23,6 +23,7 @@ from max_ray.planning.tasks import task_of
 from max_ray.serve.application import build_application
 from max_ray.serve.cluster_env import owns_ray
 from max_ray.serve.start_log import StartLog
+from max_ray.serve.terminal import server_terminal
 
 _STOP_WITHIN_S = 7.0
 _ANSWERS_WITHIN_S = 60.0
@@ -30,6 +31,7 @@ _OWN_ERROR = re.compile(r"^max_ray\.errors\.\w+: (.*)$", re.MULTILINE)
 _ray: Any = ray
 
 
+@server_terminal()
 def serve_main(config: ServeConfig) -> None:
     """Starts Ray if none runs, runs the application, blocks. Ctrl-C or SIGTERM ends it.
 

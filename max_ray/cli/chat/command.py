@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import signal
 import subprocess
 import sys
@@ -20,6 +21,8 @@ from max_ray.errors import ConfigError
 
 _STOPS_WITHIN_S = 20.0
 _PERIOD_S = 0.2
+_SERVE = (sys.executable, "-m", "max_ray.cli.main", "serve")
+_PR_SET_PDEATHSIG = 1
 
 
 def add_server_flags(parser: argparse.ArgumentParser) -> None:
@@ -89,9 +92,17 @@ def run_model(config: ServeConfig, flags: Sequence[str], system: str, prompt: st
 
 @contextmanager
 def _server(client: Client, flags: Sequence[str]) -> Iterator[None]:
-    """`max-ray serve` as a process of its own; its few lines go to stderr. Ctrl-C of the terminal does not reach it."""
-    command = [sys.executable, "-m", "max_ray.cli.main", "serve", *flags]
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sys.stderr.fileno(), start_new_session=True)
+    """`max-ray serve` as a process of its own; its few lines go to stderr.
+
+    Ctrl-C of the terminal does not reach it. It gets SIGTERM at the end, and also when this process is killed.
+    """
+    process = subprocess.Popen(
+        [*_SERVE, *flags],
+        stdin=subprocess.DEVNULL,
+        stdout=sys.stderr.fileno(),
+        start_new_session=True,
+        preexec_fn=_end_with_parent,
+    )
     try:
         while not client.is_up():
             if process.poll() is not None:
@@ -100,6 +111,11 @@ def _server(client: Client, flags: Sequence[str]) -> Iterator[None]:
         yield
     finally:
         _end(process)
+
+
+def _end_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
