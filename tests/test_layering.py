@@ -30,7 +30,7 @@ TABLE: dict[str, set[str]] = {
     "quantization_files": set(),
     "graph": {"interfaces"},
     "output_parsers": set(),
-    "config": {"settings", "interfaces", "output_parsers"},
+    "config": {"settings", "interfaces", "output_parsers", "gguf"},
     "kv_cache": {"interfaces"},
     "kernels": {"interfaces", "settings", "host_memory", "private_files"},
     "structured_output": {"interfaces"},
@@ -88,7 +88,7 @@ TABLE: dict[str, set[str]] = {
     },
     "cli": {
         *("interfaces", "settings", "config", "huggingface", "registry", "tokenization", "planning", "pipelines"),
-        *("benchmark", "conformance", "serve", "deployments"),
+        *("benchmark", "conformance", "serve", "deployments", "hub"),
     },
 }
 FREE = {"max_ray", "errors", "log", "phases"}

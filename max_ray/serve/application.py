@@ -25,6 +25,7 @@ from max_ray.serve.drain import forget_drain_limit
 from max_ray.serve.ingress import Ingress
 from max_ray.serve.replica_engine import QueueLimits
 from max_ray.serve.serve_config import load_serve_config
+from max_ray.serve.start_summary import start_summary
 from max_ray.serve.tracing_setup import check_tracing
 
 _LOG = get_logger(__name__)
@@ -59,6 +60,7 @@ def build_application(config: ServeConfig) -> serve.Application:
     get_registry()  # its process starts while Serve does
     plan = resolve_plan(pipeline_config, hardware=cluster_hardware())
     _LOG.info("memory plan of a worker group:\n%s", plan.memory.text())
+    print(start_summary(plan), flush=True)
     spec = GroupSpec(
         app=config.app_name,
         plan=plan,

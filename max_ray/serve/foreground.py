@@ -27,6 +27,7 @@ from max_ray.serve.cluster_env import check_ports_before_start, owns_ray, remove
 from max_ray.serve.drain import limit_drain
 from max_ray.serve.server_watch import ServerWatch, dead_ray_process, serve_is_known
 from max_ray.serve.start_log import StartLog
+from max_ray.serve.terminal import server_terminal
 
 _STOP_WITHIN_S = 6.0
 _DRAIN_S = 3.0
@@ -37,6 +38,7 @@ _ray: Any = ray  # Ray leaves a few of its functions without types
 _serve: Any = serve
 
 
+@server_terminal()
 def serve_main(config: ServeConfig) -> None:
     """Starts Ray if none runs, runs the application, blocks. Ctrl-C or SIGTERM ends it.
 

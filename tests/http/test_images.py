@@ -43,6 +43,7 @@ class LoopEngine:
     """The scheduling loop over a pipeline of this process, as the routes want it."""
 
     model_name = "tiny"
+    model_aliases = ()
     task = PipelineTask.TEXT_GENERATION
     parsers = ModelParsers()
 
