@@ -1,4 +1,5 @@
-"""The command line `max-ray`: serve, generate, batch, encode, plan, warm-cache, list, check, benchmark, keys, version.
+"""The command line `max-ray`: serve, generate, batch, encode, plan, warm-cache, list, check, benchmark, chaos, keys,
+version.
 
 It parses, builds the configuration, and calls.
 
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import max_ray
 from max_ray import settings
 from max_ray.benchmark import command as benchmark
+from max_ray.chaos import command as chaos
 from max_ray.cli.batch import FLAGS as BATCH_FLAGS
 from max_ray.cli.batch import add_batch_flags, run_batch
 from max_ray.cli.encode import FLAGS as ENCODE_FLAGS
@@ -73,6 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "list": _list,
             "check": _check,
             "benchmark": benchmark.run,
+            "chaos": chaos.run,
             "keys": run_keys,
             "version": _version,
         }
@@ -117,6 +120,7 @@ def build_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argum
         "list": subparsers.add_parser("list", help="list the model families", allow_abbrev=False),
         "check": subparsers.add_parser("check", help="hold a model family against its reference", allow_abbrev=False),
         "benchmark": subparsers.add_parser("benchmark", help="measure a server, draw the results", allow_abbrev=False),
+        "chaos": subparsers.add_parser("chaos", help="kill processes of a local server under load", allow_abbrev=False),
         "keys": subparsers.add_parser("keys", help="make API keys", allow_abbrev=False),
         "version": subparsers.add_parser("version", help="print the version", allow_abbrev=False),
     }
@@ -124,6 +128,7 @@ def build_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argum
         commands[f"benchmark {name}"] = kind
     for name, kind in add_key_commands(commands["keys"]).items():
         commands[f"keys {name}"] = kind
+    chaos.add_flags(commands["chaos"])
     _add_settings(commands["serve"], ServeConfig)
     _add_settings(commands["generate"], PipelineConfig)
     _add_generate_flags(commands["generate"])
