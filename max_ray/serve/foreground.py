@@ -25,7 +25,7 @@ from max_ray.serve.cluster_env import owns_ray
 from max_ray.serve.start_log import StartLog
 from max_ray.serve.terminal import server_terminal
 
-_STOP_WITHIN_S = 7.0
+_STOP_WITHIN_S = 4.0
 _ANSWERS_WITHIN_S = 60.0
 _OWN_ERROR = re.compile(r"^max_ray\.errors\.\w+: (.*)$", re.MULTILINE)
 _ray: Any = ray
