@@ -5,6 +5,7 @@
     |  |- PromptTooLongError
     |  |  `- InputTooLongError       the same for a text to embed
     |  |- StructuredOutputError       a grammar that cannot be enforced, found out while the text is generated
+    |  |- NotFoundError (404)           nothing is kept under this id
     |  `- ModelNotServedError (404)
     |- ConfigError                     a setting, path or model that cannot work; also a ValueError
     |  |- ModelPathError               no such path, no config.json, nothing to load
@@ -16,9 +17,12 @@
     |- ConformanceError                a model family computes something else than its reference
     |- DeviceError                     no such device on this machine
     |- InsufficientBlocksError (503)   the KV cache has no room for this request
+    |- ForbiddenError (403)            the API key may not do this
     |- QueueFullError (429)            the bounded queue is full; carries `retry_after` seconds
     |- WorkerGroupError (503)          a worker of the tensor-parallel group died or hangs
     |  `- TransportError                a connection to it cannot be made, or a peer breaks the protocol
+    |- ServerFailedError               Ray did not start, or the server ended by itself; exit code 1
+    |- ServerStoppingError (503)       the replica ends, as in an update or at the end of the server
     `- StaleLeaseError                 a call from a replica whose lease has passed to another
 
 A message says what is wrong and what to do about it. Bugs of ours are plain assertions, not these.
@@ -88,6 +92,12 @@ class StructuredOutputError(InputError):
     """A request's grammar cannot be enforced: it exceeds its limits, or no token of the vocabulary fits it."""
 
 
+class NotFoundError(InputError):
+    """What is asked for by its id is not kept, or belongs to another API key."""
+
+    http_status = 404
+
+
 class ModelNotServedError(InputError):
     http_status = 404
 
@@ -133,6 +143,13 @@ class InsufficientBlocksError(MaxRayError, RuntimeError):
     error_type = "insufficient_kv_cache"
 
 
+class ForbiddenError(MaxRayError):
+    """The API key may not do this."""
+
+    http_status = 403
+    error_type = "permission_denied"
+
+
 class QueueFullError(MaxRayError):
     http_status = 429
     error_type = "queue_full"
@@ -156,6 +173,15 @@ class WorkerGroupError(MaxRayError, RuntimeError):
 
 class TransportError(WorkerGroupError):
     """A member of the group cannot be reached, or what a peer sent is not what the protocol allows."""
+
+
+class ServerFailedError(MaxRayError, RuntimeError):
+    """No mistake of the user's: to start the server again may help."""
+
+
+class ServerStoppingError(MaxRayError):
+    http_status = 503
+    error_type = "replica_unavailable"
 
 
 class StaleLeaseError(MaxRayError, RuntimeError):

@@ -1,4 +1,5 @@
-"""The process environment: the only module of max_ray that reads `os.environ`.
+"""The process environment: only this module reads `os.environ`, and `serve/haproxy_launcher.py`, which runs
+without the package.
 
 | variable             | meaning                                                                  |
 |----------------------|--------------------------------------------------------------------------|

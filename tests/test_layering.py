@@ -21,6 +21,7 @@ TABLE: dict[str, set[str]] = {
     "errors": set(),
     "log": set(),
     "phases": {"log"},
+    "private_files": set(),
     "settings": set(),
     "interfaces": set(),
     "gguf": set(),
@@ -31,7 +32,7 @@ TABLE: dict[str, set[str]] = {
     "output_parsers": set(),
     "config": {"settings", "interfaces", "output_parsers", "gguf"},
     "kv_cache": {"interfaces"},
-    "kernels": {"interfaces", "settings", "host_memory"},
+    "kernels": {"interfaces", "settings", "host_memory", "private_files"},
     "structured_output": {"interfaces"},
     "distributed": {"driver", "interfaces", "kernels"},
     "weights": {"interfaces", "gguf", "host_memory"},
@@ -46,7 +47,7 @@ TABLE: dict[str, set[str]] = {
         *("interfaces", "config", "huggingface", "weights", "kernels", "distributed", "driver", "nn", "host_memory"),
     },
     "architecture": {"interfaces", "config", "modeling"},
-    "custom_code": {"architecture", "settings"},
+    "custom_code": {"architecture", "settings", "private_files"},
     "registry": {"architecture", "config", "custom_code", "huggingface", "interfaces"},
     "planning": {
         *("interfaces", "config", "registry", "architecture", "custom_code", "huggingface", "sentence_files"),
@@ -71,7 +72,7 @@ TABLE: dict[str, set[str]] = {
     "benchmark": {
         *("settings", "tokenization", "gguf", "host_memory", "interfaces", "huggingface", "weights", "driver"),
         *("distributed", "kernels", "nn", "modeling", "planning", "engine", "pipelines"),  # no server
-        "structured_output",
+        *("structured_output", "kv_cache", "scheduler"),
     },
     "conformance": {
         *("interfaces", "config", "registry", "architecture", "custom_code", "huggingface", "weights"),
@@ -79,7 +80,7 @@ TABLE: dict[str, set[str]] = {
     },
     "serve": {
         *("interfaces", "settings", "config", "output_parsers", "tokenization", "registry", "planning", "pipelines"),
-        *("scheduler", "actors", "structured_output", "kv_cache"),
+        *("scheduler", "actors", "structured_output", "kv_cache", "private_files"),
     },
     "deployments": {  # with the examples and the demo's training
         *("interfaces", "settings", "config", "serve"),
@@ -104,8 +105,9 @@ FENCES: dict[str, set[str]] = {
         *("max_ray.benchmark.synthetic", "max_ray.benchmark.transformers_peer"),
         "architectures.transformers_adapter",
     },
-    "yaml": {"max_ray.config", "max_ray.cli"},
+    "yaml": {"max_ray.config", "max_ray.cli", "max_ray.serve.api.access"},
     "PIL": {"max_ray.images"},
+    "opentelemetry": {"max_ray.serve.api.tracing"},
     "llguidance": {"max_ray.structured_output"},
     "torch": {
         *("max_ray.driver", "max_ray.distributed", "max_ray.kernels", "max_ray.nn", "max_ray.weights"),
@@ -231,7 +233,7 @@ def test_only_settings_reads_the_environment() -> None:
             and {a.name for a in node.names} & {"environ", "getenv"}
         )
     }
-    assert readers == {"max_ray.settings"}
+    assert readers == {"max_ray.settings", "max_ray.serve.haproxy_launcher"}  # it runs without the package
 
 
 def loaded_by(modules: list[str], libraries: set[str]) -> str:

@@ -56,6 +56,7 @@ SERVE_SETTINGS = PIPELINE_SETTINGS | {
     "max_replicas": 1,
     "target_ongoing_requests": 16.0,
     "max_queued_requests": 512,
+    "max_queued_tokens": None,
     "lease_grace_s": 60.0,
     "worker_start_timeout_s": 600.0,
     "worker_port_range": None,
@@ -66,6 +67,10 @@ SERVE_SETTINGS = PIPELINE_SETTINGS | {
     "allowed_hosts": (),
     "allowed_origins": (),
     "api_keys": DERIVED,
+    "api_keys_file": None,
+    "ssl_certfile": None,
+    "ssl_keyfile": None,
+    "otlp_traces_endpoint": None,
 }
 GENERATE_FLAGS = {
     *("--prompt", "--chat", "--raw", "--system", "--max-new-tokens", "--max-tokens", "--temperature", "--top-k"),
@@ -163,12 +168,9 @@ def test_flags() -> None:
         return {"--" + name.replace("_", "-") for name in names}
 
     benchmarks = {"benchmark", *(f"benchmark {kind}" for kind in ("serving", "kernels", "offline", "plot"))}
-    assert (
-        set(commands)
-        == {"serve", "generate", "batch", "encode", "plan", "warm-cache", "list", "check", "version"}
-        | {"run", "chat", "status", "pull"}
-        | benchmarks
-    )
+    commands_of_keys = {"keys", "keys new"}
+    others = {"serve", "generate", "batch", "encode", "plan", "warm-cache", "list", "check", "version"}
+    assert set(commands) == others | {"run", "chat", "status", "pull"} | benchmarks | commands_of_keys
     assert flags("serve") == of(set(SERVE_SETTINGS) - {"api_keys"}) | common | switches
     assert flags("generate") == of(set(PIPELINE_SETTINGS)) | common | switches | GENERATE_FLAGS
     assert flags("encode") == (of(POOLED_SETTINGS) | common | ENCODE_FLAGS) - {"--print-config"}
@@ -182,6 +184,9 @@ def test_flags() -> None:
     assert flags("warm-cache") == of({"model_path", "model", "revision", "custom_architectures"}) | {"--help", "-h"}
     assert flags("list") == {"--help", "-h", "--json", "--custom-architectures"}
     assert flags("check") == {"--help", "-h", "--model-path"}
+    limits = {"--max-concurrent-requests", "--requests-per-minute", "--tokens-per-minute"}
+    assert flags("keys new") == {"--help", "-h", "--models", "--weight", "--admin"} | limits
+    assert flags("keys") == {"--help", "-h"}
     assert flags("version") == flags("benchmark") == {"--help", "-h"}
     assert flags("benchmark plot") == {"--help", "-h", "--output"}
     assert flags("benchmark kernels") == {"--help", "-h", "--tokens", "--rows"} | DEVICE_BENCHMARK_FLAGS

@@ -27,10 +27,11 @@ from max_ray.cli.encode import add_encode_flags, run_encode
 from max_ray.cli.flags import POOLED_SETTINGS, add_setting, add_settings
 from max_ray.cli.generate import FLAGS as GENERATE_FLAGS
 from max_ray.cli.generate import add_generate_flags, run_generate
+from max_ray.cli.keys import add_key_commands, run_keys
 from max_ray.cli.model_commands import add_pull_flags, run_plan, run_pull, run_warm_cache
 from max_ray.cli.status import add_status_flags, run_status
 from max_ray.config import Origins, PipelineConfig, ServeConfig, load_config
-from max_ray.errors import ConfigError, MaxRayError, nearest
+from max_ray.errors import ConfigError, MaxRayError, ServerFailedError, nearest
 from max_ray.log import setup_logging
 from max_ray.serve.serve_config import DEMO_MODEL, load_serve_config
 
@@ -48,6 +49,7 @@ _COMMANDS: Mapping[str, tuple[str, str]] = {
     "list": ("list the model families", "list --json"),
     "check": ("hold a model family against its reference", "check ./my_model --model-path DIR"),
     "benchmark": ("measure a server, draw the results", "benchmark serving --base-url http://127.0.0.1:8000"),
+    "keys": ("make API keys", "keys new alice"),
     "version": ("print the version", "version"),
 }
 """Name -> what it does, and an example without `max-ray`."""
@@ -63,8 +65,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point of `max-ray`. Gives the exit code: 0, 2 after a user's mistake, 130 after Ctrl-C, 141 (as a shell
-    calls SIGPIPE) when the output is not read any longer."""
+    """Entry point of `max-ray`. Gives the exit code: 0, 1 when a server failed by itself, 2 after a user's mistake, 130
+    after Ctrl-C, 141 (as a shell calls SIGPIPE) when the output is not read any longer."""
     try:
         options = _parse(list(sys.argv[1:] if arguments is None else arguments))
         setup_logging(settings.log_level())
@@ -82,13 +84,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "list": _list,
             "check": _check,
             "benchmark": benchmark.run,
+            "keys": run_keys,
             "version": _version,
         }
         run[options.pop("command")](options)
         sys.stdout.flush()
     except MaxRayError as error:
         print(f"max-ray: error: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, ServerFailedError) else 2
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # who read our output has ended: `max-ray list | head -1`
@@ -103,7 +106,7 @@ def _parse(arguments: list[str]) -> dict[str, Any]:
     known, unknown = parser.parse_known_args(arguments)
     options = vars(known)
     if unknown:
-        command = " ".join(options[name] for name in ("command", "benchmark") if name in options)
+        command = " ".join(options[name] for name in ("command", "benchmark", "keys") if name in options)
         flags = [flag for action in commands[command]._actions for flag in action.option_strings]
         flag = unknown[0].partition("=")[0]
         raise UsageError(f"max-ray {command} has no option {flag!r}.{nearest(flag, flags)}")
@@ -118,6 +121,8 @@ def build_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argum
     commands = {name: _command(subparsers, name) for name in _COMMANDS}
     for name, kind in benchmark.add_commands(commands["benchmark"]).items():
         commands[f"benchmark {name}"] = kind
+    for name, kind in add_key_commands(commands["keys"]).items():
+        commands[f"keys {name}"] = kind
     add_settings(commands["serve"], ServeConfig, print_config=True)
     add_run_flags(commands["run"])
     add_settings(commands["run"], ServeConfig, [name for name in ServeConfig.model_fields if name != "model_path"])

@@ -41,6 +41,7 @@ _DEVICES = re.compile(r"auto|cpu|gpu|gpu:(\d+(?:,\d+)*)")
 _MAX_THREADS = 1024  # beyond what a machine can start, OpenMP kills the process instead of raising
 _MAX_SECONDS = 10.0**6  # days; an infinite wait has no form in the timeouts that these become
 _LOOPBACK_NAMES = ("localhost", "ip6-localhost")
+_HTTP_URL = re.compile(r"https?://[^\s/?#]+[^\s]*")
 _HOST_RULE = re.compile(r"\*|(\*\.)?[\w-]+(\.[\w-]+)*|\[[0-9A-Fa-f:.]+\]", re.ASCII)
 _ORIGIN_RULE = re.compile(
     r"\*|null|[a-z][a-z0-9+.-]*://([\w.-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?", re.ASCII | re.IGNORECASE
@@ -277,6 +278,9 @@ class ServeConfig(PipelineConfig):
         16.0, gt=0, le=2**31, description="Requests a copy should have under way; above it the application scales up."
     )
     max_queued_requests: int = Field(512, ge=0, description="Requests that may wait in a copy; beyond that, HTTP 429.")
+    max_queued_tokens: int | None = Field(
+        None, ge=1, description="Prompt tokens that may wait in a copy; beyond that, HTTP 429. Default: no limit."
+    )
     lease_grace_s: float = Field(
         60.0,
         gt=0,
@@ -291,6 +295,26 @@ class ServeConfig(PipelineConfig):
     )
     collective_timeout_s: float = Field(
         60.0, gt=0, le=_MAX_SECONDS, description="Seconds after which ranks that wait for a silent one give up."
+    )
+    max_surge_percent: int = Field(
+        0,
+        ge=0,
+        le=100,
+        description="Share of the replicas that an update may start before it stops old ones; each needs room for a "
+        "worker group of its own.",
+    )
+    drain_timeout_s: float = Field(
+        60.0,
+        gt=0,
+        le=_MAX_SECONDS,
+        description="Seconds for which a replica that is removed or replaced goes on with its open requests; then they "
+        "end with an error. The end of the server itself is quicker.",
+    )
+    max_stream_s: int = Field(
+        3600,
+        ge=1,
+        le=int(_MAX_SECONDS),
+        description="Seconds that an open stream may go on after replicas have come or gone; HAProxy cuts it then.",
     )
     worker_port_range: str | None = Field(
         None,
@@ -319,6 +343,21 @@ class ServeConfig(PipelineConfig):
         default_factory=_api_keys_of_environment, description="Keys that clients must send; from MAX_RAY_API_KEYS."
     )
 
+    api_keys_file: str | None = Field(
+        None,
+        min_length=1,
+        description="YAML or JSON file of API keys by their hashes, with limits; read again when it changes.",
+    )
+    ssl_certfile: str | None = Field(
+        None, min_length=1, description="PEM file of the server's certificate and its chain: HTTPS instead of HTTP."
+    )
+    ssl_keyfile: str | None = Field(None, min_length=1, description="PEM file of the certificate's private key.")
+    otlp_traces_endpoint: str | None = Field(
+        None,
+        description="URL of an OpenTelemetry collector (OTLP over HTTP) that gets a trace of each request. "
+        "Default: no traces.",
+    )
+
     @field_validator("api_keys")
     @classmethod
     def _check_keys(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
@@ -331,6 +370,13 @@ class ServeConfig(PipelineConfig):
     def _check_ports(cls, value: str | None) -> str | None:
         if value is not None and parse_port_range(value) is None:
             raise PydanticCustomError("port_range", "Input should be ports LOW-HIGH such as 20000-20999")
+        return value
+
+    @field_validator("otlp_traces_endpoint")
+    @classmethod
+    def _check_endpoint(cls, value: str | None) -> str | None:
+        if value is not None and not _HTTP_URL.fullmatch(value):
+            raise PydanticCustomError("url", "Input should be a URL like http://collector:4318/v1/traces")
         return value
 
     @field_validator("allowed_hosts")
@@ -355,13 +401,19 @@ class ServeConfig(PipelineConfig):
 
     @model_validator(mode="after")
     def _check_exposure(self) -> Self:
-        if not self.api_keys and not is_loopback(self.host):
+        if not self.has_keys and not is_loopback(self.host):
             raise PydanticCustomError(
                 "exposure",
-                "host={host} is reachable from other machines, which needs API keys: set MAX_RAY_API_KEYS, "
-                "or leave host at 127.0.0.1.",
+                "host={host} is reachable from other machines, which needs API keys: set MAX_RAY_API_KEYS "
+                "or api_keys_file, or leave host at 127.0.0.1.",
                 {"host": repr(self.host)},
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_tls(self) -> Self:
+        if (self.ssl_certfile is None) != (self.ssl_keyfile is None):
+            raise PydanticCustomError("tls", "ssl_certfile and ssl_keyfile belong together: give both, or neither.")
         return self
 
     @model_validator(mode="after")
@@ -384,6 +436,11 @@ class ServeConfig(PipelineConfig):
                 {"devices": repr(self.devices)},
             )
         return self
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether clients need an API key."""
+        return bool(self.api_keys) or self.api_keys_file is not None
 
     @property
     def key_values(self) -> tuple[str, ...]:

@@ -46,6 +46,7 @@ from max_ray.interfaces.pipeline import (
 from max_ray.interfaces.request import Request, RequestID, SamplingParams, TextGenerationRequest
 from max_ray.interfaces.task import GenerationStatus, PipelineTask
 from max_ray.interfaces.tokenizer import PipelineTokenizer
+from max_ray.interfaces.trace import RequestTrace, WaitReason
 
 __all__ = [
     "BlockGrant",
@@ -79,6 +80,7 @@ __all__ = [
     "PromptImage",
     "Request",
     "RequestID",
+    "RequestTrace",
     "RopeType",
     "RunExtension",
     "RunRequest",
@@ -93,6 +95,7 @@ __all__ = [
     "TextGenerationOutput",
     "TextGenerationRequest",
     "TokenBuffer",
+    "WaitReason",
     "WeightsFormat",
 ]
 

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from max_ray.interfaces.image import PromptImage
 from max_ray.interfaces.request import RequestID, SamplingParams
 from max_ray.interfaces.task import GenerationStatus
+from max_ray.interfaces.trace import RequestTrace
 
 TokenArray = npt.NDArray[np.int64]
 
@@ -97,6 +98,10 @@ class TextContext:
         cache_salt: Requests with different ones share no cached prefix.
         priority: Lower numbers run earlier and are preempted later.
         num_siblings: Contexts of the same request that are submitted right after this one. All are admitted, or none.
+        tenant: Who shares the server fairly with others: the name of the API key that sent the request.
+        tenant_weight: Its share, in proportion to the weights of other tenants.
+        deadline: Time at which its client gives up, in monotonic seconds; None: never.
+        trace: What the scheduler did with it.
         stop_ids: All tokens that end the sequence.
     """
 
@@ -119,6 +124,10 @@ class TextContext:
     cache_salt: str = ""
     priority: int = 0
     num_siblings: int = 0
+    tenant: str = ""
+    tenant_weight: float = 1.0
+    deadline: float | None = None
+    trace: RequestTrace = field(default_factory=RequestTrace)
     stop_ids: frozenset[int] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -6,17 +6,23 @@ from collections.abc import Collection
 
 from max_ray.scheduler.block_budget import BlockBudget
 from max_ray.scheduler.decision import SchedulerLimits
+from max_ray.scheduler.fair_share import FairShare
 from max_ray.scheduler.quarantine import Quarantine
 from max_ray.scheduler.scheduled_request import ScheduledRequest
 
 
 class BatchBuilder:
-    """Decoding requests first, then prompts within the token limit, in the order of the queue."""
+    """Decoding requests first, then prompts within the token limit, in the order of the queue.
 
-    def __init__(self, limits: SchedulerLimits, budget: BlockBudget, quarantine: Quarantine) -> None:
+    Where several tenants have prompts, a step has prompts of one tenant only: the one whose turn it is. So the first
+    token of a tenant does not wait for the prompts of another one.
+    """
+
+    def __init__(self, limits: SchedulerLimits, budget: BlockBudget, quarantine: Quarantine, share: FairShare) -> None:
         self._limits = limits
         self._budget = budget
         self._quarantine = quarantine
+        self._share = share
 
     def affordable_steps(self, requests: Collection[ScheduledRequest]) -> int:
         """Steps of the longest run for which blocks are free; 1 if a part of a prompt is left for the next step."""
@@ -35,10 +41,8 @@ class BatchBuilder:
         batch = [request for request in ready if request.num_pending_tokens == 1]
         num_free_tokens = self._limits.max_batch_input_tokens - len(batch)
         is_first = True
-        for request in ready:
+        for request in self._prompts(ready):
             num_pending = request.num_pending_tokens
-            if num_pending == 1:
-                continue
             num_tokens = self._num_tokens(num_pending, num_free_tokens, is_first=is_first)
             if num_tokens <= 0:
                 break
@@ -47,6 +51,14 @@ class BatchBuilder:
             num_free_tokens -= num_tokens
             is_first = False
         return batch
+
+    def _prompts(self, ready: list[ScheduledRequest]) -> list[ScheduledRequest]:
+        """Requests whose prompts may run now, in the order of the queue."""
+        prompts = [request for request in ready if request.num_pending_tokens != 1]
+        if not prompts or not self._share.is_contended:
+            return prompts
+        first = min(prompts, key=lambda request: (request.priority, self._share.tag(request.tenant)))
+        return [request for request in prompts if request.tenant is first.tenant]
 
     def covered_steps(self, batch: list[ScheduledRequest], num_steps: int) -> int:
         """Steps, at most `num_steps`, for which every request of the batch has blocks."""

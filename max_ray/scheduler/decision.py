@@ -20,6 +20,7 @@ class SchedulerLimits:
         max_num_steps: Steps of a run before it is extended, and steps that an extension adds.
         enable_chunked_prefill: Whether a prompt may be cut. If not, it runs whole, over the token limit if it must.
         enable_prefix_caching: Whether the KV manager finds prefixes again, so that waiting for one can pay.
+        max_queued_tokens: Prompt tokens that may wait; None: as many as there are. One request may always wait.
 
     Raises:
         ConfigError: A limit is too small.
@@ -31,6 +32,7 @@ class SchedulerLimits:
     max_num_steps: int
     enable_chunked_prefill: bool = True
     enable_prefix_caching: bool = True
+    max_queued_tokens: int | None = None
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -41,6 +43,8 @@ class SchedulerLimits:
         ):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} must be at least {least}, not {getattr(self, name)}.")
+        if self.max_queued_tokens is not None and self.max_queued_tokens < 1:
+            raise ConfigError(f"max_queued_tokens must be at least 1, not {self.max_queued_tokens}.")
 
 
 @dataclass(slots=True)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import time
-
 from max_ray.interfaces import GenerationStatus, RequestID, TextGenerationOutput
+from max_ray.scheduler.forecast import AnswerLengths
 from max_ray.scheduler.scheduled_request import ScheduledRequest
 from max_ray.scheduler.scheduler import Scheduler
-from max_ray.scheduler.stats import CompletionRate
 
 StepOutputs = dict[RequestID, TextGenerationOutput]
 
@@ -15,12 +13,13 @@ StepOutputs = dict[RequestID, TextGenerationOutput]
 class Delivery:
     """Hands outputs to their readers and ends the requests that are done.
 
-    Attributes:
-        completions: How fast requests have been ending.
+    Args:
+        scheduler: Whose requests they are.
+        lengths: Notes how long answers get.
     """
 
-    def __init__(self, scheduler: Scheduler, completions: CompletionRate) -> None:
-        self.completions = completions
+    def __init__(self, scheduler: Scheduler, lengths: AnswerLengths) -> None:
+        self._lengths = lengths
         self._scheduler = scheduler
         self._stats = scheduler.stats
         self._running = scheduler.queues.running
@@ -72,7 +71,7 @@ class Delivery:
             self._scheduler.fail(request, failure)
             return
         self._stats.finished += 1
-        self.completions.note(time.monotonic())
+        self._lengths.note(request.context)
         self._scheduler.end(request)
 
 

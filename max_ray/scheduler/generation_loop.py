@@ -26,7 +26,9 @@ from max_ray.scheduler.batch_runner import BatchRunner, TextPipeline
 from max_ray.scheduler.decision import SchedulerLimits
 from max_ray.scheduler.delivery import Delivery
 from max_ray.scheduler.engine_loop import EngineLoop
+from max_ray.scheduler.forecast import Forecast
 from max_ray.scheduler.output_queue import TokenStream
+from max_ray.scheduler.queue_room import QueueRoom
 from max_ray.scheduler.recovery import Recover
 from max_ray.scheduler.scheduled_request import ScheduledRequest
 from max_ray.scheduler.scheduler import Scheduler
@@ -63,7 +65,9 @@ class GenerationLoop(EngineLoop):
         self._flush_after_s = flush_after_s
         self._can_flush = True
         self._scheduler = Scheduler(limits, kv_cache.page_size, kv_cache.num_blocks, self._stats)
-        self._delivery = Delivery(self._scheduler, self._completions)
+        self._forecast = Forecast(limits, self._scheduler.queues, self._scheduler.budget, time.monotonic)
+        self._room = QueueRoom(self._scheduler, self._forecast, time.monotonic)
+        self._delivery = Delivery(self._scheduler, self._forecast.lengths)
         self._runner = BatchRunner(pipeline, self._scheduler, self._delivery, self._update_cache)
 
     def submit(self, context: TextContext) -> TokenStream:
@@ -73,12 +77,15 @@ class GenerationLoop(EngineLoop):
             Its outputs, one a step. Closing the stream cancels the request.
 
         Raises:
-            QueueFullError: Too many requests wait.
+            QueueFullError: Too many requests or tokens wait, or the request could not start before its deadline.
             InsufficientBlocksError: The prompt is larger than the whole cache.
             InputError: A request of this id is in progress, or the request has more siblings than can be admitted.
         """
-        self._check(context)
+        self._check_open()
+        check_request(context, self._scheduler)
+        self._room.check(context)
         request = ScheduledRequest(context, arrival=time.monotonic())
+        context.trace.submitted_at = request.arrival
         self._scheduler.queues.add(request)
         self._wake.set()
         self._runner.interrupt_for_waiting()
@@ -103,6 +110,7 @@ class GenerationLoop(EngineLoop):
             num_used_blocks=budget.num_blocks - budget.num_free_blocks,
             num_blocks=budget.num_blocks,
             healthy=self.healthy,
+            batch_size=self._stats.batch_size.copy(),
         )
 
     @property
@@ -120,11 +128,13 @@ class GenerationLoop(EngineLoop):
             await self._rest()
             return
         self._stats.decisions += 1
+        self._forecast.begin_run(self._stats)
         decision = self._scheduler.schedule()
         reply = await self._update_cache(decision.update)
         batch = self._scheduler.apply(decision, reply)
         if batch.requests:
             await self._runner.run(batch)
+            self._forecast.end_run(self._stats)
         self._end_cancelled()
 
     async def _update_cache(self, update: CacheUpdate) -> CacheReply:
@@ -195,18 +205,6 @@ class GenerationLoop(EngineLoop):
     def _on_recovered(self, kv_cache: KVCacheClient | None) -> None:
         self._kv_cache = kv_cache or self._kv_cache
         self._scheduler.budget.reset(self._kv_cache.page_size, self._kv_cache.num_blocks)
-
-    def _check(self, context: TextContext) -> None:
-        """Whether a request, and its siblings behind it, may be queued. Raises what `submit` raises."""
-        self._check_open()
-        check_request(context, self._scheduler)
-        num_arriving, queues, limits = 1 + context.num_siblings, self._scheduler.queues, self.limits
-        num_free_places = max(0, limits.max_batch_size - len(queues.running))
-        if len(queues.waiting) + num_arriving > limits.max_queued_requests + num_free_places:
-            raise self._queue_full(
-                len(queues.waiting),
-                f"{len(queues.waiting)} requests are waiting already, and {num_arriving} more would be too many.",
-            )
 
 
 def check_request(context: TextContext, scheduler: Scheduler) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from max_ray.interfaces import RequestID, TextContext
+from max_ray.scheduler.fair_share import Tenant
 from max_ray.scheduler.output_queue import OutputQueue
 
 
@@ -17,6 +18,7 @@ class ScheduledRequest:
         arrival: Time of arrival, in monotonic seconds.
         outputs: Outputs that its reader has not read yet.
         request_id: Identity of the request.
+        tenant: The API key that sent it; set when it is queued.
         priority: Lower numbers run earlier.
         num_delivered: Generated tokens that were put into `outputs`.
         was_admitted: Whether it has held blocks before.
@@ -27,6 +29,7 @@ class ScheduledRequest:
     arrival: float
     outputs: OutputQueue = field(default_factory=OutputQueue)
     request_id: RequestID = field(init=False)
+    tenant: Tenant = field(init=False)
     priority: int = field(init=False)
     num_delivered: int = 0
     was_admitted: bool = False

@@ -2,10 +2,10 @@
 
 A request is in one of three states:
 
-    waiting   by priority, then in order of arrival; holds no block. Preempted requests return to the front of their
-              priority
-    running   in the same order; holds blocks for all tokens that the run in progress can give it, its whole prompt
-              included
+    waiting   by priority, then in order of arrival, each tenant (API key) by itself; holds no block. Preempted requests
+              return to the front of their priority. `FairShare` says which tenant's turn it is
+    running   by priority, then in order of admission; holds blocks for all tokens that the run in progress can give it,
+              its whole prompt included
     ended     its blocks go back with the next message to the KV manager
 
 One decision is `schedule()` (what to ask of the KV manager), one exchange with it, and `apply()` (the batch that the
@@ -14,7 +14,8 @@ reply allows). The first running request is never preempted, so at least one alw
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 from max_ray.errors import InsufficientBlocksError
 from max_ray.interfaces import BlockGrant, CacheReply
@@ -23,6 +24,7 @@ from max_ray.scheduler.admission import Admission
 from max_ray.scheduler.batch_builder import BatchBuilder
 from max_ray.scheduler.block_budget import BlockBudget
 from max_ray.scheduler.decision import Batch, ScheduleDecision, SchedulerLimits
+from max_ray.scheduler.fair_share import FairShare
 from max_ray.scheduler.quarantine import Quarantine
 from max_ray.scheduler.request_queues import RequestQueues
 from max_ray.scheduler.scheduled_request import ScheduledRequest
@@ -31,6 +33,13 @@ from max_ray.scheduler.stats import SchedulerStats
 
 class Scheduler:
     """Admission, preemption and batches.
+
+    Args:
+        limits: Limits that hold for every decision.
+        page_size: Tokens of a KV block.
+        num_blocks: Blocks of the cache.
+        stats: Counters, shared with the loop.
+        clock: Seconds, monotonic.
 
     Attributes:
         limits: Limits that hold for every decision.
@@ -41,14 +50,22 @@ class Scheduler:
         admission: Choice of the waiting requests that join.
     """
 
-    def __init__(self, limits: SchedulerLimits, page_size: int, num_blocks: int, stats: SchedulerStats) -> None:
+    def __init__(
+        self,
+        limits: SchedulerLimits,
+        page_size: int,
+        num_blocks: int,
+        stats: SchedulerStats,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.limits = limits
         self.stats = stats
-        self.queues = RequestQueues()
+        self.clock = clock
+        self.queues = RequestQueues(FairShare(page_size))
         self.budget = BlockBudget(page_size, num_blocks, stats)
         self.quarantine = Quarantine()
         self.admission = Admission(limits, self.queues, self.budget, self.quarantine)
-        self._builder = BatchBuilder(limits, self.budget, self.quarantine)
+        self._builder = BatchBuilder(limits, self.budget, self.quarantine, self.queues.share)
         self._must_preempt = False
 
     # One decision.
@@ -57,7 +74,11 @@ class Scheduler:
         """Makes room for the running requests, selects which may join, and writes the message to the KV manager."""
         self._fail_oversized()
         self._make_room()
-        candidates, speculative = self.admission.select()
+        self.queues.share.charge(self.clock(), self.queues.running.values())
+        selection = self.admission.select()
+        for victim in selection.victims:
+            self._preempt(victim)
+        candidates, speculative = selection.admitted, selection.speculative
         running = self.queues.running.values()
         num_steps = self._builder.affordable_steps([*running, *candidates])
         for request in running:
@@ -102,7 +123,8 @@ class Scheduler:
         present = [(r, left) for r, left in zip(batch, tokens_left, strict=True) if queues.is_running(r)]
         if len(present) < len(queues.running) or all(r.context.remaining_new_tokens <= n for r, n in present):
             return None
-        if queues.waiting and len(queues.running) < self.limits.max_batch_size:
+        is_full = len(queues.running) >= self.limits.max_batch_size
+        if queues.waiting and (not is_full or (queues.share.is_contended and self.admission.could_admit())):
             return None
         missing = [self.budget.num_missing(request.context, left + num_steps) for request, left in present]
         if sum(missing) > self.budget.num_free_blocks:
@@ -126,6 +148,11 @@ class Scheduler:
     def end(self, request: ScheduledRequest) -> None:
         """Removes a request, however it ended. Not during a run, unless the run itself ended the request."""
         self.quarantine.release(request)
+        trace = request.context.trace
+        trace.ended_at = self.clock()
+        trace.num_blocks = max(trace.num_blocks, len(request.context.block_table))
+        if trace.admitted_at is not None:
+            self.queues.share.note_residence(trace.ended_at - trace.admitted_at)
         if self.queues.remove(request):
             self.budget.give_back(request.context)
             self.admission.under_memory_pressure = False
@@ -158,13 +185,20 @@ class Scheduler:
         running, budget = self.queues.running, self.budget
         num_missing = sum(budget.num_missing(request.context, 1) for request in running.values())
         while len(running) > 1 and (self._must_preempt or num_missing > budget.num_free_blocks):
-            last = next(reversed(running.values()))
+            last = self.queues.share.last(running.values())
             num_missing -= budget.num_missing(last.context, 1)
-            budget.give_back(last.context)
-            self.queues.requeue(last)
+            self._preempt(last)
             self.admission.under_memory_pressure = True
-            self.stats.preemptions += 1
             self._must_preempt = False
+
+    def _preempt(self, request: ScheduledRequest) -> None:
+        """Takes the blocks of a running request back; it waits again."""
+        trace = request.context.trace
+        trace.num_preemptions += 1
+        trace.num_blocks = max(trace.num_blocks, len(request.context.block_table))
+        self.budget.give_back(request.context)
+        self.queues.requeue(request)
+        self.stats.preemptions += 1
 
     def _take_grants(self, decision: ScheduleDecision, reply: CacheReply) -> list[BlockGrant | None]:
         """Gives the running requests their blocks. Returns the grants of those, then of the candidates."""
@@ -196,6 +230,7 @@ class Scheduler:
         """Counts a request that is admitted for the first time."""
         if not request.was_admitted:
             request.was_admitted = True
+            request.context.trace.admitted_at = self.clock()
             request.context.cached_prefix_length = num_cached_tokens
             self.stats.prompt_tokens += request.context.tokens.prompt_length
             self.stats.prefix_hit_tokens += num_cached_tokens

@@ -16,19 +16,25 @@ from max_ray.phases import phase
 from max_ray.pipelines.factory import build_tokenizer
 from max_ray.planning.hardware import Hardware
 from max_ray.planning.plan import resolve_plan
+from max_ray.serve.api.access.key_file import read_key_file
 from max_ray.serve.api.engine import ApiOptions, FilesOptions
 from max_ray.serve.api.files.directory import check_folder
-from max_ray.serve.cluster_env import cluster_hardware, connect
+from max_ray.serve.cluster_env import check_tls_files, cluster_hardware, connect
+from max_ray.serve.deployment_version import deployment_version
+from max_ray.serve.drain import forget_drain_limit
 from max_ray.serve.ingress import Ingress
+from max_ray.serve.replica_engine import QueueLimits
 from max_ray.serve.serve_config import load_serve_config
 from max_ray.serve.start_summary import start_summary
+from max_ray.serve.tracing_setup import check_tracing
 
 _LOG = get_logger(__name__)
 UPSCALE_DELAY_S = 10.0
 DOWNSCALE_DELAY_S = 300.0
 """A new replica means a new worker group with its weights to load: quick to add one, slow to give one up."""
 _EXTRA_ONGOING = 64
-"""Requests beyond the queue and the batch that a replica takes: health checks, scrapes, and those it answers 429."""
+"""Requests beyond the queue and the batch that a replica takes: health checks, scrapes, and those it answers 429. The
+queue may hold twice its limit where one key has filled it and others come."""
 _FIRST_START_ATTEMPTS = 1
 """A model that does not load will not load the second time: the user is told at once. Once a replica has been up, Serve
 replaces a failing one for ever, whatever this says."""
@@ -41,11 +47,16 @@ def build_application(config: ServeConfig) -> serve.Application:
     if config.files_dir is not None:
         check_folder(Path(config.files_dir))
     pipeline_config = PipelineConfig(**{name: getattr(config, name) for name in PipelineConfig.model_fields})
+    options = api_options(config)
+    check_keys(options)
+    check_tls_files(config)
+    check_tracing(config.otlp_traces_endpoint)
     phases: dict[str, float] = {}
     with phase("resolve and plan", durations=phases):
         build_tokenizer(resolve_plan(pipeline_config, hardware=_hardware_to_be(config)))  # it raises for wrong files
     with phase("connect to Ray", durations=phases):
         connect(config)
+    forget_drain_limit(config.app_name)
     get_registry()  # its process starts while Serve does
     plan = resolve_plan(pipeline_config, hardware=cluster_hardware())
     _LOG.info("memory plan of a worker group:\n%s", plan.memory.text())
@@ -60,24 +71,42 @@ def build_application(config: ServeConfig) -> serve.Application:
         worker_port_range=None if config.worker_port_range is None else parse_port_range(config.worker_port_range),
     )
     deployment = Ingress.options(
-        max_ongoing_requests=config.max_queued_requests + plan.max_batch_size + _EXTRA_ONGOING,
+        version=deployment_version(config, plan),
+        _internal=True,  # the only way to give a version
+        max_surge_percent=config.max_surge_percent,
+        max_ongoing_requests=2 * config.max_queued_requests + plan.max_batch_size + _EXTRA_ONGOING,
+        graceful_shutdown_timeout_s=config.drain_timeout_s,
         max_constructor_retry_count=_FIRST_START_ATTEMPTS,
         **_scaling(config),
     )
-    return deployment.bind(spec, config.max_queued_requests, api_options(config))
+    return deployment.bind(spec, QueueLimits(config.max_queued_requests, config.max_queued_tokens), options)
+
+
+def check_keys(options: ApiOptions) -> None:
+    """Raises ConfigError for a file of API keys that cannot be used."""
+    if options.api_keys_file is not None:
+        read_key_file(Path(options.api_keys_file))
 
 
 def api_options(config: ServeConfig) -> ApiOptions:
     """What of the configuration the HTTP routes go by."""
-    any_host = None if config.key_values else ()
+    any_host = None if config.has_keys else ()
     return ApiOptions(
         api_keys=config.key_values,
+        api_keys_file=_absolute(config.api_keys_file),
         allowed_hosts=config.allowed_hosts or any_host,
         allowed_origins=config.allowed_origins,
+        shares_records=config.max_replicas > 1,
+        otlp_traces_endpoint=config.otlp_traces_endpoint,
         files=FilesOptions(config.files_dir, config.files_max_bytes, config.batch_concurrency)
         if config.files_dir
         else None,
     )
+
+
+def _absolute(path: str | None) -> str | None:
+    """The path as replicas find it: they run in other folders."""
+    return None if path is None else str(Path(path).expanduser().absolute())
 
 
 def _hardware_to_be(config: ServeConfig) -> Hardware:

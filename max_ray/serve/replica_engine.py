@@ -31,9 +31,11 @@ from max_ray.pipelines.text_generation import TextGenerationPipeline
 from max_ray.planning.plan import PipelinePlan
 from max_ray.registry import PIPELINE_REGISTRY
 from max_ray.scheduler import EmbeddingsLoop, GenerationLoop, LoopActivity, SchedulerLimits
-from max_ray.serve.api.metrics import GroupView, Metrics, MetricsSnapshot
+from max_ray.serve.api.metrics import TEXT_ROUTES, GroupView, Metrics, MetricsSnapshot
 from max_ray.serve.api.model_parsers import ModelParsers
+from max_ray.serve.api.request_log import RequestLog, SharedRecords
 from max_ray.serve.api.structured_output_fields import start_checker
+from max_ray.serve.ray_metrics import RayMetrics
 from max_ray.tokenization.tokenizer import TextTokenizer
 
 _LOG = get_logger(__name__)
@@ -50,6 +52,19 @@ class ReplicaIdentity:
     owner_id: str
 
 
+@dataclass(frozen=True)
+class QueueLimits:
+    """What may wait in a replica.
+
+    Args:
+        max_requests: Requests, beyond those for which the batch has room.
+        max_tokens: Prompt tokens; None: no limit.
+    """
+
+    max_requests: int
+    max_tokens: int | None = None
+
+
 class ReplicaEngine:
     """Made by `start`; ended by `close`."""
 
@@ -59,7 +74,8 @@ class ReplicaEngine:
         self._owner_id = owner_id
         self._tokenizer = tokenizer
         self._parsers = _parsers_of(tokenizer, plan)
-        self._metrics = Metrics(plan.config.served_model_name, owner_id)
+        self._metrics = Metrics(plan.config.served_model_name, owner_id, () if plan.is_pooled else TEXT_ROUTES)
+        self._requests = RequestLog(owner_id)
         self._plan = plan
         self._loop: GenerationLoop | EmbeddingsLoop
         if plan.is_pooled:
@@ -73,13 +89,13 @@ class ReplicaEngine:
         group.keep(self._on_failure)
 
     @classmethod
-    async def start(cls, spec: GroupSpec, max_queued_requests: int, identity: ReplicaIdentity) -> ReplicaEngine:
+    async def start(cls, spec: GroupSpec, queue: QueueLimits, identity: ReplicaIdentity) -> ReplicaEngine:
         """Leases a group and makes the tokenizer meanwhile. Raises what loading raises."""
         PIPELINE_REGISTRY.register_packed(spec.plan.custom_code)
         acquiring = asyncio.create_task(LeasedGroup.acquire(spec, identity.rank, identity.owner_id))
         tokenizer = await asyncio.to_thread(_ready_tokenizer, spec.plan)
         group = await acquiring
-        return cls(tokenizer, group, _limits(spec, max_queued_requests), identity.owner_id)
+        return cls(tokenizer, group, _limits(spec, queue), identity.owner_id)
 
     @property
     def model_name(self) -> str:
@@ -102,6 +118,10 @@ class ReplicaEngine:
         return self._metrics
 
     @property
+    def requests(self) -> RequestLog:
+        return self._requests
+
+    @property
     def num_waiting(self) -> int:
         return self._loop.stats.queued
 
@@ -121,6 +141,10 @@ class ReplicaEngine:
     def is_superseded(self) -> bool:
         """True once another replica has this one's group: Serve should replace this replica."""
         return self._is_superseded
+
+    def share_records(self, records: SharedRecords) -> None:
+        """Tells other replicas of the requests that ended here, once a second."""
+        self._tasks.append(asyncio.create_task(self._share_records(records)))
 
     def submit(self, context: TextContext) -> AsyncIterator[TextGenerationOutput]:
         """Admits a request. Raises QueueFullError, InsufficientBlocksError at the call."""
@@ -148,6 +172,10 @@ class ReplicaEngine:
     @property
     def activity(self) -> LoopActivity:
         return self._loop.activity
+
+    def end_streams(self) -> None:
+        """Every open request ends with an error, and no other is taken."""
+        self._loop.stop()
 
     async def close(self) -> None:
         """Ends the streams and the group."""
@@ -187,16 +215,26 @@ class ReplicaEngine:
 
     async def _exchange_metrics(self) -> None:
         """Nothing but metrics depends on it, so a registry that does not answer is merely noted."""
-        silent = False
+        silent, ray_metrics = False, RayMetrics()
         while not self._is_superseded:
             await asyncio.sleep(_EXCHANGE_EVERY_S)
+            snapshot = self._snapshot()
+            ray_metrics.publish(snapshot)
             try:
-                self._siblings = await self._group.renew(pickle.dumps(self._snapshot()))
+                self._siblings = await self._group.renew(pickle.dumps(snapshot))
                 silent = False
             except (WorkerGroupError, StaleLeaseError) as error:
                 if not silent:
                     _LOG.warning("metrics were not exchanged: %s", error)
                 silent = True
+
+    async def _share_records(self, records: SharedRecords) -> None:
+        while True:
+            await asyncio.sleep(_EXCHANGE_EVERY_S)
+            try:
+                await self._requests.share(records)
+            except WorkerGroupError as error:
+                _LOG.warning("other replicas were not told of requests that have ended: %s", error)
 
 
 def _ready_tokenizer(plan: PipelinePlan) -> TextTokenizer:
@@ -215,12 +253,13 @@ def _parsers_of(tokenizer: TextTokenizer, plan: PipelinePlan) -> ModelParsers:
     return ModelParsers.of(tokenizer, config.tool_call_parser, config.reasoning_parser, plan.architecture)
 
 
-def _limits(spec: GroupSpec, max_queued_requests: int) -> SchedulerLimits:
+def _limits(spec: GroupSpec, queue: QueueLimits) -> SchedulerLimits:
     plan = spec.plan
     return SchedulerLimits(
         max_batch_size=plan.max_batch_size,
         max_batch_input_tokens=plan.config.max_batch_input_tokens,
-        max_queued_requests=max_queued_requests,
+        max_queued_requests=queue.max_requests,
+        max_queued_tokens=queue.max_tokens,
         max_num_steps=plan.config.max_num_steps,
         enable_chunked_prefill=plan.config.enable_chunked_prefill,
         enable_prefix_caching=plan.config.enable_prefix_caching,

@@ -59,6 +59,11 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def test_every_setting_is_a_flag(served: list[ServeConfig], tmp_path: Path) -> None:
+    keys = tmp_path / "keys.yaml"
+    keys.write_text(f"keys: [{{name: a, sha256: {64 * '0'}}}]\n")
+    keys.chmod(0o600)
+    for name in ("cert.pem", "key.pem"):
+        (tmp_path / name).touch(0o600)
     values: dict[str, Any] = {
         "model_path": "owner/name",
         "revision": "v1",
@@ -90,7 +95,18 @@ def test_every_setting_is_a_flag(served: list[ServeConfig], tmp_path: Path) -> N
         "num_threads": 3,
         "host": "localhost",
         "port": 1234,
+        "ssl_certfile": str(tmp_path / "cert.pem"),
+        "ssl_keyfile": str(tmp_path / "key.pem"),
+        "api_keys_file": str(keys),
+        "files_dir": "files",
+        "files_max_bytes": 2**21,
+        "batch_concurrency": 3,
+        "max_queued_tokens": 900,
         "app_name": "app",
+        "max_surge_percent": 50,
+        "otlp_traces_endpoint": "http://127.0.0.1:4318/v1/traces",
+        "max_stream_s": 900,
+        "drain_timeout_s": 7.5,
         "min_replicas": 2,
         "max_replicas": 3,
         "target_ongoing_requests": 4.5,
@@ -99,9 +115,6 @@ def test_every_setting_is_a_flag(served: list[ServeConfig], tmp_path: Path) -> N
         "worker_start_timeout_s": 2.5,
         "collective_timeout_s": 3.5,
         "worker_port_range": "20000-20999",
-        "files_dir": "uploads",
-        "files_max_bytes": 2**20,
-        "batch_concurrency": 3,
         "allowed_hosts": ("box.lan", "*.x.org"),
         "allowed_origins": ("https://x.org", "null"),
     }

@@ -19,6 +19,7 @@ from max_ray.interfaces import (
 from max_ray.scheduler import LoopActivity, RequestActivity, SchedulerLimits, SchedulerStats
 from max_ray.serve.api.metrics import Metrics, MetricsSnapshot
 from max_ray.serve.api.model_parsers import ModelParsers
+from max_ray.serve.api.request_log import RequestLog
 from max_ray.tokenization.tokenizer import TextTokenizer
 
 Script = Callable[[TextContext], str | list[int]]
@@ -40,6 +41,7 @@ class FakeEngine:
         self.tokenizer = tokenizer
         self.parsers = ModelParsers.of(tokenizer)
         self.metrics = Metrics("fake", "r0")
+        self.requests = RequestLog("r0", max_choices=100)
         self.script = script
         self.contexts: list[TextContext] = []
         self.cancelled: list[RequestID] = []

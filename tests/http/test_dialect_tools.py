@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from tests.http.fake_engine import FakeEngine
+from tests.http.test_forced_tools import spec_of
 from tests.http.test_tools import CALL, SCHEMA, TIME_CALL, prompt_of, served
 from tests.tokenization import chat_templates
 
@@ -158,7 +159,7 @@ async def test_anthropic_schema(tmp_path: Path) -> None:
         form = {"type": "json_schema", "schema": SCHEMA}
         for fields in ({"output_config": {"format": form}}, {"output_format": form}):
             await post(client, "/v1/messages", {**MESSAGE, "tools": [], **fields})
-            spec = engine.contexts[-1].sampling_params.structured_output
+            spec = spec_of(engine)
             assert spec is not None
             assert json.loads(spec.text) == SCHEMA
         wrong = {"type": "json_schema", "schema": {"type": "object", "nonsense": 1}}
@@ -275,7 +276,7 @@ async def test_responses_choices_and_formats(tmp_path: Path) -> None:
             assert forced["tool_choice"] == choice
         form = {"type": "json_schema", "name": "w", "schema": SCHEMA, "strict": True}
         answer = await post(client, "/v1/responses", {"input": "hi", "text": {"format": form}})
-        spec = engine.contexts[-1].sampling_params.structured_output
+        spec = spec_of(engine)
         assert spec is not None
         assert json.loads(spec.text) == SCHEMA
         assert answer["text"]["format"] == form
@@ -319,7 +320,7 @@ async def test_ollama_formats(tmp_path: Path) -> None:
     async with served(tmp_path, '{"city": "Bern"}') as (client, engine):
         for path, body in (("/api/chat", {"messages": CHAT["messages"]}), ("/api/generate", {"prompt": "hi"})):
             await post(client, path, {**body, "stream": False, "format": SCHEMA})
-            spec = engine.contexts[-1].sampling_params.structured_output
+            spec = spec_of(engine)
             assert spec is not None
             assert json.loads(spec.text) == SCHEMA
             await post(client, path, {**body, "stream": False, "format": "json"})

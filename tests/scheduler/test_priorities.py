@@ -8,6 +8,7 @@ import random
 import pytest
 
 from max_ray.scheduler import ScheduledRequest
+from max_ray.scheduler.fair_share import FairShare
 from max_ray.scheduler.request_queues import RequestQueues
 from tests.scheduler.fakes import expected_tokens, make_context
 from tests.scheduler.harness import Harness, running
@@ -24,7 +25,7 @@ def request_of(name: str, priority: int, arrival: float = 0.0) -> ScheduledReque
 def test_both_tables_are_ordered_by_priority_and_arrival(case: int) -> None:
     """Arrivals, admissions of the head, preemptions of the last, ends and restarts, in random order."""
     rng = random.Random(case)
-    queues, arrivals = RequestQueues(), 0
+    queues, arrivals = RequestQueues(FairShare(16)), 0
     for _ in range(60):
         action = rng.choice(["arrive", "arrive", "admit", "preempt", "end", "restart"])
         if action == "arrive":

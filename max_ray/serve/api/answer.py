@@ -11,6 +11,7 @@ from typing import Any
 
 from max_ray.errors import InputError, ModelNotServedError, nearest, quoted
 from max_ray.interfaces import PipelineTask, RequestID
+from max_ray.serve.api.access.caller import CALLER
 from max_ray.serve.api.chat_preparation import fitted
 from max_ray.serve.api.choice import ParsedDelta, TokenEntry
 from max_ray.serve.api.engine import Engine
@@ -21,6 +22,7 @@ from max_ray.serve.api.openai import ChatCompletionRequest, CompletionRequest, G
 from max_ray.serve.api.parsed_choice import ParsedChoice
 from max_ray.serve.api.parsed_format import ParsedChatFormat
 from max_ray.serve.api.prompt_logprobs import with_prompt_logprobs
+from max_ray.serve.api.request_log import server_timing
 from max_ray.serve.api.sse import DONE, encode_event
 from max_ray.tokenization.token_bytes import token_text_of
 
@@ -57,6 +59,11 @@ class Answer:
     def failure(self, content: Mapping[str, Any]) -> bytes | None:
         """None: a stream that fails ends with the error object."""
         return None
+
+    @property
+    def server_timing(self) -> str:
+        """See AdmittedAnswer."""
+        return server_timing(self._generation)
 
     async def chunks(self) -> AsyncGenerator[str]:
         """The same as JSON texts. Raises WorkerGroupError."""
@@ -103,8 +110,10 @@ async def open_answer(
     generation = await prepared_generation(engine, request, arrival)
     generation.start()
     prefix = "chatcmpl" if isinstance(request, ChatCompletionRequest) else "cmpl"
+    answer_id = f"{prefix}-{request.request_id or RequestID()}"
+    generation.name_answer(answer_id)
     form = _format_of(request, generation)(
-        f"{prefix}-{request.request_id or RequestID()}",
+        answer_id,
         int(time.time()),
         engine.model_name,
         token_text_of(engine.tokenizer),
@@ -181,13 +190,15 @@ async def generate(engine: Engine, request: CompletionRequest | ChatCompletionRe
 
 
 def check_model(engine: Engine, model: str | None) -> None:
-    """Raises ModelNotServedError for any name but the served one and its aliases."""
+    """Raises ModelNotServedError for any name but the served one and its aliases, ForbiddenError where the key may not
+    use it."""
     if model is not None and model != engine.model_name and model not in engine.model_aliases:
         hint = nearest(model, [engine.model_name, *engine.model_aliases])
         raise ModelNotServedError(
             f"The model {quoted(model)} is not served here.{hint} This server serves {engine.model_name!r}.",
             param="model",
         )
+    CALLER.get().check_model(engine.model_name)
 
 
 def check_task(engine: Engine, task: PipelineTask) -> None:

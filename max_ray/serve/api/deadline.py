@@ -1,6 +1,7 @@
 """A client's own limit: the header `x-request-timeout-seconds`, which Ray Serve has, and the field `timeout`.
 
-The work of a request that takes longer is cancelled. A whole answer is a 408 then; a stream ends with an error event.
+The work of a request that takes longer is cancelled, also while it waits; one that could not even start in time is
+refused at once (`scheduler/queue_room.py`). A whole answer is a 408 then; a stream ends with an error event.
 Serve reads the same header where `max_ray.serve.replica_door` does not keep it away, and would answer in plain text.
 """
 
@@ -11,6 +12,7 @@ import math
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from max_ray.serve.api.access.caller import DEADLINE
 from max_ray.serve.api.error_shapes import ErrorShape, error_shape
 from max_ray.serve.api.http_errors import ErrorResponse, error_body
 from max_ray.serve.api.scope import DEADLINE_KEY, REQUEST_TIMEOUT, STATUS_KEY, TIMEOUT_KEY
@@ -46,6 +48,7 @@ class Deadline:
         when, end = self.timeout.when(), self._start + seconds
         if when is None or end < when:
             self.timeout.reschedule(end)
+            DEADLINE.set(end)
             self.told = f"{seconds:g} s that its field 'timeout' allows"
 
 
@@ -64,6 +67,7 @@ class RequestDeadline:
     async def _limited(self, scope: Scope, receive: Receive, send: Send) -> None:
         reply = _Reply(send, error_shape(scope))
         deadline = scope[DEADLINE_KEY] = Deadline(requested_timeout(scope))
+        token = DEADLINE.set(deadline.timeout.when())
         try:
             async with deadline.timeout as limit:
                 await self._app(scope, receive, reply.send)
@@ -76,6 +80,8 @@ class RequestDeadline:
             if when is not None and asyncio.get_running_loop().time() > when - _SERVE_IS_EARLIER_S:
                 scope[STATUS_KEY] = REQUEST_TIMEOUT
             raise
+        finally:
+            DEADLINE.reset(token)
 
 
 class _Reply:

@@ -22,6 +22,7 @@ from max_ray.serve.api.engine import Engine
 from max_ray.serve.api.generation import Generation
 from max_ray.serve.api.openai import ChatCompletionRequest, CompletionRequest, validated
 from max_ray.serve.api.request_fields import ApiRequest
+from max_ray.serve.api.request_log import server_timing
 
 KEEP_ALIVE_S = 10.0
 """While a prompt is processed, a stream shows so often that it is alive."""
@@ -104,6 +105,11 @@ class DialectFormat(ABC):
 
     media_type = "text/event-stream"
 
+    @property
+    def answer_id(self) -> str | None:
+        """The id of the answer; None where the dialect has none."""
+        return None
+
     @abstractmethod
     def begin(self) -> bytes:
         """The first piece, before there is any token; may be empty."""
@@ -153,6 +159,11 @@ class DialectAnswer:
     def media_type(self) -> str:
         """Of the stream."""
         return self.form.media_type
+
+    @property
+    def server_timing(self) -> str:
+        """See AdmittedAnswer."""
+        return server_timing(self._generation)
 
     def failure(self, content: Mapping[str, Any]) -> bytes | None:
         """See DialectFormat."""
@@ -230,7 +241,10 @@ async def open_translated(
     with translated.places.applied():
         generation = await prepared_generation(engine, translated.request, arrival)
         generation.start()
-    return DialectAnswer(generation, formatter(engine, generation))
+    form = formatter(engine, generation)
+    if form.answer_id is not None:
+        generation.name_answer(form.answer_id)
+    return DialectAnswer(generation, form)
 
 
 def translated(

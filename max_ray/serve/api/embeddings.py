@@ -15,6 +15,7 @@ from pydantic import Field, field_validator
 
 from max_ray.errors import InputError, InputTooLongError
 from max_ray.interfaces import EmbeddingsContext, EmbeddingsGenerationRequest, PipelineTask, RequestID
+from max_ray.serve.api.access.caller import CALLER
 from max_ray.serve.api.answer import check_model, check_task
 from max_ray.serve.api.engine import Engine
 from max_ray.serve.api.neutral_fields import EMBEDDINGS, EMBEDDINGS_INSTEAD
@@ -112,6 +113,7 @@ async def open_job(engine: Engine, request: EmbeddingsRequest) -> EmbeddingsJob:
     check_task(engine, PipelineTask.EMBEDDINGS_GENERATION)
     check_dimensions(request.dimensions, engine.embedding_size)
     contexts = await _contexts(engine, request)
+    CALLER.get().usage.add_tokens(sum(len(context.tokens) for context in contexts))
     return EmbeddingsJob(engine, contexts, request.encoding_format, request.dimensions, request.labels)
 
 

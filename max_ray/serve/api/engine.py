@@ -17,6 +17,7 @@ from max_ray.interfaces import (
 from max_ray.scheduler import LoopActivity
 from max_ray.serve.api.metrics import Metrics, MetricsSnapshot
 from max_ray.serve.api.model_parsers import ModelParsers
+from max_ray.serve.api.request_log import RequestLog
 from max_ray.tokenization.tokenizer import TextTokenizer
 
 
@@ -48,6 +49,10 @@ class Engine(Protocol):
     @property
     def metrics(self) -> Metrics:
         """This replica's counters; the routes write to them."""
+
+    @property
+    def requests(self) -> RequestLog:
+        """The last requests of this replica; the routes write to it."""
 
     @property
     def num_waiting(self) -> int:
@@ -100,19 +105,31 @@ class ApiOptions:
     """Settings of the front.
 
     api_keys: when there are any, every route but /health wants `Authorization: Bearer KEY`.
+    otlp_traces_endpoint: collector that gets a trace of each request; None: there are no traces.
+    api_keys_file: file with more of them, by their hashes; None: there is none.
     allowed_hosts: names besides loopback's that the header Host may give ("*": any, "*.x.org": below x.org). None: any
     with keys; without keys only `test`, the name that RFC 6761 keeps free for tests.
     allowed_origins: origins whose web pages may use the API ("*": all), lower-case.
     max_body_bytes: a longer request body is a 413. max_body_bytes_with_images: the same for chats of a model that sees
     images, which may come as data: URLs.
+    shares_records: whether requests of other replicas can be asked about.
     body_timeout_s: a client that takes longer to send its body gets a 408; large bodies have more time.
     files: None: the server keeps no files and runs no batches.
     """
 
     api_keys: tuple[str, ...] = ()
+    api_keys_file: str | None = None
     allowed_hosts: tuple[str, ...] | None = None
     allowed_origins: tuple[str, ...] = ()
     max_body_bytes: int = 8 * 1024 * 1024
     max_body_bytes_with_images: int = 48 * 1024 * 1024
     body_timeout_s: float = 30.0
+    shares_records: bool = False
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether clients need an API key."""
+        return bool(self.api_keys) or self.api_keys_file is not None
+
     files: FilesOptions | None = None
+    otlp_traces_endpoint: str | None = None

@@ -33,7 +33,7 @@ class OriginGuard:
 
     def __init__(self, app: ASGIApp, options: ApiOptions) -> None:
         self._app = app
-        self._has_keys = bool(options.api_keys)
+        self._has_keys = options.has_keys
         any_host = ("*",) if self._has_keys else _RESERVED_FOR_TESTS
         self._hosts = any_host if options.allowed_hosts is None else options.allowed_hosts
         self._origins = options.allowed_origins

@@ -29,6 +29,10 @@ class AdmittedAnswer(Protocol):
     def events(self) -> AsyncGenerator[bytes]:
         """The pieces of the stream. Raises WorkerGroupError."""
 
+    @property
+    def server_timing(self) -> str:
+        """The phases that are over, for the header `Server-Timing`."""
+
     async def whole(self) -> dict[str, Any]:
         """The answer object. Raises WorkerGroupError."""
 
@@ -52,9 +56,12 @@ async def respond(request: Request, answer: AdmittedAnswer, *, is_streamed: bool
         is_streamed: Whether it comes in pieces.
     """
     if is_streamed:
-        return EventStream(_events(answer, request.scope), answer.close, answer.media_type)
+        stream = EventStream(_events(answer, request.scope), answer.close, answer.media_type)
+        stream.headers["server-timing"] = answer.server_timing
+        return stream
     try:
-        return JSONResponse(await until_disconnect(request.receive, answer.whole()))
+        content = await until_disconnect(request.receive, answer.whole())
+        return JSONResponse(content, headers={"Server-Timing": answer.server_timing})
     except ClientGoneError:
         return Response(status_code=CLIENT_CLOSED)
     finally:

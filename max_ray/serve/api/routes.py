@@ -10,8 +10,9 @@ import asyncio
 import logging
 import time
 from functools import partial
+from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
@@ -21,7 +22,10 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from max_ray import __version__
+from max_ray.errors import NotFoundError, quoted
 from max_ray.interfaces import PipelineTask
+from max_ray.serve.api.access.caller import CALLER
+from max_ray.serve.api.access.key_ring import KeyRing
 from max_ray.serve.api.accounting import RequestCounter
 from max_ray.serve.api.answer import Answer, check_model, open_answer
 from max_ray.serve.api.anthropic.requests import CountTokensRequest, MessagesRequest
@@ -40,7 +44,7 @@ from max_ray.serve.api.http_errors import (
     add_error_handlers,
     error_body,
 )
-from max_ray.serve.api.metrics import render_metrics
+from max_ray.serve.api.metrics_page import MetricsPage
 from max_ray.serve.api.ollama.requests import OllamaChatRequest, OllamaGenerateRequest
 from max_ray.serve.api.ollama.routes import OllamaEmbedRequest, ShowRequest, add_ollama_routes
 from max_ray.serve.api.openai import ChatCompletionRequest, CompletionRequest
@@ -48,6 +52,7 @@ from max_ray.serve.api.openapi import add_documentation
 from max_ray.serve.api.origin_guard import OriginGuard, cors_settings
 from max_ray.serve.api.page.routes import add_page
 from max_ray.serve.api.request_fields import ApiRequest
+from max_ray.serve.api.request_log import SharedRecords
 from max_ray.serve.api.respond import respond
 from max_ray.serve.api.responses.requests import ResponsesRequest
 from max_ray.serve.api.responses.routes import add_response_routes
@@ -59,7 +64,12 @@ from max_ray.serve.api.server_view import server_object
 from max_ray.serve.api.sse import ClientGoneError, until_disconnect
 from max_ray.serve.api.token_routes import DetokenizeRequest, TokenizeRequest, add_token_routes
 
+if TYPE_CHECKING:
+    from max_ray.serve.api.tracing import RequestTracer
+
 logger = logging.getLogger(__name__)
+
+_MANY_REPLICAS = 8  # a page of so many is rendered in about a millisecond
 
 BODIES: dict[str, type[ApiRequest]] = {
     "/v1/completions": CompletionRequest,
@@ -87,6 +97,8 @@ def build_api(
     responses: ResponseStore | None = None,
     details: ModelDetails | None = None,
     batches: BatchRunner | None = None,
+    records: SharedRecords | None = None,
+    tracer: RequestTracer | None = None,
 ) -> FastAPI:
     """The application with all routes.
 
@@ -96,6 +108,8 @@ def build_api(
         responses: Keeps the responses of the Responses API; None keeps them in this process.
         details: What is told of the served model.
         batches: Runs batches, started by the caller; None: the server keeps no files.
+        records: What other replicas know of their requests; None: there are no others.
+        tracer: Traces requests; None: they are not traced.
     """
     options = options or ApiOptions()
     no_pages: dict[str, Any] = {"openapi_url": None, "docs_url": None, "redoc_url": None}
@@ -103,7 +117,7 @@ def build_api(
     bodies = BodyReader(timeout_s=options.body_timeout_s)
     store = LocalResponseStore() if responses is None else responses
     context = ApiContext(engine, options, bodies, store, details or ModelDetails())
-    _add_readings(api, context)
+    _add_readings(api, context, records)
     add_page(api)
     _add_tasks(api, context)
     add_response_routes(api, context)
@@ -115,12 +129,15 @@ def build_api(
     add_batch_routes(api, context, batches)
     add_documentation(api, BODIES)
     add_error_handlers(api, known_paths())
-    if options.api_keys:
-        api.add_middleware(KeyAuth, keys=options.api_keys)
+    if options.has_keys:
+        path = None if options.api_keys_file is None else Path(options.api_keys_file)
+        api.add_middleware(KeyAuth, ring=KeyRing(options.api_keys, path))
     api.add_middleware(RequestDeadline)
     if options.allowed_origins:
         api.add_middleware(CORSMiddleware, **cors_settings(options.allowed_origins))
     api.add_middleware(OriginGuard, options=options)
+    if tracer is not None:
+        api.add_middleware(tracer.wrap)
     api.add_middleware(RequestCounter, engine=engine)
     return api
 
@@ -155,14 +172,16 @@ class _Api(FastAPI):
         await super().__call__(scope, receive, send)
 
 
-def _add_readings(api: FastAPI, context: ApiContext) -> None:
+def _add_readings(api: FastAPI, context: ApiContext, records: SharedRecords | None) -> None:
     """The routes of GET and HEAD. Of an answer to HEAD the HTTP server sends the headers only."""
     engine, created, started = context.engine, int(time.time()), time.monotonic()
+    page = MetricsPage()
     get = partial(api.api_route, methods=["GET", "HEAD"])
 
     @get("/v1/models")
     async def list_models() -> Response:
-        return JSONResponse({"object": "list", "data": [_model_object(engine, created)]})
+        may_use = CALLER.get().may_use(engine.model_name)
+        return JSONResponse({"object": "list", "data": [_model_object(engine, created)] if may_use else []})
 
     @get("/v1/models/{model:path}")
     async def show_model(model: str) -> Response:
@@ -179,8 +198,14 @@ def _add_readings(api: FastAPI, context: ApiContext) -> None:
 
     @get("/metrics")
     async def metrics() -> Response:
-        content = await asyncio.to_thread(render_metrics, await engine.metrics_snapshots())  # milliseconds
+        snapshots = await engine.metrics_snapshots()
+        many = len(snapshots) > _MANY_REPLICAS
+        content = await asyncio.to_thread(page.render, snapshots) if many else page.render(snapshots)
         return Response(content, headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
+
+    @get("/v1/requests/{answer_id}")
+    async def show_request(answer_id: str) -> Response:
+        return JSONResponse(await _request_record(engine, records, answer_id))
 
     @get("/v1/server")
     async def server() -> Response:
@@ -189,6 +214,19 @@ def _add_readings(api: FastAPI, context: ApiContext) -> None:
     @get("/version")
     async def version() -> Response:
         return JSONResponse({"version": __version__})
+
+
+async def _request_record(engine: Engine, records: SharedRecords | None, answer_id: str) -> dict[str, Any]:
+    """Raises NotFoundError for a request that is not known, or is another key's."""
+    record = engine.requests.find(answer_id)
+    if record is None and records is not None:
+        record = await records.find_record(answer_id)
+    if record is None or not CALLER.get().may_read(record.owner):
+        raise NotFoundError(
+            f"There is no request {quoted(answer_id)}: the last ones are kept, by the id of the answer.",
+            param="id",
+        )
+    return record.content
 
 
 def _add_tasks(api: FastAPI, context: ApiContext) -> None:

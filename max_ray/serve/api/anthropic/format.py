@@ -35,6 +35,10 @@ class MessageFormat(DialectFormat):
         self._finish_reason: str | None = None
         self._head = {"id": f"msg_{RequestID()}", "type": "message", "role": "assistant", "model": model}
 
+    @property
+    def answer_id(self) -> str:
+        return str(self._head["id"])
+
     def begin(self) -> bytes:
         """The prompt's cached tokens are not known yet: `message_delta` has the final counts."""
         return _event("message_start", message=self._message([], None)) + _PING

@@ -45,6 +45,10 @@ class ResponseFormat(DialectFormat):
         self._sequence = 0
         self._finish_reason: str | None = None
 
+    @property
+    def answer_id(self) -> str:
+        return self.id
+
     def begin(self) -> bytes:
         response = self.response("in_progress")
         return self._event("response.created", response=response) + self._event(

@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.requests import ClientDisconnect
 
 from max_ray.errors import InputError, PromptTooLongError, WorkerGroupError, quoted
+from max_ray.serve.api.access.caller import CALLER
 from max_ray.serve.api.api_context import ApiContext
 from max_ray.serve.api.dialect import DialectAnswer, open_translated
 from max_ray.serve.api.json_body import SHORT_BODY
@@ -55,6 +56,7 @@ def add_response_routes(api: FastAPI, context: ApiContext) -> None:
 
     @api.delete("/v1/responses/{response_id}")
     async def delete(response_id: str) -> Response:
+        await _found(store, response_id)
         if not await store.delete(response_id):
             raise _not_found(response_id)
         background.stop(response_id)
@@ -88,7 +90,8 @@ async def _created(context: ApiContext, background: BackgroundResponses, request
     if is_background:
         response = form.response("in_progress")
         try:
-            await context.responses.put(form.id, json.dumps(response).encode(), items, b"[]", previous, False)
+            owner = CALLER.get().name
+            await context.responses.put(form.id, json.dumps(response).encode(), items, b"[]", previous, False, owner)
         except BaseException:
             answer.close()
             raise
@@ -151,9 +154,9 @@ async def _history(store: ResponseStore, response_id: str | None) -> list[Any]:
     """The items of previous responses. Raises ResponseNotFoundError, and InputError for one that is being made."""
     if response_id is None:
         return []
+    await _found(store, response_id, "previous_response_id")
     lists = await store.history(response_id)
     if lists is None:
-        await _found(store, response_id, "previous_response_id")
         raise InputError(
             f"The response {quoted(response_id)} is not complete yet: wait for it.", param="previous_response_id"
         )
@@ -169,16 +172,16 @@ async def _store(store: ResponseStore, form: ResponseFormat, items: bytes, previ
     response = form.whole()
     output = json.dumps(response["output"]).encode()
     try:
-        await store.put(form.id, json.dumps(response).encode(), items, output, previous, True)
+        await store.put(form.id, json.dumps(response).encode(), items, output, previous, True, CALLER.get().name)
     except WorkerGroupError as error:
         logger.warning("a response was not stored: %s", error)
         form.echoed["store"] = False
 
 
 async def _found(store: ResponseStore, response_id: str, param: str = "response_id") -> StoredResponse:
-    """A stored response; of a replica that has died it has failed. Raises ResponseNotFoundError."""
+    """A stored response of this key; of a replica that has died it has failed. Raises ResponseNotFoundError."""
     found = await store.find(response_id)
-    if found is None:
+    if found is None or not CALLER.get().may_read(found.owner):
         raise _not_found(response_id, param)
     if not found.is_done and found.silence_s > DEAD_AFTER_S:
         message = "The replica that made this response has ended. Send the request again."

@@ -26,12 +26,14 @@ class StoredResponse:
         items: The input items of its request, as a JSON list.
         is_done: Whether it will not change any more.
         silence_s: Seconds since the replica that makes it was heard of.
+        owner: Name of the API key that asked for it.
     """
 
     response: bytes
     items: bytes
     is_done: bool
     silence_s: float
+    owner: str = ""
 
 
 class ResponseStore(Protocol):
@@ -41,7 +43,14 @@ class ResponseStore(Protocol):
     """
 
     async def put(
-        self, response_id: str, response: bytes, items: bytes, output: bytes, parent: str | None, is_done: bool
+        self,
+        response_id: str,
+        response: bytes,
+        items: bytes,
+        output: bytes,
+        parent: str | None,
+        is_done: bool,
+        owner: str = "",
     ) -> None:
         """Keeps a new response.
 
@@ -52,6 +61,7 @@ class ResponseStore(Protocol):
             output: Its output items, as a JSON list.
             parent: The id of the response that it continues.
             is_done: Whether it is complete; else `finish` will complete it.
+            owner: Name of the API key that asked for it.
         """
 
     async def finish(self, response_id: str, response: bytes, output: bytes) -> bool:
@@ -100,6 +110,7 @@ class _Record:
     is_done: bool
     made_at: float
     heard_at: float
+    owner: str
 
 
 class LocalResponseStore:
@@ -131,13 +142,20 @@ class LocalResponseStore:
         return len(self._records)
 
     async def put(
-        self, response_id: str, response: bytes, items: bytes, output: bytes, parent: str | None, is_done: bool
+        self,
+        response_id: str,
+        response: bytes,
+        items: bytes,
+        output: bytes,
+        parent: str | None,
+        is_done: bool,
+        owner: str = "",
     ) -> None:
         before = self._records.get(parent) if parent is not None else None
         turn = self._turn(items, output, before.turn if before else None)
         self.num_bytes += len(response)
         now = self._clock()
-        self._records[response_id] = _Record(response, turn, is_done, now, now)
+        self._records[response_id] = _Record(response, turn, is_done, now, now, owner)
         self._evict()
 
     async def finish(self, response_id: str, response: bytes, output: bytes) -> bool:
@@ -155,7 +173,8 @@ class LocalResponseStore:
         record = self._records.get(response_id)
         if record is None:
             return None
-        return StoredResponse(record.response, record.turn.items, record.is_done, self._clock() - record.heard_at)
+        silence_s = self._clock() - record.heard_at
+        return StoredResponse(record.response, record.turn.items, record.is_done, silence_s, record.owner)
 
     async def history(self, response_id: str) -> list[bytes] | None:
         self._evict()
