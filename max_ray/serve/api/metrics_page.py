@@ -48,7 +48,7 @@ class MetricsPage:
                     if isinstance(number, Histogram):
                         yield _histogram_lines(beginnings, number)
                     else:
-                        yield f"{beginnings[0]}{number}\n"
+                        yield f"{beginnings[0]}{float(number)}\n"
 
 
 def render_metrics(snapshots: Sequence[MetricsSnapshot]) -> bytes:
@@ -64,8 +64,8 @@ def _histogram_lines(beginnings: list[str], histogram: Histogram) -> str:
     below, lines = 0, []
     for beginning, count in zip(beginnings, histogram.counts, strict=False):
         below += count
-        lines.append(f"{beginning}{below}\n")
-    return f"{''.join(lines)}{beginnings[-2]}{below}\n{beginnings[-1]}{histogram.total}\n"
+        lines.append(f"{beginning}{below}.0\n")
+    return f"{''.join(lines)}{beginnings[-2]}{below}.0\n{beginnings[-1]}{float(histogram.total)}\n"
 
 
 def _beginnings(family: Family, key: _Key, number: float | Histogram) -> list[str]:
