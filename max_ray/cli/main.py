@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 import max_ray
 from max_ray import settings
 from max_ray.benchmark import command as benchmark
+from max_ray.chaos import command as chaos
 from max_ray.cli.batch import FLAGS as BATCH_FLAGS
 from max_ray.cli.batch import add_batch_flags, run_batch
 from max_ray.cli.chat.command import add_chat_flags, add_run_flags, run_chat, run_model, serve_flags
@@ -49,6 +50,7 @@ _COMMANDS: Mapping[str, tuple[str, str]] = {
     "list": ("list the model families", "list --json"),
     "check": ("hold a model family against its reference", "check ./my_model --model-path DIR"),
     "benchmark": ("measure a server, draw the results", "benchmark serving --base-url http://127.0.0.1:8000"),
+    "chaos": ("kill processes of a local server under load", "chaos --duration 60 --seed 7"),
     "keys": ("make API keys", "keys new alice"),
     "version": ("print the version", "version"),
 }
@@ -84,6 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "list": _list,
             "check": _check,
             "benchmark": benchmark.run,
+            "chaos": chaos.run,
             "keys": run_keys,
             "version": _version,
         }
@@ -123,6 +126,7 @@ def build_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argum
         commands[f"benchmark {name}"] = kind
     for name, kind in add_key_commands(commands["keys"]).items():
         commands[f"keys {name}"] = kind
+    chaos.add_flags(commands["chaos"])
     add_settings(commands["serve"], ServeConfig, print_config=True)
     add_run_flags(commands["run"])
     add_settings(commands["run"], ServeConfig, [name for name in ServeConfig.model_fields if name != "model_path"])
