@@ -24,7 +24,7 @@ MAX_DECODED_BYTES = 24 * 2**20
 _BYTES_OF_A_VALUE = 44  # a number in a list: what stands behind a comma
 _BYTES_OF_A_QUOTE = 32  # half a short text
 _BYTES_OF_A_CONTAINER = 200  # a small dict or list
-_SCANNED_AT_ONCE = 2**20
+_SCANNED_AT_ONCE = 2**17  # counting takes sixteen bytes for each
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
