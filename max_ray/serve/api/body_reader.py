@@ -39,7 +39,7 @@ _CLOSE = {"Connection": "close"}
 class BodyReader:
     """Of one application. budget: bytes of long bodies in memory, besides the oldest one's."""
 
-    def __init__(self, *, timeout_s: float, budget: int = 2 * 2**20) -> None:
+    def __init__(self, *, timeout_s: float, budget: int = 2**20) -> None:
         self._timeout_s = timeout_s
         self._gate = _Gate(budget)
         self._uses = asyncio.Semaphore(NUM_USED)
@@ -125,6 +125,8 @@ class Upload:
         """The whole body, which is not kept."""
         whole = b"".join(self._blocks)
         self._blocks.clear()
+        if self.size > _LARGE_BODY:
+            _return_free_memory()  # the blocks: what the body becomes comes from elsewhere
         return whole
 
     @property
@@ -203,7 +205,7 @@ def _parse(kind: type[RequestT], upload: Upload, max_length: int) -> RequestT | 
     """In the parser's thread. An error is given back without its frames, which hold the body and what it became."""
     size = upload.size
     try:
-        request = parse_request(kind, upload.taken())
+        request = parse_request(kind, upload.taken())  # no name keeps the body
         request.refuse_hopeless(max_length)
         return request
     except MaxRayError as error:
