@@ -30,6 +30,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from max_ray import settings
 from max_ray.config.ports import parse_port_range
 from max_ray.errors import ConfigError, nearest
+from max_ray.gguf import own_name
 from max_ray.interfaces import PipelineTask, SupportedEncoding
 from max_ray.output_parsers import AUTO, reasoning_parser_name, tool_parser_name
 
@@ -40,6 +41,7 @@ _DEVICES = re.compile(r"auto|cpu|gpu|gpu:(\d+(?:,\d+)*)")
 _MAX_THREADS = 1024  # beyond what a machine can start, OpenMP kills the process instead of raising
 _MAX_SECONDS = 10.0**6  # days; an infinite wait has no form in the timeouts that these become
 _LOOPBACK_NAMES = ("localhost", "ip6-localhost")
+_HTTP_URL = re.compile(r"https?://[^\s/?#]+[^\s]*")
 _HOST_RULE = re.compile(r"\*|(\*\.)?[\w-]+(\.[\w-]+)*|\[[0-9A-Fa-f:.]+\]", re.ASCII)
 _ORIGIN_RULE = re.compile(
     r"\*|null|[a-z][a-z0-9+.-]*://([\w.-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?", re.ASCII | re.IGNORECASE
@@ -94,10 +96,19 @@ SecretList = Annotated[tuple[SecretStr, ...], BeforeValidator(_split)]
 
 
 def _model_name(validated: dict[str, Any]) -> str:
-    """A folder's name, or the repository id; "" while no model is chosen."""
+    """A folder's name, a GGUF model's own name, or the repository id; "" while no model is chosen."""
     model_path: str = validated.get("model_path", "")
     path = Path(model_path).expanduser()
-    return path.resolve().name if model_path and path.exists() else model_path
+    if not model_path or not path.exists():
+        return model_path
+    return own_name(path) if path.is_file() and path.suffix == ".gguf" else path.resolve().name
+
+
+def _other_names(validated: dict[str, Any]) -> tuple[str, ...]:
+    """The name of a GGUF file, where the model has another."""
+    path = Path(validated.get("model_path", "")).expanduser()
+    is_renamed = path.suffix == ".gguf" and validated.get("served_model_name") not in (path.name, None)
+    return (path.name,) if is_renamed else ()
 
 
 class PipelineConfig(BaseModel):
@@ -113,7 +124,12 @@ class PipelineConfig(BaseModel):
     revision: str | None = Field(None, description="Branch, tag or commit of the repository.")
     served_model_name: str = Field(
         default_factory=_model_name,
-        description="Name of the model in the API. Default: the folder's name or the repository id.",
+        description="Name of the model in the API; more names are aliases. Default: the folder's name, the GGUF "
+        "model's own, or the repository id.",
+    )
+    served_model_aliases: TextList = Field(
+        default_factory=_other_names,
+        description="Other names that requests may give. Default: the GGUF file's name.",
     )
     task: PipelineTask | None = Field(
         None, description="text_generation, embeddings_generation or score. Default: what the model is made for."
@@ -135,7 +151,8 @@ class PipelineConfig(BaseModel):
         None,
         gt=0,
         le=2**20,
-        description="Memory for the KV cache of one rank, in GiB. Default: what the device has left.",
+        description="Memory for the KV cache of one rank, in GiB. Default: what a GPU has left; on a CPU, room for "
+        "1024 tokens of each request of a batch, at most a quarter of the machine.",
     )
     device_memory_utilization: float = Field(
         0.9, gt=0, le=1, description="Share of a GPU's memory to use for weights and KV cache."
@@ -279,6 +296,26 @@ class ServeConfig(PipelineConfig):
     collective_timeout_s: float = Field(
         60.0, gt=0, le=_MAX_SECONDS, description="Seconds after which ranks that wait for a silent one give up."
     )
+    max_surge_percent: int = Field(
+        0,
+        ge=0,
+        le=100,
+        description="Share of the replicas that an update may start before it stops old ones; each needs room for a "
+        "worker group of its own.",
+    )
+    drain_timeout_s: float = Field(
+        60.0,
+        gt=0,
+        le=_MAX_SECONDS,
+        description="Seconds for which a replica that is removed or replaced goes on with its open requests; then they "
+        "end with an error. The end of the server itself is quicker.",
+    )
+    max_stream_s: int = Field(
+        3600,
+        ge=1,
+        le=int(_MAX_SECONDS),
+        description="Seconds that an open stream may go on after replicas have come or gone; HAProxy cuts it then.",
+    )
     worker_port_range: str | None = Field(
         None,
         description="TCP ports LOW-HIGH on which replicas accept their workers on other nodes. Default: any free port.",
@@ -315,6 +352,11 @@ class ServeConfig(PipelineConfig):
         None, min_length=1, description="PEM file of the server's certificate and its chain: HTTPS instead of HTTP."
     )
     ssl_keyfile: str | None = Field(None, min_length=1, description="PEM file of the certificate's private key.")
+    otlp_traces_endpoint: str | None = Field(
+        None,
+        description="URL of an OpenTelemetry collector (OTLP over HTTP) that gets a trace of each request. "
+        "Default: no traces.",
+    )
 
     @field_validator("api_keys")
     @classmethod
@@ -328,6 +370,13 @@ class ServeConfig(PipelineConfig):
     def _check_ports(cls, value: str | None) -> str | None:
         if value is not None and parse_port_range(value) is None:
             raise PydanticCustomError("port_range", "Input should be ports LOW-HIGH such as 20000-20999")
+        return value
+
+    @field_validator("otlp_traces_endpoint")
+    @classmethod
+    def _check_endpoint(cls, value: str | None) -> str | None:
+        if value is not None and not _HTTP_URL.fullmatch(value):
+            raise PydanticCustomError("url", "Input should be a URL like http://collector:4318/v1/traces")
         return value
 
     @field_validator("allowed_hosts")
@@ -416,7 +465,17 @@ def _canonical(values: Mapping[str, Any]) -> dict[str, Any]:
         value = result.pop(alias)
         if result.setdefault(name, value) != value:
             raise SettingsError([(name, f"{alias} and {name} are the same setting: give one of them.")])
-    return result
+    return _with_aliases(result)
+
+
+def _with_aliases(values: dict[str, Any]) -> dict[str, Any]:
+    """Of several served_model_names the first is the name, the others are aliases."""
+    names = values.get("served_model_name")
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        return values
+    first, *others = _split_all(names) or [""]
+    aliases = _split_all(values.get("served_model_aliases", ()))
+    return {**values, "served_model_name": first, "served_model_aliases": tuple(dict.fromkeys([*others, *aliases]))}
 
 
 def _problems(cls: type[PipelineConfig], error: ValidationError) -> list[tuple[str, str]]:

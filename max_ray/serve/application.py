@@ -20,9 +20,13 @@ from max_ray.serve.api.access.key_file import read_key_file
 from max_ray.serve.api.engine import ApiOptions, FilesOptions
 from max_ray.serve.api.files.directory import check_folder
 from max_ray.serve.cluster_env import check_tls_files, cluster_hardware, connect
+from max_ray.serve.deployment_version import deployment_version
+from max_ray.serve.drain import forget_drain_limit
 from max_ray.serve.ingress import Ingress
 from max_ray.serve.replica_engine import QueueLimits
 from max_ray.serve.serve_config import load_serve_config
+from max_ray.serve.start_summary import start_summary
+from max_ray.serve.tracing_setup import check_tracing
 
 _LOG = get_logger(__name__)
 UPSCALE_DELAY_S = 10.0
@@ -46,14 +50,17 @@ def build_application(config: ServeConfig) -> serve.Application:
     options = api_options(config)
     check_keys(options)
     check_tls_files(config)
+    check_tracing(config.otlp_traces_endpoint)
     phases: dict[str, float] = {}
     with phase("resolve and plan", durations=phases):
         build_tokenizer(resolve_plan(pipeline_config, hardware=_hardware_to_be(config)))  # it raises for wrong files
     with phase("connect to Ray", durations=phases):
         connect(config)
+    forget_drain_limit(config.app_name)
     get_registry()  # its process starts while Serve does
     plan = resolve_plan(pipeline_config, hardware=cluster_hardware())
     _LOG.info("memory plan of a worker group:\n%s", plan.memory.text())
+    print(start_summary(plan), flush=True)
     spec = GroupSpec(
         app=config.app_name,
         plan=plan,
@@ -64,7 +71,11 @@ def build_application(config: ServeConfig) -> serve.Application:
         worker_port_range=None if config.worker_port_range is None else parse_port_range(config.worker_port_range),
     )
     deployment = Ingress.options(
+        version=deployment_version(config, plan),
+        _internal=True,  # the only way to give a version
+        max_surge_percent=config.max_surge_percent,
         max_ongoing_requests=2 * config.max_queued_requests + plan.max_batch_size + _EXTRA_ONGOING,
+        graceful_shutdown_timeout_s=config.drain_timeout_s,
         max_constructor_retry_count=_FIRST_START_ATTEMPTS,
         **_scaling(config),
     )
@@ -86,6 +97,7 @@ def api_options(config: ServeConfig) -> ApiOptions:
         allowed_hosts=config.allowed_hosts or any_host,
         allowed_origins=config.allowed_origins,
         shares_records=config.max_replicas > 1,
+        otlp_traces_endpoint=config.otlp_traces_endpoint,
         files=FilesOptions(config.files_dir, config.files_max_bytes, config.batch_concurrency)
         if config.files_dir
         else None,

@@ -7,6 +7,7 @@ question that Qwen3-Reranker is trained to answer with yes or no. Names of speci
 from __future__ import annotations
 
 import asyncio
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +61,25 @@ class PairTokenizer(TextTokenizer):
         return EmbeddingsContext(request.request_id, ids, request.model_name)
 
     def _pair_ids(self, request: ScoreRequest) -> TokenArray:
-        first, second = self._encoding(request.query), self._encoding(request.document)
-        room = self._room(request, self._fast.num_special_tokens_to_add(True), len(first) + len(second))
+        """Without `Encoding.truncate` and `post_process`: they make every part that is cut off of one text, with every
+        part of the other."""
+        first, second = self._text_ids_of(request.query), self._text_ids_of(request.document)
+        before, between, behind = self._frame
+        room = self._room(request, len(before) + len(between) + len(behind), len(first) + len(second))
         if room is not None:
-            for encoding, length in zip((first, second), _longest_first(len(first), len(second), room), strict=True):
-                encoding.truncate(length)
-        return np.asarray(self._fast.post_process(first, second).ids, dtype=np.int64)
+            lengths = _longest_first(len(first), len(second), room)
+            first, second = first[: lengths[0]], second[: lengths[1]]
+        return np.array([*before, *first, *between, *second, *behind], dtype=np.int64)
+
+    @cached_property
+    def _frame(self) -> tuple[list[int], list[int], list[int]]:
+        """Special tokens before, between and behind the two texts: as around two short ones."""
+        first, second = (self._fast.encode(text, add_special_tokens=False) for text in "ab")
+        ids = self._fast.post_process(first, second).ids
+        begin = _place(ids, first.ids, 0)
+        end = begin + len(first.ids)
+        second_begin = _place(ids, second.ids, end)
+        return ids[:begin], ids[end:second_begin], ids[second_begin + len(second.ids) :]
 
     def _room(self, request: ScoreRequest, num_special: int, num_tokens: int) -> int | None:
         """Tokens that are left for the texts where they must be cut; None where they fit.
@@ -84,16 +98,16 @@ class PairTokenizer(TextTokenizer):
             )
         return most - num_special
 
-    def _encoding(self, text: str) -> Any:
+    def _text_ids_of(self, text: str) -> list[int]:
         """Of a text alone. Of megabytes that cannot fit, a beginning is as good: it is too long however it goes on."""
         head = text[: LONG_TOKEN_CHARACTERS * self.max_length]
         try:
-            encoding = self._fast.encode(head, add_special_tokens=False)
-            if len(head) < len(text) and len(encoding) <= 2 * self.max_length:
-                encoding = self._fast.encode(text, add_special_tokens=False)
+            ids: list[int] = self._fast.encode(head, add_special_tokens=False).ids
+            if len(head) < len(text) and len(ids) <= 2 * self.max_length:
+                ids = self._fast.encode(text, add_special_tokens=False).ids
         except (TypeError, UnicodeEncodeError):
             raise InputError("The text holds half of a surrogate pair, which is not Unicode.") from None
-        return encoding
+        return ids
 
 
 class JudgeTokenizer(PairTokenizer):
@@ -110,11 +124,14 @@ class JudgeTokenizer(PairTokenizer):
     def _pair_ids(self, request: ScoreRequest) -> TokenArray:
         instruction = _INSTRUCTION if request.instruction is None else request.instruction
         text = f"<Instruct>: {instruction}\n<Query>: {request.query}\n<Document>: {request.document}"
-        encoding = self._encoding(text)
-        room = self._room(request, len(self._before) + len(self._behind), len(encoding))
-        if room is not None:
-            encoding.truncate(room)
-        return np.concatenate([self._before, np.asarray(encoding.ids, dtype=np.int64), self._behind])
+        ids = self._text_ids_of(text)
+        room = self._room(request, len(self._before) + len(self._behind), len(ids))
+        return np.concatenate([self._before, np.array(ids[:room], dtype=np.int64), self._behind])
+
+
+def _place(ids: list[int], part: list[int], start: int) -> int:
+    """Where `part` lies in `ids`, from `start` on."""
+    return next(i for i in range(start, len(ids)) if ids[i : i + len(part)] == part)
 
 
 def _longest_first(first: int, second: int, room: int) -> tuple[int, int]:

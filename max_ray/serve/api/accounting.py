@@ -7,6 +7,7 @@ from time import perf_counter
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from max_ray.serve.api.access.caller import ROUTE
 from max_ray.serve.api.engine import Engine
 from max_ray.serve.api.metrics import Metrics
 from max_ray.serve.api.route_table import counted_label
@@ -48,6 +49,7 @@ class RequestCounter:
                 is_complete = not message.get("more_body", False)
             await send(message)
 
+        token = ROUTE.set(label)
         try:
             await self._app(scope, receive, watch)
         except asyncio.CancelledError:
@@ -55,5 +57,6 @@ class RequestCounter:
                 scope.setdefault(STATUS_KEY, CLIENT_CLOSED)
             raise
         finally:
+            ROUTE.reset(token)
             metrics: Metrics = self._engine.metrics
             metrics.count_request(label, scope.get(STATUS_KEY, status), perf_counter() - begin)

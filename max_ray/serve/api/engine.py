@@ -33,7 +33,11 @@ class Engine(Protocol):
 
     @property
     def model_name(self) -> str:
-        """The name that requests must give and /v1/models lists."""
+        """The name that /v1/models lists."""
+
+    @property
+    def model_aliases(self) -> tuple[str, ...]:
+        """Other names that requests may give."""
 
     @property
     def tokenizer(self) -> TextTokenizer: ...
@@ -101,6 +105,7 @@ class ApiOptions:
     """Settings of the front.
 
     api_keys: when there are any, every route but /health wants `Authorization: Bearer KEY`.
+    otlp_traces_endpoint: collector that gets a trace of each request; None: there are no traces.
     api_keys_file: file with more of them, by their hashes; None: there is none.
     allowed_hosts: names besides loopback's that the header Host may give ("*": any, "*.x.org": below x.org). None: any
     with keys; without keys only `test`, the name that RFC 6761 keeps free for tests.
@@ -127,3 +132,4 @@ class ApiOptions:
         return bool(self.api_keys) or self.api_keys_file is not None
 
     files: FilesOptions | None = None
+    otlp_traces_endpoint: str | None = None
