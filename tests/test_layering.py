@@ -29,7 +29,7 @@ TABLE: dict[str, set[str]] = {
     "quantization_files": set(),
     "graph": {"interfaces"},
     "output_parsers": set(),
-    "config": {"settings", "interfaces", "output_parsers"},
+    "config": {"settings", "interfaces", "output_parsers", "gguf"},
     "kv_cache": {"interfaces"},
     "kernels": {"interfaces", "settings", "host_memory"},
     "structured_output": {"interfaces"},

@@ -21,6 +21,7 @@ PIPELINE_SETTINGS = {
     "model_path": REQUIRED,
     "revision": None,
     "served_model_name": DERIVED,
+    "served_model_aliases": DERIVED,
     "task": None,
     "quantization_encoding": None,
     "max_length": None,

@@ -30,6 +30,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from max_ray import settings
 from max_ray.config.ports import parse_port_range
 from max_ray.errors import ConfigError, nearest
+from max_ray.gguf import own_name
 from max_ray.interfaces import PipelineTask, SupportedEncoding
 from max_ray.output_parsers import AUTO, reasoning_parser_name, tool_parser_name
 
@@ -94,10 +95,19 @@ SecretList = Annotated[tuple[SecretStr, ...], BeforeValidator(_split)]
 
 
 def _model_name(validated: dict[str, Any]) -> str:
-    """A folder's name, or the repository id; "" while no model is chosen."""
+    """A folder's name, a GGUF model's own name, or the repository id; "" while no model is chosen."""
     model_path: str = validated.get("model_path", "")
     path = Path(model_path).expanduser()
-    return path.resolve().name if model_path and path.exists() else model_path
+    if not model_path or not path.exists():
+        return model_path
+    return own_name(path) if path.is_file() and path.suffix == ".gguf" else path.resolve().name
+
+
+def _other_names(validated: dict[str, Any]) -> tuple[str, ...]:
+    """The name of a GGUF file, where the model has another."""
+    path = Path(validated.get("model_path", "")).expanduser()
+    is_renamed = path.suffix == ".gguf" and validated.get("served_model_name") not in (path.name, None)
+    return (path.name,) if is_renamed else ()
 
 
 class PipelineConfig(BaseModel):
@@ -113,7 +123,12 @@ class PipelineConfig(BaseModel):
     revision: str | None = Field(None, description="Branch, tag or commit of the repository.")
     served_model_name: str = Field(
         default_factory=_model_name,
-        description="Name of the model in the API. Default: the folder's name or the repository id.",
+        description="Name of the model in the API; more names are aliases. Default: the folder's name, the GGUF "
+        "model's own, or the repository id.",
+    )
+    served_model_aliases: TextList = Field(
+        default_factory=_other_names,
+        description="Other names that requests may give. Default: the GGUF file's name.",
     )
     task: PipelineTask | None = Field(
         None, description="text_generation, embeddings_generation or score. Default: what the model is made for."
@@ -416,7 +431,17 @@ def _canonical(values: Mapping[str, Any]) -> dict[str, Any]:
         value = result.pop(alias)
         if result.setdefault(name, value) != value:
             raise SettingsError([(name, f"{alias} and {name} are the same setting: give one of them.")])
-    return result
+    return _with_aliases(result)
+
+
+def _with_aliases(values: dict[str, Any]) -> dict[str, Any]:
+    """Of several served_model_names the first is the name, the others are aliases."""
+    names = values.get("served_model_name")
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        return values
+    first, *others = _split_all(names) or [""]
+    aliases = _split_all(values.get("served_model_aliases", ()))
+    return {**values, "served_model_name": first, "served_model_aliases": tuple(dict.fromkeys([*others, *aliases]))}
 
 
 def _problems(cls: type[PipelineConfig], error: ValidationError) -> list[tuple[str, str]]:

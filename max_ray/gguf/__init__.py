@@ -2,6 +2,7 @@
 
 from max_ray.gguf.config import huggingface_values
 from max_ray.gguf.file import GgufFile, GgufTensor, first_parts, gguf_parts, lone_gguf, part_names, read_gguf
+from max_ray.gguf.names import own_name
 from max_ray.gguf.types import TensorType
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "gguf_parts",
     "huggingface_values",
     "lone_gguf",
+    "own_name",
     "part_names",
     "read_gguf",
 ]

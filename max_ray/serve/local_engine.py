@@ -89,6 +89,10 @@ class LocalEngine:
         return self._metrics.model_name
 
     @property
+    def model_aliases(self) -> tuple[str, ...]:
+        return self._plan.config.served_model_aliases
+
+    @property
     def tokenizer(self) -> TextTokenizer:
         return self._tokenizer
 

@@ -101,6 +101,10 @@ class ReplicaEngine:
         return self._metrics.model_name
 
     @property
+    def model_aliases(self) -> tuple[str, ...]:
+        return self._plan.config.served_model_aliases
+
+    @property
     def parsers(self) -> ModelParsers:
         return self._parsers
 

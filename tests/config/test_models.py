@@ -14,6 +14,7 @@ from max_ray.config.models import is_loopback
 from max_ray.config.ports import parse_port_range
 from max_ray.errors import ConfigError
 from max_ray.interfaces import SupportedEncoding
+from tests.gguf_files import write
 
 
 @pytest.fixture(autouse=True)
@@ -122,6 +123,34 @@ def test_served_model_name_follows_the_path(tmp_path: Path, monkeypatch: pytest.
     assert PipelineConfig(model_path=".").served_model_name == "llama"
     assert PipelineConfig(model_path="owner/name").served_model_name == "owner/name"
     assert PipelineConfig(model_path="owner/name", served_model_name="x").served_model_name == "x"
+
+
+def test_names_of_a_gguf_model(tmp_path: Path) -> None:
+    def names(file: str, **metadata: str) -> tuple[str, tuple[str, ...]]:
+        keys = {f"general__{key}": value for key, value in metadata.items()}
+        config = PipelineConfig(model_path=str(write(tmp_path / file, {}, **keys)))
+        return config.served_model_name, config.served_model_aliases
+
+    smol = {"name": "Smollm2 135M 8k Lc100K Mix1 Ep2", "basename": "smollm2"}
+    file = "SmolLM2-135M-Instruct.Q4_1.gguf"
+    assert names(file, **smol) == ("SmolLM2-135M-Instruct", (file,))
+    assert names("SmolLM2-135M-Instruct-UD-Q4_K_XL.gguf", **smol)[0] == "SmolLM2-135M-Instruct"
+    assert names("smollm2.F16.gguf", **smol)[0] == "smollm2"
+    assert names("model.gguf", **smol) == ("Smollm2-135M-8k-Lc100K-Mix1-Ep2", ("model.gguf",))
+    assert names("ggml-model-q4_0.gguf", name="Qwen3 0.6B")[0] == "Qwen3-0.6B"
+    assert names("Qwen3-0.6B-IQ4_XS.gguf", name="Qwen3 0.6B Base")[0] == "Qwen3-0.6B"
+    assert names("mine-Q8_0.gguf") == ("mine", ("mine-Q8_0.gguf",))
+    (tmp_path / "torn-Q8_0.gguf").write_bytes(b"GGUF")
+    assert PipelineConfig(model_path=str(tmp_path / "torn-Q8_0.gguf")).served_model_name == "torn"
+    given = PipelineConfig(model_path=str(tmp_path / file), served_model_name="mine")
+    assert (given.served_model_name, given.served_model_aliases) == ("mine", (file,))
+
+
+def test_several_names_are_a_name_and_aliases() -> None:
+    config = PipelineConfig(model_path="m", served_model_name=["a", "b", "c,d"], served_model_aliases="b,e")
+    assert (config.served_model_name, config.served_model_aliases) == ("a", ("b", "c", "d", "e"))
+    assert PipelineConfig(model_path="m", served_model_name="a").served_model_aliases == ()
+    assert config.replace(max_length=5).served_model_aliases == ("b", "c", "d", "e")
 
 
 def test_replace_validates_and_lets_values_follow() -> None:

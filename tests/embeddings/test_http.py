@@ -40,6 +40,7 @@ class LocalEngine:
 
     task = PipelineTask.EMBEDDINGS_GENERATION
     model_name = "tiny"
+    model_aliases = ()
     parsers = ModelParsers()
     num_waiting = 0
 

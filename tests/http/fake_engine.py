@@ -35,6 +35,7 @@ class FakeEngine:
 
     def __init__(self, tokenizer: TextTokenizer, script: Script) -> None:
         self.model_name = "fake"
+        self.model_aliases: tuple[str, ...] = ()
         self.task = PipelineTask.TEXT_GENERATION
         self.embedding_size: int | None = None
         self.tokenizer = tokenizer

@@ -42,6 +42,7 @@ class LoopEngine:
     """The scheduling loop over a pipeline of this process, as the routes want it."""
 
     model_name = "tiny"
+    model_aliases = ()
     task = PipelineTask.TEXT_GENERATION
     parsers = ModelParsers()
 

@@ -54,6 +54,19 @@ async def test_head_of_other_routes(client: httpx.AsyncClient, engine: FakeEngin
     assert (await client.head("/health")).status_code == 503
 
 
+async def test_aliases_name_the_one_model(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    engine.model_aliases = ("fake.gguf", "other/name")
+    for name in ("fake", *engine.model_aliases):
+        reply = await client.post("/v1/completions", json=COMPLETION | {"model": name})
+        assert (reply.status_code, reply.json()["model"]) == (200, "fake")
+        shown = (await client.get(f"/v1/models/{name}")).json()
+        assert (shown["id"], shown["aliases"]) == ("fake", ["fake.gguf", "other/name"])
+    assert [context.model_name for context in engine.contexts] == ["fake"] * 3, "they share cached prefixes"
+    assert [model["id"] for model in (await client.get("/v1/models")).json()["data"]] == ["fake"]
+    error = error_of(await client.post("/v1/completions", json=COMPLETION | {"model": "fake.ggu"}), 404)
+    assert "Did you mean 'fake.gguf'?" in error["message"]
+
+
 async def test_a_slash_at_the_end_is_the_route_itself(client: httpx.AsyncClient) -> None:
     """A redirect would lead to the host that the client named, whatever that is."""
     for path in READINGS:

@@ -33,7 +33,11 @@ class Engine(Protocol):
 
     @property
     def model_name(self) -> str:
-        """The name that requests must give and /v1/models lists."""
+        """The name that /v1/models lists."""
+
+    @property
+    def model_aliases(self) -> tuple[str, ...]:
+        """Other names that requests may give."""
 
     @property
     def tokenizer(self) -> TextTokenizer: ...

@@ -271,6 +271,7 @@ def _model_object(engine: Engine, created: int) -> dict[str, Any]:
     is_chat = engine.task is PipelineTask.TEXT_GENERATION
     return {
         "id": engine.model_name,
+        "aliases": list(engine.model_aliases),
         "object": "model",
         "created": created,
         "owned_by": "max_ray",
