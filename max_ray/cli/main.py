@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 
     from max_ray.interfaces import TextGenerationRequest
 
-_NOT_A_FLAG = ("api_keys",)  # a secret does not belong on a command line, where `ps` shows it
+_NOT_A_FLAG = ("api_keys", "models")
+"""A secret does not belong on a command line, where `ps` shows it; blocks of settings belong into a file."""
 _SAMPLING_FLAGS = {
     "max_new_tokens": "Most tokens to generate (default: up to the model's length).",
     "temperature": "0 is greedy (default: the model's generation_config.json).",
@@ -125,6 +126,7 @@ def build_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argum
     for name, kind in add_key_commands(commands["keys"]).items():
         commands[f"keys {name}"] = kind
     _add_settings(commands["serve"], ServeConfig)
+    _take_several(commands["serve"], "model_path")
     _add_settings(commands["generate"], PipelineConfig)
     _add_generate_flags(commands["generate"])
     _add_settings(commands["encode"], PipelineConfig, print_config=False)
@@ -167,6 +169,16 @@ def _add_setting(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -
     parser.add_argument(*flags, **options)
 
 
+def _take_several(parser: argparse.ArgumentParser, name: str) -> None:
+    """Lets a flag be given several times."""
+    old = next(action for action in parser._actions if action.dest == name)
+    flags, text = old.option_strings, f"{old.help} May be given several times: several models."
+    for flag in flags:
+        del parser._option_string_actions[flag]
+    parser._remove_action(old)
+    parser.add_argument(*flags, dest=name, default=argparse.SUPPRESS, action="append", metavar=old.metavar, help=text)
+
+
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
@@ -188,9 +200,16 @@ def _add_generate_flags(parser: argparse.ArgumentParser) -> None:
 
 def _serve(options: dict[str, Any]) -> None:
     config_file, print_only = options.pop("config"), options.pop("print_config")
+    paths = options.pop("model_path", [])
+    if len(paths) > 1:
+        options["models"] = tuple({"model_path": path} for path in paths)
+    elif paths:
+        options["model_path"] = paths[0]
     config, origins = load_serve_config(options, config_file=config_file, arguments_are="command line")
     if print_only:
-        return _print_config(config, origins)
+        for model in config.model_configs:
+            _print_config(model, origins)
+        return
     from deployments.builder import serve_main
 
     serve_main(config)

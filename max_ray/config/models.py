@@ -47,6 +47,16 @@ _ORIGIN_RULE = re.compile(
 )
 
 
+_BLOCK_NAMES = {"name": "served_model_name", "aliases": "served_model_aliases"}
+"""Shorter names of settings in a block of `models`."""
+_OF_A_MODEL = (
+    *("min_replicas", "max_replicas", "scale_to_zero_after_s", "target_ongoing_requests"),
+    *("max_queued_requests", "max_queued_tokens"),
+    *("lease_grace_s", "worker_start_timeout_s", "collective_timeout_s", "worker_port_range"),
+)
+"""Settings of serving that each model may have its own of."""
+
+
 class SettingsError(ConfigError):
     """Settings that cannot work. `problems`: (setting, sentence), one each."""
 
@@ -270,7 +280,17 @@ class ServeConfig(PipelineConfig):
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on; all but loopback needs API keys.")
     port: int = Field(8000, ge=1, le=65535, description="TCP port of the HTTP API.")
     app_name: str = Field("max_ray", min_length=1, description="Name of the Ray Serve application.")
-    min_replicas: int = Field(1, ge=1, description="Fewest copies of the model.")
+    models: tuple[dict[str, Any], ...] = Field(
+        (), description="Several models: a block of settings each, in a YAML file; others are for all of them."
+    )
+    front_replicas: int = Field(1, ge=1, description="Copies of the front, where there are several models.")
+    min_replicas: int = Field(1, ge=0, description="Fewest copies of the model; 0: none while it is not used.")
+    scale_to_zero_after_s: float = Field(
+        300.0,
+        ge=0,
+        le=_MAX_SECONDS,
+        description="Seconds without a request after which the last copy ends, with min_replicas=0.",
+    )
     max_replicas: int = Field(1, ge=1, description="Most copies of the model; more than min_replicas scales with load.")
     target_ongoing_requests: float = Field(
         16.0, gt=0, le=2**31, description="Requests a copy should have under way; above it the application scales up."
@@ -393,6 +413,24 @@ class ServeConfig(PipelineConfig):
         return self
 
     @model_validator(mode="after")
+    def _check_models(self) -> Self:
+        if self.models and (self.model_path or {"served_model_name", "served_model_aliases"} & self.model_fields_set):
+            raise PydanticCustomError(
+                "models", "models has a block for each model: put model_path, name and aliases into the blocks."
+            )
+        try:
+            served = self.model_configs if self.models else ()
+        except ConfigError as error:
+            raise PydanticCustomError("models", "{text}", {"text": str(error)}) from None
+        names = [name for model in served for name in (model.served_model_name, *model.served_model_aliases)]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise PydanticCustomError(
+                "models", "Two models have the name {name}: give each a name of its own.", {"name": repr(twice[0])}
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_device_ids(self) -> Self:
         if self.device_choice.ids:
             raise PydanticCustomError(
@@ -407,6 +445,39 @@ class ServeConfig(PipelineConfig):
     def has_keys(self) -> bool:
         """Whether clients need an API key."""
         return bool(self.api_keys) or self.api_keys_file is not None
+
+    @property
+    def has_front(self) -> bool:
+        """Whether a front stands before the models: there are several, or one that may have no replica."""
+        return bool(self.models) or self.min_replicas == 0
+
+    @property
+    def model_configs(self) -> tuple[Self, ...]:
+        """The settings of each model. Raises ConfigError that names the block."""
+        if not self.models:
+            return (self,)
+        shared = {name: getattr(self, name) for name in self.model_fields_set - {"models"}}
+        return tuple(self._of_block(number, shared) for number in range(len(self.models)))
+
+    def _of_block(self, number: int, shared: Mapping[str, Any]) -> Self:
+        block = {_BLOCK_NAMES.get(name, name): value for name, value in _canonical(self.models[number]).items()}
+        where = f"Block {number + 1} of models: "
+        known = [*PipelineConfig.model_fields, *_OF_A_MODEL]
+        for name in block:
+            if name not in known:
+                is_shared = name in ServeConfig.model_fields
+                told = (
+                    f"{name} is for all models: put it beside models."
+                    if is_shared
+                    else unknown_setting(type(self), name)
+                )
+                raise ConfigError(f"{where}{told}")
+        if not block.get("model_path"):
+            raise ConfigError(f"{where}model_path is missing.")
+        try:
+            return type(self)(**{**shared, **block})
+        except ConfigError as error:
+            raise ConfigError(f"{where}{error}") from None
 
     @property
     def key_values(self) -> tuple[str, ...]:

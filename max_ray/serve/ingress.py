@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 
-class _Ingress:
+class Replica:
     """One replica. `options` are for HTTP; a holder of a Python handle is inside already."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
@@ -47,14 +47,18 @@ class _Ingress:
         context: Any = serve.get_replica_context()
         owner_id = ray.get_runtime_context().get_actor_id() or context.replica_tag
         identity = ReplicaIdentity(rank=context.rank.rank, owner_id=owner_id)
-        self._details = _details(spec.plan)
+        self._details = model_details(spec.plan)
         self._responses = ActorResponseStore(context.app_name)
-        self.engine = await ReplicaEngine.start(replace(spec, app=context.app_name), queue, identity)
+        self.engine = await ReplicaEngine.start(replace(spec, app=self._group_app(context)), queue, identity)
         if options.shares_records:
             self.engine.share_records(self._responses)
         self._batches = self._batch_runner(context.app_name, owner_id)
         gc.collect()
         gc.freeze()  # what a start makes stays: collections that look through it held all streams up for 17 ms
+
+    def _group_app(self, context: Any) -> str:
+        """The name under which the worker group is known, of Serve's context of the replica."""
+        return str(context.app_name)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         records = self._responses if self._options.shares_records else None
@@ -103,7 +107,8 @@ class _Ingress:
             await self.engine.close()
 
 
-def _details(plan: PipelinePlan) -> ModelDetails:
+def model_details(plan: PipelinePlan) -> ModelDetails:
+    """What is told of the model's weights."""
     return ModelDetails(
         family=str(plan.huggingface_config.get("model_type") or ""),
         format=plan.weights_format.value,
@@ -121,4 +126,4 @@ Ingress = serve.deployment(
     graceful_shutdown_timeout_s=10,
     graceful_shutdown_wait_loop_s=0.5,
     logging_config=SERVE_LOGGING,
-)(serve.ingress()(_Ingress))
+)(serve.ingress()(Replica))

@@ -83,7 +83,9 @@ def test_every_setting_is_a_flag(served: list[ServeConfig], tmp_path: Path) -> N
         "host": "localhost",
         "port": 1234,
         "app_name": "app",
+        "front_replicas": 2,
         "min_replicas": 2,
+        "scale_to_zero_after_s": 0.5,
         "max_replicas": 3,
         "target_ongoing_requests": 4.5,
         "max_queued_requests": 0,
@@ -94,7 +96,7 @@ def test_every_setting_is_a_flag(served: list[ServeConfig], tmp_path: Path) -> N
         "allowed_hosts": ("box.lan", "*.x.org"),
         "allowed_origins": ("https://x.org", "null"),
     }
-    assert set(values) == set(ServeConfig.model_fields) - {"api_keys"}
+    assert set(values) == set(ServeConfig.model_fields) - {"api_keys", "models"}
     arguments = ["serve"]
     for name, value in values.items():
         flag = "--" + name.replace("_", "-")
@@ -236,7 +238,7 @@ def test_help_prints_each_default_once(capsys: pytest.CaptureFixture[str]) -> No
     assert stopped.value.code == 0
     output = " ".join(capsys.readouterr().out.split())
     for name, field in ServeConfig.model_fields.items():
-        if name != "api_keys":
+        if name not in ("api_keys", "models"):
             assert f"--{name.replace('_', '-')}" in output
             assert " ".join((field.description or "").split()) in output.replace("- ", "-")
     assert "Default: 8000." in output

@@ -126,6 +126,14 @@ async def test_a_replica_that_ends_within_its_answer(sleepy: Front) -> None:
     assert sleepy.engines["beta"].contexts == []
 
 
+async def test_a_replica_that_fails_is_an_error_object(sleepy: Front) -> None:
+    text = b"HTTP/1.1 500 Internal Server Error\r\nContent-Type: text/plain\r\nContent-Length: 5\r\n\r\nfatal"
+    async with broken_server(text) as broken, httpx.AsyncClient(base_url=sleepy.url, timeout=20) as client:
+        sleepy.urls["beta"] = broken
+        reply = await client.post("/v1/completions", json=BODY)
+        assert (reply.status_code, reply.json()["error"]["type"]) == (502, "replica_unavailable")
+
+
 async def test_nothing_answers_at_all(sleepy: Front) -> None:
     async with (
         broken_server(b"") as broken,

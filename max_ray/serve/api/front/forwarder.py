@@ -247,8 +247,10 @@ class _Call:
         except _BROKEN as error:
             _LOG.warning("a replica of %s broke off: %s", self._model.name, error)
             return False
-        self._request.scope[FORWARDED_KEY] = True
         try:
+            if response.status >= 500 and response.content_type == "text/plain":  # the HTTP server's own
+                raise UnreachableError(f"The replica of the model {self._model.name!r} failed; its log says why.")
+            self._request.scope[FORWARDED_KEY] = True
             await self._passed_back(response)
         finally:
             response.close()  # of an answer that was read to its end this gives the connection back
@@ -301,13 +303,9 @@ def _members(scope: Scope) -> tuple[str, ...]:
 
 
 def _target(scope: Scope) -> str:
-    """Path and query as the client wrote them, without the prefix that the application is mounted at."""
-    raw: bytes = (scope.get("raw_path") or scope["path"].encode()).partition(b"?")[0]
-    root = scope.get("root_path", "").rstrip("/").encode()
-    if root and raw.startswith(root + b"/"):
-        raw = raw[len(root) :]
+    """Path and query, without the prefix that the application is mounted at."""
     query: bytes = scope.get("query_string", b"")
-    return (raw + (b"?" + query if query else b"")).decode("latin-1")
+    return route_path(scope) + ("?" + query.decode("latin-1") if query else "")
 
 
 def _no_replica(model: ServedModel) -> ErrorResponse:
