@@ -28,6 +28,7 @@ from types import ModuleType
 from max_ray import settings
 from max_ray.architecture import SupportedArchitecture, list_of_records
 from max_ray.errors import ConfigError
+from max_ray.private_files import UnsafePathError, make_private
 
 MAX_BYTES = 16 * 1024 * 1024
 _DIGEST_LENGTH = 16
@@ -226,12 +227,16 @@ def _digest(files: list[tuple[str, bytes]]) -> str:
 
 
 def _unpack(code: PackedCode) -> Path:
-    """The folder with the code, written once. Raises ConfigError when the bytes are not those that were packed."""
+    """The folder with the code, written once. Raises ConfigError when the bytes are not those that were packed,
+    or when another user may change the cache folder."""
     parent = settings.cache_dir() / "custom_architectures"
     folder = parent / f"{code.name}_{code.digest}"
+    try:
+        make_private(parent)
+    except UnsafePathError as error:
+        raise ConfigError(f"The custom architecture {code.name} cannot be unpacked: {error}") from None
     if folder.is_dir() and _digest(_files(folder)) == code.digest:
         return folder
-    parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(dir=parent, prefix=".new_"))
     try:
         with zipfile.ZipFile(io.BytesIO(code.archive)) as archive:

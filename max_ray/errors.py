@@ -21,6 +21,8 @@
     |- QueueFullError (429)            the bounded queue is full; carries `retry_after` seconds
     |- WorkerGroupError (503)          a worker of the tensor-parallel group died or hangs
     |  `- TransportError                a connection to it cannot be made, or a peer breaks the protocol
+    |- ServerFailedError               Ray did not start, or the server ended by itself; exit code 1
+    |- ServerStoppingError (503)       the replica ends, as in an update or at the end of the server
     `- StaleLeaseError                 a call from a replica whose lease has passed to another
 
 A message says what is wrong and what to do about it. Bugs of ours are plain assertions, not these.
@@ -171,6 +173,15 @@ class WorkerGroupError(MaxRayError, RuntimeError):
 
 class TransportError(WorkerGroupError):
     """A member of the group cannot be reached, or what a peer sent is not what the protocol allows."""
+
+
+class ServerFailedError(MaxRayError, RuntimeError):
+    """No mistake of the user's: to start the server again may help."""
+
+
+class ServerStoppingError(MaxRayError):
+    http_status = 503
+    error_type = "replica_unavailable"
 
 
 class StaleLeaseError(MaxRayError, RuntimeError):

@@ -38,6 +38,13 @@ def is_repository(text: str) -> bool:
     return _REPOSITORY.fullmatch(text) is not None and ".." not in text and "--" not in text
 
 
+def pulled(repository: str, revision: str | None) -> Path:
+    """The same as `local_copy` with what the hub has now. Raises ModelPathError."""
+    match = _REPOSITORY.fullmatch(repository)
+    assert match is not None, "is_repository was asked"
+    return _fetched(match["id"], match["tag"], revision)
+
+
 class _NotHadError(ModelPathError):
     """The hub does not have it, or cannot be reached."""
 
@@ -158,7 +165,23 @@ def _asked(repo_id: str, revision: str | None, function: Any, **options: Any) ->
         return function(repo_id, revision=revision, **options)
     except (of_http_library, LocalEntryNotFoundError, OSError) as error:
         at = f" at revision {revision!r}" if revision else ""
-        reason = " ".join(str(error).split())
         raise _NotHadError(
-            f"There is no folder {repo_id}, and the Hugging Face repository {repo_id}{at} could not be had: {reason}"
+            f"There is no folder {repo_id}, and the Hugging Face repository {repo_id}{at} could not be had: "
+            f"{_reason(repo_id, error)}."
         ) from error
+
+
+def _reason(repo_id: str, error: Exception) -> str:
+    """Half a sentence in place of the hub's paragraph."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    if constants.HF_HUB_OFFLINE:
+        return "it is not in the local cache, and HF_HUB_OFFLINE is set"
+    if isinstance(error, GatedRepoError):
+        return f"accept its terms at https://huggingface.co/{repo_id}, and set HF_TOKEN"
+    if isinstance(error, RepositoryNotFoundError):
+        return "the hub has none of this name, or it is private (set HF_TOKEN)"
+    if isinstance(error, RevisionNotFoundError):
+        return "it has no such revision"
+    return " ".join(str(error).split()).partition(". ")[0].rstrip(".") or type(error).__name__

@@ -11,8 +11,9 @@ Where none of these has the name in config.json, the record FALLBACK serves, if 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from difflib import SequenceMatcher
+from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, Protocol
@@ -284,9 +285,15 @@ def _digits(name: str) -> str:
 
 
 def _installed() -> dict[str, EntryPoint]:
-    """Entry points by name. Raises ConfigError when two packages bring the same name with different modules."""
+    """Entry points by name, read once: it takes milliseconds, and a start asks a dozen times. Raises ConfigError when
+    two packages bring the same name with different modules."""
+    return _installed_by(entry_points)
+
+
+@lru_cache(maxsize=1)
+def _installed_by(find: Callable[..., Iterable[EntryPoint]]) -> dict[str, EntryPoint]:
     found: dict[str, EntryPoint] = {}
-    for entry_point in entry_points(group=ENTRY_POINT_GROUP):
+    for entry_point in find(group=ENTRY_POINT_GROUP):
         other = found.setdefault(entry_point.name, entry_point)
         if other.value != entry_point.value:
             raise ConfigError(

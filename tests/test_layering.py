@@ -21,6 +21,7 @@ TABLE: dict[str, set[str]] = {
     "errors": set(),
     "log": set(),
     "phases": {"log"},
+    "private_files": set(),
     "settings": set(),
     "interfaces": set(),
     "gguf": set(),
@@ -31,7 +32,7 @@ TABLE: dict[str, set[str]] = {
     "output_parsers": set(),
     "config": {"settings", "interfaces", "output_parsers", "gguf"},
     "kv_cache": {"interfaces"},
-    "kernels": {"interfaces", "settings", "host_memory"},
+    "kernels": {"interfaces", "settings", "host_memory", "private_files"},
     "structured_output": {"interfaces"},
     "distributed": {"driver", "interfaces", "kernels"},
     "weights": {"interfaces", "gguf", "host_memory"},
@@ -46,7 +47,7 @@ TABLE: dict[str, set[str]] = {
         *("interfaces", "config", "huggingface", "weights", "kernels", "distributed", "driver", "nn", "host_memory"),
     },
     "architecture": {"interfaces", "config", "modeling"},
-    "custom_code": {"architecture", "settings"},
+    "custom_code": {"architecture", "settings", "private_files"},
     "registry": {"architecture", "config", "custom_code", "huggingface", "interfaces"},
     "planning": {
         *("interfaces", "config", "registry", "architecture", "custom_code", "huggingface", "sentence_files"),
@@ -79,15 +80,16 @@ TABLE: dict[str, set[str]] = {
     },
     "serve": {
         *("interfaces", "settings", "config", "output_parsers", "tokenization", "registry", "planning", "pipelines"),
-        *("scheduler", "actors", "structured_output", "kv_cache"),
+        *("scheduler", "actors", "structured_output", "kv_cache", "private_files"),
     },
     "deployments": {  # with the examples and the demo's training
         *("interfaces", "settings", "config", "serve"),
         *("distributed", "modeling", "nn", "pipelines", "architectures"),
     },
+    "chaos": {"settings", "benchmark", "planning"},
     "cli": {
         *("interfaces", "settings", "config", "huggingface", "registry", "tokenization", "planning", "pipelines"),
-        *("benchmark", "conformance", "serve", "deployments"),
+        *("benchmark", "chaos", "conformance", "serve", "deployments", "hub"),
     },
 }
 FREE = {"max_ray", "errors", "log", "phases"}
@@ -106,6 +108,7 @@ FENCES: dict[str, set[str]] = {
     },
     "yaml": {"max_ray.config", "max_ray.cli", "max_ray.serve.api.access"},
     "PIL": {"max_ray.images"},
+    "opentelemetry": {"max_ray.serve.api.tracing"},
     "llguidance": {"max_ray.structured_output"},
     "torch": {
         *("max_ray.driver", "max_ray.distributed", "max_ray.kernels", "max_ray.nn", "max_ray.weights"),

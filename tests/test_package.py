@@ -20,7 +20,13 @@ import max_ray
 from tests.source_tree import PACKAGES, ROOT
 
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-OPTIONAL = {"triton"}  # where there is a GPU: the extra `gpu`
+OPTIONAL = {"gpu": {"triton"}, "otel": {"opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http"}}
+"""What only an extra brings, by its name."""
+NAMESPACES = {  # what several distributions share
+    "opentelemetry.exporter": "opentelemetry-exporter-otlp-proto-http",
+    "opentelemetry.proto": "opentelemetry-exporter-otlp-proto-http",
+    "opentelemetry": "opentelemetry-sdk",
+}
 PEERS = {"llama-cpp"}  # of slow tests that skip without it: it runs in an environment of its own
 CLIENT_CALLS = ROOT / "tests" / "clients" / "calls"  # each runs in an environment of its own
 NO_PART_OF_A_WHEEL = {"deployments/demo/train.py"}  # a script beside the model that it made
@@ -54,17 +60,23 @@ def imported(folders: Iterable[str]) -> set[str]:
     for path in (path for path in paths if CLIENT_CALLS not in path.parents):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
-                modules |= {alias.name.split(".")[0] for alias in node.names}
+                modules |= {top_of(alias.name) for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                modules.add(node.module.split(".")[0])
-    of_module = packages_distributions()
+                modules.add(top_of(node.module))
+    of_module = packages_distributions() | {module: [name] for module, name in NAMESPACES.items()}
     foreign = modules - set(sys.stdlib_module_names) - {*PACKAGES, "tests"}
     return {normalized(of_module.get(module, [module])[0]) for module in foreign}
 
 
+def top_of(module: str) -> str:
+    """The module that a distribution brings: the first name, or the first two in a namespace package."""
+    return next((name for name in NAMESPACES if f"{module}.".startswith(f"{name}.")), module.split(".")[0])
+
+
 def test_the_packages_import_what_is_declared_and_declare_what_they_import() -> None:
-    assert imported(PACKAGES) - OPTIONAL == declared(PROJECT["dependencies"])
-    assert declared(PROJECT["optional-dependencies"]["gpu"]) >= OPTIONAL
+    assert imported(PACKAGES) - set().union(*OPTIONAL.values()) == declared(PROJECT["dependencies"])
+    for extra, names in OPTIONAL.items():
+        assert declared(PROJECT["optional-dependencies"][extra]) >= names
 
 
 def test_the_tests_import_what_is_declared() -> None:

@@ -73,8 +73,25 @@ SERVE_SETTINGS = PIPELINE_SETTINGS | {
     "api_keys_file": None,
     "ssl_certfile": None,
     "ssl_keyfile": None,
+    "otlp_traces_endpoint": None,
+    "max_surge_percent": 0,
+    "max_stream_s": 3600,
+    "drain_timeout_s": 60.0,
 }
-GENERATE_FLAGS = {"--prompt", "--chat", "--max-new-tokens", "--temperature", "--top-k", "--top-p", "--min-p", "--seed"}
+GENERATE_FLAGS = {
+    *("--prompt", "--chat", "--raw", "--system", "--max-new-tokens", "--max-tokens", "--temperature", "--top-k"),
+    *("--top-p", "--min-p", "--seed", "--stop", "--frequency-penalty", "--presence-penalty", "--repetition-penalty"),
+}
+CHAT_FLAGS = {"--help", "-h", "--url", "--api-key", "--model", "--system"}
+CHAOS_FLAGS = {
+    *("--help", "-h", "--base-url", "--api-key-env", "--duration", "--seed", "--streams", "--max-tokens", "--kinds"),
+}
+STATUS_FLAGS = {"--help", "-h", "--url", "--api-key", "--once", "--json", "--interval"}
+POOLED_SETTINGS = {
+    *("model_path", "revision", "served_model_name", "task", "quantization_encoding", "max_length"),
+    *("custom_architectures", "max_batch_size", "max_batch_input_tokens", "devices", "tensor_parallel_size"),
+    *("device_memory_utilization", "num_threads"),
+}
 ENCODE_FLAGS = {"--json", "--dimensions", "--truncate"}
 SERVING_BENCHMARK_FLAGS = {
     *("--base-url", "--model", "--api-key-env", "--endpoint", "--timeout"),
@@ -162,10 +179,16 @@ def test_flags() -> None:
     benchmarks = {"benchmark", *(f"benchmark {kind}" for kind in ("serving", "kernels", "offline", "plot"))}
     commands_of_keys = {"keys", "keys new"}
     others = {"serve", "generate", "batch", "encode", "plan", "warm-cache", "list", "check", "version"}
-    assert set(commands) == others | benchmarks | commands_of_keys
+    assert set(commands) == others | {"run", "chat", "status", "pull", "chaos"} | benchmarks | commands_of_keys
     assert flags("serve") == of(set(SERVE_SETTINGS) - {"api_keys", "models"}) | common | switches
     assert flags("generate") == of(set(PIPELINE_SETTINGS)) | common | switches | GENERATE_FLAGS
-    assert flags("encode") == (of(set(PIPELINE_SETTINGS)) | common | switches | ENCODE_FLAGS) - {"--print-config"}
+    assert flags("encode") == (of(POOLED_SETTINGS) | common | ENCODE_FLAGS) - {"--print-config"}
+    served = of(set(SERVE_SETTINGS) - {"api_keys", "models", "model_path"}) | common | switches | {"--system"}
+    assert flags("run") == served - {"--print-config", "--model"}
+    assert flags("chat") == CHAT_FLAGS
+    assert flags("status") == STATUS_FLAGS
+    assert flags("chaos") == CHAOS_FLAGS
+    assert flags("pull") == {"--help", "-h", "--revision"}
     assert flags("batch") == (of(set(PIPELINE_SETTINGS)) | common | switches) - {"--print-config"}
     assert flags("plan") == (of(set(PIPELINE_SETTINGS)) | common | switches | {"--json"}) - {"--print-config"}
     assert flags("warm-cache") == of({"model_path", "model", "revision", "custom_architectures"}) | {"--help", "-h"}

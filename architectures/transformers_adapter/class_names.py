@@ -21,6 +21,7 @@ PUBLISHED: Mapping[tuple[str, str], str] = {
     ("InternLM3ForCausalLM", "internlm3"): "LlamaForCausalLM",
     ("InternLM3Model", "internlm3"): "LlamaForCausalLM",
     ("LLaMAForCausalLM", "llama"): "LlamaForCausalLM",
+    ("MiniCPMForCausalLM", "minicpm"): "GraniteForCausalLM",
     ("Step3p5ForCausalLM", "step3p5"): "Step3p7ForConditionalGeneration",
     ("KimiK25ForConditionalGeneration", "kimi_k25"): "Kimi_K25ForConditionalGeneration",
     ("NewModel", "new"): "GteModel",

@@ -15,6 +15,7 @@ from transformers import initialization
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from architectures.transformers_adapter.attention import PROBING, register
+from architectures.transformers_adapter.published_configs import as_transformers
 from max_ray.errors import ConfigError
 
 _BUILDING = Lock()  # transformers sets torch's default dtype and patches initialisers while it builds
@@ -25,6 +26,7 @@ _NOT_FOR_THE_NETWORK = ("quantization_config", "dtype", "torch_dtype", "auto_map
 
 def network_config(values: Mapping[str, Any]) -> Any:
     """config.json's values as `transformers`' own configuration object. Raises ConfigError for values it refuses."""
+    values = as_transformers(values)
     model_type = str(values.get("model_type"))
     if model_type not in CONFIG_MAPPING:
         raise ConfigError(f"The installed transformers knows no model_type {model_type!r} (config.json).")

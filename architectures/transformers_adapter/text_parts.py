@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
+from architectures.transformers_adapter.class_names import PUBLISHED
 from architectures.transformers_adapter.skeleton import network_config
 
 TEXT_PART_OF = "text_part_of"
@@ -19,7 +20,7 @@ TEXT_PART_OF = "text_part_of"
 
 KINDS = (
     *("gemma3", "gemma3n", "gemma4", "mistral3", "qwen2_vl", "qwen2_5_vl", "llava", "llava_next", "llava_onevision"),
-    *("aya_vision", "cohere2_vision", "idefics3", "smolvlm", "internvl", "lighton_ocr", "exaone4_5"),
+    *("aya_vision", "cohere2_vision", "idefics3", "smolvlm", "internvl", "lighton_ocr", "exaone4_5", "kimi_k25"),
     *("llama4", "qwen3_5", "qwen3_5_moe", "lfm2_vl"),  # their text networks are refused for what they are
 )
 """The values of model_type in config.json."""
@@ -36,7 +37,8 @@ def text_network(config: Mapping[str, Any]) -> dict[str, Any] | None:
     values = config.to_dict() if hasattr(config, "to_dict") else dict(config)
     kind = str(values.get("model_type"))
     whole = _class_of_the_whole(kind)
-    if kind not in KINDS or whole is None or (values.get("architectures") or [whole]) != [whole]:
+    names = [PUBLISHED.get((name, kind), name) for name in values.get("architectures") or [whole]]
+    if kind not in KINDS or whole is None or names != [whole]:
         return None
     given = values.get("text_config") or {}
     text: dict[str, Any] = json.loads(network_config(values).text_config.to_json_string(use_diff=False))

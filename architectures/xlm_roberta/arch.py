@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from architectures.xlm_roberta.model import XLMRobertaEncoder, XLMRobertaScorer
-from architectures.xlm_roberta.model_config import XLMRobertaConfig
+from architectures.xlm_roberta.model_config import RotaryConfig, XLMRobertaConfig
 from architectures.xlm_roberta.weight_adapters import safetensors_name_map
 from max_ray.interfaces import EmbeddingsContext, PipelineTask
 from max_ray.pipelines.lib import (
@@ -37,6 +37,14 @@ xlm_roberta_arch = SupportedArchitecture(
 
 roberta_arch = replace(
     xlm_roberta_arch, name="RobertaModel", example_repo_ids=["sentence-transformers/all-distilroberta-v1"]
+)
+
+jina_v3_arch = replace(
+    xlm_roberta_arch,
+    name="JinaEmbeddingsV3Model",
+    example_repo_ids=["jinaai/jina-embeddings-v3"],
+    config=RotaryConfig,
+    multi_gpu_supported=False,
 )
 
 camembert_arch = replace(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import AsyncGenerator
 
 from max_ray.actors.member_connections import MemberConnections
 from max_ray.actors.messages import GroupInfo
-from max_ray.errors import WorkerGroupError
+from max_ray.actors.step_clock import StepClock
 from max_ray.interfaces import RunExtension, RunRequest, StepOutput
 from max_ray.transport.codec import decode_step, encode_extension, encode_number
 from max_ray.transport.frames import FROM_WORKER, MessageType
@@ -40,9 +39,8 @@ class GroupConnection(MemberConnections):
 
     def __init__(self, info: GroupInfo, step_timeout_s: float) -> None:
         super().__init__(info)
-        self._step_timeout_s = step_timeout_s
         self._runs: dict[int, _Steps] = {}
-        self._heard_at = time.monotonic()
+        self._clock = StepClock(info.workers, step_timeout_s)
 
     @classmethod
     async def connect(cls, info: GroupInfo, step_timeout_s: float) -> GroupConnection:
@@ -58,7 +56,7 @@ class GroupConnection(MemberConnections):
     async def run(self, request: RunRequest) -> AsyncGenerator[StepOutput]:
         """Sends the run at the first step asked for, and gives its steps."""
         steps = self._runs[request.run_id] = _Steps()
-        self._heard_at = time.monotonic()
+        self._clock.restart()
         is_over = False
         try:
             self.send(MessageType.EXECUTE, encode_run(request))
@@ -81,7 +79,7 @@ class GroupConnection(MemberConnections):
 
     def on_message(self, kind: int, payload: bytes) -> None:
         run_id, output = decode_step(payload)
-        self._heard_at = time.monotonic()
+        self._clock.restart()
         steps = self._runs.get(run_id)
         if steps is not None:  # else its reader has gone
             steps.outputs.append(output)
@@ -92,8 +90,9 @@ class GroupConnection(MemberConnections):
             steps.wake()
 
     def check_clock(self) -> None:
-        if self._runs and time.monotonic() - self._heard_at > self._step_timeout_s:
-            self.close(WorkerGroupError(f"The workers have not finished a step for {self._step_timeout_s:.0f} s."))
+        late = self._clock.check() if self._runs else None
+        if late is not None:
+            self.close(late)
 
     async def _next(self, steps: _Steps) -> StepOutput:
         while not steps.outputs:

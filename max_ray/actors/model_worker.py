@@ -17,6 +17,7 @@ from max_ray.actors.lease import LOOK_S, Lease, watch
 from max_ray.actors.messages import Membership, MemberStatus
 from max_ray.actors.network import NodeAddress, this_node, tls_files
 from max_ray.actors.placement import remove_group_placement
+from max_ray.actors.scheduling_delay import SchedulingDelay
 from max_ray.errors import StaleLeaseError, WorkerGroupError
 from max_ray.interfaces import Runner, RunRequest
 from max_ray.log import get_logger, setup_logging
@@ -43,6 +44,8 @@ class ModelWorker:
         self._durations: dict[str, float] = {}
         self._healthy = True
         self._stop_through = 0
+        self._delay = SchedulingDelay()
+        self._computing_thread = threading.get_native_id()
         self._idle = threading.Event()
         self._idle.set()
         self._lease = Lease(membership.epoch, membership.owner_id, spec.lease_grace_s, spec.start_timeout_s)
@@ -72,6 +75,7 @@ class ModelWorker:
         """Connects to the replica and takes its runs until it closes. Raises StaleLeaseError when the lease passes on,
         TransportError when the replica cannot be reached or breaks the protocol."""
         self._lease.check(epoch)
+        self._computing_thread = threading.get_native_id()
         connection = WorkerConnection.connect(endpoint, self._rank, self._stop, tls_files())
         try:
             while not connection.is_closed:
@@ -109,6 +113,11 @@ class ModelWorker:
         if not self._idle.wait(min(spec.collective_timeout_s, spec.lease_grace_s / 2)):
             raise WorkerGroupError(f"The run of the former owner of {self._membership.name} does not end.")
         self._stop_through = 0
+
+    @ray.method(concurrency_group="control")
+    def scheduling_delay(self) -> float:
+        """Seconds for which this rank's computation has waited for a processor. Asked in the middle of long steps."""
+        return self._delay.read(self._computing_thread)
 
     @ray.method(concurrency_group="control")
     def startup_phases(self) -> dict[str, float]:

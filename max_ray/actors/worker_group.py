@@ -11,7 +11,10 @@ from contextlib import aclosing
 from max_ray.actors.group_connection import GroupConnection
 from max_ray.actors.member_client import MemberClient
 from max_ray.actors.messages import GroupInfo
+from max_ray.actors.step_clock import StepTimeoutError
 from max_ray.interfaces import RunExtension, RunRequest, StepOutput
+
+_MOST_DOUBLINGS = 3
 
 
 class GroupExecutor(MemberClient[GroupConnection]):
@@ -22,12 +25,14 @@ class GroupExecutor(MemberClient[GroupConnection]):
 
     Args:
         info: The leased group.
-        step_timeout_s: By default 10 s more than the group's collective timeout.
+        step_timeout_s: By default 10 s more than the group's collective timeout. After each step that took too long the
+            next workers get twice the time, up to eight times of it, until a run has ended well.
     """
 
     def __init__(self, info: GroupInfo, *, step_timeout_s: float | None = None) -> None:
         super().__init__(info)
         self._step_timeout_s = step_timeout_s or info.spec.collective_timeout_s + 10
+        self._num_timeouts = 0
         self._stop_through = 0  # runs that were interrupted before there was a connection
 
     @property
@@ -37,9 +42,14 @@ class GroupExecutor(MemberClient[GroupConnection]):
     async def stream(self, request: RunRequest) -> AsyncIterator[StepOutput]:
         """See Executor."""
         connection = await self._connected()
-        async with aclosing(connection.run(request)) as steps:
-            async for output in steps:
-                yield output
+        try:
+            async with aclosing(connection.run(request)) as steps:
+                async for output in steps:
+                    yield output
+        except StepTimeoutError:
+            self._num_timeouts += 1
+            raise
+        self._num_timeouts = 0
 
     def interrupt(self, run_id: int) -> None:
         """See Executor."""
@@ -47,6 +57,11 @@ class GroupExecutor(MemberClient[GroupConnection]):
             self._connection.interrupt(run_id)
         else:
             self._stop_through = max(self._stop_through, run_id)
+
+    @property
+    def step_timeout_s(self) -> float:
+        """Seconds that a step of the next connection may take."""
+        return self._step_timeout_s * 2.0 ** min(self._num_timeouts, _MOST_DOUBLINGS)
 
     @property
     def can_extend(self) -> bool:
@@ -59,7 +74,7 @@ class GroupExecutor(MemberClient[GroupConnection]):
             self._connection.extend(extension)
 
     async def _connect(self) -> GroupConnection:
-        connection = await GroupConnection.connect(self._info, self._step_timeout_s)
+        connection = await GroupConnection.connect(self._info, self.step_timeout_s)
         if self._stop_through:
             connection.interrupt(self._stop_through)
         return connection

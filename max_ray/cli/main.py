@@ -1,4 +1,4 @@
-"""The command line `max-ray`: serve, generate, batch, encode, plan, warm-cache, list, check, benchmark, keys, version.
+"""The command line `max-ray`: serve, run, chat, status, generate, batch, encode, plan, pull and others.
 
 It parses, builds the configuration, and calls.
 
@@ -10,43 +10,51 @@ Heavy imports (torch, Ray) happen in the command that needs them.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
 
 import max_ray
 from max_ray import settings
 from max_ray.benchmark import command as benchmark
+from max_ray.chaos import command as chaos
 from max_ray.cli.batch import FLAGS as BATCH_FLAGS
 from max_ray.cli.batch import add_batch_flags, run_batch
+from max_ray.cli.chat.command import add_chat_flags, add_run_flags, run_chat, run_model, serve_flags
 from max_ray.cli.encode import FLAGS as ENCODE_FLAGS
 from max_ray.cli.encode import add_encode_flags, run_encode
+from max_ray.cli.flags import POOLED_SETTINGS, add_setting, add_settings
+from max_ray.cli.generate import FLAGS as GENERATE_FLAGS
+from max_ray.cli.generate import add_generate_flags, run_generate
 from max_ray.cli.keys import add_key_commands, run_keys
-from max_ray.cli.model_commands import run_plan, run_warm_cache
+from max_ray.cli.model_commands import add_pull_flags, run_plan, run_pull, run_warm_cache
+from max_ray.cli.status import add_status_flags, run_status
 from max_ray.config import Origins, PipelineConfig, ServeConfig, load_config
-from max_ray.config.models import ALIASES
-from max_ray.errors import ConfigError, MaxRayError, nearest
+from max_ray.errors import ConfigError, MaxRayError, ServerFailedError, nearest
 from max_ray.log import setup_logging
 from max_ray.serve.serve_config import DEMO_MODEL, load_serve_config
 
-if TYPE_CHECKING:
-    from pydantic.fields import FieldInfo
-
-    from max_ray.interfaces import TextGenerationRequest
-
-_NOT_A_FLAG = ("api_keys", "models")
-"""A secret does not belong on a command line, where `ps` shows it; blocks of settings belong into a file."""
-_SAMPLING_FLAGS = {
-    "max_new_tokens": "Most tokens to generate (default: up to the model's length).",
-    "temperature": "0 is greedy (default: the model's generation_config.json).",
-    "top_k": "Draw from the k most likely tokens.",
-    "top_p": "Draw from the most likely tokens that have this probability together.",
-    "min_p": "Leave out tokens less likely than this share of the most likely one.",
-    "seed": "Makes the draws repeatable.",
+_COMMANDS: Mapping[str, tuple[str, str]] = {
+    "serve": ("serve a model over HTTP", "serve --model-path model-Q4_K_M.gguf --port 8080"),
+    "run": ("chat with a model, serving it if needed", "run owner/name"),
+    "chat": ("chat with a server", "chat --url http://127.0.0.1:8000 --system 'Answer in one sentence.'"),
+    "status": ("show a running server", "status --once"),
+    "generate": ("answer a prompt in this process", "generate --model-path DIR --prompt 'Why is the sky blue?'"),
+    "encode": ("make vectors of texts in this process", "encode --model-path DIR 'a text' 'another one'"),
+    "batch": ("answer a file of requests in this process", "batch in.jsonl out.jsonl --model-path DIR"),
+    "plan": ("say what memory a model needs", "plan --model-path DIR --max-length 8192"),
+    "pull": ("download a model from the Hugging Face hub", "pull owner/name:Q4_K_M"),
+    "warm-cache": ("fetch a model and check it", "warm-cache --model-path owner/name"),
+    "list": ("list the model families", "list --json"),
+    "check": ("hold a model family against its reference", "check ./my_model --model-path DIR"),
+    "benchmark": ("measure a server, draw the results", "benchmark serving --base-url http://127.0.0.1:8000"),
+    "chaos": ("kill processes of a local server under load", "chaos --duration 60 --seed 7"),
+    "keys": ("make API keys", "keys new alice"),
+    "version": ("print the version", "version"),
 }
+"""Name -> what it does, and an example without `max-ray`."""
 
 
 class UsageError(ConfigError):
@@ -59,21 +67,26 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point of `max-ray`. Gives the exit code: 0, 2 after a user's mistake, 130 after Ctrl-C, 141 (as a shell
-    calls SIGPIPE) when the output is not read any longer."""
+    """Entry point of `max-ray`. Gives the exit code: 0, 1 when a server failed by itself, 2 after a user's mistake, 130
+    after Ctrl-C, 141 (as a shell calls SIGPIPE) when the output is not read any longer."""
     try:
         options = _parse(list(sys.argv[1:] if arguments is None else arguments))
         setup_logging(settings.log_level())
         run = {
             "serve": _serve,
+            "run": _run,
+            "chat": run_chat,
+            "status": run_status,
             "generate": _generate,
             "encode": _encode,
             "batch": _batch,
             "plan": lambda given: run_plan(given, {"model_path": str(DEMO_MODEL)}),
+            "pull": run_pull,
             "warm-cache": run_warm_cache,
             "list": _list,
             "check": _check,
             "benchmark": benchmark.run,
+            "chaos": chaos.run,
             "keys": run_keys,
             "version": _version,
         }
@@ -81,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except MaxRayError as error:
         print(f"max-ray: error: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, ServerFailedError) else 2
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # who read our output has ended: `max-ray list | head -1`
@@ -108,94 +121,47 @@ def build_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argum
     parser = _Parser(prog="max-ray", description=max_ray.__doc__, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=max_ray.__version__)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
-    commands: dict[str, argparse.ArgumentParser] = {
-        "serve": subparsers.add_parser("serve", help="serve a model over HTTP", allow_abbrev=False),
-        "generate": subparsers.add_parser("generate", help="continue a prompt in this process", allow_abbrev=False),
-        "encode": subparsers.add_parser("encode", help="make vectors of texts in this process", allow_abbrev=False),
-        "batch": subparsers.add_parser("batch", help="answer a file of requests in this process", allow_abbrev=False),
-        "plan": subparsers.add_parser("plan", help="say what memory a model needs", allow_abbrev=False),
-        "warm-cache": subparsers.add_parser("warm-cache", help="fetch a model and check it", allow_abbrev=False),
-        "list": subparsers.add_parser("list", help="list the model families", allow_abbrev=False),
-        "check": subparsers.add_parser("check", help="hold a model family against its reference", allow_abbrev=False),
-        "benchmark": subparsers.add_parser("benchmark", help="measure a server, draw the results", allow_abbrev=False),
-        "keys": subparsers.add_parser("keys", help="make API keys", allow_abbrev=False),
-        "version": subparsers.add_parser("version", help="print the version", allow_abbrev=False),
-    }
+    commands = {name: _command(subparsers, name) for name in _COMMANDS}
     for name, kind in benchmark.add_commands(commands["benchmark"]).items():
         commands[f"benchmark {name}"] = kind
     for name, kind in add_key_commands(commands["keys"]).items():
         commands[f"keys {name}"] = kind
-    _add_settings(commands["serve"], ServeConfig)
-    _take_several(commands["serve"], "model_path")
-    _add_settings(commands["generate"], PipelineConfig)
-    _add_generate_flags(commands["generate"])
-    _add_settings(commands["encode"], PipelineConfig, print_config=False)
+    chaos.add_flags(commands["chaos"])
+    add_settings(commands["serve"], ServeConfig, print_config=True, repeated=("model_path",))
+    add_run_flags(commands["run"])
+    add_settings(commands["run"], ServeConfig, [name for name in ServeConfig.model_fields if name != "model_path"])
+    add_chat_flags(commands["chat"])
+    add_status_flags(commands["status"])
+    add_generate_flags(commands["generate"])
+    add_settings(commands["generate"], PipelineConfig, print_config=True)
     add_encode_flags(commands["encode"])
-    _add_settings(commands["batch"], PipelineConfig, print_config=False)
+    add_settings(commands["encode"], PipelineConfig, POOLED_SETTINGS)
     add_batch_flags(commands["batch"])
-    _add_settings(commands["plan"], PipelineConfig, print_config=False)
+    add_settings(commands["batch"], PipelineConfig)
     commands["plan"].add_argument("--json", action="store_true", help="machine-readable")
+    add_settings(commands["plan"], PipelineConfig)
+    add_pull_flags(commands["pull"])
     for name in ("model_path", "revision", "custom_architectures"):
-        _add_setting(commands["warm-cache"], name, PipelineConfig.model_fields[name])
+        add_setting(commands["warm-cache"], name, PipelineConfig.model_fields[name])
     commands["list"].add_argument("--json", action="store_true", help="machine-readable")
     family = "A folder with a list ARCHITECTURES, an installed module, or a name that max-ray list has."
     commands["check"].add_argument("family", help=family)
     commands["check"].add_argument("--model-path", required=True, metavar="PATH", help="A checkpoint of that family.")
-    _add_setting(commands["list"], "custom_architectures", PipelineConfig.model_fields["custom_architectures"])
+    add_setting(commands["list"], "custom_architectures", PipelineConfig.model_fields["custom_architectures"])
     return parser, commands
 
 
-def _add_settings(parser: argparse.ArgumentParser, cls: type[PipelineConfig], print_config: bool = True) -> None:
-    for name, field in cls.model_fields.items():
-        if name not in _NOT_A_FLAG:
-            _add_setting(parser, name, field)
-    parser.add_argument("--config", metavar="FILE", help="YAML file with settings (or MAX_RAY_CONFIG).")
-    if not print_config:
-        return
-    parser.add_argument(
-        "--print-config", action="store_true", help="Print every setting and where it came from, and stop."
+def _command(subparsers: Any, name: str) -> argparse.ArgumentParser:
+    text, example = _COMMANDS[name]
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        name,
+        help=text,
+        description=f"{text[:1].upper()}{text[1:]}.",
+        epilog=f"example:\n  max-ray {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-
-
-def _add_setting(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> None:
-    flags = [_flag(name), *(_flag(alias) for alias, target in ALIASES.items() if target == name)]
-    options: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": _help(field)}
-    if field.annotation is bool:
-        options["action"] = argparse.BooleanOptionalAction
-    elif field.annotation == tuple[str, ...]:
-        options |= {"action": "append", "metavar": "CODE"}
-    else:
-        options["metavar"] = name.rpartition("_")[2].upper()
-    parser.add_argument(*flags, **options)
-
-
-def _take_several(parser: argparse.ArgumentParser, name: str) -> None:
-    """Lets a flag be given several times."""
-    old = next(action for action in parser._actions if action.dest == name)
-    flags, text = old.option_strings, f"{old.help} May be given several times: several models."
-    for flag in flags:
-        del parser._option_string_actions[flag]
-    parser._remove_action(old)
-    parser.add_argument(*flags, dest=name, default=argparse.SUPPRESS, action="append", metavar=old.metavar, help=text)
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _help(field: FieldInfo) -> str:
-    text = field.description or ""
-    if field.default_factory is None and not field.is_required() and field.default not in (None, "", ()):
-        text += f" Default: {field.default}."
-    return text.replace("%", "%%")
-
-
-def _add_generate_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--prompt", help="Text to continue.")
-    parser.add_argument("--chat", action="store_true", help="Send the prompt as a user's chat message.")
-    for name, text in _SAMPLING_FLAGS.items():
-        kind = float if name in ("temperature", "top_p", "min_p") else int
-        parser.add_argument(_flag(name), type=kind, default=None, metavar=kind.__name__.upper(), help=text)
+    return parser
 
 
 def _serve(options: dict[str, Any]) -> None:
@@ -215,10 +181,16 @@ def _serve(options: dict[str, Any]) -> None:
     serve_main(config)
 
 
+def _run(options: dict[str, Any]) -> None:
+    system, prompt, config_file = options.pop("system"), options.pop("prompt"), options.pop("config")
+    config, _ = load_serve_config(options, config_file=config_file, arguments_are="command line")
+    flags = serve_flags(options | ({"config": config_file} if config_file else {}))
+    run_model(config, flags, system, prompt)
+
+
 def _generate(options: dict[str, Any]) -> None:
     config_file, print_only = options.pop("config"), options.pop("print_config")
-    prompt, chat = options.pop("prompt"), options.pop("chat")
-    sampling = {name: options.pop(name) for name in _SAMPLING_FLAGS}
+    given = {name: options.pop(name) for name in GENERATE_FLAGS}
     config, origins = load_config(
         PipelineConfig,
         options,
@@ -228,17 +200,11 @@ def _generate(options: dict[str, Any]) -> None:
     )
     if print_only:
         return _print_config(config, origins)
-    if prompt is None:
+    if given["prompt"] is None:
         raise UsageError("max-ray generate needs --prompt TEXT.")
     if settings.variable(settings.LOG_LEVEL) is None:
         setup_logging("WARNING")  # the text is what was asked for; how the model starts is not
-    from max_ray.interfaces import RequestID, TextGenerationRequest
-
-    text: dict[str, Any] = {"messages": [{"role": "user", "content": prompt}]} if chat else {"prompt": prompt}
-    request = TextGenerationRequest(RequestID(), config.served_model_name, sampling_params=sampling, **text)
-    for piece in _generated_text(config, request):
-        print(piece, end="", flush=True)
-    print()
+    run_generate(config, given)
 
 
 def _encode(options: dict[str, Any]) -> None:
@@ -255,24 +221,6 @@ def _batch(options: dict[str, Any]) -> None:
     if settings.variable(settings.LOG_LEVEL) is None:
         setup_logging("WARNING")
     run_batch(config, given)
-
-
-def _generated_text(config: PipelineConfig, request: TextGenerationRequest) -> Iterator[str]:
-    """Runs one request in this process; text as it comes. Raises MaxRayError."""
-    from max_ray.interfaces import PipelineTask, TextContext, TextGenerationInputs
-    from max_ray.pipelines import PIPELINE_REGISTRY
-    from max_ray.tokenization.token_bytes import token_text_of
-
-    tokenizer, pipeline = PIPELINE_REGISTRY.retrieve(config, PipelineTask.TEXT_GENERATION)
-    context = asyncio.run(tokenizer.new_context(request))
-    detokenizer = token_text_of(tokenizer).detokenizer(context.tokens.prompt)
-    try:
-        while not context.is_done:
-            inputs = TextGenerationInputs[TextContext](batches=[{context.request_id: context}], num_steps=1)
-            yield detokenizer.push(pipeline.execute(inputs)[context.request_id].tokens)
-    finally:
-        pipeline.release(context.request_id)
-    yield detokenizer.flush()
 
 
 def _list(options: dict[str, Any]) -> None:

@@ -1,12 +1,14 @@
-"""`max-ray plan` and `max-ray warm-cache`: what a model needs, and fetching it ahead of time. Neither reads weights."""
+"""`max-ray plan`, `pull` and `warm-cache`: what a model needs, and fetching it ahead of time. None reads weights."""
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Mapping
 from typing import Any
 
 from max_ray.config import PipelineConfig, load_config
+from max_ray.errors import ModelPathError
 from max_ray.planning.hardware import GIB
 
 
@@ -23,6 +25,26 @@ def run_plan(options: dict[str, Any], defaults: Mapping[str, Any]) -> None:
         return print(json.dumps({"model": plan.model_dir} | plan.values | {"memory": plan.memory.to_json()}, indent=2))
     print(f"{plan.architecture} in {plan.encoding.value}, from {plan.model_dir}")
     print(plan.memory.text())
+
+
+def add_pull_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of `max-ray pull`."""
+    parser.add_argument("model", metavar="MODEL", help="owner/name, or owner/name:Q4_K_M for one GGUF model of it.")
+    parser.add_argument("--revision", metavar="REVISION", help="Branch, tag or commit. Default: main.")
+
+
+def run_pull(options: dict[str, Any]) -> None:
+    """Downloads a model into the hub's cache, with the hub's progress bars on stderr; prints where it is.
+
+    Raises ModelPathError for a repository that cannot be had.
+    """
+    from max_ray.hub import is_repository, pulled
+
+    if not is_repository(options["model"]):
+        raise ModelPathError(f"{options['model']} is no repository of the hub: give owner/name or owner/name:Q4_K_M.")
+    path = pulled(options["model"], options["revision"])
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    print(f"{options['model']}: {sum(file.stat().st_size for file in files) / GIB:.2f} GiB, in {path}")
 
 
 def run_warm_cache(options: dict[str, Any]) -> None:

@@ -41,6 +41,7 @@ _DEVICES = re.compile(r"auto|cpu|gpu|gpu:(\d+(?:,\d+)*)")
 _MAX_THREADS = 1024  # beyond what a machine can start, OpenMP kills the process instead of raising
 _MAX_SECONDS = 10.0**6  # days; an infinite wait has no form in the timeouts that these become
 _LOOPBACK_NAMES = ("localhost", "ip6-localhost")
+_HTTP_URL = re.compile(r"https?://[^\s/?#]+[^\s]*")
 _HOST_RULE = re.compile(r"\*|(\*\.)?[\w-]+(\.[\w-]+)*|\[[0-9A-Fa-f:.]+\]", re.ASCII)
 _ORIGIN_RULE = re.compile(
     r"\*|null|[a-z][a-z0-9+.-]*://([\w.-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?", re.ASCII | re.IGNORECASE
@@ -160,7 +161,8 @@ class PipelineConfig(BaseModel):
         None,
         gt=0,
         le=2**20,
-        description="Memory for the KV cache of one rank, in GiB. Default: what the device has left.",
+        description="Memory for the KV cache of one rank, in GiB. Default: what a GPU has left; on a CPU, room for "
+        "1024 tokens of each request of a batch, at most a quarter of the machine.",
     )
     device_memory_utilization: float = Field(
         0.9, gt=0, le=1, description="Share of a GPU's memory to use for weights and KV cache."
@@ -314,6 +316,26 @@ class ServeConfig(PipelineConfig):
     collective_timeout_s: float = Field(
         60.0, gt=0, le=_MAX_SECONDS, description="Seconds after which ranks that wait for a silent one give up."
     )
+    max_surge_percent: int = Field(
+        0,
+        ge=0,
+        le=100,
+        description="Share of the replicas that an update may start before it stops old ones; each needs room for a "
+        "worker group of its own.",
+    )
+    drain_timeout_s: float = Field(
+        60.0,
+        gt=0,
+        le=_MAX_SECONDS,
+        description="Seconds for which a replica that is removed or replaced goes on with its open requests; then they "
+        "end with an error. The end of the server itself is quicker.",
+    )
+    max_stream_s: int = Field(
+        3600,
+        ge=1,
+        le=int(_MAX_SECONDS),
+        description="Seconds that an open stream may go on after replicas have come or gone; HAProxy cuts it then.",
+    )
     worker_port_range: str | None = Field(
         None,
         description="TCP ports LOW-HIGH on which replicas accept their workers on other nodes. Default: any free port.",
@@ -350,6 +372,11 @@ class ServeConfig(PipelineConfig):
         None, min_length=1, description="PEM file of the server's certificate and its chain: HTTPS instead of HTTP."
     )
     ssl_keyfile: str | None = Field(None, min_length=1, description="PEM file of the certificate's private key.")
+    otlp_traces_endpoint: str | None = Field(
+        None,
+        description="URL of an OpenTelemetry collector (OTLP over HTTP) that gets a trace of each request. "
+        "Default: no traces.",
+    )
 
     @field_validator("api_keys")
     @classmethod
@@ -363,6 +390,13 @@ class ServeConfig(PipelineConfig):
     def _check_ports(cls, value: str | None) -> str | None:
         if value is not None and parse_port_range(value) is None:
             raise PydanticCustomError("port_range", "Input should be ports LOW-HIGH such as 20000-20999")
+        return value
+
+    @field_validator("otlp_traces_endpoint")
+    @classmethod
+    def _check_endpoint(cls, value: str | None) -> str | None:
+        if value is not None and not _HTTP_URL.fullmatch(value):
+            raise PydanticCustomError("url", "Input should be a URL like http://collector:4318/v1/traces")
         return value
 
     @field_validator("allowed_hosts")

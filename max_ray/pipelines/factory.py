@@ -122,24 +122,31 @@ def build_local_runners(plan: PipelinePlan) -> list[Runner]:
     size = plan.tensor_parallel_size
     torch.set_num_threads(plan.num_threads)
     if size == 1:
-        return [build_runner(plan, TPGroup.single(rank_device(plan, 0)))]
+        return [build_runner(plan, TPGroup.single(rank_device(plan, 0)), grammars_at_once=False)]
     with TemporaryDirectory(prefix="max_ray-") as folder, ThreadPoolExecutor(size) as threads:
 
         def build(rank: int) -> Runner:
-            return build_runner(plan, init_tp_group(rank, size, f"file://{folder}/meet", rank_device(plan, rank)))
+            group = init_tp_group(rank, size, f"file://{folder}/meet", rank_device(plan, rank))
+            return build_runner(plan, group, grammars_at_once=False)
 
         return list(threads.map(build, range(size)))
 
 
-def build_runner(plan: PipelinePlan, tp: TPGroup, durations: dict[str, float] | None = None) -> Runner:
+def build_runner(
+    plan: PipelinePlan, tp: TPGroup, durations: dict[str, float] | None = None, *, grammars_at_once: bool = True
+) -> Runner:
     """Loads one rank's shard and allocates its cache. Raises WeightsError and ConfigError.
 
-    durations: gets the seconds of each phase."""
+    Args:
+        durations: Gets the seconds of each phase.
+        grammars_at_once: Whether the tokens for structured output are read meanwhile, in a thread (of a server), or
+            with the first grammar.
+    """
     PIPELINE_REGISTRY.register_packed(plan.custom_code)
     architecture = PIPELINE_REGISTRY.retrieve_architecture(plan.architecture, task=plan.task)
     return_freed_memory()
     before = held_bytes(tp.device)
-    grammars = _start_grammars(plan) if tp.rank == 0 and not plan.is_pooled else None
+    grammars = _grammars(plan, at_once=grammars_at_once) if tp.rank == 0 and not plan.is_pooled else None
     with phase("load", durations=durations):
         model = architecture.pipeline_model(
             plan.config,
@@ -185,10 +192,10 @@ def _score_head(plan: PipelinePlan, model: PipelineModel, device: torch.device) 
     return ScoreHead.load(layers, source, score_activation(folder), token_id, device)
 
 
-def _start_grammars(plan: PipelinePlan) -> GrammarCompiler:
-    """Reads the tokens for structured output in a thread, while the weights are loaded."""
+def _grammars(plan: PipelinePlan, *, at_once: bool) -> GrammarCompiler:
+    """Reads the tokens for structured output in a thread: while the weights are loaded, or with the first grammar."""
     vocab_size = plan.huggingface_config.text_part.vocab_size
-    return GrammarCompiler(lambda: token_vocabulary(build_tokenizer(plan), vocab_size))
+    return GrammarCompiler(lambda: token_vocabulary(build_tokenizer(plan), vocab_size), starts_at_once=at_once)
 
 
 def _text_runner(

@@ -11,7 +11,7 @@ from max_ray.huggingface import HuggingFaceConfig
 from max_ray.interfaces import KVCacheParams, SupportedEncoding, WeightsFormat
 from max_ray.planning.encoding import stored_encoding, usable_encodings
 from max_ray.planning.hardware import GIB, Hardware
-from max_ray.planning.memory_plan import CPU_CACHE_SHARE, MemoryPlan, plan_memory
+from max_ray.planning.memory_plan import MemoryPlan, plan_memory
 from max_ray.planning.suggestions import Changes, nearest_settings
 from max_ray.planning.weight_sizes import weight_sizes
 from max_ray.registry import SupportedArchitecture
@@ -85,7 +85,6 @@ def fit_memory(
     for one request.
     """
     origins["max_length"] = "given" if config.max_length is not None else "model: config.json"
-    origins["kv_cache_blocks"] = _cache_origin(config, facts)
     plan = facts.memory(config, encoding)
     held = plan.num_blocks * plan.page_size
     if not plan.has_cache:
@@ -96,6 +95,7 @@ def fit_memory(
         origins["max_length"] = f"hardware: the KV cache holds {held} tokens"
         plan = facts.memory(config, encoding, held)
     origins["max_batch_size"] = _batch_origin(config, facts, plan)
+    origins.setdefault("kv_cache_blocks", plan.cache_origin)
     if plan.shortage:
         raise DoesNotFitError(_refusal(config, facts, encoding, plan))
     return plan
@@ -113,14 +113,6 @@ def _check_no_cache_settings(config: PipelineConfig, origins: dict[str, str]) ->
     origins["kv_cache_blocks"] = "task: embeddings keep no keys and values"
     if config.kv_cache_memory is not None:
         raise ConfigError("kv_cache_memory has no meaning for embeddings, which keep no KV cache: leave it out.")
-
-
-def _cache_origin(config: PipelineConfig, facts: ModelFacts) -> str:
-    if config.kv_cache_memory is not None:
-        return f"kv_cache_memory={config.kv_cache_memory} GiB a rank"
-    if facts.device == "cuda":
-        return "hardware: device memory left after loading"
-    return f"hardware: {CPU_CACHE_SHARE:.0%} of {facts.hardware.memory_bytes / GIB:.1f} GiB at most"
 
 
 def _shortened_to_cache(

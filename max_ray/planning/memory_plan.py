@@ -3,7 +3,8 @@
     | part        | how it is known                                                                             |
     |-------------|---------------------------------------------------------------------------------------------|
     | weights     | headers of the checkpoint (`weight_sizes`)                                                    |
-    | KV cache    | what is left, at most what the batch can use; on a CPU also at most a share of the machine     |
+    | KV cache    | what is left, at most what the batch can use; on a CPU also at most a share of the machine,    |
+    |             | and `CPU_CACHED_LENGTH` tokens a request of the batch (or one request of `max_length`)          |
     | activations | an estimate: the widest moment of a step of `max_batch_input_tokens`                           |
     | runtime     | an estimate: torch, its libraries, a device context                                           |
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from max_ray.config import PipelineConfig
@@ -25,6 +26,8 @@ from max_ray.planning.weight_sizes import WeightSizes
 
 CPU_CAPACITY_SHARE = 0.9
 CPU_CACHE_SHARE = 0.25
+CPU_CACHED_LENGTH = 1024
+"""Tokens of each request of a batch for which a CPU's cache has room by default: more is for those who ask for it."""
 RUNTIME_BYTES = {"cpu": 400 * 1024**2, "cuda": 700 * 1024**2}
 SHORT_LENGTH = 2048
 _FLOAT32 = 4
@@ -35,7 +38,7 @@ class MemoryPlan:
     """Bytes are of one rank; all ranks are alike. `capacity` is None where a GPU's memory cannot be seen from here.
 
     num_blocks: of the KV cache; on a GPU an estimate, as the workers measure what is left after loading.
-    wanted_length: the length that one request must be able to have.
+    cache_origin: what bounds the KV cache.
     """
 
     device: str
@@ -51,6 +54,7 @@ class MemoryPlan:
     num_blocks: int
     max_length: int
     max_batch_size: int
+    cache_origin: str = ""
 
     @property
     def fixed(self) -> int:
@@ -103,8 +107,9 @@ class MemoryPlan:
 
     def rows(self) -> list[list[str]]:
         """The plan as a table: what, one rank, all ranks, how it is known."""
-        groups = ", ".join(f"{name} {_size(size)}" for name, size in self.weight_groups.items())
+        groups = ", ".join(f"{name} {size_text(size)}" for name, size in self.weight_groups.items())
         blocks = f"{self.num_blocks} blocks of {self.page_size} tokens, {self.kv_bytes_per_token} bytes a token"
+        blocks += f": {self.cache_origin}" if self.cache_origin else ""
         blocks = blocks if self.has_cache else "none: a text is embedded in one step"
         sizes: list[tuple[str, int, str]] = [
             ("weights", self.weights, groups),
@@ -115,7 +120,7 @@ class MemoryPlan:
         ]
         if self.capacity is not None:
             sizes.append(("capacity", self.capacity, self.capacity_origin))
-        return [[name, _size(size), _size(size * self.num_ranks), note] for name, size, note in sizes]
+        return [[name, size_text(size), size_text(size * self.num_ranks), note] for name, size, note in sizes]
 
     def text(self) -> str:
         """The table, where the ranks are, and how many requests run at once."""
@@ -156,37 +161,72 @@ def plan_memory(
         max_length=max_length,
         max_batch_size=max_batch_size,
     )
-    return with_blocks(plan, _cache_budget(config, plan, hardware))
+    return with_blocks(plan, *_cache_budget(config, plan, hardware))
 
 
-def with_blocks(plan: MemoryPlan, budget: int) -> MemoryPlan:
-    """The plan with as many blocks as `budget` bytes hold, at most what a whole batch can use."""
+def with_blocks(plan: MemoryPlan, budget: int, origin: str) -> MemoryPlan:
+    """The plan with as many blocks as `budget` bytes hold, at most what a whole batch can use.
+
+    Args:
+        plan: Without blocks.
+        budget: Bytes of one rank.
+        origin: Where the budget is from.
+    """
     if not plan.has_cache:
         return plan
     fits = budget // (plan.page_size * plan.kv_bytes_per_token)
     wanted = plan.blocks_a_request(plan.max_length) * plan.max_batch_size
-    return MemoryPlan(**{**vars(plan), "num_blocks": min(fits, wanted)})
+    if wanted <= fits:
+        origin = f"all that a batch can use: {_requests(plan.max_batch_size, plan.max_length)}"
+    return replace(plan, num_blocks=min(fits, wanted), cache_origin=origin)
 
 
-def _cache_budget(config: PipelineConfig, plan: MemoryPlan, hardware: Hardware) -> int:
-    """Bytes for one rank's KV cache."""
+def _cache_budget(config: PipelineConfig, plan: MemoryPlan, hardware: Hardware) -> tuple[int, str]:
+    """(bytes for one rank's KV cache, where that number is from)."""
     if config.kv_cache_memory is not None:
-        return int(config.kv_cache_memory * GIB)
+        return int(config.kv_cache_memory * GIB), f"kv_cache_memory={config.kv_cache_memory} GiB a rank"
     left = None if plan.capacity is None else max(0, plan.capacity - plan.fixed)
     one_request = plan.blocks_a_request(plan.max_length) * plan.page_size * plan.kv_bytes_per_token
     if plan.device == "cuda":
-        return one_request if left is None else left
+        return one_request if left is None else left, "hardware: device memory left after loading"
     assert left is not None, "the memory of this machine is known"
+    bounds = [
+        (left, "hardware: the memory that the rest leaves"),
+        _cpu_cache_share(config, plan, hardware, one_request),
+        *_usual_batch(config, plan),
+    ]
+    return min(bounds)
+
+
+def _cpu_cache_share(config: PipelineConfig, plan: MemoryPlan, hardware: Hardware, one_request: int) -> tuple[int, str]:
+    """The share of the machine; a length that was asked for may take more than that."""
     share = int(hardware.memory_bytes * CPU_CACHE_SHARE) // plan.num_ranks
-    asked = one_request if config.max_length is not None else 0  # a length that was asked for may take more than that
-    return min(left, max(share, asked))
+    if config.max_length is not None and one_request > share:
+        return one_request, f"given: {_requests(1, plan.max_length)}"
+    return share, f"hardware: {CPU_CACHE_SHARE:.0%} of {hardware.memory_bytes / GIB:.1f} GiB at most"
+
+
+def _usual_batch(config: PipelineConfig, plan: MemoryPlan) -> list[tuple[int, str]]:
+    """What requests of usual length use, or one of `max_length`; no bound where batch and length were both given."""
+    if config.max_batch_size is not None and config.max_length is not None:
+        return []
+    length = min(CPU_CACHED_LENGTH, plan.max_length)
+    block_bytes = plan.page_size * plan.kv_bytes_per_token
+    usual = plan.max_batch_size * plan.blocks_a_request(length) * block_bytes
+    one = plan.blocks_a_request(plan.max_length) * block_bytes
+    requests = _requests(1, plan.max_length) if one > usual else _requests(plan.max_batch_size, length)
+    return [(max(usual, one), f"default: {requests} (--kv-cache-memory changes it)")]
+
+
+def _requests(count: int, length: int) -> str:
+    return f"{count} request{'s' if count > 1 else ''} of {length} tokens"
 
 
 def _capacity(config: PipelineConfig, device: str, hardware: Hardware) -> tuple[int | None, str]:
     """(bytes that one rank may use, where that number is from)."""
     if device == "cpu":
         usable = int(hardware.memory_bytes * CPU_CAPACITY_SHARE)
-        origin = f"{CPU_CAPACITY_SHARE:.0%} of this machine's {_size(hardware.memory_bytes)}"
+        origin = f"{CPU_CAPACITY_SHARE:.0%} of this machine's {size_text(hardware.memory_bytes)}"
         return usable // config.tensor_parallel_size, origin
     if not hardware.gpu_memory:
         return None, ""
@@ -198,7 +238,7 @@ def _capacity(config: PipelineConfig, device: str, hardware: Hardware) -> tuple[
     last = min(config.tensor_parallel_size, len(usable_of)) - 1  # Ray lends any GPUs: refuse only what fits on none
     taken = max((gpu.total - gpu.free for gpu in devices), default=0)
     origin = (
-        f"device_memory_utilization={config.device_memory_utilization:g}; others hold up to {_size(taken)} of a GPU"
+        f"device_memory_utilization={config.device_memory_utilization:g}; others hold up to {size_text(taken)} of a GPU"
     )
     return max(0, usable_of[last]), origin
 
@@ -236,7 +276,8 @@ def aligned(rows: Iterable[list[str]]) -> str:
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in table)
 
 
-def _size(count: int) -> str:
+def size_text(count: int) -> str:
+    """Bytes in MiB or GiB, rounded down."""
     if count < GIB // 10:
         return f"{count / 1024**2:.1f} MiB"
     return f"{math.floor(count / GIB * 100) / 100:.2f} GiB"

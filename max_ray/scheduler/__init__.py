@@ -6,6 +6,7 @@ from max_ray.scheduler.decision import Batch, ScheduleDecision, SchedulerLimits
 from max_ray.scheduler.embeddings_loop import EmbeddingsLoop
 from max_ray.scheduler.engine_loop import EngineLoop
 from max_ray.scheduler.generation_loop import GenerationLoop
+from max_ray.scheduler.histogram import Histogram
 from max_ray.scheduler.output_queue import OutputQueue, TokenStream
 from max_ray.scheduler.scheduled_request import ScheduledRequest
 from max_ray.scheduler.scheduler import Scheduler
@@ -16,6 +17,7 @@ __all__ = [
     "EmbeddingsLoop",
     "EngineLoop",
     "GenerationLoop",
+    "Histogram",
     "LoopActivity",
     "OutputQueue",
     "RequestActivity",

@@ -101,6 +101,7 @@ class BatchRunner:
     def _read(self, run: RunExtender, outputs: StepOutputs) -> None:
         """Delivers one step, and starts to extend the run when that is due."""
         self._stats.steps += 1
+        self._stats.batch_size.observe(len(outputs))
         self._stats.healthy = True
         ends, is_ragged = self._delivery.deliver(outputs)
         run.num_read += 1

@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from max_ray.errors import WorkerGroupError
+from max_ray.errors import QueueFullError, WorkerGroupError
 from max_ray.interfaces import EmbeddingsContext, EmbeddingsGenerationOutput, KVCacheClient, RequestID
 from max_ray.log import get_logger
 from max_ray.scheduler.activity import LoopActivity
 from max_ray.scheduler.decision import SchedulerLimits
-from max_ray.scheduler.engine_loop import EngineLoop
+from max_ray.scheduler.engine_loop import EngineLoop, stopping_error
 from max_ray.scheduler.recovery import Recover
 from max_ray.scheduler.stats import SchedulerStats
 
@@ -97,7 +97,8 @@ class EmbeddingsLoop(EngineLoop):
             QueueFullError: Too many jobs wait.
         """
         assert contexts, "a job without a text"
-        self._check_open()
+        if self._is_stopped:
+            raise stopping_error()
         self._check_room()
         job = _Job(contexts, asyncio.get_running_loop().create_future(), time.monotonic())
         self._jobs[job] = None
@@ -115,6 +116,7 @@ class EmbeddingsLoop(EngineLoop):
             running=self._num_running,
             oldest_waiting_s=time.monotonic() - oldest.arrival if oldest else 0.0,
             healthy=self.healthy,
+            batch_size=self._stats.batch_size.copy(),
         )
 
     @property
@@ -210,6 +212,7 @@ class EmbeddingsLoop(EngineLoop):
                     raise
                 continue
             self._stats.steps += 1
+            self._stats.batch_size.observe(len(contexts))
             self._num_poison = 0
             return outputs
 
@@ -244,6 +247,10 @@ class EmbeddingsLoop(EngineLoop):
     def _check_room(self) -> None:
         num_waiting = sum(job.num_taken == 0 and not job.future.done() for job in self._jobs)
         if num_waiting >= self.limits.max_queued_requests + self.limits.max_batch_size:
-            raise self._queue_full(
-                num_waiting, f"{num_waiting} requests are waiting already, as many as this server lets wait."
+            self._stats.rejected += 1
+            retry_after = self._completions.retry_after(num_waiting, time.monotonic())
+            raise QueueFullError(
+                f"{num_waiting} requests are waiting already, as many as this server lets wait. "
+                f"Try again in {retry_after:.0f} s.",
+                retry_after=retry_after,
             )

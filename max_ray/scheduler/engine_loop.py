@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from abc import ABC, abstractmethod
 
-from max_ray.errors import MaxRayError, QueueFullError, StaleLeaseError, WorkerGroupError
+from max_ray.errors import MaxRayError, ServerStoppingError, StaleLeaseError, WorkerGroupError
 from max_ray.interfaces import KVCacheClient
 from max_ray.log import get_logger
 from max_ray.scheduler.activity import LoopActivity
@@ -41,12 +40,17 @@ class EngineLoop(ABC):
                 await self._turn()
         finally:
             self._is_stopped = True
-            self._fail_all(_stopping())
+            self._fail_all(stopping_error())
 
     def report_failure(self, error: WorkerGroupError) -> None:
         """The workers were found dead or silent from outside: the next turn brings them back."""
         self._reported = error
         self._wake.set()
+
+    def stop(self) -> None:
+        """The server ends: every open request gets an error, and no other is taken."""
+        self._is_stopped = True
+        self._fail_all(stopping_error())
 
     @property
     def healthy(self) -> bool:
@@ -117,22 +121,7 @@ class EngineLoop(ABC):
         self._stats.healthy = self._stats.healthy and not isinstance(error, StaleLeaseError)
         self._fail_all(error)
 
-    def _check_open(self) -> None:
-        """Raises MaxRayError once the loop is stopping."""
-        if self._is_stopped:
-            raise _stopping()
 
-    def _queue_full(self, num_waiting: int, reason: str) -> QueueFullError:
-        """The error of a request that finds the queue full; counts it.
-
-        Args:
-            num_waiting: Requests that wait.
-            reason: Sentence that says how many wait and may wait.
-        """
-        self._stats.rejected += 1
-        retry_after = self._completions.retry_after(num_waiting, time.monotonic())
-        return QueueFullError(f"{reason} Try again in {retry_after:.0f} s.", retry_after=retry_after)
-
-
-def _stopping() -> MaxRayError:
-    return MaxRayError("The server is stopping; send the request to another one.")
+def stopping_error() -> MaxRayError:
+    """What open and new requests get when the server ends."""
+    return ServerStoppingError("The server is stopping; send the request to another one.")

@@ -25,7 +25,7 @@ from max_ray.scheduler.activity import LoopActivity, request_activities
 from max_ray.scheduler.batch_runner import BatchRunner, TextPipeline
 from max_ray.scheduler.decision import SchedulerLimits
 from max_ray.scheduler.delivery import Delivery
-from max_ray.scheduler.engine_loop import EngineLoop
+from max_ray.scheduler.engine_loop import EngineLoop, stopping_error
 from max_ray.scheduler.forecast import Forecast
 from max_ray.scheduler.output_queue import TokenStream
 from max_ray.scheduler.queue_room import QueueRoom
@@ -81,7 +81,10 @@ class GenerationLoop(EngineLoop):
             InsufficientBlocksError: The prompt is larger than the whole cache.
             InputError: A request of this id is in progress, or the request has more siblings than can be admitted.
         """
-        self._check(context)
+        if self._is_stopped:
+            raise stopping_error()
+        check_request(context, self._scheduler)
+        self._room.check(context)
         request = ScheduledRequest(context, arrival=time.monotonic())
         context.trace.submitted_at = request.arrival
         self._scheduler.queues.add(request)
@@ -108,6 +111,7 @@ class GenerationLoop(EngineLoop):
             num_used_blocks=budget.num_blocks - budget.num_free_blocks,
             num_blocks=budget.num_blocks,
             healthy=self.healthy,
+            batch_size=self._stats.batch_size.copy(),
         )
 
     @property
@@ -202,12 +206,6 @@ class GenerationLoop(EngineLoop):
     def _on_recovered(self, kv_cache: KVCacheClient | None) -> None:
         self._kv_cache = kv_cache or self._kv_cache
         self._scheduler.budget.reset(self._kv_cache.page_size, self._kv_cache.num_blocks)
-
-    def _check(self, context: TextContext) -> None:
-        """Whether a request, and its siblings behind it, may be queued. Raises what `submit` raises."""
-        self._check_open()
-        check_request(context, self._scheduler)
-        self._room.check(context)
 
 
 def check_request(context: TextContext, scheduler: Scheduler) -> None:

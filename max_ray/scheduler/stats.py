@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
+
+from max_ray.scheduler.histogram import Histogram
 
 _MAX_RETRY_AFTER_S = 60.0
+_BATCH_SIZE_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+
+
+def _batch_sizes() -> Histogram:
+    return Histogram(_BATCH_SIZE_BOUNDS)
 
 
 @dataclass(slots=True)
@@ -36,6 +43,7 @@ class SchedulerStats:
         interrupts: Runs that were ended early.
         preemptions: Requests whose blocks were taken back.
         recoveries: Attempts to bring the workers back.
+        batch_size: Requests, or texts to embed, of each step.
     """
 
     queued: int = 0
@@ -61,6 +69,11 @@ class SchedulerStats:
     interrupts: int = 0
     preemptions: int = 0
     recoveries: int = 0
+    batch_size: Histogram = field(default_factory=_batch_sizes)
+
+    def counts(self) -> dict[str, float]:
+        """Every number by its name; of the histogram nothing."""
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "batch_size"}
 
 
 class CompletionRate:

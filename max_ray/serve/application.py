@@ -14,6 +14,8 @@ from max_ray.serve.api.access.key_file import read_key_file
 from max_ray.serve.api.engine import ApiOptions, FilesOptions
 from max_ray.serve.api.files.directory import check_folder
 from max_ray.serve.cluster_env import check_tls_files, connect
+from max_ray.serve.deployment_version import deployment_version
+from max_ray.serve.drain import forget_drain_limit
 from max_ray.serve.front_application import bind_front
 from max_ray.serve.ingress import Ingress
 from max_ray.serve.model_order import (
@@ -25,6 +27,7 @@ from max_ray.serve.model_order import (
 )
 from max_ray.serve.replica_engine import QueueLimits
 from max_ray.serve.serve_config import load_serve_config
+from max_ray.serve.tracing_setup import check_tracing
 
 _EXTRA_ONGOING = 64
 """Requests beyond the queue and the batch that a replica takes: health checks, scrapes, and those it answers 429. The
@@ -40,18 +43,24 @@ def build_application(config: ServeConfig) -> serve.Application:
     options = api_options(config)
     check_keys(options)
     check_tls_files(config)
+    check_tracing(config.otlp_traces_endpoint)
     phases: dict[str, float] = {}
     with phase("resolve and plan", durations=phases):
         tokenizers = [checked_tokenizer(model) for model in config.model_configs]
     with phase("connect to Ray", durations=phases):
         connect(config)
+    forget_drain_limit(config.app_name)
     get_registry()  # its process starts while Serve does
     specs = [group_spec(model, phases) for model in config.model_configs]
     if config.has_front:
         return bind_front(config, options, list(zip(config.model_configs, specs, tokenizers, strict=True)))
     (spec,) = specs
     deployment = Ingress.options(
+        version=deployment_version(config, spec.plan),
+        _internal=True,  # the only way to give a version
+        max_surge_percent=config.max_surge_percent,
         max_ongoing_requests=2 * config.max_queued_requests + spec.plan.max_batch_size + _EXTRA_ONGOING,
+        graceful_shutdown_timeout_s=config.drain_timeout_s,
         max_constructor_retry_count=FIRST_START_ATTEMPTS,
         **_scaling(config),
     )
@@ -73,6 +82,7 @@ def api_options(config: ServeConfig) -> ApiOptions:
         allowed_hosts=config.allowed_hosts or any_host,
         allowed_origins=config.allowed_origins,
         shares_records=config.max_replicas > 1,
+        otlp_traces_endpoint=config.otlp_traces_endpoint,
         files=FilesOptions(config.files_dir, config.files_max_bytes, config.batch_concurrency)
         if config.files_dir
         else None,

@@ -6,6 +6,7 @@ import json
 import re
 import signal
 import ssl
+import sys
 import threading
 import time
 import urllib.request
@@ -23,22 +24,31 @@ from max_ray.interfaces import PipelineTask
 from max_ray.log import setup_logging
 from max_ray.planning.tasks import task_of
 from max_ray.serve.application import build_application
-from max_ray.serve.cluster_env import owns_ray
+from max_ray.serve.cluster_env import check_ports_before_start, owns_ray, remove_haproxy_files
+from max_ray.serve.drain import limit_drain
+from max_ray.serve.server_watch import ServerWatch, dead_ray_process, serve_is_known
 from max_ray.serve.start_log import StartLog
+from max_ray.serve.terminal import server_terminal
 
-_STOP_WITHIN_S = 7.0
+_STOP_WITHIN_S = 6.0
+_DRAIN_S = 3.0
+"""Of these: for open requests to end. Docker kills a server ten seconds after it has told it to end."""
 _ANSWERS_WITHIN_S = 60.0
 _OWN_ERROR = re.compile(r"^max_ray\.errors\.\w+: (.*)$", re.MULTILINE)
-_ray: Any = ray
+_ray: Any = ray  # Ray leaves a few of its functions without types
+_serve: Any = serve
 
 
+@server_terminal()
 def serve_main(config: ServeConfig) -> None:
     """Starts Ray if none runs, runs the application, blocks. Ctrl-C or SIGTERM ends it.
 
-    Raises ConfigError before anything starts, WorkerGroupError when the application does not come up.
+    Raises ConfigError before anything starts, ServerFailedError when Ray does not start, WorkerGroupError when the
+    application does not come up. Exits with code 1 when Ray, Serve or the application ends.
     """
     setup_logging(settings.log_level())
     signal.signal(signal.SIGTERM, _interrupt)
+    check_ports_before_start(config)
     try:
         application = build_application(config)
         signal.signal(signal.SIGTERM, _interrupt)  # again: ray.init sets a handler of its own
@@ -46,7 +56,9 @@ def serve_main(config: ServeConfig) -> None:
         _wait_for_answer(f"{_url(config)}/health")
         first, *others = config.model_configs
         print(ready_message(first, _task_of(first), [one.served_model_name for one in others]), flush=True)
-        threading.Event().wait()
+        reason = ServerWatch(f"{_url(config)}/health").wait_for_end()
+        print(f"max-ray: error: {reason}", file=sys.stderr, flush=True)  # now: Ray may end this process below
+        raise SystemExit(1)
     except KeyboardInterrupt:
         print("Stopping ...", flush=True)
     finally:
@@ -135,11 +147,22 @@ def ready_message(
 
 def _stop(config: ServeConfig) -> None:
     """Ends the application; ends Serve and Ray too when this process started them. A hanging end is cut short."""
-    end = serve.shutdown if owns_ray() else (lambda: serve.delete(config.app_name))
-    thread = threading.Thread(target=end, daemon=True)
+    node_id = ray.get_runtime_context().get_node_id() if owns_ray() else None
+    thread = threading.Thread(target=_end_application, args=(config.app_name,), daemon=True)
     thread.start()
     thread.join(_STOP_WITHIN_S)
     _ray.shutdown()
+    if node_id is not None:
+        remove_haproxy_files(node_id)
+
+
+def _end_application(app_name: str) -> None:
+    if dead_ray_process() is not None or not serve_is_known():
+        return
+    limit_drain(app_name, _DRAIN_S)
+    serve.delete(app_name)  # first: `shutdown` would end HAProxy at once, and the streams with it
+    if owns_ray():
+        _serve.shutdown()
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:

@@ -130,7 +130,6 @@ Front = serve.deployment(
     max_ongoing_requests=100_000,
     health_check_period_s=2,
     health_check_timeout_s=30,
-    graceful_shutdown_timeout_s=10,
     graceful_shutdown_wait_loop_s=0.5,
     logging_config=SERVE_LOGGING,
 )(serve.ingress()(_Front))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import re
 import secrets
 from collections.abc import Sequence
@@ -16,6 +18,7 @@ from max_ray.planning.plan import PipelinePlan
 from max_ray.serve.api.engine import ApiOptions
 from max_ray.serve.api.front.served_model import ServedModel, served_model
 from max_ray.serve.api.model_parsers import ModelParsers
+from max_ray.serve.deployment_version import deployment_version
 from max_ray.serve.front import Front
 from max_ray.serve.ingress import model_details
 from max_ray.serve.model_order import FIRST_START_ATTEMPTS
@@ -71,7 +74,7 @@ def bind_front(config: ServeConfig, options: ApiOptions, models: Sequence[Planne
         options: Of its HTTP routes.
         models: Its models.
     """
-    internal_key = secrets.token_hex(32) if options.has_keys else ""
+    internal_key = _internal_key(options)
     keys = (*options.api_keys, internal_key) if internal_key else ()
     inner = replace(options, api_keys=keys, allowed_origins=(), files=None, shares_records=True)
     handles = {
@@ -79,7 +82,7 @@ def bind_front(config: ServeConfig, options: ApiOptions, models: Sequence[Planne
         for number, (model, spec, _) in enumerate(models)
     }
     described = [_described(model, spec.plan, tokenizer) for model, spec, tokenizer in models]
-    front = Front.options(num_replicas=config.front_replicas)
+    front = Front.options(num_replicas=config.front_replicas, graceful_shutdown_timeout_s=config.drain_timeout_s)
     return front.bind(described, handles, options, internal_key)
 
 
@@ -87,11 +90,29 @@ def _bound(number: int, config: ServeConfig, spec: GroupSpec, options: ApiOption
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", config.served_model_name)[:_LONGEST_NAME]
     deployment = ModelReplica.options(
         name=f"Model{number}-{name}",
+        version=f"{deployment_version(config, spec.plan)}-{_digest(options)}",
+        _internal=True,  # the only way to give a version
+        max_surge_percent=config.max_surge_percent,
+        graceful_shutdown_timeout_s=config.drain_timeout_s,
         max_ongoing_requests=2 * config.max_queued_requests + spec.plan.max_batch_size + _HANDLE_CALLS,
         max_constructor_retry_count=FIRST_START_ATTEMPTS,
         **scaling(config),
     )
-    return deployment.bind(spec, QueueLimits(config.max_queued_requests, config.max_queued_tokens), options, host)
+    queue = QueueLimits(config.max_queued_requests, config.max_queued_tokens)
+    return deployment.bind(spec, queue, options, host, config.drain_timeout_s)
+
+
+def _internal_key(options: ApiOptions) -> str:
+    """What lines of batches are sent with. It follows from secret keys where there are any, so that an update of the
+    application changes no replica for it."""
+    if options.api_keys:
+        return hmac.new("\0".join(options.api_keys).encode(), b"max_ray front", hashlib.sha256).hexdigest()
+    return secrets.token_hex(32) if options.has_keys else ""
+
+
+def _digest(options: ApiOptions) -> str:
+    """Of the keys that a replica knows."""
+    return hashlib.sha256(repr(options.api_keys).encode()).hexdigest()[:8]
 
 
 def _described(config: ServeConfig, plan: PipelinePlan, tokenizer: TextTokenizer) -> ServedModel:

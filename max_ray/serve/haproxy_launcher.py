@@ -6,23 +6,30 @@ told which program to start as HAProxy. `install` writes one for a server that o
 `haproxy_launcher.sh`, which has the same path on every node of a cluster, is the one for others. They run this file,
 which rewrites the configuration and becomes HAProxy. The one of a laptop also ends with the process that started it.
 
-The laptop's runs without what is installed, which is quick: the standard library is all that it may import.
+The laptop's runs without what is installed, which is quick: the standard library, `private_files` and
+`haproxy_watcher` are all that it may import. The folder of HAProxy's sockets gets mode 0700, and HAProxy is not started
+in one of another user.
 """
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import re
 import shutil
-import signal
 import sys
 from pathlib import Path
 
+if not __package__:  # run as a file, perhaps without what is installed
+    sys.path.append(str(Path(__file__).resolve().parents[2]))
+
+from max_ray.private_files import UnsafePathError, make_private
+from max_ray.serve.haproxy_watcher import end_with_parent, start_watcher, waiting_configuration
+
 CLUSTER_PROGRAM = Path(__file__).resolve().with_suffix(".sh")
-_PR_SET_PDEATHSIG = 1
+_NO_REUSE_PORT = "-dR"  # with it no successor could listen beside an interim HAProxy
 _WIDE = re.compile(r"^(\s*bind )\*?:(\d+)", re.MULTILINE)
+_ADMIN_SOCKET = re.compile(r"^([ \t]*stats socket \S+) mode \d+", re.MULTILINE)
 _SECTION = re.compile(r"^(?=\S)", re.MULTILINE)
 _INNER = ("frontend prometheus", "listen stats")
 _OWN_ERROR_FILES = re.compile(r"^[ \t]*errorfile .*\n", re.MULTILINE)
@@ -53,8 +60,11 @@ _ERRORS = {
 
 
 def install(folder: Path, binary: str) -> Path:
-    """Writes the program that starts `binary` for a laptop and returns its path. Same inputs, same file."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Writes the program that starts `binary` for a laptop and returns its path. Same inputs, same file. Raises
+    UnsafePathError for a folder of another user."""
+    if make_private(folder):
+        shutil.rmtree(folder)  # others could have put a program there
+        make_private(folder)
     program = folder / "haproxy"
     text = f'#!/bin/sh\nexec "{sys.executable}" -I -S "{Path(__file__).resolve()}" "{binary}" "$@"\n'
     if not program.exists() or program.read_text() != text:
@@ -73,6 +83,11 @@ def narrow(configuration: str, *, inner_only: bool = False) -> str:
         _WIDE.sub(r"\g<1>127.0.0.1:\2", section) if not inner_only or section.startswith(_INNER) else section
         for section in sections
     )
+
+
+def with_private_socket(configuration: str) -> str:
+    """The configuration with an admin socket for this user only. It has all rights, and Serve's mode is 666."""
+    return _ADMIN_SOCKET.sub(r"\1 mode 600", configuration)
 
 
 def with_error_files(configuration: str, folder: Path) -> str:
@@ -139,21 +154,32 @@ def rewrite(file: Path, *, is_loopback: bool) -> None:
         (folder / f"{status}.http").write_text(error_page(status), newline="")
     given = file.read_text()
     if "max_ray_errors" not in given:
-        given = with_rules(with_error_files(given, folder), is_loopback=is_loopback)
+        given = with_rules(with_error_files(with_private_socket(given), folder), is_loopback=is_loopback)
     given = narrow(given, inner_only=not is_loopback)
     certfile, keyfile = (os.environ.get(name) for name in TLS_FILES)
     if certfile and keyfile:
         given = with_tls(given, link_tls_files(folder, certfile, keyfile))
+    given = waiting_configuration(given, file.resolve().parent)
     file.write_text(given)
 
 
 def main(binary: str, arguments: list[str], *, is_loopback: bool = True) -> None:
-    """Rewrites the file given with -f and becomes HAProxy; on a laptop one that dies with its parent."""
+    """Rewrites the file given with -f and becomes HAProxy; on a laptop one that dies with its parent.
+
+    Exits with a sentence where another user could change HAProxy's folder.
+    """
     if "-f" in arguments:
-        rewrite(Path(arguments[arguments.index("-f") + 1]), is_loopback=is_loopback)
-    if is_loopback and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    os.execv(binary, [binary, *arguments])
+        file = Path(arguments[arguments.index("-f") + 1])
+        try:
+            make_private(file.resolve().parent)
+        except UnsafePathError as error:
+            raise SystemExit(f"haproxy_launcher: HAProxy is not started: {error}") from None
+        rewrite(file, is_loopback=is_loopback)
+        if "-c" not in arguments:
+            start_watcher(file.resolve(), binary)
+    if is_loopback:
+        end_with_parent()
+    os.execv(binary, [binary, *(argument for argument in arguments if argument != _NO_REUSE_PORT)])
 
 
 def _bundled_binary() -> str:

@@ -6,6 +6,7 @@ replica's own HTTP server; Python handles call `generate` or `answer`.
 
 from __future__ import annotations
 
+import asyncio
 import gc
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -28,9 +29,11 @@ from max_ray.serve.api.openai import ChatCompletionRequest, CompletionRequest
 from max_ray.serve.api.routes import build_api, build_line_api
 from max_ray.serve.batch_store import ActorBatchStore
 from max_ray.serve.cluster_env import SERVE_LOGGING
+from max_ray.serve.drain import end_streams_in_time
 from max_ray.serve.replica_door import REPLICA_DOOR
 from max_ray.serve.replica_engine import QueueLimits, ReplicaEngine, ReplicaIdentity
 from max_ray.serve.response_store import ActorResponseStore
+from max_ray.serve.tracing_setup import new_tracer
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -50,9 +53,11 @@ class Replica:
         self._details = model_details(spec.plan)
         self._responses = ActorResponseStore(context.app_name)
         self.engine = await ReplicaEngine.start(replace(spec, app=self._group_app(context)), queue, identity)
+        self._draining = asyncio.create_task(end_streams_in_time(self.engine.end_streams, context.app_name))
         if options.shares_records:
             self.engine.share_records(self._responses)
         self._batches = self._batch_runner(context.app_name, owner_id)
+        self._tracer = new_tracer(options.otlp_traces_endpoint, owner_id)
         gc.collect()
         gc.freeze()  # what a start makes stays: collections that look through it held all streams up for 17 ms
 
@@ -62,7 +67,9 @@ class Replica:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         records = self._responses if self._options.shares_records else None
-        return build_api(self.engine, self._options, self._responses, self._details, self._batches, records)
+        return build_api(
+            self.engine, self._options, self._responses, self._details, self._batches, records, self._tracer
+        )
 
     def _batch_runner(self, app: str, owner_id: str) -> BatchRunner | None:
         """Runs lines of batches from now on; None where no files are kept."""
@@ -104,7 +111,10 @@ class Replica:
         if hasattr(self, "_batches") and self._batches is not None:
             await self._batches.close()
         if hasattr(self, "engine"):
+            self._draining.cancel()
             await self.engine.close()
+        if hasattr(self, "_tracer") and self._tracer is not None:
+            await self._tracer.close()
 
 
 def model_details(plan: PipelinePlan) -> ModelDetails:
@@ -123,7 +133,6 @@ Ingress = serve.deployment(
     ray_actor_options={"num_cpus": 0.01, "runtime_env": {"env_vars": ORDINARY_PRIORITY | REPLICA_DOOR}},
     health_check_period_s=2,
     health_check_timeout_s=30,
-    graceful_shutdown_timeout_s=10,
     graceful_shutdown_wait_loop_s=0.5,
     logging_config=SERVE_LOGGING,
 )(serve.ingress()(Replica))

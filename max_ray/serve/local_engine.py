@@ -20,7 +20,7 @@ from max_ray.pipelines.factory import build_factory
 from max_ray.pipelines.text_generation import TextGenerationPipeline
 from max_ray.planning.plan import PipelinePlan
 from max_ray.scheduler import EmbeddingsLoop, GenerationLoop, LoopActivity, SchedulerLimits
-from max_ray.serve.api.metrics import Metrics, MetricsSnapshot
+from max_ray.serve.api.metrics import TEXT_ROUTES, Metrics, MetricsSnapshot
 from max_ray.serve.api.model_parsers import ModelParsers
 from max_ray.serve.api.request_log import RequestLog
 from max_ray.tokenization.tokenizer import TextTokenizer
@@ -50,7 +50,7 @@ class LocalEngine:
             if is_text
             else ModelParsers()
         )
-        self._metrics = Metrics(config.served_model_name, "local")
+        self._metrics = Metrics(config.served_model_name, "local", TEXT_ROUTES if is_text else ())
         self._requests = RequestLog("local")
         self._loop = _loop_of(plan, pipeline)
         self._task: asyncio.Task[None] | None = None

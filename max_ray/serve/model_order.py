@@ -12,6 +12,7 @@ from max_ray.pipelines.factory import build_tokenizer
 from max_ray.planning.hardware import Hardware
 from max_ray.planning.plan import resolve_plan
 from max_ray.serve.cluster_env import cluster_hardware
+from max_ray.serve.start_summary import start_summary
 from max_ray.tokenization.tokenizer import TextTokenizer
 
 _LOG = get_logger(__name__)
@@ -37,6 +38,7 @@ def group_spec(config: ServeConfig, phases: Mapping[str, float]) -> GroupSpec:
     """
     plan = resolve_plan(_pipeline_config(config), hardware=cluster_hardware())
     _LOG.info("memory plan of a worker group:\n%s", plan.memory.text())
+    print(start_summary(plan), flush=True)
     return GroupSpec(
         app=config.app_name,
         plan=plan,

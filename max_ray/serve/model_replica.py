@@ -18,7 +18,6 @@ from max_ray.actors.priority import ORDINARY_PRIORITY
 from max_ray.config import ServeConfig
 from max_ray.config.models import is_loopback
 from max_ray.serve.api.engine import ApiOptions
-from max_ray.serve.api.routes import build_api
 from max_ray.serve.application_actor import group_app
 from max_ray.serve.cluster_env import SERVE_LOGGING
 from max_ray.serve.ingress import Replica
@@ -26,8 +25,6 @@ from max_ray.serve.model_order import DOWNSCALE_DELAY_S, UPSCALE_DELAY_S
 from max_ray.serve.replica_engine import QueueLimits
 from max_ray.serve.replica_server import ReplicaServer
 
-_DRAIN_S = 50.0
-_STOP_WITHIN_S = 60.0
 _MEASURE_EVERY_S = 1.0
 _LOOK_BACK_S = 5.0
 OPEN_REQUESTS = "open_requests"
@@ -41,13 +38,15 @@ class _ModelReplica(Replica):
         queue: Limits of its queue.
         options: Of its HTTP server.
         host: The address that the application listens on.
+        drain_s: Seconds that requests under way may take at its end.
     """
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
-        self, spec: GroupSpec, queue: QueueLimits, options: ApiOptions, host: str
+        self, spec: GroupSpec, queue: QueueLimits, options: ApiOptions, host: str, drain_s: float
     ) -> None:
         await super().__init__(spec, queue, options)
-        api = build_api(self.engine, options, self._responses, self._details, None, self._responses)
+        self._drain_s = drain_s
+        api = self.__serve_build_asgi_app__()
         self._server = await ReplicaServer.start(api, "127.0.0.1" if is_loopback(host) else this_node().ip)
         self.engine.address = self._server.url
 
@@ -65,7 +64,7 @@ class _ModelReplica(Replica):
     async def __del__(self) -> None:
         if hasattr(self, "_server"):
             self.engine.address = ""
-            await self._server.close(_DRAIN_S)
+            await self._server.close(self._drain_s)
         await super().__del__()
 
 
@@ -109,7 +108,6 @@ ModelReplica = serve.deployment(
     ray_actor_options={"num_cpus": 0.01, "runtime_env": {"env_vars": dict(ORDINARY_PRIORITY)}},
     health_check_period_s=2,
     health_check_timeout_s=30,
-    graceful_shutdown_timeout_s=_STOP_WITHIN_S,
     graceful_shutdown_wait_loop_s=0.5,
     logging_config=SERVE_LOGGING,
 )(_ModelReplica)

@@ -31,10 +31,11 @@ from max_ray.pipelines.text_generation import TextGenerationPipeline
 from max_ray.planning.plan import PipelinePlan
 from max_ray.registry import PIPELINE_REGISTRY
 from max_ray.scheduler import EmbeddingsLoop, GenerationLoop, LoopActivity, SchedulerLimits
-from max_ray.serve.api.metrics import GroupView, Metrics, MetricsSnapshot
+from max_ray.serve.api.metrics import TEXT_ROUTES, GroupView, Metrics, MetricsSnapshot
 from max_ray.serve.api.model_parsers import ModelParsers
 from max_ray.serve.api.request_log import RequestLog, SharedRecords
 from max_ray.serve.api.structured_output_fields import start_checker
+from max_ray.serve.ray_metrics import RayMetrics
 from max_ray.tokenization.tokenizer import TextTokenizer
 
 _LOG = get_logger(__name__)
@@ -77,7 +78,7 @@ class ReplicaEngine:
         self._owner_id = owner_id
         self._tokenizer = tokenizer
         self._parsers = parsers_of(tokenizer, plan)
-        self._metrics = Metrics(plan.config.served_model_name, owner_id)
+        self._metrics = Metrics(plan.config.served_model_name, owner_id, () if plan.is_pooled else TEXT_ROUTES)
         self._requests = RequestLog(owner_id)
         self._plan = plan
         self._loop: GenerationLoop | EmbeddingsLoop
@@ -177,6 +178,10 @@ class ReplicaEngine:
     def activity(self) -> LoopActivity:
         return self._loop.activity
 
+    def end_streams(self) -> None:
+        """Every open request ends with an error, and no other is taken."""
+        self._loop.stop()
+
     async def close(self) -> None:
         """Ends the streams and the group."""
         for task in self._tasks:
@@ -215,11 +220,13 @@ class ReplicaEngine:
 
     async def _exchange_metrics(self) -> None:
         """Nothing but metrics depends on it, so a registry that does not answer is merely noted."""
-        silent = False
+        silent, ray_metrics = False, RayMetrics()
         while not self._is_superseded:
             await asyncio.sleep(_EXCHANGE_EVERY_S)
+            snapshot = self._snapshot()
+            ray_metrics.publish(snapshot)
             try:
-                self._siblings = await self._group.renew(pickle.dumps(self._snapshot()))
+                self._siblings = await self._group.renew(pickle.dumps(snapshot))
                 silent = False
             except (WorkerGroupError, StaleLeaseError) as error:
                 if not silent:

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, TextIO, cast
 
-_FORWARDED = re.compile(r"(\x1b\[\d+m)?\((\S+ )?(pid=|raylet|autoscaler)")
+FORWARDED = re.compile(r"(\x1b\[\d+m)?\((\S+ )?(pid=|raylet|autoscaler)")
 """How a line that Ray forwards begins."""
 _OF_CONTROLLER = re.compile(r"(\x1b\[\d+m)?\(ServeController ")
 
@@ -25,7 +25,7 @@ class StartLog:
         self._streams = sys.stdout, sys.stderr
         self._held: list[tuple[TextIO, str]] = []
         self._is_silent = False
-        sys.stdout, sys.stderr = (cast(TextIO, _Lines(stream, self._take)) for stream in self._streams)
+        sys.stdout, sys.stderr = (cast(TextIO, Lines(stream, self._take)) for stream in self._streams)
 
     def release(self) -> None:
         """Prints what was held back, and from now on everything as it comes; nothing where it was silenced."""
@@ -43,7 +43,7 @@ class StartLog:
 
     def _take(self, stream: TextIO, line: str) -> None:
         """Called by any thread."""
-        if self._is_silent and _FORWARDED.match(line):
+        if self._is_silent and FORWARDED.match(line):
             return
         if _OF_CONTROLLER.match(line):
             self._held.append((stream, line))
@@ -51,7 +51,7 @@ class StartLog:
             stream.write(line)
 
 
-class _Lines:
+class Lines:
     """A text stream that hands over whole lines; each thread writes lines of its own."""
 
     def __init__(self, stream: TextIO, take: Callable[[TextIO, str], None]) -> None:

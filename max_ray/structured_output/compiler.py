@@ -36,24 +36,37 @@ class GrammarCompiler:
     """Compiles grammars for one vocabulary, in threads of its own. Thread-safe but for `matcher`.
 
     Args:
-        load_vocabulary: Gives the vocabulary; called once, in a thread, right away. What it raises is raised by each
-            later call of `matcher`.
+        load_vocabulary: Gives the vocabulary; called once, in a thread. What it raises is raised by each later call of
+            `matcher`.
+        starts_at_once: Whether it is called right away, so that no request waits for it and no stream stalls meanwhile;
+            otherwise with the first grammar.
     """
 
-    def __init__(self, load_vocabulary: Callable[[], TokenVocabulary]) -> None:
+    def __init__(self, load_vocabulary: Callable[[], TokenVocabulary], *, starts_at_once: bool = True) -> None:
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="grammars")
         self._mask_thread = ThreadPoolExecutor(1, thread_name_prefix="grammar-masks")
-        self._vocabulary: Future[TokenVocabulary] = self._threads.submit(load_vocabulary)
-        self._tokenizer: Future[LLTokenizer] = self._threads.submit(lambda: self._vocabulary.result().build())
+        self._load = load_vocabulary
+        self._loading: tuple[Future[TokenVocabulary], Future[LLTokenizer]] | None = None
         self._markers: MarkerTokens | None = None
         self._lock = threading.Lock()
         self._compiled: OrderedDict[bytes, Future[LLMatcher]] = OrderedDict()
         self._matchers: OrderedDict[str, tuple[bytes, Matcher]] = OrderedDict()
+        if starts_at_once:
+            self._vocabulary()
+
+    def _vocabulary(self) -> tuple[Future[TokenVocabulary], Future[LLTokenizer]]:
+        """The vocabulary, and the library's tokenizer of it; the first call starts to make them."""
+        with self._lock:
+            if self._loading is None:
+                vocabulary = self._threads.submit(self._load)
+                self._loading = vocabulary, self._threads.submit(lambda: vocabulary.result().build())
+            return self._loading
 
     def start(self, spec: GrammarSpec) -> Future[LLMatcher]:
         """Begins to compile a grammar unless that was done before; returns at once. Of reasoning, the answer's."""
         if spec.kind == KIND:
             return self.start(Reasoning.of(spec).answer or _ANY_TEXT)
+        self._vocabulary()  # before what waits for it takes the threads
         with self._lock:
             future = self._compiled.get(spec.digest)
             if future is None or (future.done() and future.exception() is not None):
@@ -114,13 +127,13 @@ class GrammarCompiler:
         if spec.kind != KIND:
             return self._new_grammar(spec, stop_ids)
         if self._markers is None:
-            self._markers = MarkerTokens(self._vocabulary.result())
+            self._markers = MarkerTokens(self._vocabulary()[0].result())
         make_answer = partial(self._new_grammar, stop_ids=stop_ids)
         return ReasoningMatcher(Reasoning.of(spec), make_answer, self._markers, stop_ids)
 
     def _new_grammar(self, spec: GrammarSpec, stop_ids: Iterable[int]) -> GrammarMatcher:
         prototype = self._prototype(spec)
-        return GrammarMatcher(prototype.deep_copy(), stop_ids, self._tokenizer.result().vocab_size)
+        return GrammarMatcher(prototype.deep_copy(), stop_ids, self._vocabulary()[1].result().vocab_size)
 
     def _prototype(self, spec: GrammarSpec) -> LLMatcher:
         future = self.start(spec)
@@ -133,7 +146,7 @@ class GrammarCompiler:
         return future.result()
 
     def _compile(self, spec: GrammarSpec) -> LLMatcher:
-        return compile_grammar(self._tokenizer.result(), spec)
+        return compile_grammar(self._vocabulary()[1].result(), spec)
 
 
 def compile_grammar(tokenizer: LLTokenizer, spec: GrammarSpec) -> LLMatcher:

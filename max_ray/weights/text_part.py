@@ -25,8 +25,8 @@ _PREFIXES = {
     "model.text_model.": "model.",
 }
 _TOWERS = (
-    *("vision_tower", "vision_model", "visual", "audio_tower", "multi_modal_projector", "vision_projection"),
-    *("embed_vision", "embed_audio", "connector", "image_newline", "vision_encoder"),
+    *("vision_tower", "vision_model", "visual", "audio_tower", "multi_modal_projector", "mm_projector"),
+    *("vision_projection", "embed_vision", "embed_audio", "connector", "image_newline", "vision_encoder"),
 )
 _TOWER = re.compile(rf"(model\.)?({'|'.join(_TOWERS)})(\..*)?")
 

@@ -23,6 +23,11 @@ class Row:
 
 
 _INTERNLM = {"attention_bias": None, "mlp_bias": None, "qkv_bias": False, "bias": False}
+_GRANITE = {  # of 3 layers, with 32 numbers in 4 heads, as MiniCPM says it
+    **{"embedding_multiplier": 3.0, "residual_multiplier": 1.4 / 3**0.5, "logits_scaling": 2.0},
+    "attention_multiplier": 8**-0.5,
+}
+_MINICPM = {**dict.fromkeys(_GRANITE), "scale_emb": 3, "scale_depth": 1.4, "dim_model_base": 16}
 
 DECODERS = [
     Row("Llama 3.x", "LlamaForCausalLM", "llama"),
@@ -78,6 +83,7 @@ DECODERS = [
     Row("Falcon 7B/40B", "FalconForCausalLM", "falcon"),
     Row("Nemotron 3 Nano (hybrid)", "NemotronHForCausalLM", "nemotron_h"),
     Row("InternLM 2/3", "InternLM3ForCausalLM", "internlm3", native="LlamaForCausalLM", published=_INTERNLM),
+    Row("MiniCPM4", "MiniCPMForCausalLM", "minicpm", native="GraniteForCausalLM", changes=_GRANITE, published=_MINICPM),
     Row("LFM2", "Lfm2ForCausalLM", "lfm2"),
     Row("Mamba2 / Codestral Mamba", "Mamba2ForCausalLM", "mamba2"),
     Row("Jamba", "JambaForCausalLM", "jamba"),
@@ -93,17 +99,14 @@ MULTIMODAL_ROWS = [
     Row("Gemma 3 4B-27B", "Gemma3ForConditionalGeneration", "gemma3", "multimodal"),
     Row("Gemma 3n", "Gemma3nForConditionalGeneration", "gemma3n", "multimodal"),
     Row("Gemma 4", "Gemma4ForConditionalGeneration", "gemma4", "multimodal"),
+    Row("Kimi K2.5", "KimiK25ForConditionalGeneration", "kimi_k25", "multimodal"),
 ]
 
 ELSEWHERE = [
-    Row("Kimi K2.5", "KimiK25ForConditionalGeneration", "kimi_k25", "names only"),
     Row("Llama-Nemotron Super (DeciLM)", "DeciLMForCausalLM", "nemotron-nas", "names only"),
-    Row("MiniCPM4", "MiniCPMForCausalLM", "minicpm", "names only"),
     Row("Ling/Ring (BailingMoeV2)", "BailingMoeV2ForCausalLM", "bailing_moe", "names only"),
     Row("Step-3.5", "Step3p5ForCausalLM", "step3p5", "names only"),
     Row("Baichuan", "BaichuanForCausalLM", "baichuan", "names only"),
-    Row("gte v1.5 (NewModel)", "NewModel", "new", "names only"),
-    Row("Jina v3 / XLM-R flash", "XLMRobertaLoRA", "xlm-roberta", "names only"),
 ]
 """With code of their own, or with a class of `transformers` that no family here runs: only the names are tried."""
 
@@ -113,10 +116,13 @@ EMBEDDERS = [
     Row("DistilBERT embed", "DistilBertModel", "distilbert", "embedder", changes={"hidden_dim": 64}),
     Row("RoBERTa embed", "RobertaModel", "roberta", "embedder", changes={"pad_token_id": 1}),
     Row("Nomic embed", "NomicBertModel", "nomic_bert", "embedder", changes={"head_dim": 8}),
+    Row("gte v1.5 (NewModel)", "NewModel", "new", "embedder", "GteModel"),
+    Row("Jina v3 / XLM-R flash", "XLMRobertaLoRA", "xlm-roberta", "embedder", "JinaEmbeddingsV3Model",
+        published={"position_embedding_type": "rotary"}),
     Row("EmbeddingGemma", "Gemma3TextModel", "gemma3_text", "embedder", changes={"use_bidirectional_attention": True}),
     Row("E5-Mistral", "MistralModel", "mistral", "embedder", pooling="lasttoken"),
     Row("gte-Qwen2", "Qwen2Model", "qwen2", "embedder", pooling="lasttoken"),
     Row("Qwen3-Embedding fine-tunes", "Qwen3Model", "qwen3", "embedder", pooling="lasttoken"),
-]
+]  # fmt: skip
 
 ROWS = [*DECODERS, *MULTIMODAL_ROWS, *ELSEWHERE, *EMBEDDERS]

@@ -131,12 +131,13 @@ def _names_only(row: Row, folder: Path) -> None:
 
 def _embedder(row: Row, folder: Path) -> None:
     write_byte_level(folder)
+    network_class = getattr(transformers, row.native or row.class_name)
     config = tiny_config(
-        CONFIG_MAPPING[row.model_type], **{"vocab_size": VOCAB_SIZE + 3, "is_decoder": False, **row.changes}
+        network_class.config_class, **{"vocab_size": VOCAB_SIZE + 3, "is_decoder": False, **row.changes}
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = getattr(transformers, row.native or row.class_name)(config).float().eval()
+        network = network_class(config).float().eval()
         with torch.no_grad():
             for name, parameter in network.named_parameters():
                 randomize(name, parameter)
@@ -155,6 +156,9 @@ _MAKERS: dict[str, Callable[[Row, Path], None]] = {
 
 def _same_tokens(row: Row, folder: Path) -> bool:
     ours = served_tokens(folder)
+    if row.kind == "decoder" and row.model_type not in CONFIG_MAPPING:
+        with TemporaryDirectory() as native:
+            return ours == reference_tokens(make_adapter_checkpoint(row.native, Path(native), **row.changes))
     if row.kind == "multimodal" and (model := find_multimodal(row.model_type)).tower_alone:
         with TemporaryDirectory() as text:
             return ours == reference_tokens(make_adapter_checkpoint(model.text_class, Path(text), **model.text))
@@ -170,7 +174,11 @@ def _same_vectors(row: Row, folder: Path) -> bool:
 
 def _reference_vectors(row: Row, folder: Path, rows: list[list[int]]) -> Vectors:
     network_class = getattr(transformers, row.native or row.class_name)
-    network = network_class.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    kind = network_class.config_class
+    config = kind.from_pretrained(folder, model_type=kind.model_type)  # not the published one, by which names are read
+    network = network_class.from_pretrained(
+        folder, config=config, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
     with torch.inference_mode():
         hidden = [network(torch.tensor([ids])).last_hidden_state[0] for ids in rows]
     vectors = torch.stack([h[-1] if row.pooling == "lasttoken" else h.mean(0) for h in hidden])

@@ -145,6 +145,7 @@ MULTIMODAL = [
     Multimodal("Qwen2VLForConditionalGeneration", "qwen2_vl", "Qwen2ForCausalLM", MROPE),
     Multimodal("Qwen2_5_VLForConditionalGeneration", "qwen2_5_vl", "Qwen2ForCausalLM", MROPE),
     Multimodal("Lfm2VlForConditionalGeneration", "lfm2_vl", "Lfm2ForCausalLM"),
+    Multimodal("KimiK25ForConditionalGeneration", "kimi_k25", "DeepseekV3ForCausalLM", tower_alone="mm_projector.w"),
     Multimodal("Llama4ForConditionalGeneration", "llama4", "Llama4ForCausalLM"),
     Multimodal("Qwen3_5ForConditionalGeneration", "qwen3_5", "Qwen3_5ForCausalLM"),
     Multimodal("Qwen3_5MoeForConditionalGeneration", "qwen3_5_moe", "Qwen3_5MoeForCausalLM"),

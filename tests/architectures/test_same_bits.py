@@ -128,14 +128,14 @@ def _difference(got: torch.Tensor, expected: torch.Tensor) -> float:
 
 def check(folders: Any, name: str, encoding: str, ranks: int) -> None:
     path, record = folders(name)
-    (found, *_) = run_ranks(ranks, lambda tp: differences(load(path, record, SupportedEncoding(encoding), tp)), 120)
+    (found, *_) = run_ranks(ranks, lambda tp: differences(load(path, record, SupportedEncoding(encoding), tp)), 300)
     worst = max(found.values())
     print(f"| {name} | {encoding} | {ranks} | {worst:.1g} |")
     assert worst <= LISTED.get((name, encoding, ranks), 0.0), found
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)  # 4 ranks change processors 60,000 times: seconds on a calm machine, minutes on a busy one
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("name", [*(model.name for model in TINY_MODELS), *ADAPTED])

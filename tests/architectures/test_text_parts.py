@@ -77,6 +77,20 @@ def test_a_tower_whose_code_is_not_installed(tmp_path: Path) -> None:
     assert served_tokens(folder) == reference_tokens(alone)
 
 
+@pytest.mark.parametrize("kind", ["kimi_k2", "deepseek_v3"])
+def test_kimi_k25_as_published(kind: str, tmp_path: Path) -> None:
+    """Its text network, whose model_type is one of the checkpoint's own code, is a DeepSeek V3."""
+    model = find_multimodal("kimi_k25")
+    folder = in_the_old_layout(make_multimodal(model, tmp_path / "whole"), model)
+    text = json.loads((folder / "config.json").read_text())["text_config"]
+    own = {"model_type": kind, "architectures": ["DeepseekV3ForCausalLM"], "auto_map": {"AutoConfig": "m.Config"}}
+    change_config(folder, text_config={**text, **own}, auto_map={"AutoModel": "m.KimiK25ForConditionalGeneration"})
+    assert "language_model.model.layers.0.input_layernorm.weight" in load_file(folder / "model.safetensors")
+    alone = make_adapter_checkpoint("DeepseekV3ForCausalLM", tmp_path / "text")
+    assert resolve_plan(settings(folder)).architecture == "DeepseekV3ForCausalLM"
+    assert served_tokens(folder) == reference_tokens(alone)
+
+
 def test_a_config_that_is_flat(tmp_path: Path) -> None:
     """Qwen2-VL and Qwen2.5-VL as they were published: the values of the text network among those of the whole, its
     tensors without a prefix."""

@@ -40,7 +40,9 @@ async def test_a_chat_has_several_turns_with_a_system_prompt(page: Page, engine:
     assert await ask(page, "Two?") == "answer 2"
     turns = "<|system|>Be short.<|user|>One?<|assistant|>answer 1<|user|>Two?<|assistant|>"
     assert prompts(engine)[-1] == turns
-    assert "tokens/s · first token" in await page.text(".speed")
+    speed = await page.text(".speed")
+    assert speed.startswith("9 tokens")
+    assert "first token" in speed
 
 
 async def test_an_answer_streams_and_stops(page: Page, engine: FakeEngine) -> None:

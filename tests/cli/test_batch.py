@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from max_ray.cli import main as cli
+from max_ray.cli.generate import generated_text
 from max_ray.config import PipelineConfig
-from max_ray.interfaces import RequestID, TextGenerationRequest
+from max_ray.interfaces import PipelineTask, RequestID, TextGenerationRequest
+from max_ray.pipelines import PIPELINE_REGISTRY
 from tests.checkpoints import make_llama
 from tests.http.batch_servers import jsonl, line, parsed
 
@@ -38,7 +40,7 @@ def alone(model: Path, request: dict[str, Any]) -> str:
     prompt = request["body"]["prompt"]
     sampling = {"temperature": 0.0, "max_new_tokens": 8}
     text = TextGenerationRequest(RequestID(), "tiny", prompt=prompt, sampling_params=sampling)
-    return "".join(cli._generated_text(config, text))
+    return "".join(generated_text(*PIPELINE_REGISTRY.retrieve(config, PipelineTask.TEXT_GENERATION), text))
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

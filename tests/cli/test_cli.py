@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
+import os
+import shlex
 import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 from typing import Any
@@ -13,8 +18,10 @@ import pytest
 import torch
 
 import max_ray
+from max_ray.cli import flags, generate
 from max_ray.cli import main as cli
 from max_ray.config import PipelineConfig, ServeConfig
+from max_ray.log import setup_logging
 from max_ray.serve.serve_config import DEMO_MODEL, load_serve_config
 from tests.checkpoints import make_llama
 
@@ -52,10 +59,16 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def test_every_setting_is_a_flag(served: list[ServeConfig], tmp_path: Path) -> None:
+    keys = tmp_path / "keys.yaml"
+    keys.write_text(f"keys: [{{name: a, sha256: {64 * '0'}}}]\n")
+    keys.chmod(0o600)
+    for name in ("cert.pem", "key.pem"):
+        (tmp_path / name).touch(0o600)
     values: dict[str, Any] = {
         "model_path": "owner/name",
         "revision": "v1",
         "served_model_name": "x",
+        "served_model_aliases": ("y", "z"),
         "task": "text_generation",
         "quantization_encoding": "float32",
         "max_length": 5,
@@ -82,8 +95,19 @@ def test_every_setting_is_a_flag(served: list[ServeConfig], tmp_path: Path) -> N
         "num_threads": 3,
         "host": "localhost",
         "port": 1234,
+        "ssl_certfile": str(tmp_path / "cert.pem"),
+        "ssl_keyfile": str(tmp_path / "key.pem"),
+        "api_keys_file": str(keys),
+        "files_dir": "files",
+        "files_max_bytes": 2**21,
+        "batch_concurrency": 3,
+        "max_queued_tokens": 900,
         "app_name": "app",
         "front_replicas": 2,
+        "max_surge_percent": 50,
+        "otlp_traces_endpoint": "http://127.0.0.1:4318/v1/traces",
+        "max_stream_s": 900,
+        "drain_timeout_s": 7.5,
         "min_replicas": 2,
         "scale_to_zero_after_s": 0.5,
         "max_replicas": 3,
@@ -153,6 +177,7 @@ def test_mistakes_are_one_sentence(
     assert "no option '--port'" in refused(capsys, "generate", "--port", "1")
     assert "--prompt" in refused(capsys, "generate")
     assert "temperature" in refused(capsys, "generate", "--prompt", "x", "--temperature", "-1")
+    assert "not allowed with argument" in refused(capsys, "generate", "--prompt", "x", "--raw", "--chat")
     assert "--top-k" in refused(capsys, "generate", "--prompt", "x", "--top-k", "many")
     monkeypatch.setenv("MAX_RAY_LOG_LEVEL", "loud")
     assert "MAX_RAY_LOG_LEVEL" in refused(capsys, "version")
@@ -194,7 +219,7 @@ def test_print_config_shows_values_and_origins(
     assert rows["model_path"][1:] == [str(DEMO_MODEL), "default: the bundled demo model"]
     assert rows["quantization_encoding"][1:] == ["bfloat16", "model: dtype in config.json"]
     assert rows["num_threads"][2].startswith(("hardware: ", "model: "))
-    assert rows["kv_cache_blocks"][2].startswith("kv_cache_memory=0.01 GiB")
+    assert rows["kv_cache_blocks"][2] == "all that a batch can use: 3 requests of 99 tokens"
     assert rows["architecture"][1:] == ["LlamaForCausalLM", "model: config.json"]
     assert set(rows) >= set(ServeConfig.model_fields)
     assert "hush" not in output
@@ -211,7 +236,98 @@ def test_generate_continues_a_prompt(capsys: pytest.CaptureFixture[str], model_p
     assert len(greedy) > 1
     assert greedy == text("--top-k", "1")
     assert text() == text()
-    assert text("--chat", "--temperature", "0") != greedy
+    assert text("--chat", "--temperature", "0") == greedy, "this model has a chat template"
+    assert text("--raw", "--temperature", "0") != greedy
+    assert text("--system", "Be brief.", "--temperature", "0") != greedy
+    assert text("--temperature", "0", "--max-tokens", "2") == text("--temperature", "0", "--max-new-tokens", "2")
+    assert text("--temperature", "0", "--stop", greedy[:1]) == "\n"
+    for penalty in ("--frequency-penalty", "--presence-penalty"):
+        assert text("--temperature", "0", "--max-tokens", "40", penalty, "2") != text(
+            "--temperature", "0", "--max-tokens", "40"
+        ), penalty
+    assert text("--temperature", "0", "--repetition-penalty", "1000") != greedy
+
+
+def test_generate_without_a_chat_template_continues(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    model = make_llama(tmp_path / "base", hidden_size=16)
+    (model / "chat_template.jinja").unlink()
+    arguments = ["generate", "--model-path", str(model), "--prompt", "abc", "--max-tokens", "5", "--temperature", "0"]
+    assert cli.main(arguments) == 0
+    text = capsys.readouterr().out
+    assert cli.main([*arguments, "--raw"]) == 0
+    assert capsys.readouterr().out == text
+    for wrong in (["--chat"], ["--system", "x"]):
+        assert cli.main([*arguments, *wrong]) == 2
+        assert "has no chat template" in capsys.readouterr().err
+
+
+def test_generate_says_what_it_loads(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["generate", "--prompt", "abc", "--max-tokens", "1"]
+    assert cli.main(arguments) == 0
+    assert capsys.readouterr().err == "Loading shakespeare ...\n"
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    setup_logging("WARNING")
+    monkeypatch.setattr(generate, "_REFRESH_S", 0.01)
+    with generate.loading_progress("m", terminal):
+        logging.getLogger("max_ray.phases").info("startup: load took %s", "3 s")
+        while "load took 3 s" not in terminal.getvalue():
+            time.sleep(0.01)
+    assert "\r\x1b[KLoading m: 0 s" in terminal.getvalue()
+    assert terminal.getvalue().endswith("\r\x1b[K"), "the line is gone"
+    logging.getLogger("max_ray.phases").info("later")
+    assert "later" not in terminal.getvalue() + capsys.readouterr().err
+    assert logging.getLogger("max_ray").level == logging.WARNING
+    setup_logging()
+
+
+def test_each_command_has_an_example_that_parses(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, (_, example) in cli._COMMANDS.items():
+        with pytest.raises(SystemExit):
+            cli.main([name, "--help"])
+        assert f"example:\n  max-ray {example}" in capsys.readouterr().out
+        assert cli._parse(shlex.split(example))["command"] == name
+
+
+def test_help_is_grouped_and_encode_shows_what_embeddings_use(capsys: pytest.CaptureFixture[str]) -> None:
+    def help_of(command: str) -> str:
+        with pytest.raises(SystemExit):
+            cli.main([command, "--help"])
+        return capsys.readouterr().out
+
+    for title in ("model:", "batches and KV cache:", "devices:", "HTTP server:", "replicas and workers:"):
+        assert f"\n{title}\n" in help_of("serve")
+    shown = help_of("encode")
+    assert "--max-batch-size" in shown
+    for name in ("--kv-cache-memory", "--cuda-graphs", "--max-num-steps", "--max-images", "--tool-call-parser"):
+        assert name not in shown
+        assert f"no option '{name}'" in refused(capsys, "encode", "--model-path", "m", name, "1")
+    named = {name for members in flags._GROUPS.values() for name in members}
+    assert named <= set(ServeConfig.model_fields)
+    assert set(flags.POOLED_SETTINGS) <= set(PipelineConfig.model_fields)
+
+
+def test_several_served_names(served: list[ServeConfig], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["serve", "--served-model-name", "a", "b", "--served-model-name", "c,d", "--port", "1"]) == 0
+    assert (served[0].served_model_name, served[0].served_model_aliases) == ("a", ("b", "c", "d"))
+
+
+def test_pull_says_in_a_sentence_what_it_cannot_have(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert "is no repository of the hub" in refused(capsys, "pull", "/some/folder")
+    command = [sys.executable, "-m", "max_ray.cli.main", "pull", "owner/name"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "max-ray: error: There is no folder owner/name, and the Hugging Face repository owner/name could not be had: "
+        "it is not in the local cache, and HF_HUB_OFFLINE is set.\n"
+    )
 
 
 def test_list(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from max_ray.cli import main as cli
+from max_ray.cli.generate import generated_text
 from max_ray.interfaces import RequestID, TextGenerationRequest
-from max_ray.pipelines import PIPELINE_REGISTRY
 from tests.tokenization.kinds import WRITERS, Kind
 
 
@@ -19,6 +18,7 @@ class SpeakingPipeline:
 
     def __init__(self, ids: list[int]) -> None:
         self._ids = iter(ids)
+        self.released = 0
 
     def execute(self, inputs: Any) -> dict[RequestID, Any]:
         ((request_id, context),) = inputs.batches[0].items()
@@ -27,13 +27,24 @@ class SpeakingPipeline:
         return {request_id: SimpleNamespace(tokens=[token])}
 
     def release(self, request_id: RequestID) -> None:
-        pass
+        self.released += 1
 
 
 @pytest.mark.parametrize("name", list(WRITERS))
-def test_the_first_space_stays(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_space_stays(name: str, tmp_path: Path) -> None:
     kind = Kind.make(name, tmp_path)
     said = [*kind.ids("ab a b")[len(kind.ids("ab")) :], kind.tokenizer.eos]
-    monkeypatch.setattr(PIPELINE_REGISTRY, "retrieve", lambda *_: (kind.tokenizer, SpeakingPipeline(said)))
     request = TextGenerationRequest(RequestID(), prompt="ab")
-    assert "".join(cli._generated_text(SimpleNamespace(), request)) == " a b"  # type: ignore[arg-type]
+    assert "".join(generated_text(kind.tokenizer, SpeakingPipeline(said), request)) == " a b"
+
+
+@pytest.mark.parametrize(
+    ("stop", "text"), [(["b"], " a "), ([" b"], " a"), (["a b"], " "), (["x", "b x"], " a b"), ([" a b a"], " a b")]
+)
+def test_a_stop_string_ends_the_text_and_is_not_in_it(tmp_path: Path, stop: list[str], text: str) -> None:
+    kind = Kind.make("byte_level", tmp_path)
+    said = [*kind.ids("ab a b")[len(kind.ids("ab")) :], kind.tokenizer.eos]
+    pipeline = SpeakingPipeline(said)
+    request = TextGenerationRequest(RequestID(), prompt="ab", sampling_params={"stop": stop})
+    assert "".join(generated_text(kind.tokenizer, pipeline, request)) == text
+    assert pipeline.released == 1

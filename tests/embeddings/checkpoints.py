@@ -181,6 +181,34 @@ FAMILIES = {
         changes={"max_position_embeddings": 64},
         ranks=(),
     ),
+    "gte": Family(
+        transformers.GteConfig,
+        transformers.GteModel,
+        transformers.GteModel,
+        changes={"max_position_embeddings": 64},
+        ranks=(),
+    ),
+    "gte with a head": Family(
+        transformers.GteConfig,
+        transformers.GteModel,
+        transformers.GteForMaskedLM,
+        changes={"max_position_embeddings": 64, "type_vocab_size": 0, "hidden_act": "relu"},
+        ranks=(),
+    ),
+    "jina_v3": Family(
+        transformers.JinaEmbeddingsV3Config,
+        transformers.JinaEmbeddingsV3Model,
+        transformers.JinaEmbeddingsV3Model,
+        changes={"max_position_embeddings": 64},
+        ranks=(),
+    ),
+    "jina_v3 with a head": Family(
+        transformers.JinaEmbeddingsV3Config,
+        transformers.JinaEmbeddingsV3Model,
+        transformers.JinaEmbeddingsV3ForMaskedLM,
+        changes={"max_position_embeddings": 64},
+        ranks=(),
+    ),
 }
 
 

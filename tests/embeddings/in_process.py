@@ -15,7 +15,9 @@ from max_ray.interfaces import EmbeddingsGenerationInputs, EmbeddingsGenerationR
 from max_ray.pipelines import PIPELINE_REGISTRY
 from tests.embeddings.checkpoints import Vectors
 
-PACKAGES = (*("bert", "distilbert", "gemma3", "mistral", "modern_bert", "mpnet", "nomic_bert", "qwen", "xlm_roberta"),)
+PACKAGES = (
+    *("bert", "distilbert", "gemma3", "gte", "mistral", "modern_bert", "mpnet", "nomic_bert", "qwen", "xlm_roberta"),
+)
 
 
 def register_families() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from architectures.gte.model_config import GteConfig
 from max_ray.config import PipelineConfig
 from max_ray.errors import ConfigError
+from max_ray.huggingface import HuggingFaceConfig
 from max_ray.interfaces import PipelineTask
+from max_ray.nn.rope import RotaryEmbedding
 from max_ray.pipelines import resolve_plan
 from tests.embeddings.checkpoints import make_encoder, random_rows, reference_hidden, reference_vectors, write_json
 from tests.embeddings.in_process import embed_in_process
@@ -34,6 +38,10 @@ def changed(folder: Path, **changes: object) -> Path:
         ("distilbert", "DistilBertModel"),
         ("distilbert with a head", "DistilBertForMaskedLM"),
         ("nomic_bert", "NomicBertModel"),
+        ("gte", "GteModel"),
+        ("gte with a head", "GteForMaskedLM"),
+        ("jina_v3", "JinaEmbeddingsV3Model"),
+        ("jina_v3 with a head", "JinaEmbeddingsV3ForMaskedLM"),
         ("e5-mistral", "MistralModel"),
         ("embedding gemma", "Gemma3TextModel"),
         ("gte-qwen2", "Qwen2ForCausalLM"),
@@ -106,6 +114,12 @@ def test_two_dense_stages_without_bias(tmp_path: Path) -> None:
         ("embedding gemma", {}, {"task": "text_generation"}, "use_bidirectional_attention=True"),
         ("nomic_bert", {"rotary_scaling_factor": 2}, {}, "rotary_scaling_factor=2"),
         ("nomic_bert", {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, {}, "rope_type 'dynamic'"),
+        ("gte", {"pack_qkv": False}, {}, "pack_qkv=False"),
+        ("gte", {"position_embedding_type": "absolute"}, {}, "position_embedding_type='absolute'"),
+        ("gte", {"rope_scaling": {"type": "ntk", "factor": 2.0, "mixed_b": 0.6}}, {}, "mixed_b"),
+        ("gte", {}, {"tensor_parallel_size": 2}, "one device only"),
+        ("jina_v3", {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, {}, "rope_type 'dynamic'"),
+        ("jina_v3", {"architectures": ["XLMRobertaModel"]}, {"tensor_parallel_size": 2}, "one device only"),
         ("distilbert", {"activation": "mish"}, {}, "activation='mish'"),
         ("roberta", {"is_decoder": True}, {}, "describes a decoder"),
     ],
@@ -132,3 +146,88 @@ def test_nomic_under_the_names_of_its_published_code(tmp_path: Path) -> None:
     write_json(folder / "config.json", {**published, "vocab_size": config["vocab_size"]})
     assert np.abs(embed_in_process(folder, rows) - expected).max() < LIMIT
     assert resolve_plan(PipelineConfig(model_path=str(folder))).max_length == 64
+
+
+def published_gte(folder: Path, name: str, **changes: object) -> Path:
+    """The checkpoint under the names of the code that published ones come with."""
+    config = json.loads((folder / "config.json").read_text())
+    kept = {key: value for key, value in config.items() if key not in ("rope_parameters", "transformers_version")}
+    published = {
+        **{"architectures": [name], "model_type": "new", "position_embedding_type": "rope", "pack_qkv": True},
+        **{"layer_norm_type": "layer_norm", "logn_attention_scale": False, "logn_attention_clip1": False},
+        **{
+            "unpad_inputs": False,
+            "use_memory_efficient_attention": False,
+            "auto_map": {"AutoModel": "modeling.NewModel"},
+        },
+    }
+    write_json(folder / "config.json", {**kept, **published, **changes})
+    return folder
+
+
+@pytest.mark.parametrize("name", ["NewModel", "NewForMaskedLM"])
+def test_gte_under_the_names_of_its_published_code(name: str, tmp_path: Path) -> None:
+    folder = make_encoder(tmp_path / "model", "gte", rope_parameters={"rope_type": "default", "rope_theta": 500_000.0})
+    rows = random_rows([4, 64, 1])
+    expected = reference_vectors(folder, rows, "gte")
+    prefixed = {f"new.{key}": value for key, value in load_file(folder / "model.safetensors").items()}
+    save_file(prefixed, folder / "model.safetensors", metadata={"format": "pt"})
+    published_gte(folder, name, rope_theta=500_000)
+    assert resolve_plan(PipelineConfig(model_path=str(folder))).architecture == "GteModel"
+    assert np.abs(embed_in_process(folder, rows) - expected).max() < LIMIT
+
+
+def test_the_published_ntk_rope_of_gte(tmp_path: Path) -> None:
+    """It divides each frequency of a base that is `factor` times larger by factor^(2 / head_dim)."""
+    factor, theta, head_dim = 8.0, 20_000.0, 8
+    published = {"type": "ntk", "factor": factor}
+    config = {"hidden_size": 32, "num_attention_heads": 4, "vocab_size": 9, "intermediate_size": 8}
+    config |= {"num_hidden_layers": 1, "max_position_embeddings": 64, "rope_theta": theta, "rope_scaling": published}
+    rope = RotaryEmbedding(GteConfig.from_huggingface(HuggingFaceConfig(config)).rope, 64, dtype=torch.float32)
+    powers = torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim
+    angles = torch.arange(64, dtype=torch.float64)[:, None] / (theta * factor) ** powers / factor ** (2 / head_dim)
+    cos, _ = rope(torch.arange(64)).chunk(2, dim=-1)
+    torch.testing.assert_close(cos.double(), angles.cos(), atol=1e-5, rtol=0)
+    linear = {"rope_type": "linear", "rope_theta": theta * factor, "factor": factor ** (2 / head_dim)}
+    folder = make_encoder(tmp_path / "model", "gte", rope_parameters=linear)
+    rows = random_rows([4, 64])
+    expected = reference_vectors(folder, rows, "gte")
+    published_gte(folder, "NewModel", rope_theta=theta, rope_scaling=published)
+    assert np.abs(embed_in_process(folder, rows) - expected).max() < LIMIT
+    published_gte(folder, "NewModel", rope_theta=theta, rope_scaling=None)
+    assert np.abs(embed_in_process(folder, rows) - expected).max() > 1e-3
+
+
+def wrapped_in_adapters(folder: Path) -> None:
+    """The checkpoint as jina-embeddings-v3 has it: every matrix but the norms with adapters for two tasks."""
+    tensors = {}
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        if tensor.dim() < 2 or "pooler" in name:
+            tensors[f"roberta.{name}"] = tensor
+            continue
+        wrapped = f"roberta.{name.removesuffix('.weight')}.parametrizations.weight"
+        tensors[f"{wrapped}.original"] = tensor
+        tensors[f"{wrapped}.0.lora_A"] = torch.ones(2, 4, tensor.shape[1])
+        tensors[f"{wrapped}.0.lora_B"] = torch.ones(2, tensor.shape[0], 4)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("name", ["XLMRobertaModel", "XLMRobertaLoRA"])
+def test_jina_v3_as_published(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Without a task the published code applies no adapter."""
+    folder = make_encoder(tmp_path / "model", "jina_v3")
+    rows = random_rows([4, 64, 1])
+    expected = reference_vectors(folder, rows, "jina_v3")
+    wrapped_in_adapters(folder)
+    config = json.loads((folder / "config.json").read_text())
+    del config["rope_parameters"]
+    published = {
+        **{"architectures": [name], "model_type": "xlm-roberta", "position_embedding_type": "rotary"},
+        **{"rotary_emb_base": 20000.0, "use_flash_attn": True, "lora_rank": 4, "lora_alpha": 1},
+        **{"lora_adaptations": ["retrieval.query", "text-matching"], "auto_map": {"AutoModel": "m.XLMRobertaLoRA"}},
+    }
+    write_json(folder / "config.json", {**config, **published})
+    with caplog.at_level(logging.WARNING, logger="max_ray"):
+        vectors = embed_in_process(folder, rows)
+    assert np.abs(vectors - expected).max() < LIMIT
+    assert "adapters for tasks (LoRA) are not applied" in caplog.text

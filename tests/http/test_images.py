@@ -25,6 +25,7 @@ from max_ray.pipelines import PIPELINE_REGISTRY, PipelineConfig
 from max_ray.scheduler import GenerationLoop, LoopActivity, SchedulerLimits
 from max_ray.serve.api.metrics import Metrics, MetricsSnapshot
 from max_ray.serve.api.model_parsers import ModelParsers
+from max_ray.serve.api.request_log import RequestLog
 from max_ray.serve.api.routes import build_api
 from max_ray.tokenization.tokenizer import TextTokenizer
 from tests.architectures.vision import DENSE, Prompt, VisionReference, make_served_vision, picture
@@ -49,6 +50,7 @@ class LoopEngine:
     def __init__(self, tokenizer: ImageTextTokenizer, loop: GenerationLoop) -> None:
         self.tokenizer = tokenizer
         self.metrics = Metrics("tiny", "r0")
+        self.requests = RequestLog("r0", max_choices=100)
         self.contexts: list[TextContext] = []
         self.loop = loop
 

@@ -11,13 +11,15 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 import max_ray
-from max_ray.scheduler import SchedulerStats
-from max_ray.serve.api.metrics import Histogram, Metrics, render_metrics
+from max_ray.scheduler import Histogram, SchedulerStats
+from max_ray.serve.api.metrics import Metrics
+from max_ray.serve.api.metrics_page import render_metrics
 from tests.http.fake_engine import FakeEngine
 
 NOT_EXPORTED = {
     *("prompt_tokens", "generated_tokens"),  # the routes count these
     "healthy",  # /health tells it
+    "batch_size",  # a histogram
 }
 
 
@@ -53,8 +55,8 @@ async def test_numbers_of_all_replicas(client: httpx.AsyncClient, engine: FakeEn
     assert found["max_ray_prompt_tokens_total", "r0"] == 3
     assert found["max_ray_generated_tokens_total", "r0"] == 6
     assert found["max_ray_generated_tokens_total", "r1"] == 0
-    assert found["max_ray_time_to_first_token_seconds_count", "r0"] == 1
-    assert found["max_ray_inter_token_latency_seconds_count", "r0"] == 5
+    assert found["max_ray_time_to_first_token_seconds_count", "r0", "/v1/completions"] == 1
+    assert found["max_ray_inter_token_latency_seconds_count", "r0", "/v1/completions"] == 5
     assert found["max_ray_request_duration_seconds_count", "r0", "/v1/completions", "2xx"] == 1
     assert found["max_ray_request_duration_seconds_count", "r0", "/v1/chat/completions", "4xx"] == 1
     assert found["max_ray_request_duration_seconds_count", "r0", "4xx", "other"] == 1
@@ -63,8 +65,9 @@ async def test_numbers_of_all_replicas(client: httpx.AsyncClient, engine: FakeEn
 async def test_merged_tokens_share_their_latency(client: httpx.AsyncClient, engine: FakeEngine) -> None:
     engine.tokens_per_output = 3
     await client.post("/v1/completions", json={"model": "fake", "prompt": "ab"})
-    assert sum(engine.metrics.time_to_first_token.counts) == 1
-    assert sum(engine.metrics.inter_token_latency.counts) == 3
+    counts = engine.metrics.of_route("/v1/completions")
+    assert counts.time_to_first_token.count == 1
+    assert counts.inter_token_latency.count == 3
 
 
 @pytest.mark.parametrize(
@@ -77,11 +80,12 @@ def test_histogram_borders(value: float, counts: list[int]) -> None:
 
 
 def test_a_snapshot_does_not_change_afterwards() -> None:
-    metrics = Metrics("fake", "r0")
+    metrics = Metrics("fake", "r0", ["/v1/completions"])
     before = metrics.snapshot(SchedulerStats())
     metrics.count_request("/v1/completions", 200, 0.1)
-    metrics.time_to_first_token.observe(0.1)
-    assert samples(render_metrics([before]))["max_ray_time_to_first_token_seconds_count", "r0"] == 0
+    metrics.of_route("/v1/completions").time_to_first_token.observe(0.1)
+    found = samples(render_metrics([before]))
+    assert found["max_ray_time_to_first_token_seconds_count", "r0", "/v1/completions"] == 0
     assert not before.requests
 
 
@@ -104,7 +108,7 @@ def test_counters_and_gauges_have_their_type_and_a_help() -> None:
 def test_histograms_are_cumulative_and_keep_their_bounds() -> None:
     metrics = Metrics("fake", "r0")
     for value in (0.001, 0.25, 0.26, 1.0, 31.0):
-        metrics.time_to_first_token.observe(value)
+        metrics.of_route("/v1/completions").time_to_first_token.observe(value)
     [family] = [
         family
         for family in families(render_metrics([metrics.snapshot(SchedulerStats())]))

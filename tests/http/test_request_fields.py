@@ -247,8 +247,8 @@ async def test_no_hint_is_better_than_a_wrong_one(client: httpx.AsyncClient, nam
         ("/chat", " Use /v1/chat/completions."),
         ("/generate", " Use /v1/completions."),
         ("/v1/chat/completion", " Did you mean '/v1/chat/completions'?"),
-        ("/v1/score", ""),
-        ("/rerank", ""),
+        ("/v1/moderations", ""),
+        ("/invocations", ""),
         ("/v1/" + "x" * 5000, ""),
     ],
 )

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from max_ray.interfaces import RequestID
-from max_ray.scheduler import RequestActivity, SchedulerStats
+from max_ray.scheduler import Histogram, RequestActivity, SchedulerStats
 from max_ray.serve.api.api_context import ModelDetails
-from max_ray.serve.api.metrics import GroupView, Histogram, Metrics
+from max_ray.serve.api.metrics import GroupView, Metrics
 from max_ray.serve.api.routes import build_api
 from max_ray.serve.api.server_view import MAX_CELLS, MAX_REQUESTS, block_map
 from tests.http.fake_engine import FakeEngine

@@ -317,3 +317,28 @@ def test_switched_off_by_the_environment(build_anew: Callable[[], object], monke
     monkeypatch.setenv("MAX_RAY_NATIVE", "maybe")
     with pytest.raises(ConfigError, match="MAX_RAY_NATIVE must be 0 or 1"):
         build_anew()
+
+
+@needs_library
+def test_the_library_s_folder_is_private_and_what_others_may_change_is_not_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MAX_RAY_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(building, "_SOURCES", tmp_path / "src")
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "one.cpp").write_text('extern "C" int one() { return 1; }')
+    fresh = building.library.__wrapped__
+    assert fresh().one() == 1
+    (file,) = (tmp_path / "native").glob("*.so")
+    assert (tmp_path / "native").stat().st_mode & 0o777 == 0o700
+
+    file.chmod(0o666)
+    assert fresh() is None
+    assert "may be changed by other users" in caplog.text
+
+    (tmp_path / "native").chmod(0o777)  # a planted library is compiled again, not loaded
+    file.unlink()  # the loaded one stays mapped
+    file.write_text("planted")
+    file.chmod(0o644)
+    assert fresh().one() == 1
+    assert "compiled again" in caplog.text

@@ -133,6 +133,30 @@ def test_the_default_batch_is_what_the_cache_holds(model_path: Path, tokens: int
     assert (roomy.max_batch_size, roomy.origins["max_batch_size"]) == (64, "default for cpu")
 
 
+def test_a_cpu_keeps_room_for_usual_requests_by_default(model_path: Path) -> None:
+    """The bound that counts is the one that the plan names."""
+
+    def tokens(gib: float = 64, **settings: Any) -> tuple[int, str]:
+        plan = resolve_plan(PipelineConfig(model_path=str(model_path), **settings), hardware=machine(gib))
+        assert plan.origins["kv_cache_blocks"] == plan.memory.cache_origin
+        assert plan.memory.cache_origin in plan.memory.text()
+        return plan.memory.num_blocks * 16, plan.memory.cache_origin
+
+    flag = "(--kv-cache-memory changes it)"
+    whole = resolve_plan(PipelineConfig(model_path=str(model_path)), hardware=machine(64)).max_length
+    assert tokens() == (64 * 1024, f"default: 64 requests of 1024 tokens {flag}")
+    assert tokens(max_batch_size=2) == (whole, f"default: 1 request of {whole} tokens {flag}")
+    assert tokens(max_length=512) == (64 * 512, "all that a batch can use: 64 requests of 512 tokens")
+    assert tokens(max_batch_size=4, max_length=8192) == (
+        4 * 8192,
+        "all that a batch can use: 4 requests of 8192 tokens",
+    )
+    held, origin = tokens(0.75)
+    assert (held, origin) == (int(0.25 * 0.75 * GIB) // 4096 // 16 * 16, "hardware: 25% of 0.8 GiB at most")
+    held, origin = tokens(kv_cache_memory=0.5)
+    assert (held, origin) == (GIB // 2 // 4096, "kv_cache_memory=0.5 GiB a rank")
+
+
 def test_memory_that_others_hold_on_a_gpu_counts_as_taken(model_path: Path) -> None:
     config = PipelineConfig(model_path=str(model_path), max_length=2048, max_batch_input_tokens=64, max_batch_size=4)
     free = Hardware(4, 8 * GIB, 2, (GpuMemory(8 * GIB, 8 * GIB), GpuMemory(8 * GIB, 8 * GIB)))

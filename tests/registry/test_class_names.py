@@ -20,7 +20,7 @@ from max_ray.conformance.engine import Engine, random_tokens
 from max_ray.conformance.reference import huggingface_reference
 from max_ray.conformance.suite import Suite
 from max_ray.distributed import TPGroup
-from max_ray.errors import ArchitectureNotFoundError
+from max_ray.errors import ArchitectureNotFoundError, ConfigError
 from max_ray.huggingface import HuggingFaceConfig, load_huggingface_config
 from max_ray.interfaces import PipelineTask, SupportedEncoding
 from max_ray.pipelines import resolve_plan
@@ -136,13 +136,53 @@ def test_internlm3_is_a_llama(biases: bool, tmp_path: Path) -> None:
     torch.testing.assert_close(logits_of(folder, sequences)[0], expected, atol=3e-4, rtol=0)
 
 
+def published_minicpm(folder: Path, **changes: Any) -> dict[str, float]:
+    """Turns a Llama's config.json into one of a MiniCPM with the same shapes. Gives its scales."""
+    scales = {"scale_emb": 3, "scale_depth": 1.4, "dim_model_base": 16}
+    names = {"architectures": ["MiniCPMForCausalLM"], "model_type": "minicpm", "auto_map": {"AutoModel": "m.MiniCPM"}}
+    change(folder, **names, **scales, mup_denominator=32, sparse_config=None, **changes)
+    return scales
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_minicpm_is_a_llama_with_scaled_weights(tied: bool, tmp_path: Path) -> None:
+    model = find_tiny("Llama 3")
+    model = replace(model, overrides={**model.overrides, "tie_word_embeddings": tied})
+    folder, scaled = make_tiny(model, tmp_path / "minicpm"), make_tiny(model, tmp_path / "scaled")
+    values = json.loads((folder / "config.json").read_text())
+    scales = published_minicpm(folder)
+    added = scales["scale_depth"] / values["num_hidden_layers"] ** 0.5
+    weights = load_file(scaled / "model.safetensors")
+    head = weights.get("lm_head.weight", weights["model.embed_tokens.weight"])
+    weights["lm_head.weight"] = head / (values["hidden_size"] / scales["dim_model_base"])
+    weights["model.embed_tokens.weight"] = weights["model.embed_tokens.weight"] * scales["scale_emb"]
+    for name in weights:
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            weights[name] = weights[name] * added
+    save_file(weights, scaled / "model.safetensors", metadata={"format": "pt"})
+    change(scaled, tie_word_embeddings=False)
+    sequences = random_tokens([9], 160)
+    expected = huggingface_reference(scaled)(sequences)[0]
+    torch.testing.assert_close(logits_of(folder, sequences)[0], expected, atol=3e-4, rtol=0)
+    change(folder, scale_emb=1)
+    assert (logits_of(folder, sequences)[0] - expected).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"), [({"num_experts": 8}, "num_experts=8"), ({"sparse_config": {"topk": 64}}, "sparse_config")]
+)
+def test_what_minicpm_has_besides_is_refused(changes: dict[str, Any], sentence: str, tmp_path: Path) -> None:
+    folder = make_tiny(find_tiny("Llama 3"), tmp_path)
+    published_minicpm(folder)
+    change(folder, **changes)
+    with pytest.raises(ConfigError, match=sentence):
+        resolve_plan(PipelineConfig(model_path=str(folder), devices="cpu"))
+
+
 @pytest.mark.parametrize(
     ("name", "model_type", "theirs"),
     [
         ("Step3p5ForCausalLM", "step3p5", "Step3p7ForConditionalGeneration"),
-        ("KimiK25ForConditionalGeneration", "kimi_k25", "Kimi_K25ForConditionalGeneration"),
-        ("NewModel", "new", "GteModel"),
-        ("XLMRobertaLoRA", "xlm-roberta", "JinaEmbeddingsV3Model"),
     ],
 )
 def test_the_native_class_is_named_where_no_family_has_it(name: str, model_type: str, theirs: str) -> None:

@@ -8,9 +8,16 @@ from typing import Any
 
 import huggingface_hub
 import pytest
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from max_ray.errors import ModelPathError
+from max_ray.hub import pulled
 from max_ray.huggingface import resolve_model_path
 
 MODELS = [
@@ -191,3 +198,38 @@ def test_links_to_files_that_are_gone_are_fetched_again(hub: Hub) -> None:
     hub.is_reachable = False
     with pytest.raises(ModelPathError, match="could not be had: no network"):
         resolve_model_path("owner/name")
+
+
+def test_a_pull_asks_the_hub_though_the_model_is_cached(hub: Hub) -> None:
+    hub.files = ["config.json", "model.safetensors", "tokenizer.json"]
+    resolve_model_path("owner/name")
+    resolve_model_path("owner/name")
+    assert len(hub.downloads) == 1
+    assert pulled("owner/name", None) == hub.folder
+    assert len(hub.downloads) == 2
+    hub.files = MODELS
+    assert pulled("owner/name:Q4_K_M", None) == hub.folder / MODELS[0]
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (GatedRepoError, "accept its terms at https://huggingface.co/owner/name, and set HF_TOKEN."),
+        (RepositoryNotFoundError, "the hub has none of this name, or it is private (set HF_TOKEN)."),
+        (RevisionNotFoundError, "it has no such revision."),
+        (HfHubHTTPError, "Server error."),
+    ],
+)
+def test_a_refusal_of_the_hub_is_one_sentence(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, error: type[HfHubHTTPError], reason: str
+) -> None:
+    library = sys.modules[HfHubHTTPError.__bases__[0].__module__]
+    response = library.Response(403, request=library.Request("GET", "https://hub.example"))
+
+    def refuse(repo_id: str, revision: str | None) -> list[str]:
+        raise error("Server error. Please\n try again later. See the page.", response=response)
+
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", refuse)
+    with pytest.raises(ModelPathError) as caught:
+        pulled("owner/name:Q4_K_M", None)
+    assert str(caught.value).endswith(f"owner/name could not be had: {reason}")

@@ -379,3 +379,20 @@ async def test_a_request_that_follows_at_once_takes_the_releases_along() -> None
         await asyncio.sleep(0.3)
         assert h.ledger.flushes == [["b"]], "a loop that stays idle gives back by itself"
         h.assert_clean()
+
+
+async def test_a_stopped_loop_ends_what_is_open_and_takes_no_more() -> None:
+    async with running() as h:
+        streams = [asyncio.create_task(h.generate(name, range(5), num_new=10_000)) for name in ("a", "b")]
+        await h.at_step(2)
+        assert h.loop.healthy
+        h.loop.stop()
+        for ended in await asyncio.gather(*streams, return_exceptions=True):
+            assert isinstance(ended, MaxRayError)
+            assert "stopping" in str(ended)
+        with pytest.raises(MaxRayError, match="stopping"):
+            h.loop.submit(make_context("c", range(4)))
+        assert not h.loop.healthy
+        async with asyncio.timeout(5):
+            while h.loop.stats.running:
+                await asyncio.sleep(0.01)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -89,24 +90,41 @@ def test_a_missing_weight_is_named_and_not_tried_for_ever(tmp_path: Path, size: 
     assert "lacks 1 tensor (model.layers.1.mlp.up_proj.weight)" in refused(*flags)
 
 
-def serving(model: Path, port: int, log: Path) -> AbstractContextManager[tuple[psutil.Process, list[psutil.Process]]]:
-    """`max-ray serve` until it is ready: the process and everything it started."""
+def serving(
+    model: Path, port: int, log: Path, in_background: bool = False
+) -> AbstractContextManager[tuple[psutil.Process, list[psutil.Process]]]:
+    """`max-ray serve` until it is ready: the process and everything it started. in_background: as shells start jobs
+    there, with SIGINT ignored."""
     command = [BIN / "max-ray", "serve", "--model-path", str(model), "--port", str(port), "--num-threads", "1"]
+    command += ["--served-model-name", "tiny"]
+    command = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command] if in_background else command
     return until_said(command, "Serving", log)
 
 
 @pytest.mark.slow
 @pytest.mark.ray
-@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "terminate"])
-def test_an_ended_server_leaves_nothing_behind(tiny_llama: Path, tmp_path: Path, ending: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("ending", "in_background"),
+    [(signal.SIGINT, False), (signal.SIGINT, True), (signal.SIGTERM, False)],
+    ids=["ctrl-c", "background", "terminate"],
+)
+def test_an_ended_server_leaves_nothing_behind(
+    tiny_llama: Path, tmp_path: Path, ending: signal.Signals, in_background: bool
+) -> None:
     port, log = free_port(), tmp_path / "log"
-    with serving(tiny_llama, port, log) as (process, started):
+    with serving(tiny_llama, port, log, in_background) as (process, started):
         curl = next(line.strip() for line in log.read_text().splitlines() if line.strip().startswith("curl "))
         answer = subprocess.run(["sh", "-c", f"{curl} --silent --max-time 60"], capture_output=True, text=True)
         assert '"finish_reason"' in answer.stdout, answer
         process.send_signal(ending)
         assert still_alive([process, *started], 10) == []
-        assert "Stopping ..." in log.read_text()
+    lines = log.read_text().splitlines()
+    assert lines[-1] == "Stopping ...", "neither Ray nor Serve has the last word"
+    assert len(lines) <= 13, f"12 lines of the start, and the end: {lines}"
+    (named,) = re.findall(r"The log is in (\S+)", lines[0])
+    assert "startup: load took" in Path(named).read_text()
+    for said in ("Loading tiny: LlamaForCausalLM in", "KV cache", "(--kv-cache-memory)", f"http://127.0.0.1:{port}/v1"):
+        assert said in "\n".join(lines)
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"http://127.0.0.1:{port}/health")
 

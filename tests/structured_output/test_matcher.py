@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -205,6 +206,25 @@ def test_a_model_without_an_end_token_has_no_structured_output() -> None:
     compiler = GrammarCompiler(lambda: TokenVocabulary([b"a"], None, lambda text: []))
     with pytest.raises(StructuredOutputError, match="ends a text"):
         compiler.matcher(GrammarSpec("regex", "a"), [], [])
+    compiler.close()
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_the_tokens_are_read_once_at_once_or_with_the_first_grammar(at_once: bool) -> None:
+    read: list[int] = []
+
+    def load() -> TokenVocabulary:
+        read.append(1)
+        return byte_vocabulary()
+
+    compiler = GrammarCompiler(load, starts_at_once=at_once)
+    time.sleep(0.2)
+    assert len(read) == at_once
+    futures = [compiler.start(GrammarSpec("regex", text)) for text in ("a", "b", "ab", "ba")]  # more than threads
+    for future in futures:
+        future.result(timeout=30)
+    assert allowed_tokens(compiler.matcher(GrammarSpec("regex", "ab"), [256], [ord("a")]), 257) == [ord("b")]
+    assert read == [1]
     compiler.close()
 
 

@@ -1,7 +1,8 @@
 """Builds the C++ kernels with the machine's own compiler, once, and loads them: `library()`.
 
 The shared object lies in the user's cache folder under a name made of everything it depends on: sources, flags, the
-compiler's version and the processor's features. A machine without a compiler runs the reference implementations.
+compiler's version and the processor's features. The folder has mode 0700; a file or folder that another user owns or
+may change is not loaded. A machine without a compiler runs the reference implementations.
 """
 
 from __future__ import annotations
@@ -9,19 +10,26 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import hashlib
+import os
 import platform
 import shutil
 import subprocess
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from max_ray.log import get_logger
+from max_ray.private_files import UnsafePathError, check_private_file, make_private
 from max_ray.settings import cache_dir, native_kernels
 
 _SOURCES = Path(__file__).parent / "csrc"
-_FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared", "-Wno-psabi")
+_FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-Wno-psabi")
 _COMPILERS = ("g++", "c++")
+_TIMEOUT_S = 1200
+"""For one source: seconds of work, but a machine may be busy with much else."""
 _logger = get_logger(__name__)
 
 
@@ -38,6 +46,9 @@ def library() -> ctypes.CDLL | None:
         return None
     try:
         return ctypes.CDLL(str(_built(compiler)))
+    except UnsafePathError as error:
+        _logger.warning("The C++ kernels are not loaded, the CPU runs torch's operations, which are slower: %s", error)
+        return None
     except (OSError, subprocess.SubprocessError) as error:
         _logger.warning("The C++ kernels could not be built, the CPU runs torch's operations: %s", _reason(error))
         return None
@@ -47,19 +58,37 @@ def _built(compiler: str) -> Path:
     """The shared object for this machine, compiled if it is not there yet; one process compiles, others wait for it."""
     sources = sorted(_SOURCES.glob("*.cpp"))
     target = cache_dir() / "native" / f"{_fingerprint(compiler)}.so"
+    if make_private(target.parent):
+        _logger.warning("%s was open to other users: the C++ kernels are compiled again", target.parent)
+        for untrusted in target.parent.glob("*.so"):
+            untrusted.unlink(missing_ok=True)
     if target.exists():
+        check_private_file(target)
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
     with open(target.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not target.exists():
             started = time.monotonic()
-            partial = target.with_suffix(".partial")
-            command = [compiler, *_FLAGS, "-o", str(partial), *map(str, sources)]
-            subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
-            partial.rename(target)
+            with TemporaryDirectory(dir=target.parent) as folder:
+                _compile(compiler, sources, Path(folder)).rename(target)
             _logger.info("Compiled the C++ kernels in %.1f s: %s", time.monotonic() - started, target)
     return target
+
+
+def _compile(compiler: str, sources: Sequence[Path], folder: Path) -> Path:
+    """The shared object, made in `folder`: as many sources at once as there are processors."""
+
+    def run(arguments: Sequence[str | Path]) -> None:
+        command = [compiler, *_FLAGS, *map(str, arguments)]
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=_TIMEOUT_S)
+
+    objects = [folder / f"{source.stem}.o" for source in sources]
+    largest_first = sorted(zip(sources, objects, strict=True), key=lambda pair: -pair[0].stat().st_size)
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+        list(threads.map(lambda pair: run(["-c", pair[0], "-o", pair[1]]), largest_first))
+    made = folder / "kernels.so"
+    run(["-shared", "-o", made, *objects])
+    return made
 
 
 def _fingerprint(compiler: str) -> str:

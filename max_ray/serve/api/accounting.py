@@ -8,6 +8,7 @@ from typing import Protocol
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from max_ray.serve.api.access.caller import ROUTE
 from max_ray.serve.api.route_table import counted_label
 from max_ray.serve.api.scope import CLIENT_CLOSED, FORWARDED_KEY, STATUS_KEY, drop_trailing_slash, route_path
 
@@ -61,6 +62,7 @@ class RequestCounter:
                 is_complete = not message.get("more_body", False)
             await send(message)
 
+        token = ROUTE.set(label)
         try:
             await self._app(scope, receive, watch)
         except asyncio.CancelledError:
@@ -68,6 +70,7 @@ class RequestCounter:
                 scope.setdefault(STATUS_KEY, CLIENT_CLOSED)
             raise
         finally:
+            ROUTE.reset(token)
             if FORWARDED_KEY not in scope:
                 seconds = perf_counter() - begin
                 self._engine.metrics.count_request(label, scope.get(STATUS_KEY, status), seconds)

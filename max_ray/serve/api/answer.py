@@ -193,10 +193,9 @@ def check_model(engine: Engine, model: str | None) -> None:
     """Raises ModelNotServedError for any name but the served one and its aliases, ForbiddenError where the key may not
     use it."""
     if model is not None and model != engine.model_name and model not in engine.model_aliases:
-        names = [engine.model_name, *engine.model_aliases]
+        hint = nearest(model, [engine.model_name, *engine.model_aliases])
         raise ModelNotServedError(
-            f"The model {quoted(model)} is not served here.{nearest(model, names)} "
-            f"This server serves {engine.model_name!r}.",
+            f"The model {quoted(model)} is not served here.{hint} This server serves {engine.model_name!r}.",
             param="model",
         )
     CALLER.get().check_model(engine.model_name)

@@ -109,6 +109,7 @@ class ApiOptions:
     """Settings of the front.
 
     api_keys: when there are any, every route but /health wants `Authorization: Bearer KEY`.
+    otlp_traces_endpoint: collector that gets a trace of each request; None: there are no traces.
     api_keys_file: file with more of them, by their hashes; None: there is none.
     allowed_hosts: names besides loopback's that the header Host may give ("*": any, "*.x.org": below x.org). None: any
     with keys; without keys only `test`, the name that RFC 6761 keeps free for tests.
@@ -135,3 +136,4 @@ class ApiOptions:
         return bool(self.api_keys) or self.api_keys_file is not None
 
     files: FilesOptions | None = None
+    otlp_traces_endpoint: str | None = None

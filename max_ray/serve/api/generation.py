@@ -16,12 +16,14 @@ from typing import Any
 
 from max_ray.errors import InputError, WorkerGroupError
 from max_ray.interfaces import PromptImage, RequestID, TextGenerationOutput, TextGenerationRequest
-from max_ray.serve.api.access.caller import CALLER, DEADLINE
+from max_ray.serve.api.access.caller import CALLER, DEADLINE, ROUTE
 from max_ray.serve.api.choice import Choice, ChoiceDelta, PromptEcho
 from max_ray.serve.api.engine import Engine
 from max_ray.serve.api.openai import GenerationJob
 from max_ray.serve.api.parsed_choice import made_choice
+from max_ray.serve.api.phase_times import finished_choice
 from max_ray.serve.api.reasoning import set_reasoning
+from max_ray.serve.api.spans import SPANS
 from max_ray.serve.api.structured_output_fields import check_grammar
 from max_ray.tokenization.tokenizer import INLINE_CHARACTERS
 
@@ -60,6 +62,9 @@ class Generation:
         self._n = job.n
         self._num_returned = job.num_returned
         self._arrival = arrival
+        self._counts = engine.metrics.of_route(ROUTE.get())
+        self._is_started = False
+        self._spans = SPANS.get()
         self._caller = CALLER.get()
         self._is_closed = False
         self._answer_id: str | None = None
@@ -97,6 +102,7 @@ class Generation:
         except BaseException:
             self.close()
             raise
+        self._is_started = True
         num_tokens = sum(c.context.tokens.prompt_length for c in self.choices)
         self._engine.metrics.prompt_tokens += num_tokens
         self._caller.usage.add_tokens(num_tokens)
@@ -114,13 +120,27 @@ class Generation:
         if not self._is_closed:
             self._is_closed = True
             self._caller.usage.add_tokens(sum(choice.num_tokens for choice in self.choices))
+            for choice in self.choices if self._is_started else ():
+                self._counts.finish(finished_choice(choice, self._arrival))
             if self._answer_id is not None:
                 self._engine.requests.end(self._answer_id, self)
+            if self._spans is not None and self._is_started:
+                self._spans.record(self)
 
     def name_answer(self, answer_id: str) -> None:
         """Has the request logged under the id of its answer. To be called once it has been started."""
         self._answer_id = answer_id
         self._engine.requests.begin(answer_id, self)
+
+    @property
+    def answer_id(self) -> str | None:
+        """The id of the answer, where it has one."""
+        return self._answer_id
+
+    @property
+    def model_name(self) -> str:
+        """The name of the model."""
+        return self._engine.model_name
 
     @property
     def is_closed(self) -> bool:
@@ -232,13 +252,12 @@ class Generation:
         if not count:
             return
         now = perf_counter()
-        metrics = self._engine.metrics
-        metrics.generated_tokens += count
+        self._engine.metrics.generated_tokens += count
         if choice.first_token_time:
-            metrics.inter_token_latency.observe((now - choice.last_token_time) / count, count)
+            self._counts.inter_token_latency.observe((now - choice.last_token_time) / count, count)
         else:
             choice.first_token_time = now
-            metrics.time_to_first_token.observe(now - self._arrival)
+            self._counts.time_to_first_token.observe(now - self._arrival)
         choice.last_token_time = now
 
 

@@ -12,7 +12,7 @@ import time
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
@@ -43,7 +43,7 @@ from max_ray.serve.api.http_errors import (
     add_error_handlers,
     error_body,
 )
-from max_ray.serve.api.metrics import render_metrics
+from max_ray.serve.api.metrics_page import MetricsPage
 from max_ray.serve.api.model_object import model_object
 from max_ray.serve.api.ollama.requests import OllamaChatRequest, OllamaGenerateRequest
 from max_ray.serve.api.ollama.routes import OllamaEmbedRequest, ShowRequest, add_ollama_routes
@@ -64,7 +64,12 @@ from max_ray.serve.api.server_view import server_object
 from max_ray.serve.api.sse import ClientGoneError, until_disconnect
 from max_ray.serve.api.token_routes import DetokenizeRequest, TokenizeRequest, add_token_routes
 
+if TYPE_CHECKING:
+    from max_ray.serve.api.tracing import RequestTracer
+
 logger = logging.getLogger(__name__)
+
+_MANY_REPLICAS = 8  # a page of so many is rendered in about a millisecond
 
 BODIES: dict[str, type[ApiRequest]] = {
     "/v1/completions": CompletionRequest,
@@ -93,6 +98,7 @@ def build_api(
     details: ModelDetails | None = None,
     batches: BatchRunner | None = None,
     records: SharedRecords | None = None,
+    tracer: RequestTracer | None = None,
 ) -> FastAPI:
     """The application with all routes.
 
@@ -103,6 +109,7 @@ def build_api(
         details: What is told of the served model.
         batches: Runs batches, started by the caller; None: the server keeps no files.
         records: What other replicas know of their requests; None: there are no others.
+        tracer: Traces requests; None: they are not traced.
     """
     options = options or ApiOptions()
     no_pages: dict[str, Any] = {"openapi_url": None, "docs_url": None, "redoc_url": None}
@@ -129,6 +136,8 @@ def build_api(
     if options.allowed_origins:
         api.add_middleware(CORSMiddleware, **cors_settings(options.allowed_origins))
     api.add_middleware(OriginGuard, options=options)
+    if tracer is not None:
+        api.add_middleware(tracer.wrap)
     api.add_middleware(RequestCounter, engine=engine)
     return api
 
@@ -166,6 +175,7 @@ class _Api(FastAPI):
 def _add_readings(api: FastAPI, context: ApiContext, records: SharedRecords | None) -> None:
     """The routes of GET and HEAD. Of an answer to HEAD the HTTP server sends the headers only."""
     engine, created, started = context.engine, int(time.time()), time.monotonic()
+    page = MetricsPage()
     get = partial(api.api_route, methods=["GET", "HEAD"])
 
     @get("/v1/models")
@@ -188,7 +198,9 @@ def _add_readings(api: FastAPI, context: ApiContext, records: SharedRecords | No
 
     @get("/metrics")
     async def metrics() -> Response:
-        content = await asyncio.to_thread(render_metrics, await engine.metrics_snapshots())  # milliseconds
+        snapshots = await engine.metrics_snapshots()
+        many = len(snapshots) > _MANY_REPLICAS
+        content = await asyncio.to_thread(page.render, snapshots) if many else page.render(snapshots)
         return Response(content, headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
 
     @get("/v1/requests/{answer_id}")

@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 from max_ray import __version__
 from max_ray.interfaces import PipelineTask
-from max_ray.scheduler import LoopActivity, RequestActivity
+from max_ray.scheduler import Histogram, LoopActivity, RequestActivity
 from max_ray.serve.api.api_context import ApiContext
-from max_ray.serve.api.metrics import Histogram, MetricsSnapshot
+from max_ray.serve.api.metrics import MetricsSnapshot, merged
 
 MAX_CELLS = 512
 """Of the map of KV blocks."""
@@ -59,7 +59,7 @@ def _replica(snapshot: MetricsSnapshot) -> dict[str, Any]:
     """Tokens as the routes count them, which for embeddings is what the loop takes in."""
     return {
         "replica": snapshot.replica,
-        **asdict(snapshot.stats),
+        **snapshot.stats.counts(),
         "prompt_tokens": snapshot.prompt_tokens,
         "generated_tokens": snapshot.generated_tokens,
         "group": None if snapshot.group is None else asdict(snapshot.group),
@@ -67,17 +67,17 @@ def _replica(snapshot: MetricsSnapshot) -> dict[str, Any]:
 
 
 def _latency(snapshots: Sequence[MetricsSnapshot]) -> dict[str, Any]:
-    """Of all replicas, since their start."""
-    names = snapshots[0].histograms
-    return {name: _quantiles(_sum([snapshot.histograms[name] for snapshot in snapshots])) for name in names}
+    """Of all replicas and routes, since their start."""
+    counts = [of_route for snapshot in snapshots for of_route in snapshot.routes.values()]
+    return {
+        "time_to_first_token_seconds": _quantiles(merged(one.time_to_first_token for one in counts)),
+        "inter_token_latency_seconds": _quantiles(merged(one.inter_token_latency for one in counts)),
+    }
 
 
-def _sum(histograms: Sequence[Histogram]) -> Histogram:
-    counts = [sum(column) for column in zip(*(one.counts for one in histograms), strict=True)]
-    return Histogram(histograms[0].bounds, counts, sum(one.total for one in histograms))
-
-
-def _quantiles(histogram: Histogram) -> dict[str, Any]:
+def _quantiles(histogram: Histogram | None) -> dict[str, Any]:
+    if histogram is None:
+        return {"count": 0, "mean": None, **dict.fromkeys(_QUANTILES)}
     mean = histogram.total / histogram.count if histogram.count else None
     return {
         "count": histogram.count,

@@ -47,10 +47,38 @@ template <class Words> struct Buffers {
     }
 };
 
+// `product` of floats in 16 columns, where a register is narrower than that: the sums stay in registers.
+template <int ROWS>
+inline void narrow_product(const float *a, int64_t a_stride, const float *b, int64_t b_stride, int64_t inner, float *c,
+                           int64_t c_stride, bool add) {
+    register_floats acc[ROWS][SPLIT];
+#pragma GCC unroll 8
+    for (int m = 0; m < ROWS; m++)
+#pragma GCC unroll 4
+        for (int s = 0; s < SPLIT; s++)
+            acc[m][s] = add ? *(const register_floats_u *)(c + m * c_stride + s * REGISTER_LANES) : register_floats{};
+    for (int64_t k = 0; k < inner; k++) {
+        const register_floats_u *w = (const register_floats_u *)(b + k * b_stride);
+#pragma GCC unroll 8
+        for (int m = 0; m < ROWS; m++)
+#pragma GCC unroll 4
+            for (int s = 0; s < SPLIT; s++) acc[m][s] = w[s] * a[m * a_stride + k] + acc[m][s];
+    }
+#pragma GCC unroll 8
+    for (int m = 0; m < ROWS; m++)
+#pragma GCC unroll 4
+        for (int s = 0; s < SPLIT; s++) *(register_floats_u *)(c + m * c_stride + s * REGISTER_LANES) = acc[m][s];
+}
+
 // c [ROWS][c_stride] (16 * V columns) = or += a [ROWS][a_stride] x b [inner][b_stride], of words.
 template <class Words, int ROWS, int V>
 inline void product(const typename Words::Word *a, int64_t a_stride, const typename Words::Word *b, int64_t b_stride,
                     int64_t inner, float *c, int64_t c_stride, bool add) {
+    if constexpr (SPLIT > 1 && Words::of == 1) {
+        for (int64_t n = 0; n < V * LANES; n += LANES)
+            narrow_product<ROWS>(a, a_stride, b + n, b_stride, inner, c + n, c_stride, add);
+        return;
+    }
     f32x16 acc[ROWS][V];
 #pragma GCC unroll 8
     for (int m = 0; m < ROWS; m++)

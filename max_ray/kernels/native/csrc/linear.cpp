@@ -16,10 +16,16 @@
 
 namespace {
 
+#ifdef __AVX512F__
 constexpr int SMALL_BLOCK = 28;  // rows at once: 28 accumulators with one panel; up to 14 rows take two, up to 6 four
-constexpr int SMALL_ROWS = 2 * SMALL_BLOCK;
+constexpr int TWO_PANELS = 14, FOUR_PANELS = 6;
+constexpr int LARGE_PANELS = 4;  // at once, with LARGE_BLOCK rows: 6 x 4 accumulators
+#else  // 12 accumulators of eight floats, as AVX2 has 16 registers
+constexpr int SMALL_BLOCK = 6, TWO_PANELS = 3, FOUR_PANELS = 1, LARGE_PANELS = 1;
+#endif
+constexpr int SMALL_ROWS = 56;
 constexpr int SMALL_CHUNK = 256;  // inputs at once
-constexpr int LARGE_BLOCK = 6;  // rows at once: 6 x 4 accumulators
+constexpr int LARGE_BLOCK = 6;  // rows at once
 constexpr int LARGE_CHUNK = 64;  // inputs at once: a tile of 64 x 64 floats is half of the first cache
 constexpr int64_t LARGE_ROW_BYTES = 8 << 20;  // of widened rows: they are read once a group and shall stay in cache
 constexpr int PREFETCH = 1024;  // bytes ahead in a panel: 10 to 18 % faster than the processor's own prefetching alone
@@ -30,11 +36,11 @@ void small_block(const typename Packed<T>::Word *const *panels, int64_t pairs, c
     constexpr int ROW = SMALL_CHUNK + ROW_PAD;
     const typename Packed<T>::Word *from[V];
     for (int v = 0; v < V; v++) from[v] = panels[v];
-    f32x16 acc[ROWS][V];
+    register_floats acc[ROWS][V * SPLIT];
 #pragma GCC unroll 32
     for (int m = 0; m < ROWS; m++)
-#pragma GCC unroll 4
-        for (int v = 0; v < V; v++) acc[m][v] = *(f32x16 *)(sums + m * WIDTH + v * LANES);
+#pragma GCC unroll 16
+        for (int v = 0; v < V * SPLIT; v++) acc[m][v] = *(register_floats *)(sums + m * WIDTH + v * REGISTER_LANES);
     for (int64_t p = 0; p < pairs; p++) {
         f32x16 even[V], odd[V];
 #pragma GCC unroll 4
@@ -42,19 +48,20 @@ void small_block(const typename Packed<T>::Word *const *panels, int64_t pairs, c
             Packed<T>::widen(from[v], p, even[v], odd[v]);
             __builtin_prefetch((const char *)(from[v] + p * PANEL) + PREFETCH);
         }
+        const register_floats *evens = (const register_floats *)even, *odds = (const register_floats *)odd;
 #pragma GCC unroll 32
         for (int m = 0; m < ROWS; m++)
-#pragma GCC unroll 4
-            for (int v = 0; v < V; v++) acc[m][v] = even[v] * x[m * ROW + 2 * p] + acc[m][v];
+#pragma GCC unroll 16
+            for (int v = 0; v < V * SPLIT; v++) acc[m][v] = evens[v] * x[m * ROW + 2 * p] + acc[m][v];
 #pragma GCC unroll 32
         for (int m = 0; m < ROWS; m++)
-#pragma GCC unroll 4
-            for (int v = 0; v < V; v++) acc[m][v] = odd[v] * x[m * ROW + 2 * p + 1] + acc[m][v];
+#pragma GCC unroll 16
+            for (int v = 0; v < V * SPLIT; v++) acc[m][v] = odds[v] * x[m * ROW + 2 * p + 1] + acc[m][v];
     }
 #pragma GCC unroll 32
     for (int m = 0; m < ROWS; m++)
-#pragma GCC unroll 4
-        for (int v = 0; v < V; v++) *(f32x16 *)(sums + m * WIDTH + v * LANES) = acc[m][v];
+#pragma GCC unroll 16
+        for (int v = 0; v < V * SPLIT; v++) *(register_floats *)(sums + m * WIDTH + v * REGISTER_LANES) = acc[m][v];
 }
 
 template <class T> using SmallBlock = void (*)(const typename Packed<T>::Word *const *, int64_t, const float *, float *);
@@ -68,10 +75,10 @@ template <class T, int V, int... ROWS> SmallBlock<T> small_block_of(int64_t rows
 template <class T>
 int64_t small_pass(const typename Packed<T>::Word *const *panels, int64_t left, int64_t pairs, const float *x, int64_t M,
                    int64_t most, float *sums) {
-    if (left >= 4 && most <= 6)
-        return small_block_of<T, 4>(M, std::make_integer_sequence<int, 6>())(panels, pairs, x, sums), 4;
-    if (left >= 2 && most <= 14)
-        return small_block_of<T, 2>(M, std::make_integer_sequence<int, 14>())(panels, pairs, x, sums), 2;
+    if (left >= 4 && most <= FOUR_PANELS)
+        return small_block_of<T, 4>(M, std::make_integer_sequence<int, FOUR_PANELS>())(panels, pairs, x, sums), 4;
+    if (left >= 2 && most <= TWO_PANELS)
+        return small_block_of<T, 2>(M, std::make_integer_sequence<int, TWO_PANELS>())(panels, pairs, x, sums), 2;
     return small_block_of<T, 1>(M, std::make_integer_sequence<int, SMALL_BLOCK>())(panels, pairs, x, sums), 1;
 }
 
@@ -98,30 +105,31 @@ void small_group(const typename Packed<T>::Word *packed, const float *tiles, int
         write_row(sums + m * WIDTH, bias ? bias + n : nullptr, y + m * N + n, std::min<int64_t>(WIDTH, N - n));
 }
 
-// sums [ROWS][64] += rows x a widened tile of weights [chunk][64].
-template <int ROWS> inline void large_block(const float *weights, int64_t inputs, const float *x, float *sums) {
+// sums [ROWS][64] += rows x a widened tile of weights [chunk][64], V panels of it.
+template <int ROWS, int V> inline void large_part(const float *weights, int64_t inputs, const float *x, float *sums) {
     constexpr int ROW = LARGE_CHUNK + ROW_PAD;
-    constexpr int V = GROUP;
-    f32x16 acc[ROWS][V];
+    register_floats acc[ROWS][V * SPLIT];
 #pragma GCC unroll 16
     for (int m = 0; m < ROWS; m++)
-#pragma GCC unroll 4
-        for (int v = 0; v < V; v++) acc[m][v] = *(f32x16 *)(sums + m * WIDTH + v * LANES);
+#pragma GCC unroll 16
+        for (int v = 0; v < V * SPLIT; v++) acc[m][v] = *(register_floats *)(sums + m * WIDTH + v * REGISTER_LANES);
     for (int64_t k = 0; k < inputs; k++) {
         if (k % LANES == 0)  // the next rows' floats of these inputs
             for (int m = 0; m < ROWS; m++) __builtin_prefetch(x + (ROWS + m) * ROW + k);
-        f32x16 w[V];
-#pragma GCC unroll 4
-        for (int v = 0; v < V; v++) w[v] = *(const f32x16 *)(weights + k * WIDTH + v * LANES);
+        const register_floats *w = (const register_floats *)(weights + k * WIDTH);
 #pragma GCC unroll 16
         for (int m = 0; m < ROWS; m++)
-#pragma GCC unroll 4
-            for (int v = 0; v < V; v++) acc[m][v] = w[v] * x[m * ROW + k] + acc[m][v];
+#pragma GCC unroll 16
+            for (int v = 0; v < V * SPLIT; v++) acc[m][v] = w[v] * x[m * ROW + k] + acc[m][v];
     }
 #pragma GCC unroll 16
     for (int m = 0; m < ROWS; m++)
-#pragma GCC unroll 4
-        for (int v = 0; v < V; v++) *(f32x16 *)(sums + m * WIDTH + v * LANES) = acc[m][v];
+#pragma GCC unroll 16
+        for (int v = 0; v < V * SPLIT; v++) *(register_floats *)(sums + m * WIDTH + v * REGISTER_LANES) = acc[m][v];
+}
+
+template <int ROWS> inline void large_block(const float *weights, int64_t inputs, const float *x, float *sums) {
+    for (int v = 0; v < WIDTH; v += LARGE_PANELS * LANES) large_part<ROWS, LARGE_PANELS>(weights + v, inputs, x, sums + v);
 }
 
 // One panel's weights of `pairs` pairs of inputs, into a column of a tile [inputs][64].

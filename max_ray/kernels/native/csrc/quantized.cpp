@@ -12,7 +12,7 @@ namespace {
 
 constexpr int CHUNK = 256;  // inputs: a super-group, and 16 KiB of widened weights
 constexpr int ROW = CHUNK + ROW_PAD;
-constexpr int BLOCK = 28;  // rows at once: 28 accumulators
+constexpr int BLOCK = SPLIT == 1 ? 28 : 6;  // rows at once: 28 accumulators with AVX-512, 12 with AVX2
 constexpr int GROUP = GROUP_COLUMNS;
 
 // A group of 32 columns of 4-bit codes: 4 lines of 16 words of 4 bytes, low nibbles k = 4i + b, high nibbles 16 more.
@@ -106,16 +106,22 @@ struct Q4 {
 
 // sums [ROWS][16] += rows x a widened tile [inputs][16].
 template <int ROWS> void block(const float *tile, int64_t inputs, const float *x, float *sums) {
-    f32x16 acc[ROWS];
+    register_floats acc[ROWS][SPLIT];
 #pragma GCC unroll 32
-    for (int m = 0; m < ROWS; m++) acc[m] = *(f32x16 *)(sums + m * LANES);
+    for (int m = 0; m < ROWS; m++)
+#pragma GCC unroll 4
+        for (int s = 0; s < SPLIT; s++) acc[m][s] = *(register_floats *)(sums + m * LANES + s * REGISTER_LANES);
     for (int64_t k = 0; k < inputs; k++) {
-        const f32x16 w = *(const f32x16 *)(tile + k * LANES);
+        const register_floats *w = (const register_floats *)(tile + k * LANES);
 #pragma GCC unroll 32
-        for (int m = 0; m < ROWS; m++) acc[m] = w * x[m * ROW + k] + acc[m];
+        for (int m = 0; m < ROWS; m++)
+#pragma GCC unroll 4
+            for (int s = 0; s < SPLIT; s++) acc[m][s] = w[s] * x[m * ROW + k] + acc[m][s];
     }
 #pragma GCC unroll 32
-    for (int m = 0; m < ROWS; m++) *(f32x16 *)(sums + m * LANES) = acc[m];
+    for (int m = 0; m < ROWS; m++)
+#pragma GCC unroll 4
+        for (int s = 0; s < SPLIT; s++) *(register_floats *)(sums + m * LANES + s * REGISTER_LANES) = acc[m][s];
 }
 
 using Block = void (*)(const float *, int64_t, const float *, float *);

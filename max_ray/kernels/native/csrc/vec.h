@@ -17,6 +17,18 @@ typedef uint16_t u16x16u __attribute__((vector_size(32), aligned(2)));
 
 constexpr int LANES = 16;
 
+// One register of floats. GCC keeps wider vectors in memory: loops that hold sums in registers are written with this.
+#if defined(__AVX512F__)
+constexpr int REGISTER_LANES = 16;
+#elif defined(__AVX__)
+constexpr int REGISTER_LANES = 8;
+#else
+constexpr int REGISTER_LANES = 4;
+#endif
+constexpr int SPLIT = LANES / REGISTER_LANES;  // registers of 16 floats
+typedef float register_floats __attribute__((vector_size(REGISTER_LANES * 4), may_alias));
+typedef float register_floats_u __attribute__((vector_size(REGISTER_LANES * 4), aligned(4), may_alias));
+
 struct bf16 {
     uint16_t bits;
 };

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from max_ray.errors import ForbiddenError
 from max_ray.serve.api.access.rate_limits import KeyUsage
+from max_ray.serve.api.metrics import PYTHON_HANDLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,3 +46,5 @@ ANYONE = Caller()
 CALLER: ContextVar[Caller] = ContextVar("max_ray_caller", default=ANYONE)
 DEADLINE: ContextVar[float | None] = ContextVar("max_ray_deadline", default=None)
 """When the client gives up, in monotonic seconds."""
+ROUTE: ContextVar[str] = ContextVar("max_ray_route", default=PYTHON_HANDLE)
+"""The route's template, as the label of metrics."""

@@ -16,6 +16,7 @@ from typing import Any
 from starlette.types import ASGIApp
 
 from max_ray.errors import MaxRayError
+from max_ray.serve.api.access.caller import ROUTE
 from max_ray.serve.api.batches.in_process import Reply, post
 from max_ray.serve.api.batches.lines import LineRequest, response_line
 from max_ray.serve.api.batches.state import LineKey
@@ -51,6 +52,7 @@ class LineRunner:
 
     async def run(self, request: LineRequest) -> tuple[bool, bytes]:
         """Whether the line succeeded, and its line in the output or the error file."""
+        ROUTE.set("/v1/batches")
         reply = await self._answered(request.url, {**_DEFAULTS.get(request.url, {}), **request.body})
         return reply.status == 200, response_line(request.custom_id, reply.status, new_id("req_"), reply.body)
 

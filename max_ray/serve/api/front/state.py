@@ -13,7 +13,8 @@ from prometheus_client.registry import Collector
 
 from max_ray.serve.api.front.replica_table import ReplicaTable
 from max_ray.serve.api.front.served_model import ModelTable, ServedModel
-from max_ray.serve.api.metrics import MetricsSnapshot, render_metrics
+from max_ray.serve.api.metrics import MetricsSnapshot
+from max_ray.serve.api.metrics_page import MetricsPage
 
 
 class FrontCounts:
@@ -45,6 +46,7 @@ class FrontState:
         self.models = models
         self.replicas = replicas
         self.metrics = FrontCounts()
+        self._page = MetricsPage()
         self.snapshots: Mapping[str, Sequence[MetricsSnapshot]] = {}
         lengths = [model.max_length for model in models]
         self.tokenizer = SimpleNamespace(max_length=max(lengths, default=0), takes_images=False)
@@ -94,7 +96,7 @@ class FrontState:
     def render(self) -> bytes:
         """Prometheus' text of all models, and of the front."""
         snapshots = [one for model in self.models for one in self.snapshots.get(model.name, ())]
-        return render_metrics(snapshots) + self._own_metrics()
+        return self._page.render(snapshots) + self._own_metrics()
 
     def _own_metrics(self) -> bytes:
         replicas = GaugeMetricFamily("max_ray_replicas", "Replicas that take requests.", labels=["model_name"])
