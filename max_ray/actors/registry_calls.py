@@ -72,7 +72,7 @@ async def known_snapshots(apps: Sequence[str], limit_s: float) -> dict[str, dict
             registry: ActorHandle = await asyncio.to_thread(ray.get_actor, REGISTRY_NAME, NAMESPACE)
             found: dict[str, dict[str, bytes]] = await _answer(registry.snapshots.remote(list(apps)))
             return found
-    except ValueError:  # there is none: so there is no group
+    except ValueError:  # no registry, so no group
         return {}
     except TimeoutError:
         raise WorkerGroupError(f"The registry does not answer within {limit_s:.0f} s.") from None

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from max_ray.config import PipelineConfig
-from max_ray.config.models import ALIASES
+from max_ray.config.problems import ALIASES
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo

@@ -10,14 +10,12 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
@@ -25,19 +23,18 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic_core import PydanticCustomError
 
 from max_ray import settings
+from max_ray.config.model_blocks import block_settings
 from max_ray.config.ports import parse_port_range
-from max_ray.errors import ConfigError, nearest
+from max_ray.config.problems import ALIASES, SettingsError, settings_problems
+from max_ray.config.values import DeviceChoice, SecretList, TextList, split, split_all
+from max_ray.errors import ConfigError
 from max_ray.gguf import own_name
 from max_ray.interfaces import PipelineTask, SupportedEncoding
 from max_ray.output_parsers import AUTO, reasoning_parser_name, tool_parser_name
 
-ALIASES = {"model": "model_path"}
-"""Other spellings of a setting, accepted wherever settings are: the seed page prints `--model`."""
-
-_DEVICES = re.compile(r"auto|cpu|gpu|gpu:(\d+(?:,\d+)*)")
 _MAX_THREADS = 1024  # beyond what a machine can start, OpenMP kills the process instead of raising
 _MAX_SECONDS = 10.0**6  # days; an infinite wait has no form in the timeouts that these become
 _LOOPBACK_NAMES = ("localhost", "ip6-localhost")
@@ -46,63 +43,6 @@ _HOST_RULE = re.compile(r"\*|(\*\.)?[\w-]+(\.[\w-]+)*|\[[0-9A-Fa-f:.]+\]", re.AS
 _ORIGIN_RULE = re.compile(
     r"\*|null|[a-z][a-z0-9+.-]*://([\w.-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?", re.ASCII | re.IGNORECASE
 )
-
-
-_BLOCK_NAMES = {"name": "served_model_name", "aliases": "served_model_aliases"}
-"""Shorter names of settings in a block of `models`."""
-_OF_A_MODEL = (
-    *("min_replicas", "max_replicas", "scale_to_zero_after_s", "target_ongoing_requests"),
-    *("max_queued_requests", "max_queued_tokens"),
-    *("lease_grace_s", "worker_start_timeout_s", "collective_timeout_s", "worker_port_range"),
-)
-"""Settings of serving that each model may have its own of."""
-
-
-class SettingsError(ConfigError):
-    """Settings that cannot work. `problems`: (setting, sentence), one each."""
-
-    def __init__(self, problems: list[tuple[str, str]]) -> None:
-        super().__init__(" ".join(sentence for _, sentence in problems))
-        self.problems = problems
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return (SettingsError, (self.problems,))
-
-
-@dataclass(frozen=True)
-class DeviceChoice:
-    """`devices` taken apart. kind: "auto", "cpu" or "gpu"; ids: the GPUs named, empty for any."""
-
-    kind: str
-    ids: tuple[int, ...] = ()
-
-    @classmethod
-    def parse(cls, text: str) -> DeviceChoice:
-        match = _DEVICES.fullmatch(text)
-        if match is None:
-            raise ValueError(f"'auto', 'cpu', 'gpu' or GPU numbers like 'gpu:0,1', not {text!r}")
-        ids = tuple(int(number) for number in match[1].split(",")) if match[1] else ()
-        if len(set(ids)) != len(ids):
-            raise ValueError(f"a list of different GPUs, not {text!r}")
-        return cls(text.partition(":")[0], ids)
-
-
-def _split(value: Any) -> Any:
-    """ "a,b" -> ["a", "b"]; other values pass."""
-    if isinstance(value, str):
-        return [part.strip() for part in value.split(",") if part.strip()]
-    return value
-
-
-def _split_all(value: Any) -> Any:
-    """The same for each text of a list: a flag may be given several times, each time with several values."""
-    if isinstance(value, (list, tuple)):
-        return [part for item in value for part in (_split(item) if isinstance(item, str) else [item])]
-    return _split(value)
-
-
-TextList = Annotated[tuple[str, ...], BeforeValidator(_split_all)]
-SecretList = Annotated[tuple[SecretStr, ...], BeforeValidator(_split)]
 
 
 def _model_name(validated: dict[str, Any]) -> str:
@@ -204,7 +144,7 @@ class PipelineConfig(BaseModel):
         try:
             super().__init__(**_canonical(values))
         except ValidationError as error:
-            raise SettingsError(_problems(type(self), error)) from None
+            raise SettingsError(settings_problems(type(self), error)) from None
 
     @classmethod
     def model_validate(cls, obj: Any, **options: Any) -> Self:
@@ -267,7 +207,7 @@ class PipelineConfig(BaseModel):
 
 
 def _api_keys_of_environment() -> tuple[SecretStr, ...]:
-    return tuple(SecretStr(key) for key in _split(settings.variable(settings.API_KEYS) or ""))
+    return tuple(SecretStr(key) for key in split(settings.variable(settings.API_KEYS) or ""))
 
 
 class ServeConfig(PipelineConfig):
@@ -494,24 +434,13 @@ class ServeConfig(PipelineConfig):
         return tuple(self._of_block(number, shared) for number in range(len(self.models)))
 
     def _of_block(self, number: int, shared: Mapping[str, Any]) -> Self:
-        block = {_BLOCK_NAMES.get(name, name): value for name, value in _canonical(self.models[number]).items()}
-        where = f"Block {number + 1} of models: "
-        known = [*PipelineConfig.model_fields, *_OF_A_MODEL]
-        for name in block:
-            if name not in known:
-                is_shared = name in ServeConfig.model_fields
-                told = (
-                    f"{name} is for all models: put it beside models."
-                    if is_shared
-                    else unknown_setting(type(self), name)
-                )
-                raise ConfigError(f"{where}{told}")
-        if not block.get("model_path"):
-            raise ConfigError(f"{where}model_path is missing.")
         try:
+            block = block_settings(
+                _canonical(self.models[number]), PipelineConfig.model_fields, ServeConfig.model_fields
+            )
             return type(self)(**{**shared, **block})
         except ConfigError as error:
-            raise ConfigError(f"{where}{error}") from None
+            raise ConfigError(f"Block {number + 1} of models: {error}") from None
 
     @property
     def key_values(self) -> tuple[str, ...]:
@@ -544,32 +473,6 @@ def _with_aliases(values: dict[str, Any]) -> dict[str, Any]:
     names = values.get("served_model_name")
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
         return values
-    first, *others = _split_all(names) or [""]
-    aliases = _split_all(values.get("served_model_aliases", ()))
+    first, *others = split_all(names) or [""]
+    aliases = split_all(values.get("served_model_aliases", ()))
     return {**values, "served_model_name": first, "served_model_aliases": tuple(dict.fromkeys([*others, *aliases]))}
-
-
-def _problems(cls: type[PipelineConfig], error: ValidationError) -> list[tuple[str, str]]:
-    """pydantic's findings as (setting, sentence)."""
-    consequences = ("default_factory_not_called",)
-    found = [_problem(cls, d) for d in error.errors(include_url=False) if d["type"] not in consequences]
-    return list(dict.fromkeys(found))
-
-
-def _problem(cls: type[PipelineConfig], details: ErrorDetails) -> tuple[str, str]:
-    name = str(details["loc"][0]) if details["loc"] else ""
-    if details["type"] == "extra_forbidden":
-        return name, unknown_setting(cls, name)
-    if details["type"] == "missing" or (name == "model_path" and details["input"] == ""):
-        return name, f"{name} is missing. {cls.model_fields[name].description}"
-    if not name:
-        return name, details["msg"]
-    rule = details["msg"].replace("Input should", f"{name} should", 1)
-    rule = rule if rule.startswith(name) else f"{name}: {rule}"
-    shown = "" if name == "api_keys" or details["type"] in ("devices", "parser") else f", not {details['input']!r}"
-    return name, f"{rule}{shown}."
-
-
-def unknown_setting(cls: type[PipelineConfig], name: str) -> str:
-    """The sentence for a name that is no setting of `cls`."""
-    return f"There is no setting {name!r}.{nearest(name, [*cls.model_fields, *ALIASES])}"

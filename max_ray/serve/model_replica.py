@@ -54,7 +54,7 @@ class _ModelReplica(Replica):
         return group_app(context.app_name, context.deployment)
 
     async def locate(self) -> str:
-        """The URL of its HTTP server. A call starts a replica where there is none."""
+        """The URL of its HTTP server. A call starts a replica where the model has no other."""
         return self._server.url
 
     async def record_autoscaling_stats(self) -> dict[str, float]:

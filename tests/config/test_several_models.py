@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from max_ray.cli import main as cli
-from max_ray.config import PipelineConfig, ServeConfig, load_config
-from max_ray.config.models import SettingsError
+from max_ray.config import PipelineConfig, ServeConfig, SettingsError, load_config
 from max_ray.serve.serve_config import load_serve_config
 
 YAML = """

@@ -134,10 +134,10 @@ class Forwarder:
         Args:
             model: The model of the request.
             tried: URLs that the request has been sent to.
-            may_wake: Whether a replica is started where there is none.
+            may_wake: Whether a replica is started for a model without one.
 
         Returns:
-            The replica; None where there is none to try.
+            The replica; None where no other is left to try.
 
         Raises:
             WorkerGroupError: None came up in time.

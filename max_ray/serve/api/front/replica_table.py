@@ -13,7 +13,7 @@ from max_ray.errors import WorkerGroupError
 from max_ray.serve.api.front.served_model import ServedModel
 
 Wake = Callable[[str], Awaitable[str]]
-"""From a model's name to the URL of a replica of it, which is started where there is none."""
+"""From a model's name to the URL of a replica of it, which is started for a model without one."""
 _SUSPECT_S = 5.0
 """A replica that could not be reached is passed over for so long."""
 _FRESH_S = 5.0

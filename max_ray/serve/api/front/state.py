@@ -68,7 +68,7 @@ class FrontState:
         return sum(one.stats.queued for found in self.snapshots.values() for one in found)
 
     def state_of(self, model: ServedModel) -> str:
-        """`ready`, `recovering` (no replica is well), `starting` (requests wait for one) or `idle` (there is none)."""
+        """`ready`, `recovering` (no replica is well), `starting` (requests wait for one) or `idle`."""
         replicas = self.replicas.replicas(model.name)
         if any(one.is_healthy for one in replicas):
             return "ready"
