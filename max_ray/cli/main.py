@@ -173,8 +173,9 @@ def _serve(options: dict[str, Any]) -> None:
         options["model_path"] = paths[0]
     config, origins = load_serve_config(options, config_file=config_file, arguments_are="command line")
     if print_only:
-        for model in config.model_configs:
-            _print_config(model, origins)
+        for number, model in enumerate(config.model_configs, start=1):
+            own = [name for name in model.model_fields_set if getattr(model, name) != getattr(config, name)]
+            _print_config(model, origins | dict.fromkeys(own, f"block {number} of models"))
         return
     from deployments.builder import serve_main
 

@@ -11,6 +11,7 @@ import pytest
 from max_ray.cli import main as cli
 from max_ray.config import PipelineConfig, ServeConfig, SettingsError, load_config
 from max_ray.serve.serve_config import load_serve_config
+from tests.source_tree import ROOT
 
 YAML = """
 port: 9000
@@ -76,6 +77,18 @@ def test_mistakes(settings: dict[str, Any], sentence: str) -> None:
     with pytest.raises(SettingsError) as caught:
         ServeConfig(**settings)
     assert sentence in str(caught.value)
+
+
+def test_print_config_shows_each_model(capsys: pytest.CaptureFixture[str]) -> None:
+    file = ROOT / "deployments" / "configs" / "several_models.yaml"
+    assert cli.main(["serve", "--config", str(file), "--print-config"]) == 0
+    rows = [line.split(maxsplit=2) for line in capsys.readouterr().out.splitlines()]
+    found = {
+        name: [row[1:] for row in rows if row[0] == name] for name in ("served_model_name", "min_replicas", "port")
+    }
+    assert found["served_model_name"] == [["shakespeare", "block 1 of models"], ["sleeper", "block 2 of models"]]
+    assert found["min_replicas"] == [["1", "default"], ["0", "block 2 of models"]]
+    assert found["port"] == [["8000", f"file {file}"]] * 2
 
 
 def test_the_flag_given_several_times(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
