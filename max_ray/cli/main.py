@@ -127,7 +127,7 @@ def build_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argum
     for name, kind in add_key_commands(commands["keys"]).items():
         commands[f"keys {name}"] = kind
     chaos.add_flags(commands["chaos"])
-    add_settings(commands["serve"], ServeConfig, print_config=True)
+    add_settings(commands["serve"], ServeConfig, print_config=True, repeated=("model_path",))
     add_run_flags(commands["run"])
     add_settings(commands["run"], ServeConfig, [name for name in ServeConfig.model_fields if name != "model_path"])
     add_chat_flags(commands["chat"])
@@ -166,9 +166,17 @@ def _command(subparsers: Any, name: str) -> argparse.ArgumentParser:
 
 def _serve(options: dict[str, Any]) -> None:
     config_file, print_only = options.pop("config"), options.pop("print_config")
+    paths = options.pop("model_path", [])
+    if len(paths) > 1:
+        options["models"] = tuple({"model_path": path} for path in paths)
+    elif paths:
+        options["model_path"] = paths[0]
     config, origins = load_serve_config(options, config_file=config_file, arguments_are="command line")
     if print_only:
-        return _print_config(config, origins)
+        for number, model in enumerate(config.model_configs, start=1):
+            own = [name for name in model.model_fields_set if getattr(model, name) != getattr(config, name)]
+            _print_config(model, origins | dict.fromkeys(own, f"block {number} of models"))
+        return
     from deployments.builder import serve_main
 
     serve_main(config)
