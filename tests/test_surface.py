@@ -52,7 +52,10 @@ SERVE_SETTINGS = PIPELINE_SETTINGS | {
     "host": "127.0.0.1",
     "port": 8000,
     "app_name": "max_ray",
+    "models": (),
+    "front_replicas": 1,
     "min_replicas": 1,
+    "scale_to_zero_after_s": 300.0,
     "max_replicas": 1,
     "target_ongoing_requests": 16.0,
     "max_queued_requests": 512,
@@ -177,10 +180,11 @@ def test_flags() -> None:
     commands_of_keys = {"keys", "keys new"}
     others = {"serve", "generate", "batch", "encode", "plan", "warm-cache", "list", "check", "version"}
     assert set(commands) == others | {"run", "chat", "status", "pull", "chaos"} | benchmarks | commands_of_keys
-    assert flags("serve") == of(set(SERVE_SETTINGS) - {"api_keys"}) | common | switches
+    assert flags("serve") == of(set(SERVE_SETTINGS) - {"api_keys", "models"}) | common | switches
     assert flags("generate") == of(set(PIPELINE_SETTINGS)) | common | switches | GENERATE_FLAGS
     assert flags("encode") == (of(POOLED_SETTINGS) | common | ENCODE_FLAGS) - {"--print-config"}
-    served = of(set(SERVE_SETTINGS) - {"api_keys", "model_path"}) | common | switches | {"--system"}
+    hidden = {"api_keys", "models", "model_path"}
+    served = of(set(SERVE_SETTINGS) - hidden) | common | switches | {"--system", "--api-key"}
     assert flags("run") == served - {"--print-config", "--model"}
     assert flags("chat") == CHAT_FLAGS
     assert flags("status") == STATUS_FLAGS

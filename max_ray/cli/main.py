@@ -127,7 +127,7 @@ def build_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argum
     for name, kind in add_key_commands(commands["keys"]).items():
         commands[f"keys {name}"] = kind
     chaos.add_flags(commands["chaos"])
-    add_settings(commands["serve"], ServeConfig, print_config=True)
+    add_settings(commands["serve"], ServeConfig, print_config=True, repeated=("model_path",))
     add_run_flags(commands["run"])
     add_settings(commands["run"], ServeConfig, [name for name in ServeConfig.model_fields if name != "model_path"])
     add_chat_flags(commands["chat"])
@@ -166,9 +166,17 @@ def _command(subparsers: Any, name: str) -> argparse.ArgumentParser:
 
 def _serve(options: dict[str, Any]) -> None:
     config_file, print_only = options.pop("config"), options.pop("print_config")
+    paths = options.pop("model_path", [])
+    if len(paths) > 1:
+        options["models"] = tuple({"model_path": path} for path in paths)
+    elif paths:
+        options["model_path"] = paths[0]
     config, origins = load_serve_config(options, config_file=config_file, arguments_are="command line")
     if print_only:
-        return _print_config(config, origins)
+        for number, model in enumerate(config.model_configs, start=1):
+            own = [name for name in model.model_fields_set if getattr(model, name) != getattr(config, name)]
+            _print_config(model, origins | dict.fromkeys(own, f"block {number} of models"))
+        return
     from deployments.builder import serve_main
 
     serve_main(config)
@@ -176,9 +184,10 @@ def _serve(options: dict[str, Any]) -> None:
 
 def _run(options: dict[str, Any]) -> None:
     system, prompt, config_file = options.pop("system"), options.pop("prompt"), options.pop("config")
+    api_key = options.pop("api_key")
     config, _ = load_serve_config(options, config_file=config_file, arguments_are="command line")
     flags = serve_flags(options | ({"config": config_file} if config_file else {}))
-    run_model(config, flags, system, prompt)
+    run_model(config, flags, system, prompt, api_key)
 
 
 def _generate(options: dict[str, Any]) -> None:
