@@ -86,9 +86,10 @@ TABLE: dict[str, set[str]] = {
         *("interfaces", "settings", "config", "serve"),
         *("distributed", "modeling", "nn", "pipelines", "architectures"),
     },
+    "chaos": {"settings", "benchmark", "planning"},
     "cli": {
         *("interfaces", "settings", "config", "huggingface", "registry", "tokenization", "planning", "pipelines"),
-        *("benchmark", "conformance", "serve", "deployments", "hub"),
+        *("benchmark", "chaos", "conformance", "serve", "deployments", "hub"),
     },
 }
 FREE = {"max_ray", "errors", "log", "phases"}

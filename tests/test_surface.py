@@ -52,7 +52,10 @@ SERVE_SETTINGS = PIPELINE_SETTINGS | {
     "host": "127.0.0.1",
     "port": 8000,
     "app_name": "max_ray",
+    "models": (),
+    "front_replicas": 1,
     "min_replicas": 1,
+    "scale_to_zero_after_s": 300.0,
     "max_replicas": 1,
     "target_ongoing_requests": 16.0,
     "max_queued_requests": 512,
@@ -71,12 +74,18 @@ SERVE_SETTINGS = PIPELINE_SETTINGS | {
     "ssl_certfile": None,
     "ssl_keyfile": None,
     "otlp_traces_endpoint": None,
+    "max_surge_percent": 0,
+    "max_stream_s": 3600,
+    "drain_timeout_s": 60.0,
 }
 GENERATE_FLAGS = {
     *("--prompt", "--chat", "--raw", "--system", "--max-new-tokens", "--max-tokens", "--temperature", "--top-k"),
     *("--top-p", "--min-p", "--seed", "--stop", "--frequency-penalty", "--presence-penalty", "--repetition-penalty"),
 }
 CHAT_FLAGS = {"--help", "-h", "--url", "--api-key", "--model", "--system"}
+CHAOS_FLAGS = {
+    *("--help", "-h", "--base-url", "--api-key-env", "--duration", "--seed", "--streams", "--max-tokens", "--kinds"),
+}
 STATUS_FLAGS = {"--help", "-h", "--url", "--api-key", "--once", "--json", "--interval"}
 POOLED_SETTINGS = {
     *("model_path", "revision", "served_model_name", "task", "quantization_encoding", "max_length"),
@@ -170,14 +179,16 @@ def test_flags() -> None:
     benchmarks = {"benchmark", *(f"benchmark {kind}" for kind in ("serving", "kernels", "offline", "plot"))}
     commands_of_keys = {"keys", "keys new"}
     others = {"serve", "generate", "batch", "encode", "plan", "warm-cache", "list", "check", "version"}
-    assert set(commands) == others | {"run", "chat", "status", "pull"} | benchmarks | commands_of_keys
-    assert flags("serve") == of(set(SERVE_SETTINGS) - {"api_keys"}) | common | switches
+    assert set(commands) == others | {"run", "chat", "status", "pull", "chaos"} | benchmarks | commands_of_keys
+    assert flags("serve") == of(set(SERVE_SETTINGS) - {"api_keys", "models"}) | common | switches
     assert flags("generate") == of(set(PIPELINE_SETTINGS)) | common | switches | GENERATE_FLAGS
     assert flags("encode") == (of(POOLED_SETTINGS) | common | ENCODE_FLAGS) - {"--print-config"}
-    served = of(set(SERVE_SETTINGS) - {"api_keys", "model_path"}) | common | switches | {"--system"}
+    hidden = {"api_keys", "models", "model_path"}
+    served = of(set(SERVE_SETTINGS) - hidden) | common | switches | {"--system", "--api-key"}
     assert flags("run") == served - {"--print-config", "--model"}
     assert flags("chat") == CHAT_FLAGS
     assert flags("status") == STATUS_FLAGS
+    assert flags("chaos") == CHAOS_FLAGS
     assert flags("pull") == {"--help", "-h", "--revision"}
     assert flags("batch") == (of(set(PIPELINE_SETTINGS)) | common | switches) - {"--print-config"}
     assert flags("plan") == (of(set(PIPELINE_SETTINGS)) | common | switches | {"--json"}) - {"--print-config"}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import Sequence
 
 import ray
 from ray.exceptions import RayError
@@ -83,6 +84,10 @@ class RegistryActor:
         if snapshot is not None:
             app[group.owner_id] = snapshot
         return dict(app)
+
+    async def snapshots(self, apps: Sequence[str]) -> dict[str, dict[str, bytes]]:
+        """The replicas' latest metrics snapshots (opaque here), by application and owner."""
+        return {app: dict(self._snapshots.get(app, {})) for app in apps}
 
     async def release(self, group_id: str, owner_id: str) -> None:
         """The owner is done with the group: it ends. Idempotent; raises StaleLeaseError for another than the owner."""

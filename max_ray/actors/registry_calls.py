@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
@@ -56,6 +56,24 @@ async def ask_registry(call: Call, limit_s: float) -> Any:
     try:
         async with asyncio.timeout(limit_s):
             return await _answer(call(await asyncio.to_thread(get_registry)))
+    except TimeoutError:
+        raise WorkerGroupError(f"The registry does not answer within {limit_s:.0f} s.") from None
+    except DEATHS as error:
+        raise WorkerGroupError(f"The registry does not answer ({type(error).__name__}).") from error
+
+
+async def known_snapshots(apps: Sequence[str], limit_s: float) -> dict[str, dict[str, bytes]]:
+    """The replicas' latest metrics snapshots, by application and owner. No registry is started for that.
+
+    Raises WorkerGroupError when the registry does not answer within `limit_s` seconds or is dead.
+    """
+    try:
+        async with asyncio.timeout(limit_s):
+            registry: ActorHandle = await asyncio.to_thread(ray.get_actor, REGISTRY_NAME, NAMESPACE)
+            found: dict[str, dict[str, bytes]] = await _answer(registry.snapshots.remote(list(apps)))
+            return found
+    except ValueError:  # no registry, so no group
+        return {}
     except TimeoutError:
         raise WorkerGroupError(f"The registry does not answer within {limit_s:.0f} s.") from None
     except DEATHS as error:

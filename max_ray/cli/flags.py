@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from max_ray.config import PipelineConfig
-from max_ray.config.models import ALIASES
+from max_ray.config.problems import ALIASES
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
-_NOT_A_FLAG = ("api_keys",)  # a secret does not belong on a command line, where `ps` shows it
+_NOT_A_FLAG = ("api_keys", "models")
+"""A secret does not belong on a command line, where `ps` shows it; blocks of settings belong into a file."""
 _OTHER = "other settings"
 _GROUPS: Mapping[str, Sequence[str]] = {
     "model": (
@@ -29,10 +30,15 @@ _GROUPS: Mapping[str, Sequence[str]] = {
         "num_threads",
     ),
     "images": ("allowed_image_root", "max_images", "max_image_bytes", "max_image_pixels"),
-    "HTTP server": ("host", "port", "max_queued_requests", "allowed_hosts", "allowed_origins"),
+    "HTTP server": (
+        *("host", "port", "max_queued_requests", "max_queued_tokens", "allowed_hosts", "allowed_origins"),
+        *("api_keys_file", "ssl_certfile", "ssl_keyfile", "otlp_traces_endpoint"),
+    ),
     "replicas and workers": (
-        *("app_name", "min_replicas", "max_replicas", "target_ongoing_requests", "lease_grace_s"),
-        *("worker_start_timeout_s", "collective_timeout_s", "worker_port_range"),
+        *("app_name", "min_replicas", "max_replicas", "scale_to_zero_after_s", "target_ongoing_requests"),
+        *("front_replicas", "lease_grace_s"),
+        *("worker_start_timeout_s", "collective_timeout_s", "worker_port_range", "max_surge_percent"),
+        *("drain_timeout_s", "max_stream_s"),
     ),
     "files and batch jobs": ("files_dir", "files_max_bytes", "batch_concurrency"),
 }
@@ -50,6 +56,7 @@ def add_settings(
     names: Sequence[str] | None = None,
     *,
     print_config: bool = False,
+    repeated: Sequence[str] = (),
 ) -> None:
     """Adds the flags of settings, in groups, and `--config`.
 
@@ -58,6 +65,7 @@ def add_settings(
         cls: Whose settings.
         names: Which of them; None for all.
         print_config: Whether there is `--print-config`, too.
+        repeated: Settings whose flag may be given several times.
     """
     wanted = [name for name in names or cls.model_fields if name not in _NOT_A_FLAG]
     grouped = {name for members in _GROUPS.values() for name in members}
@@ -67,7 +75,7 @@ def add_settings(
         group = parser.add_argument_group(title) if present else None
         for name in present:
             assert group is not None, "there are members"
-            add_setting(group, name, cls.model_fields[name])
+            add_setting(group, name, cls.model_fields[name], is_repeated=name in repeated)
     where = parser.add_argument_group("where settings come from")
     where.add_argument("--config", metavar="FILE", help="YAML file with settings (or MAX_RAY_CONFIG).")
     if print_config:
@@ -75,11 +83,14 @@ def add_settings(
         where.add_argument("--print-config", action="store_true", help=help_text)
 
 
-def add_setting(parser: argparse._ActionsContainer, name: str, field: FieldInfo) -> None:
+def add_setting(parser: argparse._ActionsContainer, name: str, field: FieldInfo, *, is_repeated: bool = False) -> None:
     """Adds the flag of one setting; a flag that is not given leaves nothing in the options."""
     flags = [flag(name), *(flag(alias) for alias, target in ALIASES.items() if target == name)]
     options: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": _help(field)}
-    if field.annotation is bool:
+    if is_repeated:
+        several = f"{_help(field)} Several times: several models."
+        options |= {"action": "append", "metavar": name.rpartition("_")[2].upper(), "help": several}
+    elif field.annotation is bool:
         options["action"] = argparse.BooleanOptionalAction
     elif name == "served_model_name":
         has_words = any(not action.option_strings for action in parser._actions)  # which `--flag A B` would swallow

@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 import max_ray
 from max_ray import settings
 from max_ray.benchmark import command as benchmark
+from max_ray.chaos import command as chaos
 from max_ray.cli.batch import FLAGS as BATCH_FLAGS
 from max_ray.cli.batch import add_batch_flags, run_batch
 from max_ray.cli.chat.command import add_chat_flags, add_run_flags, run_chat, run_model, serve_flags
@@ -49,6 +50,7 @@ _COMMANDS: Mapping[str, tuple[str, str]] = {
     "list": ("list the model families", "list --json"),
     "check": ("hold a model family against its reference", "check ./my_model --model-path DIR"),
     "benchmark": ("measure a server, draw the results", "benchmark serving --base-url http://127.0.0.1:8000"),
+    "chaos": ("kill processes of a local server under load", "chaos --duration 60 --seed 7"),
     "keys": ("make API keys", "keys new alice"),
     "version": ("print the version", "version"),
 }
@@ -84,6 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "list": _list,
             "check": _check,
             "benchmark": benchmark.run,
+            "chaos": chaos.run,
             "keys": run_keys,
             "version": _version,
         }
@@ -123,7 +126,8 @@ def build_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argum
         commands[f"benchmark {name}"] = kind
     for name, kind in add_key_commands(commands["keys"]).items():
         commands[f"keys {name}"] = kind
-    add_settings(commands["serve"], ServeConfig, print_config=True)
+    chaos.add_flags(commands["chaos"])
+    add_settings(commands["serve"], ServeConfig, print_config=True, repeated=("model_path",))
     add_run_flags(commands["run"])
     add_settings(commands["run"], ServeConfig, [name for name in ServeConfig.model_fields if name != "model_path"])
     add_chat_flags(commands["chat"])
@@ -162,9 +166,17 @@ def _command(subparsers: Any, name: str) -> argparse.ArgumentParser:
 
 def _serve(options: dict[str, Any]) -> None:
     config_file, print_only = options.pop("config"), options.pop("print_config")
+    paths = options.pop("model_path", [])
+    if len(paths) > 1:
+        options["models"] = tuple({"model_path": path} for path in paths)
+    elif paths:
+        options["model_path"] = paths[0]
     config, origins = load_serve_config(options, config_file=config_file, arguments_are="command line")
     if print_only:
-        return _print_config(config, origins)
+        for number, model in enumerate(config.model_configs, start=1):
+            own = [name for name in model.model_fields_set if getattr(model, name) != getattr(config, name)]
+            _print_config(model, origins | dict.fromkeys(own, f"block {number} of models"))
+        return
     from deployments.builder import serve_main
 
     serve_main(config)
@@ -172,9 +184,10 @@ def _serve(options: dict[str, Any]) -> None:
 
 def _run(options: dict[str, Any]) -> None:
     system, prompt, config_file = options.pop("system"), options.pop("prompt"), options.pop("config")
+    api_key = options.pop("api_key")
     config, _ = load_serve_config(options, config_file=config_file, arguments_are="command line")
     flags = serve_flags(options | ({"config": config_file} if config_file else {}))
-    run_model(config, flags, system, prompt)
+    run_model(config, flags, system, prompt, api_key)
 
 
 def _generate(options: dict[str, Any]) -> None:

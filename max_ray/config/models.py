@@ -10,14 +10,11 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
@@ -25,19 +22,18 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic_core import PydanticCustomError
 
 from max_ray import settings
+from max_ray.config.model_blocks import block_settings
+from max_ray.config.names import model_name, other_names
 from max_ray.config.ports import parse_port_range
-from max_ray.errors import ConfigError, nearest
-from max_ray.gguf import own_name
+from max_ray.config.problems import ALIASES, SettingsError, settings_problems
+from max_ray.config.values import DeviceChoice, SecretList, TextList, split, split_all
+from max_ray.errors import ConfigError
 from max_ray.interfaces import PipelineTask, SupportedEncoding
 from max_ray.output_parsers import AUTO, reasoning_parser_name, tool_parser_name
 
-ALIASES = {"model": "model_path"}
-"""Other spellings of a setting, accepted wherever settings are: the seed page prints `--model`."""
-
-_DEVICES = re.compile(r"auto|cpu|gpu|gpu:(\d+(?:,\d+)*)")
 _MAX_THREADS = 1024  # beyond what a machine can start, OpenMP kills the process instead of raising
 _MAX_SECONDS = 10.0**6  # days; an infinite wait has no form in the timeouts that these become
 _LOOPBACK_NAMES = ("localhost", "ip6-localhost")
@@ -46,69 +42,6 @@ _HOST_RULE = re.compile(r"\*|(\*\.)?[\w-]+(\.[\w-]+)*|\[[0-9A-Fa-f:.]+\]", re.AS
 _ORIGIN_RULE = re.compile(
     r"\*|null|[a-z][a-z0-9+.-]*://([\w.-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?", re.ASCII | re.IGNORECASE
 )
-
-
-class SettingsError(ConfigError):
-    """Settings that cannot work. `problems`: (setting, sentence), one each."""
-
-    def __init__(self, problems: list[tuple[str, str]]) -> None:
-        super().__init__(" ".join(sentence for _, sentence in problems))
-        self.problems = problems
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return (SettingsError, (self.problems,))
-
-
-@dataclass(frozen=True)
-class DeviceChoice:
-    """`devices` taken apart. kind: "auto", "cpu" or "gpu"; ids: the GPUs named, empty for any."""
-
-    kind: str
-    ids: tuple[int, ...] = ()
-
-    @classmethod
-    def parse(cls, text: str) -> DeviceChoice:
-        match = _DEVICES.fullmatch(text)
-        if match is None:
-            raise ValueError(f"'auto', 'cpu', 'gpu' or GPU numbers like 'gpu:0,1', not {text!r}")
-        ids = tuple(int(number) for number in match[1].split(",")) if match[1] else ()
-        if len(set(ids)) != len(ids):
-            raise ValueError(f"a list of different GPUs, not {text!r}")
-        return cls(text.partition(":")[0], ids)
-
-
-def _split(value: Any) -> Any:
-    """ "a,b" -> ["a", "b"]; other values pass."""
-    if isinstance(value, str):
-        return [part.strip() for part in value.split(",") if part.strip()]
-    return value
-
-
-def _split_all(value: Any) -> Any:
-    """The same for each text of a list: a flag may be given several times, each time with several values."""
-    if isinstance(value, (list, tuple)):
-        return [part for item in value for part in (_split(item) if isinstance(item, str) else [item])]
-    return _split(value)
-
-
-TextList = Annotated[tuple[str, ...], BeforeValidator(_split_all)]
-SecretList = Annotated[tuple[SecretStr, ...], BeforeValidator(_split)]
-
-
-def _model_name(validated: dict[str, Any]) -> str:
-    """A folder's name, a GGUF model's own name, or the repository id; "" while no model is chosen."""
-    model_path: str = validated.get("model_path", "")
-    path = Path(model_path).expanduser()
-    if not model_path or not path.exists():
-        return model_path
-    return own_name(path) if path.is_file() and path.suffix == ".gguf" else path.resolve().name
-
-
-def _other_names(validated: dict[str, Any]) -> tuple[str, ...]:
-    """The name of a GGUF file, where the model has another."""
-    path = Path(validated.get("model_path", "")).expanduser()
-    is_renamed = path.suffix == ".gguf" and validated.get("served_model_name") not in (path.name, None)
-    return (path.name,) if is_renamed else ()
 
 
 class PipelineConfig(BaseModel):
@@ -123,12 +56,12 @@ class PipelineConfig(BaseModel):
     model_path: str = Field(min_length=1, description="Folder of a model, or its Hugging Face repository id.")
     revision: str | None = Field(None, description="Branch, tag or commit of the repository.")
     served_model_name: str = Field(
-        default_factory=_model_name,
+        default_factory=model_name,
         description="Name of the model in the API; more names are aliases. Default: the folder's name, the GGUF "
         "model's own, or the repository id.",
     )
     served_model_aliases: TextList = Field(
-        default_factory=_other_names,
+        default_factory=other_names,
         description="Other names that requests may give. Default: the GGUF file's name.",
     )
     task: PipelineTask | None = Field(
@@ -194,7 +127,7 @@ class PipelineConfig(BaseModel):
         try:
             super().__init__(**_canonical(values))
         except ValidationError as error:
-            raise SettingsError(_problems(type(self), error)) from None
+            raise SettingsError(settings_problems(type(self), error)) from None
 
     @classmethod
     def model_validate(cls, obj: Any, **options: Any) -> Self:
@@ -257,7 +190,7 @@ class PipelineConfig(BaseModel):
 
 
 def _api_keys_of_environment() -> tuple[SecretStr, ...]:
-    return tuple(SecretStr(key) for key in _split(settings.variable(settings.API_KEYS) or ""))
+    return tuple(SecretStr(key) for key in split(settings.variable(settings.API_KEYS) or ""))
 
 
 class ServeConfig(PipelineConfig):
@@ -272,7 +205,17 @@ class ServeConfig(PipelineConfig):
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on; all but loopback needs API keys.")
     port: int = Field(8000, ge=1, le=65535, description="TCP port of the HTTP API.")
     app_name: str = Field("max_ray", min_length=1, description="Name of the Ray Serve application.")
-    min_replicas: int = Field(1, ge=1, description="Fewest copies of the model.")
+    models: tuple[dict[str, Any], ...] = Field(
+        (), description="Several models: a block of settings each, in a YAML file; others are for all of them."
+    )
+    front_replicas: int = Field(1, ge=1, description="Copies of the front, where there are several models.")
+    min_replicas: int = Field(1, ge=0, description="Fewest copies of the model; 0: none while it is not used.")
+    scale_to_zero_after_s: float = Field(
+        300.0,
+        ge=0,
+        le=_MAX_SECONDS,
+        description="Seconds without a request after which the last copy ends, with min_replicas=0.",
+    )
     max_replicas: int = Field(1, ge=1, description="Most copies of the model; more than min_replicas scales with load.")
     target_ongoing_requests: float = Field(
         16.0, gt=0, le=2**31, description="Requests a copy should have under way; above it the application scales up."
@@ -427,6 +370,24 @@ class ServeConfig(PipelineConfig):
         return self
 
     @model_validator(mode="after")
+    def _check_models(self) -> Self:
+        if self.models and (self.model_path or {"served_model_name", "served_model_aliases"} & self.model_fields_set):
+            raise PydanticCustomError(
+                "models", "models has a block for each model: put model_path, name and aliases into the blocks."
+            )
+        try:
+            served = self.model_configs if self.models else ()
+        except ConfigError as error:
+            raise PydanticCustomError("models", "{text}", {"text": str(error)}) from None
+        names = [name for model in served for name in (model.served_model_name, *model.served_model_aliases)]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise PydanticCustomError(
+                "models", "Two models have the name {name}: give each a name of its own.", {"name": repr(twice[0])}
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_device_ids(self) -> Self:
         if self.device_choice.ids:
             raise PydanticCustomError(
@@ -441,6 +402,28 @@ class ServeConfig(PipelineConfig):
     def has_keys(self) -> bool:
         """Whether clients need an API key."""
         return bool(self.api_keys) or self.api_keys_file is not None
+
+    @property
+    def has_front(self) -> bool:
+        """Whether a front stands before the models: there are several, or one that may have no replica."""
+        return bool(self.models) or self.min_replicas == 0
+
+    @property
+    def model_configs(self) -> tuple[Self, ...]:
+        """The settings of each model. Raises ConfigError that names the block."""
+        if not self.models:
+            return (self,)
+        shared = {name: getattr(self, name) for name in self.model_fields_set - {"models"}}
+        return tuple(self._of_block(number, shared) for number in range(len(self.models)))
+
+    def _of_block(self, number: int, shared: Mapping[str, Any]) -> Self:
+        try:
+            block = block_settings(
+                _canonical(self.models[number]), PipelineConfig.model_fields, ServeConfig.model_fields
+            )
+            return type(self)(**{**shared, **block})
+        except ConfigError as error:
+            raise ConfigError(f"Block {number + 1} of models: {error}") from None
 
     @property
     def key_values(self) -> tuple[str, ...]:
@@ -473,32 +456,6 @@ def _with_aliases(values: dict[str, Any]) -> dict[str, Any]:
     names = values.get("served_model_name")
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
         return values
-    first, *others = _split_all(names) or [""]
-    aliases = _split_all(values.get("served_model_aliases", ()))
+    first, *others = split_all(names) or [""]
+    aliases = split_all(values.get("served_model_aliases", ()))
     return {**values, "served_model_name": first, "served_model_aliases": tuple(dict.fromkeys([*others, *aliases]))}
-
-
-def _problems(cls: type[PipelineConfig], error: ValidationError) -> list[tuple[str, str]]:
-    """pydantic's findings as (setting, sentence)."""
-    consequences = ("default_factory_not_called",)
-    found = [_problem(cls, d) for d in error.errors(include_url=False) if d["type"] not in consequences]
-    return list(dict.fromkeys(found))
-
-
-def _problem(cls: type[PipelineConfig], details: ErrorDetails) -> tuple[str, str]:
-    name = str(details["loc"][0]) if details["loc"] else ""
-    if details["type"] == "extra_forbidden":
-        return name, unknown_setting(cls, name)
-    if details["type"] == "missing" or (name == "model_path" and details["input"] == ""):
-        return name, f"{name} is missing. {cls.model_fields[name].description}"
-    if not name:
-        return name, details["msg"]
-    rule = details["msg"].replace("Input should", f"{name} should", 1)
-    rule = rule if rule.startswith(name) else f"{name}: {rule}"
-    shown = "" if name == "api_keys" or details["type"] in ("devices", "parser") else f", not {details['input']!r}"
-    return name, f"{rule}{shown}."
-
-
-def unknown_setting(cls: type[PipelineConfig], name: str) -> str:
-    """The sentence for a name that is no setting of `cls`."""
-    return f"There is no setting {name!r}.{nearest(name, [*cls.model_fields, *ALIASES])}"

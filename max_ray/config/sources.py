@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 import yaml
 
 from max_ray import settings
-from max_ray.config.models import ALIASES, PipelineConfig, ServeConfig, SettingsError, unknown_setting
+from max_ray.config.models import PipelineConfig, ServeConfig
+from max_ray.config.problems import ALIASES, SettingsError, unknown_setting
 from max_ray.errors import ConfigError, nearest
 from max_ray.log import get_logger
 

@@ -19,7 +19,7 @@ from max_ray.interfaces import EmbeddingsContext, EmbeddingsGenerationOutput, KV
 from max_ray.log import get_logger
 from max_ray.scheduler.activity import LoopActivity
 from max_ray.scheduler.decision import SchedulerLimits
-from max_ray.scheduler.engine_loop import EngineLoop
+from max_ray.scheduler.engine_loop import EngineLoop, stopping_error
 from max_ray.scheduler.recovery import Recover
 from max_ray.scheduler.stats import SchedulerStats
 
@@ -97,7 +97,8 @@ class EmbeddingsLoop(EngineLoop):
             QueueFullError: Too many jobs wait.
         """
         assert contexts, "a job without a text"
-        self._check_open()
+        if self._is_stopped:
+            raise stopping_error()
         self._check_room()
         job = _Job(contexts, asyncio.get_running_loop().create_future(), time.monotonic())
         self._jobs[job] = None

@@ -40,7 +40,7 @@ class EngineLoop(ABC):
                 await self._turn()
         finally:
             self._is_stopped = True
-            self._fail_all(_stopping())
+            self._fail_all(stopping_error())
 
     def report_failure(self, error: WorkerGroupError) -> None:
         """The workers were found dead or silent from outside: the next turn brings them back."""
@@ -50,7 +50,7 @@ class EngineLoop(ABC):
     def stop(self) -> None:
         """The server ends: every open request gets an error, and no other is taken."""
         self._is_stopped = True
-        self._fail_all(_stopping())
+        self._fail_all(stopping_error())
 
     @property
     def healthy(self) -> bool:
@@ -121,11 +121,7 @@ class EngineLoop(ABC):
         self._stats.healthy = self._stats.healthy and not isinstance(error, StaleLeaseError)
         self._fail_all(error)
 
-    def _check_open(self) -> None:
-        """Raises MaxRayError once the loop is stopping."""
-        if self._is_stopped:
-            raise _stopping()
 
-
-def _stopping() -> MaxRayError:
+def stopping_error() -> MaxRayError:
+    """What open and new requests get when the server ends."""
     return ServerStoppingError("The server is stopping; send the request to another one.")

@@ -25,7 +25,7 @@ from max_ray.scheduler.activity import LoopActivity, request_activities
 from max_ray.scheduler.batch_runner import BatchRunner, TextPipeline
 from max_ray.scheduler.decision import SchedulerLimits
 from max_ray.scheduler.delivery import Delivery
-from max_ray.scheduler.engine_loop import EngineLoop
+from max_ray.scheduler.engine_loop import EngineLoop, stopping_error
 from max_ray.scheduler.forecast import Forecast
 from max_ray.scheduler.output_queue import TokenStream
 from max_ray.scheduler.queue_room import QueueRoom
@@ -81,7 +81,8 @@ class GenerationLoop(EngineLoop):
             InsufficientBlocksError: The prompt is larger than the whole cache.
             InputError: A request of this id is in progress, or the request has more siblings than can be admitted.
         """
-        self._check_open()
+        if self._is_stopped:
+            raise stopping_error()
         check_request(context, self._scheduler)
         self._room.check(context)
         request = ScheduledRequest(context, arrival=time.monotonic())

@@ -7,76 +7,61 @@ from typing import Any
 
 from ray import serve
 
-from max_ray.actors.messages import GroupSpec
 from max_ray.actors.registry_calls import get_registry
-from max_ray.config import PipelineConfig, ServeConfig
-from max_ray.config.ports import parse_port_range
-from max_ray.log import get_logger
+from max_ray.config import ServeConfig
 from max_ray.phases import phase
-from max_ray.pipelines.factory import build_tokenizer
-from max_ray.planning.hardware import Hardware
-from max_ray.planning.plan import resolve_plan
 from max_ray.serve.api.access.key_file import read_key_file
 from max_ray.serve.api.engine import ApiOptions, FilesOptions
 from max_ray.serve.api.files.directory import check_folder
-from max_ray.serve.cluster_env import check_tls_files, cluster_hardware, connect
+from max_ray.serve.cluster_env import check_tls_files, connect
 from max_ray.serve.deployment_version import deployment_version
 from max_ray.serve.drain import forget_drain_limit
+from max_ray.serve.front_application import bind_front
 from max_ray.serve.ingress import Ingress
+from max_ray.serve.model_order import (
+    DOWNSCALE_DELAY_S,
+    FIRST_START_ATTEMPTS,
+    UPSCALE_DELAY_S,
+    checked_tokenizer,
+    group_spec,
+)
 from max_ray.serve.replica_engine import QueueLimits
 from max_ray.serve.serve_config import load_serve_config
-from max_ray.serve.start_summary import start_summary
 from max_ray.serve.tracing_setup import check_tracing
 
-_LOG = get_logger(__name__)
-UPSCALE_DELAY_S = 10.0
-DOWNSCALE_DELAY_S = 300.0
-"""A new replica means a new worker group with its weights to load: quick to add one, slow to give one up."""
 _EXTRA_ONGOING = 64
 """Requests beyond the queue and the batch that a replica takes: health checks, scrapes, and those it answers 429. The
 queue may hold twice its limit where one key has filled it and others come."""
-_FIRST_START_ATTEMPTS = 1
-"""A model that does not load will not load the second time: the user is told at once. Once a replica has been up, Serve
-replaces a failing one for ever, whatever this says."""
 
 
 def build_application(config: ServeConfig) -> serve.Application:
     """Checks the configuration against model and cluster, connects to Ray, binds the deployment. Raises ConfigError."""
-    if not config.model_path:
+    if not config.model_path and not config.models:
         config = load_serve_config(given_settings(config), environ={})[0]
     if config.files_dir is not None:
         check_folder(Path(config.files_dir))
-    pipeline_config = PipelineConfig(**{name: getattr(config, name) for name in PipelineConfig.model_fields})
     options = api_options(config)
     check_keys(options)
     check_tls_files(config)
     check_tracing(config.otlp_traces_endpoint)
     phases: dict[str, float] = {}
     with phase("resolve and plan", durations=phases):
-        build_tokenizer(resolve_plan(pipeline_config, hardware=_hardware_to_be(config)))  # it raises for wrong files
+        tokenizers = [checked_tokenizer(model) for model in config.model_configs]
     with phase("connect to Ray", durations=phases):
         connect(config)
     forget_drain_limit(config.app_name)
     get_registry()  # its process starts while Serve does
-    plan = resolve_plan(pipeline_config, hardware=cluster_hardware())
-    _LOG.info("memory plan of a worker group:\n%s", plan.memory.text())
-    print(start_summary(plan), flush=True)
-    spec = GroupSpec(
-        app=config.app_name,
-        plan=plan,
-        lease_grace_s=config.lease_grace_s,
-        start_timeout_s=config.worker_start_timeout_s,
-        collective_timeout_s=config.collective_timeout_s,
-        phases=phases,
-        worker_port_range=None if config.worker_port_range is None else parse_port_range(config.worker_port_range),
-    )
+    specs = [group_spec(model, phases) for model in config.model_configs]
+    if config.has_front:
+        return bind_front(config, options, list(zip(config.model_configs, specs, tokenizers, strict=True)))
+    (spec,) = specs
     deployment = Ingress.options(
-        version=deployment_version(config, plan),
+        version=deployment_version(config, spec.plan),
         _internal=True,  # the only way to give a version
         max_surge_percent=config.max_surge_percent,
-        max_ongoing_requests=2 * config.max_queued_requests + plan.max_batch_size + _EXTRA_ONGOING,
+        max_ongoing_requests=2 * config.max_queued_requests + spec.plan.max_batch_size + _EXTRA_ONGOING,
         graceful_shutdown_timeout_s=config.drain_timeout_s,
-        max_constructor_retry_count=_FIRST_START_ATTEMPTS,
+        max_constructor_retry_count=FIRST_START_ATTEMPTS,
         **_scaling(config),
     )
     return deployment.bind(spec, QueueLimits(config.max_queued_requests, config.max_queued_tokens), options)
@@ -107,16 +92,6 @@ def api_options(config: ServeConfig) -> ApiOptions:
 def _absolute(path: str | None) -> str | None:
     """The path as replicas find it: they run in other folders."""
     return None if path is None else str(Path(path).expanduser().absolute())
-
-
-def _hardware_to_be(config: ServeConfig) -> Hardware:
-    """For the check before a cluster is there: this machine, and the GPUs that were asked for."""
-    local = Hardware.local()
-    if config.device_choice.kind != "gpu":
-        return local
-    num_gpus = max(local.num_gpus, config.tensor_parallel_size)
-    seen = local.gpu_memory if num_gpus == local.num_gpus else ()
-    return Hardware(local.num_cpus, local.memory_bytes, num_gpus, seen)
 
 
 def _scaling(config: ServeConfig) -> dict[str, Any]:

@@ -1,12 +1,14 @@
 """Named actors that belong to an application: how they end, and a replica's way to one.
 
 Such an actor is detached, so it ends itself: when the registry has known no worker group of its application for a
-minute.
+minute, and no front has said meanwhile that it is there.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +25,8 @@ _LOG = get_logger(__name__)
 LOOK_EVERY_S = 5.0
 UNNEEDED_LOOKS = 12
 """So many times in a row there is no group: then the application has ended."""
+NEEDED_FOR_S = 30.0
+"""After a front has said so. It does every few seconds."""
 ANSWER_WITHIN_S = 30.0
 _remote: Any = ray.remote
 
@@ -37,6 +41,11 @@ class ApplicationActor:
     def __init__(self, app: str) -> None:
         self._app = app
         self._watch: asyncio.Task[None] | None = None
+        self._needed_at = -math.inf
+
+    async def need(self) -> None:
+        """Says that the application is there, though it may have no worker group now."""
+        self._needed_at = time.monotonic()
 
     async def begin(self) -> None:
         """To be called before anything else; again is fine."""
@@ -50,12 +59,24 @@ class ApplicationActor:
         ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
 
     async def _is_needed(self) -> bool:
+        if time.monotonic() - self._needed_at < NEEDED_FOR_S:
+            return True
         try:
             registry: Any = await asyncio.to_thread(ray.get_actor, REGISTRY_NAME, NAMESPACE)
             status: RegistryStatus = await registry.status.remote()
         except (ValueError, RayError):  # there is none, or it is being restarted
             return False
-        return any(group.app == self._app for group in status.groups)
+        return any(group.app == self._app or group.app.startswith(group_app(self._app, "")) for group in status.groups)
+
+
+def group_app(app: str, deployment: str) -> str:
+    """The name under which worker groups of one of several models are known.
+
+    Args:
+        app: The application.
+        deployment: The model's deployment in it.
+    """
+    return f"{app}.{deployment}"
 
 
 class ActorClient:
@@ -74,6 +95,18 @@ class ActorClient:
         self._kind = kind
         self._arguments = arguments
         self._handle: ActorHandle | None = None
+
+    async def need(self) -> None:
+        """Keeps the actor, where there is one. Raises WorkerGroupError where it does not answer."""
+        try:
+            handle: Any = await asyncio.to_thread(ray.get_actor, self._name, NAMESPACE)
+        except ValueError:  # nothing has been stored
+            return
+        try:
+            async with asyncio.timeout(ANSWER_WITHIN_S):
+                await handle.need.remote()
+        except (TimeoutError, *DEATHS) as error:
+            raise WorkerGroupError(f"{self._title} does not answer ({type(error).__name__}).") from error
 
     async def _ask(self, method: str, *arguments: Any) -> Any:
         """The answer. An actor that has died is replaced by a new one. Raises WorkerGroupError."""

@@ -17,6 +17,7 @@ from max_ray.planning.plan import PipelinePlan
 _NOT_OF_REPLICAS = frozenset(
     {
         *("host", "port", "app_name", "min_replicas", "max_replicas", "target_ongoing_requests"),
+        *("models", "front_replicas", "scale_to_zero_after_s"),
         *("drain_timeout_s", "max_stream_s", "max_surge_percent", "ssl_certfile", "ssl_keyfile"),
     }
 )

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import urllib.request
+from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
@@ -53,7 +54,8 @@ def serve_main(config: ServeConfig) -> None:
         signal.signal(signal.SIGTERM, _interrupt)  # again: ray.init sets a handler of its own
         _run(application, config)
         _wait_for_answer(f"{_url(config)}/health")
-        print(ready_message(config, _task_of(config)), flush=True)
+        first, *others = config.model_configs
+        print(ready_message(first, _task_of(first), [one.served_model_name for one in others]), flush=True)
         reason = ServerWatch(f"{_url(config)}/health").wait_for_end()
         print(f"max-ray: error: {reason}", file=sys.stderr, flush=True)  # now: Ray may end this process below
         raise SystemExit(1)
@@ -116,8 +118,16 @@ def _url(config: ServeConfig) -> str:
     return f"{'http' if config.ssl_certfile is None else 'https'}://{host}:{config.port}"
 
 
-def ready_message(config: ServeConfig, task: PipelineTask = PipelineTask.TEXT_GENERATION) -> str:
-    """The URL, the page, and a command that answers when pasted into a shell."""
+def ready_message(
+    config: ServeConfig, task: PipelineTask = PipelineTask.TEXT_GENERATION, others: Sequence[str] = ()
+) -> str:
+    """The URL, the page, and a command that answers when pasted into a shell.
+
+    Args:
+        config: Of the model, or of the first one.
+        task: What that model does.
+        others: Names of the other models.
+    """
     url = _url(config)
     route, given = "chat/completions", {"messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 32}
     if task is PipelineTask.EMBEDDINGS_GENERATION:
@@ -129,7 +139,7 @@ def ready_message(config: ServeConfig, task: PipelineTask = PipelineTask.TEXT_GE
     if config.api_keys_file is not None and not config.api_keys:
         key = ' -H "Authorization: Bearer $KEY"'
     return (
-        f"\nServing {config.served_model_name} at {url}/v1   (Ctrl-C ends it)\n"
+        f"\nServing {', '.join([config.served_model_name, *others])} at {url}/v1   (Ctrl-C ends it)\n"
         f"  chat and status in a browser: {url}/\n"
         f"  curl {url}/v1/{route} -H 'Content-Type: application/json'{key} -d '{body}'\n"
     )

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 
-class _Ingress:
+class Replica:
     """One replica. `options` are for HTTP; a holder of a Python handle is inside already."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
@@ -50,9 +50,9 @@ class _Ingress:
         context: Any = serve.get_replica_context()
         owner_id = ray.get_runtime_context().get_actor_id() or context.replica_tag
         identity = ReplicaIdentity(rank=context.rank.rank, owner_id=owner_id)
-        self._details = _details(spec.plan)
+        self._details = model_details(spec.plan)
         self._responses = ActorResponseStore(context.app_name)
-        self.engine = await ReplicaEngine.start(replace(spec, app=context.app_name), queue, identity)
+        self.engine = await ReplicaEngine.start(replace(spec, app=self._group_app(context)), queue, identity)
         self._draining = asyncio.create_task(end_streams_in_time(self.engine.end_streams, context.app_name))
         if options.shares_records:
             self.engine.share_records(self._responses)
@@ -60,6 +60,10 @@ class _Ingress:
         self._tracer = new_tracer(options.otlp_traces_endpoint, owner_id)
         gc.collect()
         gc.freeze()  # what a start makes stays: collections that look through it held all streams up for 17 ms
+
+    def _group_app(self, context: Any) -> str:
+        """The name under which the worker group is known, of Serve's context of the replica."""
+        return str(context.app_name)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         records = self._responses if self._options.shares_records else None
@@ -113,7 +117,8 @@ class _Ingress:
             await self._tracer.close()
 
 
-def _details(plan: PipelinePlan) -> ModelDetails:
+def model_details(plan: PipelinePlan) -> ModelDetails:
+    """What is told of the model's weights."""
     return ModelDetails(
         family=str(plan.huggingface_config.get("model_type") or ""),
         format=plan.weights_format.value,
@@ -130,4 +135,4 @@ Ingress = serve.deployment(
     health_check_timeout_s=30,
     graceful_shutdown_wait_loop_s=0.5,
     logging_config=SERVE_LOGGING,
-)(serve.ingress()(_Ingress))
+)(serve.ingress()(Replica))

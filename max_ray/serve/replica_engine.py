@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import pickle
 from collections.abc import AsyncIterator, Awaitable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from max_ray.actors.leased_group import LeasedGroup
 from max_ray.actors.messages import GroupSpec
@@ -66,14 +66,18 @@ class QueueLimits:
 
 
 class ReplicaEngine:
-    """Made by `start`; ended by `close`."""
+    """Made by `start`; ended by `close`.
+
+    Attributes:
+        address: URL of the replica's own HTTP server, where a front finds it by its metrics; "" without.
+    """
 
     def __init__(self, tokenizer: TextTokenizer, group: LeasedGroup, limits: SchedulerLimits, owner_id: str) -> None:
         plan = group.info.spec.plan
         self._group = group
         self._owner_id = owner_id
         self._tokenizer = tokenizer
-        self._parsers = _parsers_of(tokenizer, plan)
+        self._parsers = parsers_of(tokenizer, plan)
         self._metrics = Metrics(plan.config.served_model_name, owner_id, () if plan.is_pooled else TEXT_ROUTES)
         self._requests = RequestLog(owner_id)
         self._plan = plan
@@ -83,6 +87,7 @@ class ReplicaEngine:
             self._loop = EmbeddingsLoop(pipeline, limits, self._recover)
         else:
             self._loop = GenerationLoop(TextGenerationPipeline(group.executor), group.kv_cache, limits, self._recover)
+        self.address = ""
         self._is_superseded = False
         self._siblings: dict[str, bytes] = {}
         self._tasks = [asyncio.create_task(self._loop.run()), asyncio.create_task(self._exchange_metrics())]
@@ -190,7 +195,7 @@ class ReplicaEngine:
     def _snapshot(self) -> MetricsSnapshot:
         info, plan = self._group.info, self._plan
         group = GroupView(info.group_id, info.epoch, len(info.workers), plan.device)
-        return self._metrics.snapshot(self._loop.stats, info.phases, group)
+        return replace(self._metrics.snapshot(self._loop.stats, info.phases, group), address=self.address)
 
     async def _recover(self) -> KVCacheClient:
         """The loop's way back after a WorkerGroupError."""
@@ -246,7 +251,8 @@ def _ready_tokenizer(plan: PipelinePlan) -> TextTokenizer:
     return tokenizer
 
 
-def _parsers_of(tokenizer: TextTokenizer, plan: PipelinePlan) -> ModelParsers:
+def parsers_of(tokenizer: TextTokenizer, plan: PipelinePlan) -> ModelParsers:
+    """How answers of the model are read."""
     if plan.task is not PipelineTask.TEXT_GENERATION:
         return ModelParsers()
     config = plan.config

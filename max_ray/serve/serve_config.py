@@ -26,6 +26,6 @@ def load_serve_config(
     config, origins = load_config(
         ServeConfig, arguments, config_file=config_file, environ=environ, arguments_are=arguments_are
     )
-    if config.model_path:
+    if config.model_path or config.models:
         return config, origins
     return config.replace(model_path=str(DEMO_MODEL)), origins | {"model_path": "default: the bundled demo model"}

@@ -103,7 +103,13 @@ def test_every_setting_is_a_flag(served: list[ServeConfig], tmp_path: Path) -> N
         "batch_concurrency": 3,
         "max_queued_tokens": 900,
         "app_name": "app",
+        "front_replicas": 2,
+        "max_surge_percent": 50,
+        "otlp_traces_endpoint": "http://127.0.0.1:4318/v1/traces",
+        "max_stream_s": 900,
+        "drain_timeout_s": 7.5,
         "min_replicas": 2,
+        "scale_to_zero_after_s": 0.5,
         "max_replicas": 3,
         "target_ongoing_requests": 4.5,
         "max_queued_requests": 0,
@@ -114,7 +120,7 @@ def test_every_setting_is_a_flag(served: list[ServeConfig], tmp_path: Path) -> N
         "allowed_hosts": ("box.lan", "*.x.org"),
         "allowed_origins": ("https://x.org", "null"),
     }
-    assert set(values) == set(ServeConfig.model_fields) - {"api_keys"}
+    assert set(values) == set(ServeConfig.model_fields) - {"api_keys", "models"}
     arguments = ["serve"]
     for name, value in values.items():
         flag = "--" + name.replace("_", "-")
@@ -348,7 +354,7 @@ def test_help_prints_each_default_once(capsys: pytest.CaptureFixture[str]) -> No
     assert stopped.value.code == 0
     output = " ".join(capsys.readouterr().out.split())
     for name, field in ServeConfig.model_fields.items():
-        if name != "api_keys":
+        if name not in ("api_keys", "models"):
             assert f"--{name.replace('_', '-')}" in output
             assert " ".join((field.description or "").split()) in output.replace("- ", "-")
     assert "Default: 8000." in output

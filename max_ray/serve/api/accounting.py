@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import asyncio
 from time import perf_counter
+from typing import Protocol
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from max_ray.serve.api.access.caller import ROUTE
-from max_ray.serve.api.engine import Engine
-from max_ray.serve.api.metrics import Metrics
 from max_ray.serve.api.route_table import counted_label
-from max_ray.serve.api.scope import CLIENT_CLOSED, STATUS_KEY, drop_trailing_slash, route_path
+from max_ray.serve.api.scope import CLIENT_CLOSED, FORWARDED_KEY, STATUS_KEY, drop_trailing_slash, route_path
+
+
+class Counts(Protocol):
+    """Where requests are counted."""
+
+    def count_request(self, route: str, status: int, seconds: float) -> None:
+        """Counts a request: the template of its route, its status, how long it took."""
+
+
+class Counted(Protocol):
+    """What has such counts, once requests come."""
+
+    @property
+    def metrics(self) -> Counts: ...
 
 
 class RequestCounter:
@@ -21,7 +34,7 @@ class RequestCounter:
     proxy) cancels a request whose client has gone. 500 is left for what raised before it answered.
     """
 
-    def __init__(self, app: ASGIApp, engine: Engine) -> None:
+    def __init__(self, app: ASGIApp, engine: Counted) -> None:
         self._app = app
         self._engine = engine
 
@@ -58,5 +71,6 @@ class RequestCounter:
             raise
         finally:
             ROUTE.reset(token)
-            metrics: Metrics = self._engine.metrics
-            metrics.count_request(label, scope.get(STATUS_KEY, status), perf_counter() - begin)
+            if FORWARDED_KEY not in scope:
+                seconds = perf_counter() - begin
+                self._engine.metrics.count_request(label, scope.get(STATUS_KEY, status), seconds)

@@ -70,6 +70,23 @@ class BodyReader:
             yield outcome
 
     @asynccontextmanager
+    async def raw(self, request: Request, limit: int) -> AsyncIterator[bytes]:
+        """The bytes of a body of at most `limit` bytes. A long one counts as in memory until the block is left.
+
+        Raises HTTPException 408, 413 and 415; ClientDisconnect.
+        """
+        announced = announced_bytes(request, limit)
+        upload = Upload(request.receive, limit, self._timeout_s)
+        while announced <= SHORT_BODY and not upload.is_complete and upload.size <= SHORT_BODY:
+            await upload.read_piece()
+        if upload.is_complete and upload.size <= SHORT_BODY:
+            yield upload.taken()
+            return
+        stop_reading_ahead(request.receive)
+        async with self._gate.entered(upload), self._read(upload):
+            yield upload.taken()
+
+    @asynccontextmanager
     async def _read(self, upload: Upload) -> AsyncIterator[None]:
         while not upload.is_complete:
             async with self._gate.turn(upload):

@@ -21,8 +21,8 @@ from max_ray.serve.api.request_log import RequestLog
 from max_ray.tokenization.tokenizer import TextTokenizer
 
 
-class Engine(Protocol):
-    """One replica's loop with its tokenizer. `submit` is for the task of text generation, `embed` for embeddings."""
+class ModelView(Protocol):
+    """What can be told of a served model without asking anything that generates."""
 
     @property
     def task(self) -> PipelineTask: ...
@@ -45,6 +45,10 @@ class Engine(Protocol):
     @property
     def parsers(self) -> ModelParsers:
         """How answers of chats are read."""
+
+
+class Engine(ModelView, Protocol):
+    """One replica's loop with its tokenizer. `submit` is for the task of text generation, `embed` for embeddings."""
 
     @property
     def metrics(self) -> Metrics:

@@ -83,13 +83,24 @@ def add_error_handlers(api: FastAPI, routes: Iterable[str]) -> None:
 
     @api.exception_handler(HTTPException)
     async def on_http_error(request: Request, error: HTTPException) -> Response:
-        message = _http_message(request, error, routes)
-        body = error_body(message, kind="invalid_request_error", code=_CODES.get(error.status_code))
-        return ErrorResponse(body, status_code=error.status_code, headers=error.headers)
+        return http_error(request, error, routes)
 
     @api.exception_handler(Exception)
     async def on_any_error(request: Request, error: Exception) -> Response:
         return ErrorResponse(internal_error(), status_code=500)
+
+
+def http_error(request: Request, error: HTTPException, routes: Iterable[str]) -> ErrorResponse:
+    """The answer to a request that is at fault as a request of HTTP.
+
+    Args:
+        request: The request.
+        error: What is wrong with it.
+        routes: Paths to suggest for an unknown one.
+    """
+    message = _http_message(request, error, routes)
+    body = error_body(message, kind="invalid_request_error", code=_CODES.get(error.status_code))
+    return ErrorResponse(body, status_code=error.status_code, headers=error.headers)
 
 
 def _http_message(request: Request, error: HTTPException, routes: Iterable[str]) -> str:

@@ -151,6 +151,7 @@ class MetricsSnapshot:
         durations: By route and class of status ("2xx").
         startup_phases: Seconds by name.
         group: The worker group.
+        address: URL of the replica's HTTP server, where a front passes requests on to it.
     """
 
     model_name: str
@@ -163,6 +164,7 @@ class MetricsSnapshot:
     durations: Mapping[tuple[str, str], Histogram]
     startup_phases: Mapping[str, float]
     group: GroupView | None = None
+    address: str = ""
 
 
 class Metrics:

@@ -23,7 +23,6 @@ from starlette.types import Receive, Scope, Send
 
 from max_ray import __version__
 from max_ray.errors import NotFoundError, quoted
-from max_ray.interfaces import PipelineTask
 from max_ray.serve.api.access.caller import CALLER
 from max_ray.serve.api.access.key_ring import KeyRing
 from max_ray.serve.api.accounting import RequestCounter
@@ -45,6 +44,7 @@ from max_ray.serve.api.http_errors import (
     error_body,
 )
 from max_ray.serve.api.metrics_page import MetricsPage
+from max_ray.serve.api.model_object import model_object
 from max_ray.serve.api.ollama.requests import OllamaChatRequest, OllamaGenerateRequest
 from max_ray.serve.api.ollama.routes import OllamaEmbedRequest, ShowRequest, add_ollama_routes
 from max_ray.serve.api.openai import ChatCompletionRequest, CompletionRequest
@@ -181,12 +181,12 @@ def _add_readings(api: FastAPI, context: ApiContext, records: SharedRecords | No
     @get("/v1/models")
     async def list_models() -> Response:
         may_use = CALLER.get().may_use(engine.model_name)
-        return JSONResponse({"object": "list", "data": [_model_object(engine, created)] if may_use else []})
+        return JSONResponse({"object": "list", "data": [model_object(engine, created)] if may_use else []})
 
     @get("/v1/models/{model:path}")
     async def show_model(model: str) -> Response:
         check_model(engine, model)
-        return JSONResponse(_model_object(engine, created))
+        return JSONResponse(model_object(engine, created))
 
     @get("/health")
     @api.api_route("/ping", methods=["GET", "HEAD", "POST"])
@@ -208,7 +208,8 @@ def _add_readings(api: FastAPI, context: ApiContext, records: SharedRecords | No
         return JSONResponse(await _request_record(engine, records, answer_id))
 
     @get("/v1/server")
-    async def server() -> Response:
+    async def server(model: str | None = None) -> Response:
+        check_model(engine, model)
         return JSONResponse(await server_object(context, started))
 
     @get("/version")
@@ -277,18 +278,3 @@ async def _embeddings(context: ApiContext, request: Request) -> Response:
 
 async def _vectors(job: EmbeddingsJob) -> Response:
     return Response(await job.json(), media_type="application/json")
-
-
-def _model_object(engine: Engine, created: int) -> dict[str, Any]:
-    is_chat = engine.task is PipelineTask.TEXT_GENERATION
-    return {
-        "id": engine.model_name,
-        "aliases": list(engine.model_aliases),
-        "object": "model",
-        "created": created,
-        "owned_by": "max_ray",
-        "max_model_len": engine.tokenizer.max_length,
-        "task": engine.task.value,
-        "modalities": ["text", "image"] if engine.tokenizer.takes_images else ["text"],
-        **({"chat_template": engine.tokenizer.describe_chat_template(), **engine.parsers.public()} if is_chat else {}),
-    }

@@ -16,6 +16,8 @@ TIMEOUT_KEY = "max_ray.timeout"
 
 DEADLINE_KEY = "max_ray.deadline"
 """The request's `Deadline`, which the body may bring nearer."""
+FORWARDED_KEY = "max_ray.forwarded"
+"""Set where a replica answers behind a front: the replica counts the request."""
 
 CLIENT_CLOSED = 499
 """The status of a request whose client hung up, as nginx counts it. No client receives it."""

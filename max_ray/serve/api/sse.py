@@ -45,7 +45,7 @@ class EventStream(Response):
         try:
             send_piece = scope.get(SEND_KEY, send)
             if scope.get("http_version") == "1.0":
-                send_piece = _until_close(scope, send_piece)
+                send_piece = until_close(scope, send_piece)
             await until_disconnect(receive, self._write(send, send_piece))
         except (ClientGoneError, OSError):
             scope[STATUS_KEY] = CLIENT_CLOSED
@@ -60,7 +60,7 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def _until_close(scope: Scope, send: Send) -> Send:
+def until_close(scope: Scope, send: Send) -> Send:
     """`send` for the pieces of a response to an HTTP/1.0 client, which ends with the connection: it knows no chunks.
 
     uvicorn's httptools protocol sends every response of unknown length in chunks, so its state is set to what a

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from time import perf_counter
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
@@ -19,9 +19,9 @@ from max_ray.serve.api.answer import check_model, check_task
 from max_ray.serve.api.api_context import ApiContext
 from max_ray.serve.api.dialect import open_dialect
 from max_ray.serve.api.embeddings import EmbeddingsRequest, open_job
-from max_ray.serve.api.engine import Engine
 from max_ray.serve.api.extension_fields import ShortText
 from max_ray.serve.api.ollama.format import MEDIA_TYPE, loaded, timestamp
+from max_ray.serve.api.ollama.model_objects import listed_model, shown_model
 from max_ray.serve.api.ollama.options import Options, model_name
 from max_ray.serve.api.ollama.requests import KeepAlive, OllamaChatRequest, OllamaGenerateRequest, OllamaRequest
 from max_ray.serve.api.openai import validated
@@ -30,7 +30,7 @@ from max_ray.serve.api.respond import respond
 from max_ray.serve.api.scope import CLIENT_CLOSED
 from max_ray.serve.api.sse import ClientGoneError, until_disconnect
 
-_FAR_AWAY = "9999-12-31T23:59:59Z"
+FAR_AWAY = "9999-12-31T23:59:59Z"
 """When a model is unloaded that never is."""
 ModelName = Annotated[ShortText, BeforeValidator(lambda name: model_name(name) if isinstance(name, str) else name)]
 
@@ -108,18 +108,18 @@ def add_ollama_routes(api: FastAPI, context: ApiContext) -> None:
                 check_model(engine, parsed.wanted)
         except ClientDisconnect:
             return Response(status_code=CLIENT_CLOSED)
-        return JSONResponse({"modified_at": started, **_shown(context)})
+        return JSONResponse({"modified_at": started, **shown_model(engine, context.details)})
 
     @get("/api/tags")
     async def tags() -> Response:
-        return JSONResponse({"models": [{**_listed(context), "modified_at": started}]})
+        return JSONResponse({"models": [{**listed_model(engine, context.details), "modified_at": started}]})
 
     @get("/api/ps")
     async def running() -> Response:
         size = context.details.size_bytes
-        entry = {"expires_at": _FAR_AWAY, "size_vram": size if context.details.is_on_gpu else 0}
+        entry = {"expires_at": FAR_AWAY, "size_vram": size if context.details.is_on_gpu else 0}
         length = {"context_length": engine.tokenizer.max_length}
-        return JSONResponse({"models": [{**_listed(context), **entry, **length}]})
+        return JSONResponse({"models": [{**listed_model(engine, context.details), **entry, **length}]})
 
     @get("/api/version")
     async def version() -> Response:
@@ -161,48 +161,3 @@ async def _embedded(context: ApiContext, request: Request) -> Response:
             "prompt_eval_count": answer["usage"]["prompt_tokens"],
         }
     )
-
-
-def _listed(context: ApiContext) -> dict[str, Any]:
-    """A model as lists have it. It has no digest: it comes from no registry of Ollama's."""
-    name = context.engine.model_name
-    return {"name": name, "model": name, "size": context.details.size_bytes, "digest": "", "details": _details(context)}
-
-
-def _details(context: ApiContext) -> dict[str, Any]:
-    details = context.details
-    return {
-        "parent_model": "",
-        "format": details.format,
-        "family": details.family,
-        "families": [details.family] if details.family else [],
-        "parameter_size": "",
-        "quantization_level": details.encoding,
-    }
-
-
-def _shown(context: ApiContext) -> dict[str, Any]:
-    engine, family = context.engine, context.details.family or "unknown"
-    model_info = {"general.architecture": family, f"{family}.context_length": engine.tokenizer.max_length}
-    if engine.embedding_size is not None:
-        model_info[f"{family}.embedding_length"] = engine.embedding_size
-    return {
-        "modelfile": "",
-        "parameters": "",
-        "template": "",
-        "details": _details(context),
-        "model_info": model_info,
-        "capabilities": _capabilities(engine),
-    }
-
-
-def _capabilities(engine: Engine) -> list[str]:
-    if engine.task is not PipelineTask.TEXT_GENERATION:
-        return ["embedding"] if engine.task is PipelineTask.EMBEDDINGS_GENERATION else []
-    found = {
-        "completion": True,
-        "vision": engine.tokenizer.takes_images,
-        "tools": engine.parsers.tools is not None,
-        "thinking": engine.parsers.reasoning is not None,
-    }
-    return [name for name, is_there in found.items() if is_there]

@@ -34,11 +34,16 @@ addEventListener('resize', redraw);
 matchMedia('(prefers-color-scheme: dark)').addEventListener('change', redraw);
 document.addEventListener('visibilitychange', () => isShown && !document.hidden && poll());
 
+function ofModel() { // several models: each has a view of its own
+  const { options, value } = byId('model');
+  return options.length > 1 ? `?model=${encodeURIComponent(value)}` : '';
+}
+
 async function poll() {
   clearTimeout(timer);
   if (!isShown || document.hidden) return;
   try {
-    latest = await getJson('v1/server');
+    latest = await getJson(`v1/server${ofModel()}`);
     parts.problem.replaceChildren();
     show(latest);
   } catch (error) {
