@@ -31,7 +31,6 @@ from max_ray.interfaces import (
     TokenBuffer,
 )
 from max_ray.pipelines import PIPELINE_REGISTRY, PipelineConfig
-from max_ray.pipelines.text_generation import TextGenerationPipeline
 from max_ray.pipelines.vocabulary import token_vocabulary
 from max_ray.structured_output import GrammarCompiler
 from max_ray.tokenization.tokenizer import TextTokenizer
@@ -54,7 +53,7 @@ class Model:
         config = PipelineConfig(
             model_path=str(path), devices="cpu", num_threads=1, max_length=1024, max_batch_size=NUM_ANSWERS
         )
-        self.pipeline: TextGenerationPipeline = PIPELINE_REGISTRY.retrieve(config)[1]
+        self.pipeline: Any = PIPELINE_REGISTRY.retrieve(config)[1]
         self.tokenizer = TextTokenizer(path, max_length=1024)
         self.eos = frozenset(self.tokenizer.eos_token_ids)
         self.compiler = GrammarCompiler(lambda: token_vocabulary(self.tokenizer, VOCAB_SIZE))
@@ -143,7 +142,7 @@ def test_keys_take_few_steps(model: Model) -> None:
     fields: dict[str, Any] = {name: {"type": "string", "maxLength": 8} for name in names}
     fields |= {"is_active": {"type": "boolean"}, "age": {"type": "integer", "minimum": 0, "maximum": 120}}
     schema = {"type": "object", "properties": fields, "required": list(fields), "additionalProperties": False}
-    runner, num_tokens = model.pipeline.executor.runners[0], 0  # type: ignore[attr-defined]
+    runner, num_tokens = model.pipeline.executor.runners[0], 0
     before = runner.forward_calls
     for _ in range(5):
         (context,) = model.answers(schema, 1)
@@ -184,8 +183,9 @@ def is_bounded(schema: Any) -> bool:
     branches = schema.get("anyOf") or schema.get("oneOf")
     if branches:
         return all(is_bounded(branch) for branch in branches)
-    kinds = schema.get("type")
-    return bool(kinds) and all(_is_bounded_as(kind, schema) for kind in ([kinds] if isinstance(kinds, str) else kinds))
+    kinds = schema.get("type", [])
+    names = [kinds] if isinstance(kinds, str) else kinds
+    return bool(names) and all(_is_bounded_as(name, schema) for name in names)
 
 
 def _is_bounded_as(kind: str, schema: dict[str, Any]) -> bool:
