@@ -31,7 +31,6 @@ NUM_USED = 2
 _SLOWEST = 64 * 1024
 _PATIENCE_S = 1.0
 _BLOCK_BYTES = 64 * 1024
-_PIECE_BYTES = 256 * 1024  # what an event loop reads from a socket at most
 _LARGE_BODY = 256 * 1024
 _CLOSE = {"Connection": "close"}
 
@@ -89,8 +88,8 @@ class BodyReader:
     @asynccontextmanager
     async def _read(self, upload: Upload) -> AsyncIterator[None]:
         while not upload.is_complete:
-            async with self._gate.turn(upload):
-                await upload.read_piece()
+            await self._gate.turn(upload)
+            self._gate.take(upload, await upload.read_piece())
         async with self._uses:
             yield
 
@@ -180,20 +179,8 @@ class _Gate:
         self._sizes[upload] += num_bytes
         self._room -= num_bytes
 
-    @asynccontextmanager
-    async def turn(self, upload: Upload) -> AsyncIterator[None]:
-        """Waits until `upload` may read a piece. Its room is taken before it is read: many may read at once."""
-        await self._wait_for_room(upload)
-        before = upload.size
-        self.take(upload, _PIECE_BYTES)
-        try:
-            yield
-        finally:
-            self.take(upload, upload.size - before - _PIECE_BYTES)
-            if self._room > 0:
-                self._wake_all()
-
-    async def _wait_for_room(self, upload: Upload) -> None:
+    async def turn(self, upload: Upload) -> None:
+        """Returns when `upload` may read a piece."""
         while self._room <= 0 and next(iter(self._sizes)) is not upload:
             waiter = asyncio.get_running_loop().create_future()
             self._waiting.append(waiter)
