@@ -8,7 +8,7 @@ without the package.
 | MAX_RAY_CACHE_DIR    | where custom architectures are unpacked (default: ~/.cache/max_ray)      |
 | MAX_RAY_NATIVE       | 0: no C++ kernels on the CPU, even where a compiler is (default: 1)      |
 | MAX_RAY_INT8         | 0: inputs of quantized layers keep their type where bytes are multiplied  |
-| MAX_RAY_LOG_LEVEL    | DEBUG, INFO, WARNING or ERROR (default: INFO)                            |
+| MAX_RAY_LOG_LEVEL    | DEBUG, INFO, WARNING or ERROR (default: INFO); `serve` has no log file then |
 
 An empty variable counts as not set. Of Ray's own variables RAY_USE_TLS and RAY_TLS_* are read, and no others.
 """

@@ -183,7 +183,8 @@ def test_flags() -> None:
     assert flags("serve") == of(set(SERVE_SETTINGS) - {"api_keys", "models"}) | common | switches
     assert flags("generate") == of(set(PIPELINE_SETTINGS)) | common | switches | GENERATE_FLAGS
     assert flags("encode") == (of(POOLED_SETTINGS) | common | ENCODE_FLAGS) - {"--print-config"}
-    served = of(set(SERVE_SETTINGS) - {"api_keys", "models", "model_path"}) | common | switches | {"--system"}
+    hidden = {"api_keys", "models", "model_path"}
+    served = of(set(SERVE_SETTINGS) - hidden) | common | switches | {"--system", "--api-key"}
     assert flags("run") == served - {"--print-config", "--model"}
     assert flags("chat") == CHAT_FLAGS
     assert flags("status") == STATUS_FLAGS

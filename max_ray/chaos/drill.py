@@ -55,8 +55,8 @@ async def _drill(options: dict[str, Any], kinds: list[str]) -> None:
     print(aligned(table(load.streams, faults)))
     problems = _problems(verdict) + await _leftovers(url, key, processes, before)
     print(
-        f"{len(faults)} faults; streams: {len(verdict.whole)} whole, {len(verdict.cut)} cut with their connection's "
-        f"process, {len(verdict.lost)} lost, {len(verdict.different)} different"
+        f"{len(faults)} faults; streams: {len(verdict.whole)} whole, {len(verdict.cut)} cut or refused while their "
+        f"connection's process was away, {len(verdict.lost)} lost, {len(verdict.different)} different"
     )
     if problems:
         raise ServerFailedError(" ".join(problems))

@@ -30,11 +30,15 @@ _GROUPS: Mapping[str, Sequence[str]] = {
         "num_threads",
     ),
     "images": ("allowed_image_root", "max_images", "max_image_bytes", "max_image_pixels"),
-    "HTTP server": ("host", "port", "max_queued_requests", "allowed_hosts", "allowed_origins"),
+    "HTTP server": (
+        *("host", "port", "max_queued_requests", "max_queued_tokens", "allowed_hosts", "allowed_origins"),
+        *("api_keys_file", "ssl_certfile", "ssl_keyfile", "otlp_traces_endpoint"),
+    ),
     "replicas and workers": (
         *("app_name", "min_replicas", "max_replicas", "scale_to_zero_after_s", "target_ongoing_requests"),
         *("front_replicas", "lease_grace_s"),
-        *("worker_start_timeout_s", "collective_timeout_s", "worker_port_range"),
+        *("worker_start_timeout_s", "collective_timeout_s", "worker_port_range", "max_surge_percent"),
+        *("drain_timeout_s", "max_stream_s"),
     ),
     "files and batch jobs": ("files_dir", "files_max_bytes", "batch_concurrency"),
 }

@@ -184,9 +184,10 @@ def _serve(options: dict[str, Any]) -> None:
 
 def _run(options: dict[str, Any]) -> None:
     system, prompt, config_file = options.pop("system"), options.pop("prompt"), options.pop("config")
+    api_key = options.pop("api_key")
     config, _ = load_serve_config(options, config_file=config_file, arguments_are="command line")
     flags = serve_flags(options | ({"config": config_file} if config_file else {}))
-    run_model(config, flags, system, prompt)
+    run_model(config, flags, system, prompt, api_key)
 
 
 def _generate(options: dict[str, Any]) -> None:

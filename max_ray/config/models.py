@@ -10,7 +10,6 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, Self, get_args
 
@@ -27,11 +26,11 @@ from pydantic_core import PydanticCustomError
 
 from max_ray import settings
 from max_ray.config.model_blocks import block_settings
+from max_ray.config.names import model_name, other_names
 from max_ray.config.ports import parse_port_range
 from max_ray.config.problems import ALIASES, SettingsError, settings_problems
 from max_ray.config.values import DeviceChoice, SecretList, TextList, split, split_all
 from max_ray.errors import ConfigError
-from max_ray.gguf import own_name
 from max_ray.interfaces import PipelineTask, SupportedEncoding
 from max_ray.output_parsers import AUTO, reasoning_parser_name, tool_parser_name
 
@@ -43,22 +42,6 @@ _HOST_RULE = re.compile(r"\*|(\*\.)?[\w-]+(\.[\w-]+)*|\[[0-9A-Fa-f:.]+\]", re.AS
 _ORIGIN_RULE = re.compile(
     r"\*|null|[a-z][a-z0-9+.-]*://([\w.-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?", re.ASCII | re.IGNORECASE
 )
-
-
-def _model_name(validated: dict[str, Any]) -> str:
-    """A folder's name, a GGUF model's own name, or the repository id; "" while no model is chosen."""
-    model_path: str = validated.get("model_path", "")
-    path = Path(model_path).expanduser()
-    if not model_path or not path.exists():
-        return model_path
-    return own_name(path) if path.is_file() and path.suffix == ".gguf" else path.resolve().name
-
-
-def _other_names(validated: dict[str, Any]) -> tuple[str, ...]:
-    """The name of a GGUF file, where the model has another."""
-    path = Path(validated.get("model_path", "")).expanduser()
-    is_renamed = path.suffix == ".gguf" and validated.get("served_model_name") not in (path.name, None)
-    return (path.name,) if is_renamed else ()
 
 
 class PipelineConfig(BaseModel):
@@ -73,12 +56,12 @@ class PipelineConfig(BaseModel):
     model_path: str = Field(min_length=1, description="Folder of a model, or its Hugging Face repository id.")
     revision: str | None = Field(None, description="Branch, tag or commit of the repository.")
     served_model_name: str = Field(
-        default_factory=_model_name,
+        default_factory=model_name,
         description="Name of the model in the API; more names are aliases. Default: the folder's name, the GGUF "
         "model's own, or the repository id.",
     )
     served_model_aliases: TextList = Field(
-        default_factory=_other_names,
+        default_factory=other_names,
         description="Other names that requests may give. Default: the GGUF file's name.",
     )
     task: PipelineTask | None = Field(

@@ -36,6 +36,7 @@ _WAITS = "# max_ray: an interim HAProxy serves until there are routes\n"
 _API = "frontend http_frontend"
 _BIND = re.compile(r"^[ \t]+bind .*\n", re.MULTILINE)
 _ROUTE = re.compile(r"^backend (?!default_backend\b)", re.MULTILINE)
+_PID = re.compile(rb"^Pid: (\d+)$", re.MULTILINE)
 _SECTION = re.compile(r"^(?=\S)", re.MULTILINE)
 _OF_THE_SUCCESSOR = ("frontend prometheus", "listen stats")
 _ITS_LINES = re.compile(
@@ -117,18 +118,13 @@ class Watcher:
     def run(self) -> None:
         """Until HAProxy has ended for good, or has a successor."""
         _ended(self._haproxy, None)
-        if not self._is_current() or self._successor_answers():
+        if self._current() != str(self._pid):  # a reload has replaced it, or the server's folder is gone
             return
+        # One that was reloaded and has open streams may answer there still: Serve would take it for the dead one.
+        (self._file.parent / ADMIN_SOCKET).unlink(missing_ok=True)
         configuration = self._file.with_name("interim.cfg")
         configuration.write_text(interim_configuration(self._file.read_text()))
         self._bridge([self._binary, "-db", "-f", str(configuration)])
-
-    def _is_current(self) -> bool:
-        """False after a reload, when HAProxy was only to end its streams, and without the folder of a server."""
-        try:
-            return (self._file.parent / _CURRENT).read_text() == str(self._pid)
-        except FileNotFoundError:
-            return False
 
     def _bridge(self, command: list[str]) -> None:
         """Serve ends HAProxy by SIGKILL, too, when its manager ends; in a fault the manager ends before, or stays."""
@@ -159,12 +155,22 @@ class Watcher:
         return self._successor_answers() and not self._file.read_text().startswith(_WAITS)
 
     def _successor_answers(self) -> bool:
-        with socket.socket(socket.AF_UNIX) as client:
+        """Whether the latest HAProxy, another one than this watcher's, has the admin socket."""
+        info = b""
+        with socket.socket(socket.AF_UNIX) as client, contextlib.suppress(OSError):
             client.settimeout(1)
-            with contextlib.suppress(OSError):
-                client.connect(str(self._file.parent / ADMIN_SOCKET))
-                return True
-        return False
+            client.connect(str(self._file.parent / ADMIN_SOCKET))
+            client.sendall(b"show info\n")
+            info = client.makefile("rb").read()
+        found = _PID.search(info)
+        return found is not None and int(found[1]) != self._pid and self._current() == found[1].decode()
+
+    def _current(self) -> str:
+        """Process id of the HAProxy that was started last; "" without the folder of a server."""
+        try:
+            return (self._file.parent / _CURRENT).read_text()
+        except FileNotFoundError:
+            return ""
 
 
 def end_with_parent() -> None:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import uvicorn
 
@@ -23,9 +24,9 @@ class Server:
         loop: The event loop of its thread.
     """
 
-    def __init__(self, engine: FakeEngine, options: ApiOptions | None) -> None:
+    def __init__(self, engine: FakeEngine, options: ApiOptions | None, **settings: Any) -> None:
         config = uvicorn.Config(
-            build_api(engine, options), host="127.0.0.1", port=0, log_level="warning", lifespan="off"
+            build_api(engine, options), host="127.0.0.1", port=0, log_level="warning", lifespan="off", **settings
         )
         config.timeout_graceful_shutdown = 1
         self._server = uvicorn.Server(config)
@@ -34,7 +35,7 @@ class Server:
         while not self._server.started:
             time.sleep(0.01)
         self.port: int = self._server.servers[0].sockets[0].getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"{'https' if settings else 'http'}://127.0.0.1:{self.port}"
 
     def _run(self) -> None:
         self.loop = asyncio.new_event_loop()
@@ -48,8 +49,9 @@ class Server:
 
 
 @contextmanager
-def serving(engine: FakeEngine, options: ApiOptions | None = None) -> Iterator[Server]:
-    server = Server(engine, options)
+def serving(engine: FakeEngine, options: ApiOptions | None = None, **settings: Any) -> Iterator[Server]:
+    """settings: uvicorn's, of a certificate."""
+    server = Server(engine, options, **settings)
     try:
         yield server
     finally:

@@ -14,11 +14,13 @@ import pytest
 
 from max_ray.cli import main as cli
 from max_ray.cli.chat import command
+from max_ray.cli.chat.client import Client, ServerError
 from max_ray.tokenization.tokenizer import TextTokenizer
 from tests.byte_tokenizer import write_byte_level
 from tests.cli.servers import serving
 from tests.http.fake_engine import FakeEngine
 from tests.source_tree import ROOT
+from tests.transport.test_tls import make_files
 
 FAKE = (sys.executable, "-m", "tests.cli.fake_serve")
 
@@ -55,6 +57,25 @@ def test_a_server_of_the_model_is_used(model: Path, capsys: pytest.CaptureFixtur
         assert "has a server of other." in said
         assert f"max-ray chat --url {server.url}" in said
     assert len(engine.contexts) == 1
+
+
+def test_a_server_with_a_certificate_of_its_own(
+    model: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    engine = FakeEngine(TextTokenizer(model, max_length=200), lambda context: "hello")
+    engine.model_name = "tiny"
+    files = make_files(tmp_path / "tls")
+    foreign = make_files(tmp_path / "foreign")
+    chain = tmp_path / "chain.crt"
+    chain.write_text(Path(files.certificate).read_text() + Path(files.ca_certificate).read_text())
+    with serving(engine, ssl_certfile=str(chain), ssl_keyfile=files.key) as server:
+        flags = ["--port", str(server.port), "--ssl-keyfile", files.key, "--ssl-certfile"]
+        assert cli.main(["run", *flags, str(chain), str(model), "hi"]) == 0
+        assert capsys.readouterr().out.startswith("hello\n[")
+        with pytest.raises(ServerError, match="certificate"):
+            Client(server.url, ca_file=foreign.ca_certificate).models()
+        with pytest.raises(ServerError, match="certificate"):
+            Client(server.url).models()
 
 
 def test_without_a_server_one_is_started_with_the_same_settings_and_ended(

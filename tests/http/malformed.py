@@ -17,10 +17,13 @@ POST_ROUTES = (
     *("/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/tokenize", "/detokenize"),
     *("/v1/messages", "/v1/messages/count_tokens", "/v1/responses", "/v1/responses/x/cancel"),
     *("/api/chat", "/api/generate", "/api/embed", "/api/show"),
+    *("/v1/score", "/score", "/v1/rerank", "/rerank", "/v2/rerank", "/v1/files", "/v1/batches", "/v1/batches/x/cancel"),
 )
 GET_ROUTES = (
     *("/v1/models", "/v1/models/tiny", "/health", "/metrics", "/version", "/", "/ping", "/docs", "/openapi.json"),
     *("/tokenizer_info", "/v1/responses/x", "/v1/responses/x/input_items", "/api/tags", "/api/ps", "/api/version"),
+    *("/v1/requests/x", "/v1/files", "/v1/files/x", "/v1/files/x/content", "/v1/batches", "/v1/batches/x"),
+    *("/v1/server", "/page/x"),
 )
 METHODS = ("GET", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "POST", "QUERY")
 FIELDS = (
@@ -31,7 +34,9 @@ FIELDS = (
     *("encoding_format", "dimensions", "truncate", "service_tier", "reasoning_effort", "functions", "prediction"),
     *("chat_template", "chat_template_kwargs", "guided_json", "n_predict", "cache_prompt", "tokens", "system", "raw"),
     *("stop_sequences", "thinking", "options", "keep_alive", "think", "instructions", "previous_response_id", "text"),
-    *("background", "reasoning", "truncation", "include", "include_obfuscation", "", "\u0000", "\ud800", "é"),
+    *("background", "reasoning", "truncation", "include", "include_obfuscation", "query", "documents", "top_n"),
+    *("text_1", "text_2", "return_documents", "input_file_id", "endpoint", "completion_window", "purpose"),
+    *("", "\u0000", "\ud800", "é"),
 )
 CONTENT_TYPES = (
     *("application/json", "application/json; charset=utf-8", "application/json;charset=latin-1", "text/plain", ""),
@@ -102,6 +107,8 @@ class Generator:
             return {"tokens": self._random.choice([[], [5, 6], [0]]), "model": "tiny"}
         if route == "/tokenize":
             return {"prompt": self._random.choice(["a", ""]), "return_token_strs": self._random.random() < 0.5}
+        if route.startswith(("/v1/batches", "/v1/files")) or route.endswith(("score", "rerank")):
+            return self._stored_or_scored_body(route)
         if route.startswith("/api/") or route.startswith("/v1/responses"):
             return self._other_body(route)
         body: dict[str, Any] = {"model": "tiny", "max_tokens": self._random.randrange(1, 3)}
@@ -129,6 +136,13 @@ class Generator:
         body |= {"options": {"num_predict": rng.randrange(1, 3)}, "stream": rng.random() < 0.5}
         messages = [{"role": "user", "content": "hello"}]
         return body | ({"prompt": "a"} if route == "/api/generate" else {"messages": messages})
+
+    def _stored_or_scored_body(self, route: str) -> dict[str, Any]:
+        if route.endswith("score"):
+            return {"model": "tiny", "text_1": "a", "text_2": self._random.choice(["b", ["b", "c"]])}
+        if route.endswith("rerank"):
+            return {"model": "tiny", "query": "a", "documents": ["b", "c"], "top_n": self._random.randrange(1, 3)}
+        return {"input_file_id": "file-x", "endpoint": "/v1/completions", "completion_window": "24h"}
 
     def _spoil(self, body: dict[str, Any]) -> None:
         """One change at some depth."""

@@ -111,7 +111,9 @@ async def test_stop_strings(client: httpx.AsyncClient) -> None:
     assert lines[-1]["done_reason"] == "stop"
 
 
-@pytest.mark.parametrize("keep_alive", ["5m", "1h30m", -1, 300, "-1", "10", 1.5, "-1m"])
+@pytest.mark.parametrize(
+    "keep_alive", ["5m", "1h30m", "1.5h2.5m", "0h1m", "0.5", -1, 300, 10**400, "-1", "10", 1.5, "-1m"]
+)
 async def test_the_model_is_kept(client: httpx.AsyncClient, keep_alive: Any) -> None:
     await whole(client, keep_alive=keep_alive)
 
@@ -159,6 +161,8 @@ async def test_messages_of_all_roles(client: httpx.AsyncClient, engine: FakeEngi
         ("/api/chat", {"options": {"stop": [""]}}, "options.stop"),
         ("/api/chat", {"keep_alive": "soon"}, "keep_alive"),
         ("/api/chat", {"keep_alive": "0s"}, "keep_alive"),
+        ("/api/chat", {"keep_alive": "0h0.0m"}, "keep_alive"),
+        ("/api/chat", {"keep_alive": "-0.0"}, "keep_alive"),
         ("/api/chat", {"keep_alive": True}, "keep_alive"),
         ("/api/chat", {"think": "much"}, "think"),
         ("/api/chat", {"logprobs": True}, "logprobs"),

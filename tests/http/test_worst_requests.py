@@ -16,11 +16,13 @@ from pathlib import Path
 import httpx
 import pytest
 
+from max_ray.errors import InputError
+from max_ray.serve.api.json_body import MAX_WIDE_CHARACTERS, decode_object
 from tests.http.worst_bodies import WORST
 from tests.source_tree import ROOT
 
 MAX_LATE_S = 0.25
-MAX_RAISED = 64 * 2**20
+MAX_RAISED = 50 * 2**20
 MIB = 2**20
 
 
@@ -99,3 +101,15 @@ async def test_twenty_bodies_of_one_kind(tmp_path: Path, name: str) -> None:
     async with worst_server(tmp_path) as url:
         await post_all(url, [("/v1/completions", b'{"prompt":"a"}')])
         check([await one_round(url, requests) for _ in range(5)])
+
+
+@pytest.mark.parametrize("wide", ["\U0001f600", "\\ud83d\\ude00"])
+def test_a_text_of_wide_characters_is_bounded_alone(wide: str) -> None:
+    """One byte too many is refused. As many in two texts, or without a wide character, pass."""
+    narrow = "a" * (MAX_WIDE_CHARACTERS - 2 - len(wide.encode()))
+    fits = f'{{"a":"{narrow}{wide}"}}'.encode()
+    assert len(decode_object(fits)["a"]) == len(narrow) + 1
+    with pytest.raises(InputError, match="U\\+FFFF"):
+        decode_object(f'{{"a":"{narrow}a{wide}"}}'.encode())
+    assert decode_object(f'{{"a":"{narrow}{wide}","b":"{narrow}"}}'.encode())
+    assert decode_object(f'{{"a":"{narrow}{"a" * 100}"}}'.encode())

@@ -59,11 +59,10 @@ class Served:
         (manager,) = self.raylet.children()
         return manager
 
-    def start(self) -> None:
+    def start(self, *more: str) -> None:
         """Starts a HAProxy, by a manager of its own, and waits until it owns the admin socket."""
-        (self.folder / "admin.sock").unlink(missing_ok=True)
         self.raylet = psutil.Popen(
-            [sys.executable, "-c", RAYLET, MANAGER, *self.command],
+            [sys.executable, "-c", RAYLET, MANAGER, *self.command, *more],
             env=self.environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -74,8 +73,13 @@ class Served:
         until(self.owned, 20)
 
     def owned(self) -> bool:
-        with socket.socket(socket.AF_UNIX) as client:
-            return client.connect_ex(str(self.folder / "admin.sock")) == 0
+        """Whether the HAProxy that was started last has the admin socket."""
+        with socket.socket(socket.AF_UNIX) as client, suppress(OSError):
+            client.settimeout(1)
+            client.connect(str(self.folder / "admin.sock"))
+            client.sendall(b"show info\n")
+            return f"\nPid: {self.pid}\n".encode() in client.makefile("rb").read()
+        return False
 
     def answers(self) -> bool:
         try:
@@ -200,6 +204,21 @@ def test_an_interim_needs_nothing_that_the_successor_needs() -> None:
         "listen stats\n  bind :1\n"
     )
     assert text == "global\n    maxconn 9\ndefaults\n    mode http\nfrontend http_frontend\n    bind *:8000\n"
+
+
+def test_one_that_was_reloaded_and_has_a_stream_does_not_count_as_a_successor(served: Served) -> None:
+    """It may answer on the admin socket still."""
+    with socket.create_connection(("127.0.0.1", served.port)) as client:
+        client.sendall(b"GET /v1/models HTTP/1.1\r\nContent-Length: 5\r\n\r\n")  # under way, as a stream
+        first, old = served.raylet, served.pid
+        until(lambda: "ESTABLISHED" in {c.status for c in psutil.Process(old).net_connections("tcp")}, 5)
+        served.start("-sf", str(old), "-x", str(served.folder / "admin.sock"))
+        until(served.answers, 5)
+        os.kill(served.pid, signal.SIGKILL)
+        until(lambda: len(served.interims()) == 1 and served.answers(), 5)
+        assert not served.owned()
+    for process in [*first.children(recursive=True), first]:
+        process.kill()
 
 
 def test_a_successor_without_routes_leaves_the_clients_to_the_interim(served: Served) -> None:

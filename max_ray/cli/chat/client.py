@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import ssl
 import time
 import urllib.error
 import urllib.request
@@ -54,12 +55,14 @@ class Client:
         url: Address of the server, with or without `/v1`.
         api_key: Sent as a bearer token. By default the first of MAX_RAY_API_KEYS for a server of this machine, and
             OPENAI_API_KEY for another.
+        ca_file: Certificates to trust besides the system's, for a server of this machine: the name in one is not
+            compared with the address.
 
     Raises:
         ServerError: The address is no URL.
     """
 
-    def __init__(self, url: str = DEFAULT_URL, api_key: str | None = None) -> None:
+    def __init__(self, url: str = DEFAULT_URL, api_key: str | None = None, ca_file: str | None = None) -> None:
         url = url if "://" in url else f"http://{url}"
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -68,8 +71,15 @@ class Client:
         is_local = is_loopback(parts.hostname)
         key = api_key or _key_of_environment(is_local)
         self._headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-        proxies = (urllib.request.ProxyHandler({}),) if is_local else ()  # whatever http_proxy says
-        self._opener = urllib.request.build_opener(*proxies)
+        handlers: list[urllib.request.BaseHandler] = []
+        if is_local:
+            handlers.append(urllib.request.ProxyHandler({}))  # whatever http_proxy says
+        if ca_file is not None:
+            assert is_local, "the certificate of another machine has its name"
+            context = ssl.create_default_context(cafile=ca_file)
+            context.check_hostname = False
+            handlers.append(urllib.request.HTTPSHandler(context=context))
+        self._opener = urllib.request.build_opener(*handlers)
 
     def get(self, path: str, timeout_s: float = _ANSWERS_WITHIN_S) -> Any:
         """The JSON of a GET. Raises ServerError."""

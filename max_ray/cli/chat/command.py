@@ -17,6 +17,7 @@ from max_ray.cli.chat.conversation import Conversation
 from max_ray.cli.chat.display import Display
 from max_ray.cli.chat.repl import Repl, line_history, plain_reader
 from max_ray.config import ServeConfig
+from max_ray.config.models import is_loopback
 from max_ray.errors import ConfigError
 
 _STOPS_WITHIN_S = 20.0
@@ -30,6 +31,10 @@ def add_server_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--url", default=DEFAULT_URL, metavar="URL", help=f"Address of the server. Default: {DEFAULT_URL}."
     )
+    _add_key_flag(parser)
+
+
+def _add_key_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--api-key",
         metavar="KEY",
@@ -48,6 +53,7 @@ def add_chat_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of `max-ray run`; the settings of `max-ray serve` are added by the caller."""
+    _add_key_flag(parser)
     parser.add_argument("model_path", metavar="MODEL", help="A folder, a GGUF file, or a Hugging Face repository id.")
     parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="Answer this and end.")
     parser.add_argument("--system", default="", metavar="TEXT", help="System prompt.")
@@ -60,7 +66,9 @@ def run_chat(options: dict[str, Any]) -> None:
     _chat(client, model, options["system"], options["prompt"])
 
 
-def run_model(config: ServeConfig, flags: Sequence[str], system: str, prompt: str | None) -> None:
+def run_model(
+    config: ServeConfig, flags: Sequence[str], system: str, prompt: str | None, api_key: str | None = None
+) -> None:
     """Serves the model of a configuration unless its port has a server of it, chats, and ends what it started.
 
     Args:
@@ -68,12 +76,13 @@ def run_model(config: ServeConfig, flags: Sequence[str], system: str, prompt: st
         flags: The command line of `max-ray serve` that gives this configuration.
         system: System prompt.
         prompt: The one message; None for a chat.
+        api_key: Of the server; by default the first of MAX_RAY_API_KEYS.
 
     Raises:
         ConfigError: The port has a server of another model.
         ServerError: The server does not start.
     """
-    client = Client(f"http://{_host(config)}:{config.port}")
+    client = _client_of(config, api_key)
     try:
         names = client.models()
     except ServerError as error:
@@ -128,9 +137,12 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _host(config: ServeConfig) -> str:
+def _client_of(config: ServeConfig, api_key: str | None) -> Client:
     host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host
-    return f"[{host}]" if ":" in host else host
+    address = f"{f'[{host}]' if ':' in host else host}:{config.port}"
+    if config.ssl_certfile is None:
+        return Client(f"http://{address}", api_key)
+    return Client(f"https://{address}", api_key, config.ssl_certfile if is_loopback(host) else None)
 
 
 def _first_model(client: Client) -> str:

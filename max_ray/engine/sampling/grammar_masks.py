@@ -1,7 +1,7 @@
 """Masks of structured output: tokens that do not fit a row's grammar get no probability.
 
 The mask of a step depends on the tokens before it alone, so it is made in a thread while the step's logits are
-computed. Where the grammar leaves few tokens, the CPU draws among these alone: the token is the same, and costs less
+computed. Unless the grammar leaves most tokens, the CPU draws among these alone: the token is the same, and costs less
 than one from the whole vocabulary. A row whose grammar fails gets NO_TOKEN instead of a token, which ends it on every
 rank.
 """
@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from max_ray.structured_output import GrammarCompiler, GrammarMatcher, ReasoningMatcher
 
 MAX_ROWS_TO_WAIT = 8
-MAX_FEW = 2048
-"""So many tokens or fewer are drawn among by themselves."""
+MAX_SHARE = 0.75
+"""Of the vocabulary: so many tokens or fewer are drawn among by themselves. To hide the others from a draw costs more
+than the draw does: `exp` of -inf is several times as slow."""
 
 
 def has_grammar(row: RunRow) -> bool:
@@ -41,8 +42,9 @@ class RowMask:
     """What one row may say next.
 
     bits: uint32 [ceil(V / 32)], bit i % 32 of word i // 32 is set where token i is allowed. forbidden: bool [V], the
-    other tokens; on a CPU only. few: the allowed ids in order, int64, where they are few; else None. error: why the row
-    cannot go on; all tokens are allowed then. num_forced: how many tokens have no alternative, the next one included.
+    other tokens, on a CPU where `few` is None. few: the allowed ids in order, int64, on a CPU where they are not most
+    of the vocabulary. error: why the row cannot go on; all tokens are allowed then. num_forced: how many tokens have
+    no alternative, the next one included.
     """
 
     bits: npt.NDArray[np.uint32]
@@ -91,8 +93,7 @@ class GrammarMasks(LogitsProcessor):
         masks = {place: self._masks[n] for place, n in enumerate(numbers.tolist()) if self._is_masked(n)}
         if self._device.type == "cpu":
             for place, mask in masks.items():
-                assert mask.forbidden is not None, "a mask of a CPU"
-                logits[place].masked_fill_(mask.forbidden, -torch.inf)
+                logits[place].masked_fill_(_forbidden(mask.bits, self._vocab_size), -torch.inf)
             return
         words = upload(np.stack([mask.bits for mask in masks.values()]).view(np.int32), self._device)
         shifts = torch.arange(32, dtype=torch.int32, device=self._device)
@@ -172,10 +173,9 @@ class GrammarMasks(LogitsProcessor):
     def _row_mask(self, bits: npt.NDArray[np.uint32], error: str | None = None) -> RowMask:
         if self._device.type != "cpu":
             return RowMask(bits, error=error)
-        flags = np.unpackbits(bits.view(np.uint8), count=self._vocab_size, bitorder="little")
-        is_few = int(np.bitwise_count(bits).sum()) <= MAX_FEW
-        few = np.flatnonzero(flags).astype(np.int64, copy=False) if is_few else None
-        return RowMask(bits, torch.from_numpy((flags ^ 1).view(np.bool_)), few, error)
+        if int(np.bitwise_count(bits).sum()) <= MAX_SHARE * self._vocab_size:
+            return RowMask(bits, few=_ids_in(bits, self._vocab_size), error=error)
+        return RowMask(bits, _forbidden(bits, self._vocab_size), error=error)
 
     def _failed(self, reason: str) -> RowMask:
         return self._row_mask(np.full(-(-self._vocab_size // 32), 0xFFFFFFFF, dtype=np.uint32), reason)
@@ -190,3 +190,15 @@ class GrammarMasks(LogitsProcessor):
             generated = history[row.prompt_length :].tolist()
             matcher = self._matchers[number] = self._grammars.matcher(spec, row.stop_ids, generated, row.request_id)
         return matcher
+
+
+def _forbidden(bits: npt.NDArray[np.uint32], vocab_size: int) -> torch.Tensor:
+    """bool [V], on the CPU: the tokens that a mask does not allow."""
+    flags = np.unpackbits(~bits.view(np.uint8), count=vocab_size, bitorder="little")
+    return torch.from_numpy(flags.view(np.bool_))
+
+
+def _ids_in(bits: npt.NDArray[np.uint32], vocab_size: int) -> npt.NDArray[np.int64]:
+    """int64, in order: the tokens that a mask allows."""
+    flags = np.unpackbits(bits.view(np.uint8), count=vocab_size, bitorder="little")
+    return np.flatnonzero(flags.view(np.bool_)).astype(np.int64, copy=False)

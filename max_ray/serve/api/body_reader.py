@@ -31,6 +31,7 @@ NUM_USED = 2
 _SLOWEST = 64 * 1024
 _PATIENCE_S = 1.0
 _BLOCK_BYTES = 64 * 1024
+_PIECE_BYTES = 256 * 1024  # what an event loop reads from a socket at most
 _LARGE_BODY = 256 * 1024
 _CLOSE = {"Connection": "close"}
 
@@ -38,7 +39,7 @@ _CLOSE = {"Connection": "close"}
 class BodyReader:
     """Of one application. budget: bytes of long bodies in memory, besides the oldest one's."""
 
-    def __init__(self, *, timeout_s: float, budget: int = 2 * 2**20) -> None:
+    def __init__(self, *, timeout_s: float, budget: int = 2**20) -> None:
         self._timeout_s = timeout_s
         self._gate = _Gate(budget)
         self._uses = asyncio.Semaphore(NUM_USED)
@@ -88,8 +89,8 @@ class BodyReader:
     @asynccontextmanager
     async def _read(self, upload: Upload) -> AsyncIterator[None]:
         while not upload.is_complete:
-            await self._gate.turn(upload)
-            self._gate.take(upload, await upload.read_piece())
+            async with self._gate.turn(upload):
+                await upload.read_piece()
         async with self._uses:
             yield
 
@@ -141,6 +142,8 @@ class Upload:
         """The whole body, which is not kept."""
         whole = b"".join(self._blocks)
         self._blocks.clear()
+        if self.size > _LARGE_BODY:
+            _return_free_memory()  # the blocks: what the body becomes comes from elsewhere
         return whole
 
     @property
@@ -177,8 +180,20 @@ class _Gate:
         self._sizes[upload] += num_bytes
         self._room -= num_bytes
 
-    async def turn(self, upload: Upload) -> None:
-        """Returns when `upload` may read a piece."""
+    @asynccontextmanager
+    async def turn(self, upload: Upload) -> AsyncIterator[None]:
+        """Waits until `upload` may read a piece. Its room is taken before it is read: many may read at once."""
+        await self._wait_for_room(upload)
+        before = upload.size
+        self.take(upload, _PIECE_BYTES)
+        try:
+            yield
+        finally:
+            self.take(upload, upload.size - before - _PIECE_BYTES)
+            if self._room > 0:
+                self._wake_all()
+
+    async def _wait_for_room(self, upload: Upload) -> None:
         while self._room <= 0 and next(iter(self._sizes)) is not upload:
             waiter = asyncio.get_running_loop().create_future()
             self._waiting.append(waiter)
@@ -207,7 +222,7 @@ def _parse(kind: type[RequestT], upload: Upload, max_length: int) -> RequestT | 
     """In the parser's thread. An error is given back without its frames, which hold the body and what it became."""
     size = upload.size
     try:
-        request = parse_request(kind, upload.taken())
+        request = parse_request(kind, upload.taken())  # no name keeps the body
         request.refuse_hopeless(max_length)
         return request
     except MaxRayError as error:

@@ -7,6 +7,7 @@ it. What it makes is bounded before it begins: a value takes two bytes of a body
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,10 +22,15 @@ SHORT_BODY = 64 * 1024
 MAX_DECODED_BYTES = 24 * 2**20
 """Of the objects that a body becomes, without the characters of its texts."""
 
+MAX_WIDE_CHARACTERS = MAX_DECODED_BYTES // 4
+"""Of one text in a long body with a character beyond U+FFFF: Python keeps all its characters in four bytes each."""
+
 _BYTES_OF_A_VALUE = 44  # a number in a list: what stands behind a comma
 _BYTES_OF_A_QUOTE = 32  # half a short text
 _BYTES_OF_A_CONTAINER = 200  # a small dict or list
-_SCANNED_AT_ONCE = 2**20
+_SCANNED_AT_ONCE = 2**17  # counting takes sixteen bytes for each
+_SURROGATE = re.compile(rb"\\u[dD][89abAB]")
+_TEXT = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -32,13 +38,18 @@ def decode_object(body: bytes) -> dict[str, Any]:
     """The JSON object in `body` (RFC 8259: UTF-8; a byte order mark is passed over).
 
     Raises InputError for everything else, for a key that is given twice, for NaN and Infinity, for more than 200
-    levels, and for a long body of which the objects would take more than MAX_DECODED_BYTES.
+    levels, for a long body of which the objects would take more than MAX_DECODED_BYTES, and for one of
+    more than MAX_WIDE_CHARACTERS in a text of wide characters.
     """
     body = body.removeprefix(_BYTE_ORDER_MARK)
     if not body or body.isspace():
         raise InputError("The body is empty. Send a JSON object.")
     if len(body) > SHORT_BODY and decoded_bytes(body) > MAX_DECODED_BYTES:
         raise InputError("The body holds more values than one request may have. Split the request.")
+    if len(body) > MAX_WIDE_CHARACTERS and _is_wide(body) and _longest_text(body) > MAX_WIDE_CHARACTERS:
+        raise InputError(
+            f"A text with characters beyond U+FFFF may have {MAX_WIDE_CHARACTERS} bytes at most. Split the request."
+        )
     try:
         content = jiter.from_json(body, allow_inf_nan=False, catch_duplicate_keys=True)
     except ValueError as error:
@@ -64,6 +75,16 @@ def _estimate(counts: np.ndarray[Any, Any]) -> int:
     commas, quotes, braces, brackets = counts.tolist()
     containers = braces + brackets
     return int(commas * _BYTES_OF_A_VALUE + quotes * _BYTES_OF_A_QUOTE + containers * _BYTES_OF_A_CONTAINER)
+
+
+def _is_wide(body: bytes) -> bool:
+    """Whether it may have a character beyond U+FFFF, written as itself or as two escapes."""
+    return int(np.frombuffer(body, np.uint8).max()) >= 0xF0 or _SURROGATE.search(body) is not None
+
+
+def _longest_text(body: bytes) -> int:
+    """About the bytes of the longest string: of the longest piece between two quotes that are not escaped."""
+    return max((len(piece.group()) for piece in _TEXT.finditer(body)), default=0)
 
 
 def _pieces_outside_texts(body: bytes) -> Iterator[tuple[np.ndarray[Any, Any], int]]:

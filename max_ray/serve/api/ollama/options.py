@@ -97,8 +97,8 @@ def checked_keep_alive(value: Any) -> Any:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number and not (isinstance(value, str) and (_DURATION.fullmatch(value) or _is_number(value))):
         raise ValueError('it is a number of seconds, or a duration such as "5m"')
-    number = float(value) if is_number or _is_number(value) else float(re.sub(r"[^\d.]", "", value[:20]) or 0)
-    if number == 0:
+    is_zero = value == 0 if is_number else re.search("[1-9]", value) is None
+    if is_zero:
         raise ValueError("0 unloads the model: the served one stays as long as the server runs")
     return value
 
