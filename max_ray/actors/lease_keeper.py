@@ -63,8 +63,15 @@ class LeaseKeeper:
         self._info = info
 
     def stop(self) -> None:
-        """No renewal begins after this. Idempotent."""
+        """No round begins after this; one in progress ends by itself. Idempotent."""
         self._stopped.set()
+
+    def join(self) -> None:
+        """Waits for the end of the round in progress, after `stop`.
+
+        A call of Ray's API in a process without Ray starts one: the round must be over before Ray is disconnected.
+        """
+        self._thread.join()
 
     @property
     def silence_s(self) -> float:

@@ -74,6 +74,7 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kept]:
     found = Kept()
     yield found
     found.keeper.stop()
+    found.keeper.join()  # else its next call would meet Ray itself, and start one
 
 
 def test_a_silent_member_does_not_hold_up_the_others_and_is_reported_once(kept: Kept) -> None:
