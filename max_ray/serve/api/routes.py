@@ -117,9 +117,9 @@ def build_api(
     bodies = BodyReader(timeout_s=options.body_timeout_s)
     store = LocalResponseStore() if responses is None else responses
     context = ApiContext(engine, options, bodies, store, details or ModelDetails())
+    _add_tasks(api, context)  # first: routes are tried in order
     _add_readings(api, context, records)
     add_page(api)
-    _add_tasks(api, context)
     add_response_routes(api, context)
     add_anthropic_routes(api, context)
     add_ollama_routes(api, context)
