@@ -218,7 +218,15 @@ def test_models(server: Server, engine: FakeEngine) -> None:
     assert len(conversation.messages) == 2
 
 
-def test_ctrl_c_stops_the_answer_alone(server: Server, engine: FakeEngine) -> None:
+@pytest.fixture
+def can_be_interrupted() -> Iterator[None]:
+    """A shell starts background jobs with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_stops_the_answer_alone(server: Server, engine: FakeEngine, can_be_interrupted: None) -> None:
     """A real signal while the stream waits: the request ends, the chat goes on with what was said."""
     engine.script = lambda context: "a long answer"
     conversation = Conversation("fake")
