@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from max_ray.serve.api.engine import ApiOptions
-from max_ray.serve.api.request_log import LocalSharedRecords
+from max_ray.serve.api.request_log import LocalSharedRecords, RequestRecord
 from max_ray.serve.api.routes import build_api
 from max_ray.tokenization.tokenizer import TextTokenizer
 from tests.http.fake_engine import FakeEngine
@@ -181,3 +181,14 @@ async def test_another_replica_tells_of_a_request(engine: FakeEngine, tokenizer:
         found = [await second.get(f"/v1/requests/{answer_id}", headers={"x-api-key": key}) for answer_id in ids]
         assert [reply.status_code for reply in found] == expected
     (await first.aclose(), await second.aclose())
+
+
+async def test_a_name_that_is_used_again_takes_one_place() -> None:
+    records = LocalSharedRecords(max_choices=3)
+    first = RequestRecord("", {"choices": [{}]})
+    await records.put_records([("a", first)])
+    for _ in range(10):
+        await records.put_records([("b", RequestRecord("", {"choices": [{}, {}]}))])
+    assert await records.find_record("a") is first
+    await records.put_records([("c", first)])
+    assert await records.find_record("a") is None

@@ -69,8 +69,9 @@ class LocalSharedRecords:
 
     async def put_records(self, records: list[tuple[str, RequestRecord]]) -> None:
         for answer_id, record in records:
+            before = self._records.pop(answer_id, None)  # a client may name its requests
+            self._num_choices += record.num_choices - (0 if before is None else before.num_choices)
             self._records[answer_id] = record
-            self._num_choices += record.num_choices
         while self._num_choices > self._max_choices and len(self._records) > 1:
             self._num_choices -= self._records.popitem(last=False)[1].num_choices
 
