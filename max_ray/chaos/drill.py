@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import math
 import re
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -42,6 +43,9 @@ def run_drill(options: dict[str, Any]) -> None:
 
 
 async def _drill(options: dict[str, Any], kinds: list[str]) -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)  # no process is left stopped
     url = normal_url(options["base_url"])
     key = settings.variable(options["api_key_env"]) if options["api_key_env"] else None
     kept = RoundFile(Path(options["resume"]) if options["resume"] else None, options["seed"], kinds)
@@ -99,19 +103,22 @@ class _Drill:
             if perf_counter() + fault.pause_s > deadline:
                 break
             injected = await inject(fault, number, self._processes.of_kind, self._answers)
-            self.note_rounds()
-            self._rounds.append((number, injected))
             if injected is not None:
                 self._faults.append(injected)
-                took = injected.end - injected.begin
-                print(
-                    f"{number}: {fault.action} {fault.kind}: well again after {took:.2f} s", file=sys.stderr, flush=True
-                )
+                self.note_rounds(injected.begin)
+            self._rounds.append((number, injected))
+            if injected is not None:
+                told = f"{number}: {fault.action} {fault.kind}: well again after {injected.end - injected.begin:.2f} s"
+                print(told, file=sys.stderr, flush=True)
 
-    def note_rounds(self) -> None:
-        """Keeps the rounds that are not kept yet."""
+    def note_rounds(self, until: float = math.inf) -> None:
+        """Keeps the rounds that are not kept yet, with the streams that ended before a time.
+
+        Args:
+            until: When the next fault began, in seconds of `perf_counter`.
+        """
         for number, injected in self._rounds:
-            ended = self._load.streams[self._num_judged :]
+            ended = list(takewhile(lambda stream: stream.end < until, self._load.streams[self._num_judged :]))
             self._num_judged += len(ended)
             verdict = judge(ended, self._faults)
             self.first_loss = self.first_loss or next(iter(verdict.lost), None)

@@ -13,7 +13,7 @@ import pytest
 import ray
 
 from max_ray.actors.messages import NAMESPACE
-from max_ray.serve.stream_journal import actor_name
+from max_ray.serve.stream_journal import ActorStreamJournal, actor_name
 from tests.actors.helpers import actors_of, eventually, kill, num_used_blocks
 from tests.serve.applications import deployed, replica_processes
 from tests.serve.conftest import Served
@@ -167,6 +167,7 @@ async def test_streams_move_to_another_replica_that_lives(ray_cluster: Any, tiny
     async with deployed(tiny_llama, serve_port, "moved", min_replicas=2, max_replicas=2) as served:
         await eventually(lambda: len(replica_processes("moved")) == 2, 60, "two replicas")
         expected = await undisturbed(served, "u")
+        num_moves = 0
         for number, (body, whole) in enumerate(zip(BODIES, expected, strict=True)):
             one = Reading(f"cmpl-m{number}")
             await begun(served, body, one, at_most=2)
@@ -175,12 +176,22 @@ async def test_streams_move_to_another_replica_that_lives(ray_cluster: Any, tiny
             await read_on(served, one)
             if body is not DRAWN:
                 assert_same(one, whole, body.get("n", 1))
+            num_moves += await moves_of("moved", one.stream_id)
+        assert num_moves > 0
         kill(ray.get_actor(actor_name("moved"), namespace=NAMESPACE))
         one = Reading("cmpl-new")
         await begun(served, BODIES[0], one, at_most=5)
         await read_on(served, one)
         assert_same(one, expected[0], 1)
         await eventually(lambda: used_blocks("moved") == 0, 15, "every block is given back")
+
+
+async def moves_of(app: str, stream_id: str) -> int:
+    """How often a complete stream has gone to another replica."""
+    kept = await ActorStreamJournal(app).claim("a test", stream_id)
+    assert kept is not None
+    assert kept.is_ended
+    return kept.start.epoch
 
 
 def used_blocks(app: str) -> int:
