@@ -12,7 +12,7 @@ import httpx
 import openai
 import pytest
 
-from max_ray.errors import InputError, WorkerGroupError
+from max_ray.errors import InputError, MaxRayError, ServerStoppingError, StaleLeaseError, WorkerGroupError
 from max_ray.interfaces import TextContext, TextGenerationOutput
 from max_ray.serve.api import answer
 from max_ray.serve.api.access.caller import CALLER, Caller
@@ -219,14 +219,17 @@ async def test_a_complete_stream_is_read_anywhere_without_the_engine(tokenizer: 
     await replicas.close()
 
 
-async def test_a_replica_that_stops_leaves_its_streams_to_others(tokenizer: TextTokenizer) -> None:
+@pytest.mark.parametrize("kind", [WorkerGroupError, ServerStoppingError, StaleLeaseError])
+async def test_a_replica_that_stops_leaves_its_streams_to_others(
+    tokenizer: TextTokenizer, kind: type[MaxRayError]
+) -> None:
     replicas = Replicas(tokenizer)
-    replicas.engines[0].fail_after, replicas.engines[0].failure = 5, WorkerGroupError("gone")
+    replicas.engines[0].fail_after, replicas.engines[0].failure = 5, kind("gone")
     async with replicas.client(0) as client:
         first = (await client.post("/v1/completions", json=COMPLETION)).text
     *_, last = first.strip().split("\n\n")
     assert last.startswith("data: ")
-    assert "gone" in last
+    assert json.loads(last[6:])["error"]
     got = events_of(first)
     rest = events_of((await replicas.read_on(1, got[-1][0])).text)
     assert got + rest == await what_comes(Replicas(tokenizer), COMPLETION)
