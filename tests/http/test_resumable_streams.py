@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator
+from random import Random
 from typing import Any
 
 import httpx
@@ -19,12 +20,14 @@ from max_ray.serve.api.access.caller import CALLER, Caller
 from max_ray.serve.api.engine import ApiOptions
 from max_ray.serve.api.openai import ChatCompletionRequest, CompletionRequest, parse_request
 from max_ray.serve.api.routes import build_api
-from max_ray.serve.api.streams import stream_table
+from max_ray.serve.api.streams import event_log, stream_table
 from max_ray.serve.api.streams.cursor import event_id, parse_cursor
+from max_ray.serve.api.streams.event_log import EventLog
 from max_ray.serve.api.streams.journal import LocalStreamJournal
 from max_ray.serve.api.streams.stream_table import StreamTable
 from max_ray.tokenization.tokenizer import TextTokenizer
 from tests.http.fake_engine import FakeEngine
+from tests.source_tree import ROOT
 
 TEXT = "aé€😀 stop<b>c"
 TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]
@@ -454,3 +457,58 @@ def test_ids() -> None:
     for counts in ([0], [12], [3, 0, 41]):
         assert parse_cursor(event_id(counts), len(counts)) == counts
     assert parse_cursor(None, 2) == parse_cursor("0", 2) == [0, 0]
+
+
+async def test_the_example_of_the_manual(server_url: str, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stream breaks after every five tokens."""
+    section = (ROOT / "deployments" / "README.md").read_text().partition("### Resumable streams")[2]
+    names: dict[str, Any] = {}
+    exec(section.partition("```python")[2].partition("```")[0], names)
+    monkeypatch.setattr(stream_table, "FLUSH_EVERY_S", 0.01)
+    engine.script = lambda context: TEXT
+    engine.fail_after, engine.failure = 5, WorkerGroupError("gone")
+    body = {"messages": [{"role": "user", "content": "p"}], "max_tokens": 40}
+    found = await asyncio.to_thread(lambda: list(names["chunks"](body, server_url)))
+    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in found) == TEXT
+    assert len(engine.contexts) == 1 + len(TEXT.encode()) // 5
+
+
+@pytest.mark.parametrize("packed_bytes", [1, 40, 300, 10**9])
+async def test_old_events_are_packed(packed_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(event_log, "PACKED_BYTES", packed_bytes)
+    random = Random(packed_bytes)
+    log = EventLog(2)
+    events: list[tuple[int, bytes]] = []
+    readings: list[tuple[list[int], list[bytes], asyncio.Task[None]]] = []
+
+    async def follow(cursor: list[int], got: list[bytes]) -> None:
+        got.extend([piece async for piece in log.read(cursor)])
+
+    for number in range(200):
+        choice = random.randrange(2)
+        events.append((choice, b'data: {"choice": %d, "number": %d}\n\n' % (choice, number)))
+        log.append(*events[-1])
+        if number % 10 == 0:
+            cursor, got = [random.randrange(60), random.randrange(60)], list[bytes]()
+            readings.append((cursor, got, asyncio.create_task(follow(cursor, got))))
+        await asyncio.sleep(0)
+    log.end()
+    for cursor, got, task in readings:
+        await task
+        found = re.findall(rb"^id: (.*)\n(data: .*\n\n)", b"".join(got), re.MULTILINE)
+        for choice in range(2):
+            of_choice = [event for number, event in events if number == choice][cursor[choice] :]
+            assert [event for _, event in found if b'"choice": %d' % choice in event] == of_choice
+        assert found[-1][0].decode() == event_id([sum(number == choice for number, _ in events) for choice in range(2)])
+
+
+async def test_a_long_stream_takes_little_memory(tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizer, "max_length", 10_000)
+    engine = FakeEngine(tokenizer, lambda context: "some words of no great interest, " * 250)
+    table = StreamTable(engine, LocalStreamJournal(), "r", 15.0)
+    reader = await table.open(typed(COMPLETION | {"max_tokens": 9000}), 0.0, has_deadline=False)
+    sent = sum([len(piece) async for piece in reader.events()])
+    (stream,) = table._streams.values()
+    assert sent > 1_500_000
+    assert stream.events.num_bytes < sent / 8
+    await table.close()

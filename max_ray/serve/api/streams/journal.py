@@ -158,7 +158,11 @@ class LocalStreamJournal:
         self._forget_silent()
         before = self._entries.get(start.stream_id)
         if before is not None and before.start.epoch >= start.epoch:
-            raise InputError(f"There is a stream of the id {quoted(start.stream_id)} already.", param="request_id")
+            raise InputError(
+                f"There is a stream of the id {quoted(start.stream_id)} already: read it on at /v1/streams, or give "
+                "another id.",
+                param="request_id",
+            )
         self._check_room(start)
         if before is not None:
             self._forget(start.stream_id)
