@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ import pytest
 import ray
 
 from max_ray.actors.messages import NAMESPACE
+from max_ray.config import ServeConfig
 from max_ray.serve.stream_journal import ActorStreamJournal, actor_name
 from tests.actors.helpers import actors_of, eventually, kill, num_used_blocks
 from tests.serve.applications import deployed, replica_processes
-from tests.serve.conftest import Served
+from tests.serve.conftest import Served, settings_for
 
 pytestmark = [pytest.mark.ray]
 
@@ -184,6 +186,36 @@ async def test_streams_move_to_another_replica_that_lives(ray_cluster: Any, tiny
         await read_on(served, one)
         assert_same(one, expected[0], 1)
         await eventually(lambda: used_blocks("moved") == 0, 15, "every block is given back")
+
+
+@pytest.mark.slow
+async def test_streams_outlast_an_update(ray_cluster: Any, tiny_llama: Path, serve_port: int, tmp_path: Path) -> None:
+    """Longer than the old replica may drain: they end there with an event, and go on at the new one."""
+    from ray import serve
+
+    from max_ray.serve.application import build_application
+
+    model = tmp_path / "long"
+    shutil.copytree(tiny_llama, model)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 20_000}))
+    settings = {"drain_timeout_s": 3.0, "max_length": 10_000, "lease_grace_s": 60}
+    bodies = [{**body, "max_tokens": 4000} for body in BODIES[:2]]
+    async with deployed(model, serve_port, "updated", **settings) as served:
+        whole = [Reading(f"cmpl-u{number}") for number in range(2)]
+        await asyncio.gather(*[begun(served, body, one) for body, one in zip(bodies, whole, strict=True)])
+        (before,) = replica_processes("updated")
+        found = [Reading(f"cmpl-f{number}") for number in range(2)]
+        await asyncio.gather(*[begun(served, body, one, 50) for body, one in zip(bodies, found, strict=True)])
+        reading = [asyncio.create_task(read_on(served, one)) for one in found]
+        changed = ServeConfig(**settings_for(model, serve_port, "updated", max_queued_requests=7, **settings))
+        built = await asyncio.to_thread(build_application, changed)
+        await asyncio.to_thread(lambda: serve.run(built, name="updated", route_prefix="/updated"))
+        await asyncio.gather(*reading)
+        assert before not in replica_processes("updated")
+        for one, expected in zip(found, whole, strict=True):
+            assert await moves_of("updated", one.stream_id) > 0
+            assert_same(one, expected, 1)
 
 
 async def moves_of(app: str, stream_id: str) -> int:
