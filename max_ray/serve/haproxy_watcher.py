@@ -35,6 +35,9 @@ _INTERIM = "interim.pid"
 _WAITS = "# max_ray: an interim HAProxy serves until there are routes\n"
 _API = "frontend http_frontend"
 _BIND = re.compile(r"^[ \t]+bind .*\n", re.MULTILINE)
+_BIND_PORT = re.compile(r"^[ \t]+bind \S*:(\d+)", re.MULTILINE)
+_LISTEN = "0A"
+"""A socket's state in /proc/net/tcp."""
 _ROUTE = re.compile(r"^backend (?!default_backend\b)", re.MULTILINE)
 _PID = re.compile(rb"^Pid: (\d+)$", re.MULTILINE)
 _SECTION = re.compile(r"^(?=\S)", re.MULTILINE)
@@ -61,6 +64,26 @@ def waiting_configuration(configuration: str, folder: Path) -> str:
         return configuration
     sections = [_BIND.sub("", part) if part.startswith(_API) else part for part in _SECTION.split(configuration)]
     return _WAITS + "".join(sections)
+
+
+def api_port(configuration: str) -> int | None:
+    """TCP port of the API in HAProxy's configuration; None where it has none."""
+    sections = [part for part in _SECTION.split(configuration) if part.startswith(_API)]
+    found = _BIND_PORT.search("".join(sections))
+    return None if found is None else int(found[1])
+
+
+def listens(pid: int, port: int | None) -> bool:
+    """Whether a process listens on a TCP port; on None always."""
+    listening: set[str] = set()
+    try:
+        for table in ("tcp", "tcp6"):
+            rows = [row.split() for row in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]]
+            listening |= {row[9] for row in rows if row[3] == _LISTEN and int(row[1].rpartition(":")[2], 16) == port}
+        files = [os.readlink(file) for file in Path(f"/proc/{pid}/fd").iterdir()]
+    except OSError:  # it has ended
+        return False
+    return port is None or any(f"socket:[{inode}]" in files for inode in listening)
 
 
 def interim_serves(folder: Path) -> bool:
@@ -114,6 +137,8 @@ class Watcher:
         self._haproxy = os.pidfd_open(haproxy)
         self._manager = os.pidfd_open(manager)
         self._raylet = os.pidfd_open(_parent(manager))
+        self._port: int | None = None
+        self._inherited: tuple[int, ...] = ()  # descriptors that an interim gets
 
     def run(self) -> None:
         """Until HAProxy has ended for good, or has a successor."""
@@ -122,9 +147,20 @@ class Watcher:
             return
         # One that was reloaded and has open streams may answer there still: Serve would take it for the dead one.
         (self._file.parent / ADMIN_SOCKET).unlink(missing_ok=True)
-        configuration = self._file.with_name("interim.cfg")
-        configuration.write_text(interim_configuration(self._file.read_text()))
-        self._bridge([self._binary, "-db", "-f", str(configuration)])
+        configuration = interim_configuration(self._file.read_text())
+        self._port = api_port(configuration)
+        self._bridge([self._binary, "-db", "-f", self._written(configuration)])
+
+    def _written(self, configuration: str) -> str:
+        """The path of the interim's configuration: in memory where the folder takes no file, as on a full disk."""
+        file = self._file.with_name("interim.cfg")
+        try:
+            file.write_text(configuration)
+        except OSError:
+            self._inherited = (os.memfd_create("interim.cfg"),)
+            os.write(self._inherited[0], configuration.encode())
+            return f"/proc/self/fd/{self._inherited[0]}"
+        return str(file)
 
     def _bridge(self, command: list[str]) -> None:
         """Serve ends HAProxy by SIGKILL, too, when its manager ends; in a fault the manager ends before, or stays."""
@@ -141,21 +177,24 @@ class Watcher:
                 if num_starts == _MOST_STARTS:
                     return
                 interim, num_starts = self._start(command), num_starts + 1
-        interim.send_signal(signal.SIGUSR1 if self._successor_answers() else signal.SIGTERM)
+        interim.send_signal(signal.SIGUSR1 if self._successor() is not None else signal.SIGTERM)
         while interim.poll() is None and not _ended(self._raylet, _LOOK_EVERY_S * 4):
             continue
         interim.kill()
 
     def _start(self, command: list[str]) -> subprocess.Popen[bytes]:
-        interim = subprocess.Popen(command, preexec_fn=end_with_parent)
-        (self._file.parent / _INTERIM).write_text(str(interim.pid))
+        interim = subprocess.Popen(command, preexec_fn=end_with_parent, pass_fds=self._inherited)
+        with contextlib.suppress(OSError):  # a full disk: the successor does not wait for its routes
+            (self._file.parent / _INTERIM).write_text(str(interim.pid))
         return interim
 
     def _successor_serves(self) -> bool:
-        return self._successor_answers() and not self._file.read_text().startswith(_WAITS)
+        """Whether the successor listens for clients. Its file does not tell: Serve writes it first."""
+        found = self._successor()
+        return found is not None and listens(found, self._port)
 
-    def _successor_answers(self) -> bool:
-        """Whether the latest HAProxy, another one than this watcher's, has the admin socket."""
+    def _successor(self) -> int | None:
+        """Process id of the latest HAProxy, another one than this watcher's, once it has the admin socket."""
         info = b""
         with socket.socket(socket.AF_UNIX) as client, contextlib.suppress(OSError):
             client.settimeout(1)
@@ -163,7 +202,8 @@ class Watcher:
             client.sendall(b"show info\n")
             info = client.makefile("rb").read()
         found = _PID.search(info)
-        return found is not None and int(found[1]) != self._pid and self._current() == found[1].decode()
+        is_new = found is not None and int(found[1]) != self._pid and self._current() == found[1].decode()
+        return int(found[1]) if found is not None and is_new else None
 
     def _current(self) -> str:
         """Process id of the HAProxy that was started last; "" without the folder of a server."""

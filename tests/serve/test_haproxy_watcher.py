@@ -196,6 +196,21 @@ def test_a_killed_interim_is_started_again_but_not_for_ever(served: Served) -> N
     until(lambda: not served.watchers() and not served.interims(), 5)
 
 
+def test_a_folder_that_takes_no_file_is_no_reason_to_be_away(served: Served) -> None:
+    """Folders in the files' places refuse them, as a full disk does."""
+    for name in ("interim.cfg", "interim.pid"):
+        (served.folder / name).mkdir()
+    os.kill(served.pid, signal.SIGKILL)
+    assert until(served.answers, 5) < 2
+    assert not served.owned()
+    first = served.raylet
+    time.sleep(3.2)  # Serve needs longer than that to find out
+    served.start()
+    for process in [*first.children(), first]:
+        process.kill()
+    until(served.answers, 2)
+
+
 def test_an_interim_needs_nothing_that_the_successor_needs() -> None:
     text = interim_configuration(
         "global\n    stats socket /a mode 600\n    stats timeout 30s\n    maxconn 9\n    server-state-base /b\n"
@@ -233,7 +248,11 @@ def test_a_successor_without_routes_leaves_the_clients_to_the_interim(served: Se
     assert all(served.answers() for _ in range(50))
     assert len(served.interims()) == 1
     second = served.raylet
-    config.write_text(before)
+    config.write_text(before)  # as Serve does before it starts the next one
+    until_refused = time.monotonic() + 1
+    while time.monotonic() < until_refused:
+        assert served.answers()
+    assert len(served.interims()) == 1
     served.start()
     until(lambda: not served.interims(), 5)
     assert all(served.answers() for _ in range(50))
