@@ -1,5 +1,5 @@
-"""The three C++ products of bfloat16 (matrix registers, pairs, widened floats), each that this processor has: against the
-definition, and the same bits for a row whatever stands beside it, where sums cancel, overflow or become subnormal.
+"""The C++ products of bfloat16 that this processor has (matrix registers, pairs, widened floats), each against the
+definition; and the same bits for a row in every batch, where sums cancel, overflow or become subnormal.
 
 python -m pytest tests/kernels/test_bf16_products.py
 """

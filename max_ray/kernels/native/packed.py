@@ -97,8 +97,8 @@ def pack_weight(weight: torch.Tensor) -> PackedWeight | None:
 
 
 def _product(dtype: torch.dtype) -> str:
-    """Which kernel multiplies bfloat16: that of the processor's matrix registers, that of its products, or the plain one
-    (csrc/linear_tiles.cpp, linear_dot.cpp, linear.cpp)."""
+    """Which kernel multiplies. For bfloat16: by matrix registers (csrc/linear_tiles.cpp) or by products of pairs
+    (linear_dot.cpp) where the processor has them; else csrc/linear.cpp."""
     loaded = library()
     if loaded is None or dtype != torch.bfloat16:
         return "linear"
