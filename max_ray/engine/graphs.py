@@ -248,6 +248,8 @@ def decode_graphs(
     if not model.decode_is_capturable:
         return None
     shape = (model, storage, max_batch_size, max_length)
+    if kernels.is_interpreted():  # a rehearsal: all of a graph's steps but the graph
+        return DecodeGraphs(*shape, Replay)
     if model.device.type == "cpu":
         # FP8 is dequantized by its reference implementation: a tape would keep all of it
         dequantizes = model.encoding is SupportedEncoding.float8_e4m3fn
