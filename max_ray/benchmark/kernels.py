@@ -75,9 +75,10 @@ def measure_cases(
 
 def _cases(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, CaseMaker]]:
     yield from all_cases(sizes, device, dtype)
-    rows = _QUANTIZED_ROWS[-1:] if kernels.is_interpreted() else _QUANTIZED_ROWS  # each is seconds in the interpreter
-    tokens = sorted({*rows, sizes.tokens})
-    yield from quantized_cases(2 * sizes.inner, sizes.hidden, tokens, device, dtype)
+    tokens, rows = sorted({*_QUANTIZED_ROWS, sizes.tokens}), 2 * sizes.inner
+    if kernels.is_interpreted():  # each is seconds in the interpreter
+        tokens, rows = [sizes.tokens, _QUANTIZED_ROWS[-1]], 32
+    yield from quantized_cases(rows, sizes.hidden, tokens, device, dtype)
 
 
 def _measure(name: str, make: CaseMaker, machine: Machine, device: torch.device) -> dict[str, Any]:

@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import FileStore, PrefixStore, Store, TCPStore
 
+from max_ray.distributed.nccl import check_nccl
 from max_ray.errors import ConfigError, WorkerGroupError
 
 DEFAULT_TIMEOUT_S = 60.0
@@ -144,6 +145,7 @@ def _local_address(host: str, port: int) -> str:
 def _transport(store: Store, rank: int, size: int, device: torch.device, address: str, timeout: timedelta) -> Any:
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        check_nccl()
         nccl = dist.ProcessGroupNCCL.Options()
         nccl._timeout = timeout
         return dist.ProcessGroupNCCL(store, rank, size, nccl)

@@ -47,6 +47,7 @@ __all__ = [
     "rmsnorm",
     "rope_and_append",
     "silu_and_mul",
+    "sum_choices",
     "sum_rows",
     "tile_blocks",
 ]
@@ -302,6 +303,15 @@ def latent_attention(
     The C++ kernel takes an L + R that is a multiple of 16.
     """
     result: torch.Tensor = _backend(q).latent_attention(q, cache, kv, qo_indptr, up=up, scale=scale)
+    return result
+
+
+def sum_choices(y: torch.Tensor, places: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """sum over k of weights[t, k] * y[places[t, k]], in float32 and in the order of k: y [M, D] -> [T, D] in y's dtype.
+
+    places: int64 [T, K]. weights: [T, K].
+    """
+    result: torch.Tensor = _backend(y).sum_choices(y, places, weights)
     return result
 
 

@@ -42,6 +42,7 @@ from tests.kernels.gpu.interpreted_elementwise import (  # noqa: F401
     test_rope_with_head_counts_that_do_not_fill_blocks,
     test_silu_and_mul,
     test_silu_of_large_values_does_not_overflow,
+    test_sum_choices,
 )
 from tests.kernels.gpu.interpreted_latent import (  # noqa: F401
     test_a_prompt_in_chunks_is_near_to_the_whole_one,

@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-from max_ray.kernels.gpu import activation, attention, decode, norm, paged_cache, prefill, rope, sampling
+from max_ray.kernels.gpu import activation, attention, decode, experts, norm, paged_cache, prefill, rope, sampling
 from max_ray.kernels.gpu.launch import padded
 from tests.kernels.gpu.sm90 import Usage, compile_for_sm90
 
@@ -39,6 +39,12 @@ def test_rmsnorm(dtype: str) -> None:
 def test_silu_and_mul() -> None:
     arguments = {"x": "*bf16", "out": "*bf16", "x_stride": "i32:16", "width": "i32:16", "BLOCK": 2048}
     check("silu_and_mul", compile_for_sm90(activation.silu_and_mul_kernel, arguments, num_warps=8))
+
+
+def test_sum_choices() -> None:
+    tensors = {"y": "*bf16", "places": "*i64", "weights": "*fp32", "out": "*bf16"}
+    arguments = tensors | {"y_stride": "i32:16", "width": "i32:16", "top_k": "i32", "BLOCK": 2048}
+    check("sum_choices", compile_for_sm90(experts.sum_choices_kernel, arguments, num_warps=8))
 
 
 def test_append() -> None:
