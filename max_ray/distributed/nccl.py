@@ -23,7 +23,7 @@ _LOG = get_logger(__name__)
 
 def check_nccl() -> None:
     """Logs the NCCL that torch has loaded. Raises ConfigError where torch was built for another one."""
-    loaded = ".".join(str(part) for part in torch.cuda.nccl.version())
+    loaded = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
     problem = nccl_problem(torch.version.cuda, required_nccl(requires("torch") or []), _installed(), loaded)
     if problem is not None:
         raise ConfigError(problem)
