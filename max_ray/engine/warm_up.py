@@ -1,8 +1,8 @@
 """Steps before the first request: every variant of every kernel is compiled, and the memory of a step is known.
 
 Triton compiles a variant of a kernel for each combination of its constants. Those of attention follow from the number
-of splits (a power of two, by the longest row), and whether a step has prompts; those of quantized layers from the number
-of inputs. One row reaches each number of splits: a step may claim longer rows than it has.
+of splits (a power of two, by the longest row), and whether a step has prompts; those of quantized layers from the
+number of inputs. One row reaches each number of splits: a step may claim longer rows than it has.
 """
 
 from __future__ import annotations

@@ -145,9 +145,11 @@ def test_prefill(dtype: str, head_dim: int, window: int, softcap: float) -> None
     assert usage.uses_tensor_cores
 
 
-def test_sampling() -> None:
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_sampling(dtype: str) -> None:
     columns = {"temperatures": "*fp32", "top_ks": "*i64", "top_ps": "*fp64", "min_ps": "*fp32"}
     state = {"seeds": "*i64", "counters": "*i64", "tokens": "*i64"}
     sizes = {"logits_stride": "i32:16", "vocab_size": "i32:16", "BLOCK": 4096}
-    arguments = {"logits": "*fp32"} | columns | state | sizes
-    check("sampling", compile_for_sm90(sampling.sample_kernel, arguments, num_warps=16))
+    arguments = {"logits": f"*{dtype}"} | columns | state | sizes
+    options = {"num_warps": 16, "maxnreg": sampling._MOST_REGISTERS}
+    check(f"sampling {dtype}", compile_for_sm90(sampling.sample_kernel, arguments, **options))

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-triton = pytest.importorskip("triton")
+pytest.importorskip("triton")
 
 from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
