@@ -15,6 +15,7 @@ from max_ray.kernels.native.ops import (
     rmsnorm,
     rope_and_append,
     silu_and_mul,
+    sum_choices,
     sum_rows,
 )
 from max_ray.kernels.native.packed import PackedWeight, new_packed, pack_weight
@@ -42,6 +43,7 @@ __all__ = [
     "rmsnorm",
     "rope_and_append",
     "silu_and_mul",
+    "sum_choices",
     "sum_rows",
     "tile_blocks",
 ]
