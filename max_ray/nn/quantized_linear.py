@@ -337,6 +337,11 @@ def _tile_q4(rows: QuantizedRows) -> _Tiled:
     return packed.PackedQ4, {"codes": codes, "scales": _scales(rows.scales), "zeros": zeros}
 
 
+def _tile_q4_1(rows: QuantizedRows) -> _Tiled:
+    codes = packed.tile_nibbles(_whole_tiles(rows.codes))
+    return packed.PackedQ4_1, {"codes": codes, "scales": _scales(rows.scales), "mins": _scales(rows.mins)}
+
+
 def _tile_fp8(rows: QuantizedRows) -> _Tiled:
     codes = _whole_tiles(rows.codes.view(torch.uint8)).view(torch.float8_e4m3fn)
     return packed.PackedFP8, {"codes": codes.reshape(-1, TILE, codes.shape[1]), "scales": _scales(rows.scales)}
@@ -348,5 +353,6 @@ _TILED: dict[str, Callable[[QuantizedRows], _Tiled]] = {
     "q6_k": _tile_q6_k,
     "q8_0": _tile_q8_0,
     "q4": _tile_q4,
+    "q4_1": _tile_q4_1,
     "fp8": _tile_fp8,
 }

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from max_ray.weights.quantized import QuantizedRows
     from max_ray.weights.safetensors_header import TensorEntry
 
-_PACKED_BITS = {"q4_k": 4.625, "q5_k": 5.625, "q6_k": 6.5625, "q8_0": 8.5, "q4_0": 4.5}
+_PACKED_BITS = {"q4_k": 4.625, "q5_k": 5.625, "q6_k": 6.5625, "q8_0": 8.5, "q4_0": 4.5, "q4_1": 5.0}
 
 
 class WeightSource(ABC):

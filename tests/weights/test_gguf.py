@@ -25,8 +25,8 @@ from max_ray.weights.parameter import StoredPart
 from max_ray.weights.quantize import quantize
 from tests.gguf_files import write
 
-TYPES = ["F32", "F16", "BF16", "Q4_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K"]
-OTHER_TYPES = ["Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "IQ4_NL", "IQ4_XS", "MXFP4"]
+TYPES = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"]
+OTHER_TYPES = ["Q5_0", "Q5_1", "Q2_K", "Q3_K", "IQ4_NL", "IQ4_XS", "MXFP4"]
 """Kept in another encoding. As random blocks: the `gguf` package cannot write all of them."""
 SCALES_AT = {"Q4_1": (0, 2), "Q5_1": (0, 2), "Q2_K": (80, 82), "Q3_K": (108,)}
 ROWS, COLUMNS = 24, 512
@@ -84,7 +84,7 @@ def test_types_without_a_kernel_are_kept_in_an_encoding_that_has_one(every_type:
 
 def test_quantized_tensors_are_offered_as_codes_only_when_wanted(every_type: Path) -> None:
     kept, plain = open_weights(every_type, keep_quantized=True), open_weights(every_type)
-    assert [kept.quantization(kind) for kind in TYPES] == ["", "", "", "q4_0", "q8_0", "q4_k", "q5_k", "q6_k"]
+    assert [kept.quantization(kind) for kind in TYPES] == ["", "", "", "q4_0", "q4_1", "q8_0", "q4_k", "q5_k", "q6_k"]
     assert [plain.quantization(kind) for kind in TYPES] == [""] * len(TYPES)
     rows = kept.get_quantized("Q4_K", range(3, 9), range(256, 512))
     assert torch.equal(rows.dequantize(), plain.get("Q4_K")[3:9, 256:512])
@@ -172,7 +172,8 @@ def test_scales_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("encoding", "most"), [("q4_k", 0.085), ("q4_0", 0.09), ("q5_k", 0.043), ("q6_k", 0.02), ("q8_0", 0.006)]
+    ("encoding", "most"),
+    [("q4_k", 0.085), ("q4_0", 0.09), ("q4_1", 0.08), ("q5_k", 0.043), ("q6_k", 0.02), ("q8_0", 0.006)],
 )
 def test_quantizing_is_close(encoding: str, most: float) -> None:
     values = torch.randn(16, 512, generator=torch.Generator().manual_seed(1))

@@ -22,6 +22,7 @@ from max_ray.kernels.quantized import (
     TILE,
     PackedMatrix,
     PackedQ4,
+    PackedQ4_1,
     PackedQ4K,
     PackedQ5K,
     PackedQ6K,
@@ -67,6 +68,10 @@ def _q4_0(rows: int, columns: int, shape: _Shape) -> PackedMatrix:
     return PackedQ4(rows, columns, zeros(*shape, 4, TILE, 4), _supers(shape, GROUP), eight)
 
 
+def _q4_1(rows: int, columns: int, shape: _Shape) -> PackedMatrix:
+    return PackedQ4_1(rows, columns, zeros(*shape, 4, TILE, 4), _supers(shape, GROUP), _supers(shape, GROUP))
+
+
 def _q8_0(rows: int, columns: int, shape: _Shape) -> PackedMatrix:
     return PackedQ8(rows, columns, zeros(*shape, 8, TILE, 4, dtype=torch.int8), _supers(shape, GROUP))
 
@@ -90,10 +95,11 @@ def _q6_k(rows: int, columns: int, shape: _Shape) -> PackedMatrix:
 
 _NEW: dict[str, Callable[[int, int, _Shape], PackedMatrix]] = {
     "Q4_0": _q4_0,
+    "Q4_1": _q4_1,
     "Q8_0": _q8_0,
     "Q4_K": _q4_k,
     "Q5_K": _q5_k,
     "Q6_K": _q6_k,
-    **dict.fromkeys(("Q4_1", "Q5_0", "Q5_1", "Q2_K", "IQ4_NL", "IQ4_XS", "MXFP4"), _q8_0),
+    **dict.fromkeys(("Q5_0", "Q5_1", "Q2_K", "IQ4_NL", "IQ4_XS", "MXFP4"), _q8_0),
     "Q3_K": _q6_k,
 }

@@ -18,21 +18,30 @@ struct Tiles {
 };
 
 // Each kind of tiles: words of codes, words of high codes, scales and mins in bytes of a group of 32 columns of 16 rows;
-// columns that share a super-scale. The only scales of ToQ4 and ToQ8 stand in super_scales.
+// columns that share a super-scale, and whether there are super-mins. The only scales of ToQ4, ToQ4_1 and ToQ8, and the only
+// mins of ToQ4_1, stand in super_scales and super_mins.
 struct ToQ4 {
     static constexpr int CODES = WORDS_4, HIGH = 0, SCALES = 0, MINS = 0, SUPER = 32;
+    static constexpr bool SUPER_MINS = false;
+};
+struct ToQ4_1 : ToQ4 {
+    static constexpr bool SUPER_MINS = true;
 };
 struct ToQ8 {
     static constexpr int CODES = WORDS_8, HIGH = 0, SCALES = 0, MINS = 0, SUPER = 32;
+    static constexpr bool SUPER_MINS = false;
 };
 struct ToQ4K {
     static constexpr int CODES = WORDS_4, HIGH = 0, SCALES = LANES, MINS = LANES, SUPER = 256;
+    static constexpr bool SUPER_MINS = true;
 };
 struct ToQ5K {
     static constexpr int CODES = WORDS_4, HIGH = WORDS_1, SCALES = LANES, MINS = LANES, SUPER = 256;
+    static constexpr bool SUPER_MINS = true;
 };
 struct ToQ6K {
     static constexpr int CODES = WORDS_4, HIGH = WORDS_2, SCALES = 2 * LANES, MINS = 0, SUPER = 256;
+    static constexpr bool SUPER_MINS = false;
 };
 
 static inline uint32_t word(const uint8_t *p) {
@@ -60,10 +69,8 @@ template <class TARGET> static inline Tiles tiles_at(const QuantizedMatrix *m, i
     to.super_scales = (uint16_t *)m->super_scales + super_at;
     if (TARGET::HIGH) to.high_codes = (uint32_t *)m->high_codes + at * TARGET::HIGH;
     if (TARGET::SCALES) to.scales = (uint8_t *)m->scales + at * TARGET::SCALES;
-    if (TARGET::MINS) {
-        to.mins = (uint8_t *)m->mins + at * TARGET::MINS;
-        to.super_mins = (uint16_t *)m->super_mins + super_at;
-    }
+    if (TARGET::MINS) to.mins = (uint8_t *)m->mins + at * TARGET::MINS;
+    if (TARGET::SUPER_MINS) to.super_mins = (uint16_t *)m->super_mins + super_at;
     return to;
 }
 
@@ -86,7 +93,7 @@ bool tile(const uint8_t *blocks, int64_t rows, int64_t row_blocks, int64_t first
         for (int64_t b = 0; b < row_blocks; b++)
             for (int r = 0; r < lanes; r++)
                 KIND::put(to, blocks + ((t * LANES + r) * row_blocks + b) * KIND::BYTES, b, r);
-        finite &= are_finite(to.super_scales, supers) && (!Target::MINS || are_finite(to.super_mins, supers));
+        finite &= are_finite(to.super_scales, supers) && (!Target::SUPER_MINS || are_finite(to.super_mins, supers));
     }
     return finite;
 }
