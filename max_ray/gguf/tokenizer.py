@@ -70,7 +70,7 @@ def _build(file: GgufFile) -> GgufTokenizer:
         tokenizer = _sentencepiece(file, tokens, kinds)
     else:
         raise WeightsError(f"{file.path}: a tokenizer of the kind {kind!r} cannot be read; gpt2 and llama can.")
-    added = [(token, of) for token, of in zip(tokens, kinds, strict=True) if of in (_CONTROL, _UNKNOWN, _USER_DEFINED)]
+    added = [(tokens[i], of) for i, of in enumerate(kinds) if of in (_CONTROL, _UNKNOWN, _USER_DEFINED)]
     control = [token for token, of in added if of != _USER_DEFINED]
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control])
     extra = [token for token, of in added if of == _USER_DEFINED]
@@ -107,7 +107,7 @@ def _strings(file: GgufFile, key: str) -> list[str]:
     if not isinstance(strings, StringArray):
         return []
     try:
-        return list(strings)
+        return strings.texts()
     except UnicodeDecodeError:
         raise WeightsError(f"{file.path} is truncated or corrupt: {key} has text that is not UTF-8.") from None
 
@@ -122,7 +122,7 @@ def _byte_level(file: GgufFile, tokens: list[str]) -> Tokenizer:
             f"{file.path}: the word rule {rule!r} (tokenizer.ggml.pre) is not known; known are "
             f"{', '.join(sorted(WORD_RULES))}."
         )
-    vocabulary = {token: i for i, token in enumerate(tokens)}
+    vocabulary = dict(zip(tokens, range(len(tokens)), strict=True))
     tokenizer = Tokenizer(_byte_pairs(file, vocabulary, ignore_merges=rule in WHOLE_WORD_RULES))
     patterns = WORD_RULES[rule]
     cuts = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in patterns if pattern is not None]
@@ -136,16 +136,26 @@ def _byte_level(file: GgufFile, tokens: list[str]) -> Tokenizer:
 
 def _byte_pairs(file: GgufFile, vocabulary: dict[str, int], *, ignore_merges: bool) -> models.BPE:
     """The model of the file's merges. Raises WeightsError for one that does not make one token of two others."""
-    texts = _strings(file, "tokenizer.ggml.merges")
+    key = "tokenizer.ggml.merges"
     try:
-        return models.BPE(
-            vocab=vocabulary, merges=[text.partition(" ")[::2] for text in texts], ignore_merges=ignore_merges
-        )
+        return models.BPE(vocab=vocabulary, merges=_merges(file, key), ignore_merges=ignore_merges)
+    except WeightsError:
+        raise
     except Exception as error:  # the library looks each merge up, and raises Exception itself
-        wrong = next((text for text in texts if not _is_merge(text, vocabulary)), "")
+        wrong = next((text for text in _strings(file, key) if not _is_merge(text, vocabulary)), "")
         raise WeightsError(
             f"{file.path}: {wrong!r} in tokenizer.ggml.merges does not make one token of two others."
         ) from error
+
+
+def _merges(file: GgufFile, key: str) -> list[tuple[str, str]]:
+    """The two tokens of each merge. One with more spaces or none is not cut right, and no token of the vocabulary."""
+    stored = file.metadata.get(key)
+    try:
+        pairs = stored.pairs() if isinstance(stored, StringArray) else None
+    except UnicodeDecodeError:
+        pairs = None  # said below
+    return [text.partition(" ")[::2] for text in _strings(file, key)] if pairs is None else pairs
 
 
 def _is_merge(text: str, vocabulary: dict[str, int]) -> bool:
