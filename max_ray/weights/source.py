@@ -68,6 +68,11 @@ class WeightSource(ABC):
         """
         raise AssertionError(f"{name} is not stored in blocks")
 
+    def block_place(self, name: str, rows: range, columns: range) -> tuple[str, int, int, int] | None:
+        """Where the blocks that `get_blocks` gives lie in a file, rows one after another: the file, the first byte,
+        blocks in a row, and rows of a head whose two halves take turns there (1: none do). None where they are cut."""
+        return None
+
     def file_entry(self, name: str) -> TensorEntry | None:
         """Where the numbers that `get_slice` gives lie in a file, for readers that have a place for them; None where
         they must be computed."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import struct
+import threading
 from pathlib import Path
 
 import gguf
@@ -98,10 +99,44 @@ def test_quantized_tensors_are_offered_as_codes_only_when_wanted(every_type: Pat
 def test_blocks_go_to_the_same_tiles_as_their_codes(
     every_type: Path, kind: str, rows: range, columns: range, padding: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("max_ray.nn.quantized_linear._BLOCK_BYTES", 4000)  # a chunk is a tile
+    monkeypatch.setattr("max_ray.nn.quantized_linear._BLOCK_BYTES", 9000)  # a chunk is a tile
+    monkeypatch.setattr("max_ray.nn.quantized_linear._thread", threading.local())
     source = open_weights(every_type, keep_quantized=True)
     part = StoredPart(source, kind, rows, columns, source.quantization(kind))
     assert_same_tiles(part, padding)
+
+
+@pytest.mark.skipif(native.library() is None, reason="no C++ compiler on this machine")
+@pytest.mark.parametrize("rows", [range(120), range(24, 96), range(5, 77), range(48, 48)])
+@pytest.mark.parametrize("buffer", [4000, 1 << 20])
+def test_heads_are_put_in_order_while_blocks_are_read(
+    rows: range, buffer: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five heads of 24 rows, in chunks of 48 or all at once; a buffer too small for a chunk; ranks that cut a head."""
+    torch.manual_seed(0)
+    monkeypatch.setattr("max_ray.nn.quantized_linear._BLOCK_BYTES", buffer)
+    monkeypatch.setattr("max_ray.nn.quantized_linear._thread", threading.local())
+    keys = {"llama__attention__head_count": 5, "llama__attention__head_count_kv": 5}
+    for columns in (32, 512):
+        blocks = torch.cat([random_blocks("Q4_1") for _ in range(5)])[:, : columns // 32 * 20].contiguous()
+        path = write(tmp_path / f"{columns}.gguf", {"blk.0.attn_q.weight": ("Q4_1", blocks)}, **keys)
+        source = open_weights(path, keep_quantized=True)
+        assert_same_tiles(StoredPart(source, "blk.0.attn_q.weight", rows, range(columns), "q4_1"), padding=3)
+
+
+@pytest.mark.skipif(native.library() is None, reason="no C++ compiler on this machine")
+def test_a_file_that_shrinks_or_goes_while_it_is_read(every_type: Path, tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(every_type.read_bytes())
+    source = open_weights(path, keep_quantized=True)
+    part = StoredPart(source, "Q6_K", range(ROWS), range(COLUMNS), "q6_k")
+    with path.open("r+b") as file:
+        file.truncate(source._tensor("Q6_K").offset + 100)  # type: ignore[attr-defined]
+    with pytest.raises(WeightsError, match=r"m.gguf is truncated or corrupt: it has become shorter"):
+        pack([part], 0, torch.device("cpu"))
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"m\.gguf"):
+        pack([part], 0, torch.device("cpu"))
 
 
 def assert_same_tiles(part: StoredPart, padding: int = 0) -> None:

@@ -19,7 +19,7 @@ from max_ray.kernels.native.ops import (
 )
 from max_ray.kernels.native.packed import PackedWeight, new_packed, pack_weight
 from max_ray.kernels.native.quantized import grouped_quantized_linear, quantized_linear
-from max_ray.kernels.native.tiling import new_matrix, tile_blocks
+from max_ray.kernels.native.tiling import new_matrix, tile_blocks, tile_file
 
 __all__ = [
     "PackedWeight",
@@ -44,4 +44,5 @@ __all__ = [
     "silu_and_mul",
     "sum_rows",
     "tile_blocks",
+    "tile_file",
 ]
