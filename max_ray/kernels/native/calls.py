@@ -53,6 +53,7 @@ _P, _L, _I, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 _SIGNATURES: dict[str, list[type]] = {
     "linear": [_P, _L, _L, _L, _P, _L, _P, _P, _I],
     "linear_dot": [_P, _L, _L, _L, _P, _L, _P, _P, _I],
+    "linear_tiles": [_P, _L, _L, _L, _P, _L, _P, _P, _I],
     "pack": [_P, _L, _L, _P, _I],
     "rows": [_P, _L, _P, _L, _P, _I],
     "rmsnorm": [_P, _P, _P, _L, _L, _F, _I],
