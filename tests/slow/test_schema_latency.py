@@ -72,7 +72,12 @@ def new_schema(number: int) -> dict[str, Any]:
         if isinstance(schema := ENFORCED[names[(7 * number + i) % len(names)]], dict) and "$ref" not in str(schema)
     }
     fields = {f"field_{number}_{i}": {"type": "string", "maxLength": 20} for i in range(7)}
-    return {"type": "object", "properties": {**corpus, **fields}, "required": list(fields), "additionalProperties": False}
+    return {
+        "type": "object",
+        "properties": {**corpus, **fields},
+        "required": list(fields),
+        "additionalProperties": False,
+    }
 
 
 async def test_a_new_schema_costs_little(client: httpx.AsyncClient) -> None:

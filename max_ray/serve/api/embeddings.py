@@ -20,7 +20,7 @@ from max_ray.serve.api.answer import check_model, check_task
 from max_ray.serve.api.engine import Engine
 from max_ray.serve.api.neutral_fields import EMBEDDINGS, EMBEDDINGS_INSTEAD
 from max_ray.serve.api.objects.openai import EmbeddingList, EmbeddingObject, InputUsage
-from max_ray.serve.api.openai import LabelledRequest, Prompt, checked_prompt, least_tokens, prompts_of
+from max_ray.serve.api.openai import LabelledRequest, PromptField, checked_prompt, least_tokens, prompts_of
 from max_ray.serve.api.request_fields import Neutral
 from max_ray.tokenization.embeddings_tokenizer import EmbeddingsTokenizer
 from max_ray.tokenization.tokenizer import INLINE_CHARACTERS
@@ -39,7 +39,7 @@ class EmbeddingsRequest(LabelledRequest):
     NEUTRAL: ClassVar[Mapping[str, Neutral]] = EMBEDDINGS
     INSTEAD: ClassVar[Mapping[str, str]] = EMBEDDINGS_INSTEAD
 
-    input: Prompt
+    input: PromptField
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(default=None, ge=1)
     truncate: bool = False

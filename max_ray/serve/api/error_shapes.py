@@ -77,7 +77,11 @@ _BY_BEGINNING = {"/v1/messages": ANTHROPIC, "/api": OLLAMA}
 
 def error_shape(scope: Scope) -> ErrorShape:
     """The shape of the dialect that a request speaks, going by its path."""
-    path = route_path(scope)
+    return error_shape_of(route_path(scope))
+
+
+def error_shape_of(path: str) -> ErrorShape:
+    """The same of a path without a prefix."""
     for beginning, shape in _BY_BEGINNING.items():
         if path == beginning or path.startswith(f"{beginning}/"):
             return shape

@@ -17,6 +17,8 @@ from max_ray.errors import InputError, MaxRayError, ModelNotServedError, PromptT
 from max_ray.serve.api.error_shapes import error_shape
 from max_ray.serve.api.neutral_fields import ROUTES_INSTEAD
 from max_ray.serve.api.objects.errors import ErrorObject
+from max_ray.serve.api.route_table import allowed_methods
+from max_ray.serve.api.scope import route_path
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +103,11 @@ def http_error(request: Request, error: HTTPException, routes: Iterable[str]) ->
     """
     message = _http_message(request, error, routes)
     body = error_body(message, kind="invalid_request_error", code=_CODES.get(error.status_code))
-    return ErrorResponse(body, status_code=error.status_code, headers=error.headers)
+    headers = error.headers
+    methods = allowed_methods(route_path(request.scope)) if error.status_code == 405 else []
+    if methods:  # the framework names those of one route, and a path may have several
+        headers = {"Allow": ", ".join(methods)}
+    return ErrorResponse(body, status_code=error.status_code, headers=headers)
 
 
 def _http_message(request: Request, error: HTTPException, routes: Iterable[str]) -> str:

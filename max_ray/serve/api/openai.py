@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import Discriminator, Field, PlainValidator, Tag, ValidationError, field_validator
+from pydantic import Discriminator, Field, PlainValidator, Tag, ValidationError, WithJsonSchema, field_validator
 
 from max_ray.errors import InputError, PromptTooLongError
 from max_ray.serve.api.aliases import CHAT_ALIASES, COMPLETION_ALIASES, Alias
@@ -27,7 +27,7 @@ from max_ray.serve.api.extension_fields import (
 from max_ray.serve.api.json_body import decode_object
 from max_ray.serve.api.logit_fields import LogitFields
 from max_ray.serve.api.neutral_fields import CHAT, CHAT_INSTEAD, COMPLETION, COMPLETION_INSTEAD, STREAM_OPTIONS
-from max_ray.serve.api.request_fields import FIELD_ERROR, MAX_PROBLEMS, ApiRequest, Neutral, StrictModel
+from max_ray.serve.api.request_fields import FIELD_ERROR, MAX_PROBLEMS, ApiRequest, Neutral, StrictModel, ranged
 from max_ray.serve.api.structured_output_fields import RESPONSE_FORMAT, StructuredOutputFields
 from max_ray.serve.api.tool_fields import ChatOutput, ToolFields
 
@@ -38,6 +38,11 @@ DEFAULT_COMPLETION_TOKENS = 16
 TOKEN_CHARACTERS = 1024
 """More than any token of any vocabulary has."""
 Prompt = str | list[str] | list[int] | list[list[int]]
+_IDS = {"type": "array", "items": {"type": "integer"}, "minItems": 1}
+_TEXTS = {"type": "array", "items": {"type": "string"}, "minItems": 1}
+_LISTS = {"type": "array", "items": _IDS, "minItems": 1}
+PromptField = Annotated[Prompt, WithJsonSchema({"anyOf": [{"type": "string"}, _TEXTS, _IDS, _LISTS]})]
+"""A text or token ids, or a list of one of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,14 +126,14 @@ class GenerationRequest(ExtensionFields, StructuredOutputFields, LogitFields, La
     stream: bool = False
     stream_options: StreamOptions | None = None
     n: int = Field(default=1, ge=1, le=MAX_CHOICES)
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
-    repetition_penalty: float | None = None
-    seed: int | None = None
+    temperature: float | None = ranged(minimum=0)
+    top_p: float | None = ranged(exclusiveMinimum=0, maximum=1)
+    top_k: int | None = ranged(minimum=-1)
+    min_p: float | None = ranged(minimum=0, maximum=1)
+    frequency_penalty: float | None = ranged(minimum=-2, maximum=2)
+    presence_penalty: float | None = ranged(minimum=-2, maximum=2)
+    repetition_penalty: float | None = ranged(exclusiveMinimum=0)
+    seed: int | None = ranged(minimum=-(2**63), maximum=2**64 - 1)
     stop: (
         Annotated[
             Annotated[str, Tag("<text>")] | Annotated[list[str], Field(max_length=16, fail_fast=True), Tag("<list>")],
@@ -206,7 +211,7 @@ class CompletionRequest(GenerationRequest):
     INSTEAD: ClassVar[Mapping[str, str]] = COMPLETION_INSTEAD
     ALIASES: ClassVar[Mapping[str, Alias]] = COMPLETION_ALIASES
 
-    prompt: Prompt
+    prompt: PromptField
     max_tokens: int = Field(default=DEFAULT_COMPLETION_TOKENS, ge=0)
     logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
     echo: bool = False

@@ -129,7 +129,7 @@ def build_api(
     add_score_routes(api, context)
     add_file_routes(api, batches.store if batches else None, options.body_timeout_s)
     add_batch_routes(api, context, batches)
-    add_documentation(api, BODIES)
+    add_documentation(api, BODIES, lambda: engine.model_name, needs_key=options.has_keys)
     add_error_handlers(api, known_paths())
     if options.has_keys:
         path = None if options.api_keys_file is None else Path(options.api_keys_file)

@@ -86,7 +86,7 @@ class RerankBody(PairFields):
     """The body of `/v1/rerank`. top_n: 0 for all."""
 
     query: str
-    documents: list[str | Document]
+    documents: list[str | Document] = Field(json_schema_extra={"minItems": 1, "maxItems": MAX_PAIRS})
     top_n: int = Field(default=0, ge=0)
     return_documents: bool = True
 

@@ -162,19 +162,8 @@ class EmbeddingList(TypedDict):
     usage: InputUsage
 
 
-class ChatTemplateFacts(TypedDict):
-    """What the model's chat template can write."""
-
-    roles: list[str]
-    names: list[str]
-    content: str
-    system: str
-    tools: bool
-    tool_calls: str | None
-
-
 class ModelObject(TypedDict):
-    """The served model. The last three fields are of models that generate text."""
+    """The served model. Template and parsers are of models that generate text, `state` of a server of several."""
 
     id: str
     aliases: list[str]
@@ -187,6 +176,7 @@ class ModelObject(TypedDict):
     chat_template: NotRequired[dict[str, Any] | None]
     tool_call_parser: NotRequired[str]
     reasoning_parser: NotRequired[str]
+    state: NotRequired[str]
 
 
 class ModelList(TypedDict):

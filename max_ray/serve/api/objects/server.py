@@ -121,3 +121,13 @@ class ServerObject(TypedDict):
     kv_cache: KVCacheMap | None
     requests: list[ActiveRequest]
     num_requests: int
+
+
+class FrontServer(TypedDict):
+    """The running server of several models. A model has what `/v1/server` tells of one."""
+
+    object: Literal["server"]
+    version: str
+    time: float
+    uptime_s: float
+    models: list[dict[str, Any]]

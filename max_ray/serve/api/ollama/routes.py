@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from time import perf_counter
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 from starlette.requests import ClientDisconnect
 
 from max_ray import __version__
@@ -43,9 +43,15 @@ FAR_AWAY = "9999-12-31T23:59:59Z"
 ModelName = Annotated[ShortText, BeforeValidator(lambda name: model_name(name) if isinstance(name, str) else name)]
 
 
+def _named_by(field: str) -> dict[str, Any]:
+    """The JSON schema of objects with this text."""
+    return {"required": [field], "properties": {field: {"type": "string"}}}
+
+
 class ShowRequest(ApiRequest):
     """`POST /api/show`. `name` is the older name of `model`; litellm uses it."""
 
+    model_config = ConfigDict(json_schema_extra={"anyOf": [_named_by("model"), _named_by("name")]})
     NEUTRAL: ClassVar[Mapping[str, Neutral]] = {"verbose": only(False)}
 
     model: ModelName | None = None
