@@ -96,14 +96,18 @@ _BIAS_SCHEMA = WithJsonSchema(
 )
 
 
+_Word = Annotated[str, WithJsonSchema(_WORD)]  # its length is checked by `_words` and `_salt`
+_Breaker = Annotated[str, WithJsonSchema({"type": "string", "minLength": 1, "maxLength": MAX_BREAKER_CHARACTERS})]
+
+
 class LogitFields(StrictModel):
     """Fields of both kinds of generation requests. Ranges of numbers are checked by `LogitControls`."""
 
     logit_bias: Annotated[list[tuple[int | str, float]], PlainValidator(_logit_bias), _BIAS_SCHEMA] | None = None
     allowed_token_ids: Annotated[list[int], Field(max_length=MAX_ALLOWED_TOKENS, fail_fast=True)] | None = None
-    bad_words: Annotated[list[str], Field(max_length=MAX_BAD_WORDS, fail_fast=True), AfterValidator(_words)] | None = (
-        None
-    )
+    bad_words: (
+        Annotated[list[_Word], Field(max_length=MAX_BAD_WORDS, fail_fast=True), AfterValidator(_words)] | None
+    ) = None
     repeat_last_n: int | None = ranged(minimum=-1, maximum=MAX_WINDOW)
     typical_p: float | None = ranged(exclusiveMinimum=0, maximum=1)
     xtc_probability: float | None = ranged(minimum=0, maximum=1)
@@ -113,10 +117,10 @@ class LogitFields(StrictModel):
     dry_allowed_length: int | None = ranged(minimum=1, maximum=2**31 - 1)
     dry_penalty_last_n: int | None = ranged(minimum=-1, maximum=2**31 - 1)
     dry_sequence_breakers: (
-        Annotated[list[str], Field(max_length=MAX_BREAKERS, fail_fast=True), AfterValidator(_breakers)] | None
+        Annotated[list[_Breaker], Field(max_length=MAX_BREAKERS, fail_fast=True), AfterValidator(_breakers)] | None
     ) = None
     prompt_logprobs: int | None = Field(default=None, ge=0, le=MAX_PROMPT_LOGPROBS)
-    cache_salt: Annotated[str, AfterValidator(_salt)] | None = None
+    cache_salt: Annotated[_Word, AfterValidator(_salt)] | None = None
     priority: int = Field(default=0, ge=-_PRIORITIES, lt=_PRIORITIES)
 
     def logit_sampling(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ all ways in.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar, TypeVar
 
@@ -104,6 +104,12 @@ def _metadata(value: Any) -> Any:
     return value
 
 
+_LABEL = {"type": "string", "maxLength": MAX_LABEL_CHARACTERS}
+_METADATA_SCHEMA = WithJsonSchema(
+    {"type": "object", "maxProperties": 16, "propertyNames": _LABEL, "additionalProperties": _LABEL}
+)
+
+
 class LabelledRequest(ApiRequest):
     """Labels: what a client writes on its request for accounts and logs. They change nothing in the answer."""
 
@@ -111,13 +117,18 @@ class LabelledRequest(ApiRequest):
     user: ShortText | None = None
     safety_identifier: ShortText | None = None
     prompt_cache_key: ShortText | None = None
-    metadata: Annotated[dict[str, str], PlainValidator(_metadata)] | None = None
+    metadata: Annotated[dict[str, str], PlainValidator(_metadata), _METADATA_SCHEMA] | None = None
 
     @property
     def labels(self) -> dict[str, Any]:
         """Those that are given."""
         names = ("user", "safety_identifier", "prompt_cache_key", "metadata")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+StopText = Annotated[
+    str, WithJsonSchema({"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARACTERS})
+]  # checked by `_check_stop`
 
 
 class GenerationRequest(ExtensionFields, StructuredOutputFields, LogitFields, LabelledRequest):
@@ -136,7 +147,8 @@ class GenerationRequest(ExtensionFields, StructuredOutputFields, LogitFields, La
     seed: int | None = ranged(minimum=-(2**63), maximum=2**64 - 1)
     stop: (
         Annotated[
-            Annotated[str, Tag("<text>")] | Annotated[list[str], Field(max_length=16, fail_fast=True), Tag("<list>")],
+            Annotated[StopText, Tag("<text>")]
+            | Annotated[list[StopText], Field(max_length=16, fail_fast=True), Tag("<list>")],
             Discriminator(text_or_list),
         ]
         | None
@@ -372,7 +384,31 @@ def validated(kind: type[RequestT], fields: Mapping[str, Any]) -> RequestT:
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
+        whole = _with_whole_numbers(fields)
+        if whole is not fields:
+            return validated(kind, whole)
         raise _explain(error) from None
+
+
+def _with_whole_numbers(value: Any) -> Any:
+    """The value with integers for floats without a fraction, which JSON does not tell apart; itself without any.
+
+    For a body that was refused: no other pays for it.
+    """
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else value
+    if isinstance(value, Mapping):
+        items: Iterable[tuple[Any, Any]] = value.items()
+    elif isinstance(value, list):
+        items = enumerate(value)
+    else:
+        return value
+    changed = {key: new for key, old in items if (new := _with_whole_numbers(old)) is not old}
+    if not changed:
+        return value
+    if isinstance(value, list):
+        return [changed.get(index, old) for index, old in enumerate(value)]
+    return {**value, **changed}
 
 
 def checked_prompt(prompt: Any) -> Any:

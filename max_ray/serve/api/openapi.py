@@ -33,6 +33,11 @@ _FAILED = "The server cannot answer now, or failed."
 _UPLOAD = {
     "type": "object",
     "required": ["file", "purpose"],
+    "additionalProperties": False,
+    "dependentRequired": {
+        "expires_after[anchor]": ["expires_after[seconds]"],
+        "expires_after[seconds]": ["expires_after[anchor]"],
+    },
     "properties": {
         "file": {"type": "string", "format": "binary"},
         "purpose": {"type": "string", "const": "batch"},

@@ -25,7 +25,7 @@ from max_ray.serve.api.engine import Engine
 from max_ray.serve.api.extension_fields import ShortText
 from max_ray.serve.api.generation import Generation
 from max_ray.serve.api.neutral_fields import CACHE_CONTROL
-from max_ray.serve.api.openai import ChatCompletionRequest
+from max_ray.serve.api.openai import ChatCompletionRequest, StopText
 from max_ray.serve.api.request_fields import Neutral, StrictModel, only, ranged
 
 MAX_TOOLS = 1024
@@ -273,7 +273,7 @@ class MessagesRequest(CountTokensRequest):
     temperature: float | None = ranged(minimum=0)
     top_p: float | None = ranged(exclusiveMinimum=0, maximum=1)
     top_k: int | None = ranged(minimum=-1)
-    stop_sequences: list[str] | None = None
+    stop_sequences: list[StopText] | None = None
     metadata: Metadata | None = None
 
     @property

@@ -181,7 +181,9 @@ _ITEMS = {
 def _item_tag(item: Any) -> str:
     if not isinstance(item, dict):
         return _ITEMS.get(getattr(item, "type", ""), "<unknown>")
-    kind = item.get("type", "message" if "role" in item else None)
+    kind = item.get("type")
+    if kind is None and "role" in item:
+        kind = "message"
     return _ITEMS.get(kind, "<unknown>") if isinstance(kind, str) else "<unknown>"
 
 
