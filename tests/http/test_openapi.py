@@ -46,9 +46,8 @@ async def test_the_document_names_all_routes_and_bodies(client: httpx.AsyncClien
 
 async def test_every_operation_says_what_it_answers(client: httpx.AsyncClient) -> None:
     document = (await client.get("/openapi.json")).json()
-    assert {
-        f"{'GET' if method == 'HEAD' else method} {route.path}" for route in ROUTES for method in route.methods
-    } == {*OPERATIONS}
+    served = {(method, route.path) for route in ROUTES for method in route.methods if method != "HEAD"}
+    assert {" ".join(one) for one in served} == set(OPERATIONS)
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
             answers = operation["responses"]

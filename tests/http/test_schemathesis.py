@@ -20,6 +20,14 @@ from tests.http.described_server import KEY, Described, described_server
 from tests.http.schemathesis_hooks import RULES_FILE, is_rule
 from tests.source_tree import ROOT
 
+_SETTINGS = f"""hooks = "tests.http.schemathesis_hooks"
+[cache]
+enabled = false
+[headers]
+Authorization = "Bearer {KEY}"
+[parameters]
+"""
+
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Described]:
@@ -30,8 +38,7 @@ def server(tmp_path: Path) -> Iterator[Described]:
 def run(server: Described, folder: Path, *arguments: str) -> tuple[int, str]:
     """The exit status and the output of schemathesis. Its settings are its defaults."""
     values = "".join(f'"path.{name}" = {json.dumps(value)}\n' for name, value in server.ids.items())
-    settings = f'hooks = "tests.http.schemathesis_hooks"\n[cache]\nenabled = false\n[headers]\nAuthorization = "Bearer {KEY}"\n[parameters]\n{values}'
-    (folder / "schemathesis.toml").write_text(settings, encoding="utf-8")
+    (folder / "schemathesis.toml").write_text(_SETTINGS + values, encoding="utf-8")
     program = [sys.executable, "-m", "schemathesis.cli"]
     chosen = ["--config-file", str(folder / "schemathesis.toml"), "run", f"{server.url}/openapi.json"]
     fixed = ["--seed", "1", "--continue-on-failure", "--no-color", "--generation-database", "none"]
