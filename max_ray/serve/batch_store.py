@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from max_ray.log import setup_logging
 from max_ray.serve.api.batches.state import LineKey
