@@ -25,6 +25,7 @@ from max_ray.serve.api.api_context import ModelDetails
 from max_ray.serve.api.batches.runner import BatchRunner
 from max_ray.serve.api.embeddings import EmbeddingsRequest, embed
 from max_ray.serve.api.engine import ApiOptions
+from max_ray.serve.api.objects.openai import EmbeddingList
 from max_ray.serve.api.openai import ChatCompletionRequest, CompletionRequest
 from max_ray.serve.api.routes import build_api, build_line_api
 from max_ray.serve.api.streams.stream_table import StreamTable
@@ -101,7 +102,7 @@ class Replica:
         finally:
             opened.close()
 
-    async def embed(self, request: EmbeddingsRequest) -> dict[str, Any]:
+    async def embed(self, request: EmbeddingsRequest) -> EmbeddingList:
         """For Python handles: the answer object of /v1/embeddings. Raises InputError, QueueFullError,
         WorkerGroupError."""
         return await embed(self.engine, request)

@@ -126,6 +126,15 @@ def is_open(path: str) -> bool:
     return path in _OPEN_PATHS or any(route.pattern.fullmatch(path) for route in _OPEN_WITH_PARAMETERS)
 
 
+def allowed_methods(path: str) -> list[str]:
+    """The methods of a path, of all routes that it belongs to; empty for an unknown one.
+
+    Args:
+        path: Without a prefix and without a slash at its end.
+    """
+    return list(dict.fromkeys(m for route in ROUTES if route.pattern.fullmatch(path) for m in route.methods))
+
+
 def known_paths() -> Iterable[str]:
     """Paths to suggest for an unknown one."""
     return [route.path for route in ROUTES if "{" not in route.path]

@@ -45,6 +45,8 @@ from max_ray.serve.api.http_errors import (
 )
 from max_ray.serve.api.metrics_page import MetricsPage
 from max_ray.serve.api.model_object import model_object
+from max_ray.serve.api.objects.openai import ModelList
+from max_ray.serve.api.objects.server import Health, RequestObject, Version
 from max_ray.serve.api.ollama.requests import OllamaChatRequest, OllamaGenerateRequest
 from max_ray.serve.api.ollama.routes import OllamaEmbedRequest, ShowRequest, add_ollama_routes
 from max_ray.serve.api.openai import RESUMABLE, ChatCompletionRequest, CompletionRequest
@@ -134,7 +136,7 @@ def build_api(
     add_score_routes(api, context)
     add_file_routes(api, batches.store if batches else None, options.body_timeout_s)
     add_batch_routes(api, context, batches)
-    add_documentation(api, BODIES)
+    add_documentation(api, BODIES, lambda: engine.model_name, needs_key=options.has_keys)
     add_error_handlers(api, known_paths())
     if options.has_keys:
         path = None if options.api_keys_file is None else Path(options.api_keys_file)
@@ -188,7 +190,8 @@ def _add_readings(api: FastAPI, context: ApiContext, records: SharedRecords | No
     @get("/v1/models")
     async def list_models() -> Response:
         may_use = CALLER.get().may_use(engine.model_name)
-        return JSONResponse({"object": "list", "data": [model_object(engine, created)] if may_use else []})
+        models: ModelList = {"object": "list", "data": [model_object(engine, created)] if may_use else []}
+        return JSONResponse(models)
 
     @get("/v1/models/{model:path}")
     async def show_model(model: str) -> Response:
@@ -199,7 +202,8 @@ def _add_readings(api: FastAPI, context: ApiContext, records: SharedRecords | No
     @api.api_route("/ping", methods=["GET", "HEAD", "POST"])
     async def health() -> Response:
         if await engine.healthy():
-            return JSONResponse({"status": "ok"})
+            ok: Health = {"status": "ok"}
+            return JSONResponse(ok)
         message = "The model workers do not answer; they are being replaced. Try again in a few seconds."
         return ErrorResponse(error_body(message, kind="workers_unavailable"), status_code=503)
 
@@ -221,10 +225,11 @@ def _add_readings(api: FastAPI, context: ApiContext, records: SharedRecords | No
 
     @get("/version")
     async def version() -> Response:
-        return JSONResponse({"version": __version__})
+        answer: Version = {"version": __version__}
+        return JSONResponse(answer)
 
 
-async def _request_record(engine: Engine, records: SharedRecords | None, answer_id: str) -> dict[str, Any]:
+async def _request_record(engine: Engine, records: SharedRecords | None, answer_id: str) -> RequestObject:
     """Raises NotFoundError for a request that is not known, or is another key's."""
     record = engine.requests.find(answer_id)
     if record is None and records is not None:

@@ -128,7 +128,7 @@ def _own_api(
     add_response_routes(api, context)
     add_file_routes(api, batches.store if batches else None, options.body_timeout_s)
     add_batch_routes(api, context, batches)
-    add_documentation(api, BODIES)
+    add_documentation(api, BODIES, lambda: next(iter(state.models)).name, needs_key=options.has_keys)
     add_error_handlers(api, known_paths())
     api.add_middleware(RequestDeadline)
     return api
