@@ -58,6 +58,10 @@ OPERATIONS: Mapping[str, Operation] = {
     ),
     "POST /v1/embeddings": Operation(openai.EmbeddingList, example={"input": ["The sky is blue.", "Grass is green."]}),
     "GET /v1/requests/{answer_id}": Operation(server.RequestObject),
+    "GET /v1/streams/{stream_id}": Operation(
+        media_type=SSE, query={"from": {"type": "string"}, "model": {"type": "string"}}
+    ),
+    "DELETE /v1/streams/{stream_id}": Operation(server.EndedStream, query={"model": {"type": "string"}}),
     "POST /v1/score": _SCORE,
     "POST /score": _SCORE,
     "POST /v1/rerank": _RERANK,
