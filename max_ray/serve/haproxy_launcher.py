@@ -13,6 +13,7 @@ in one of another user.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -60,13 +61,14 @@ _ERRORS = {
 
 
 def install(folder: Path, binary: str) -> Path:
-    """Writes the program that starts `binary` for a laptop and returns its path. Same inputs, same file. Raises
-    UnsafePathError for a folder of another user."""
+    """Writes the program that starts `binary` for a laptop and returns its path. Same inputs, same file; another
+    installation of this user, which may be of another version, has another one. Raises UnsafePathError for a folder of
+    another user."""
     if make_private(folder):
         shutil.rmtree(folder)  # others could have put a program there
         make_private(folder)
-    program = folder / "haproxy"
     text = f'#!/bin/sh\nexec "{sys.executable}" -I -S "{Path(__file__).resolve()}" "{binary}" "$@"\n'
+    program = folder / f"haproxy-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     if not program.exists() or program.read_text() != text:
         fresh = program.with_suffix(f".{os.getpid()}")
         fresh.write_text(text)
