@@ -27,6 +27,7 @@ from max_ray.serve.api.generation import Generation
 from max_ray.serve.api.neutral_fields import CACHE_CONTROL
 from max_ray.serve.api.openai import ChatCompletionRequest, StopText
 from max_ray.serve.api.request_fields import Neutral, StrictModel, only, ranged
+from max_ray.serve.api.tool_fields import EFFORTS, FunctionName
 
 MAX_TOOLS = 1024
 _NAMES = {
@@ -104,7 +105,7 @@ class Tool(StrictModel):
         "input_examples": only([]),
     }
 
-    name: str
+    name: FunctionName
     input_schema: dict[str, Any]
     description: str | None = None
     strict: bool | None = None
@@ -153,7 +154,7 @@ class OutputFormat(StrictModel):
 class OutputConfig(StrictModel):
     """What the answer should be like."""
 
-    effort: str | None = None
+    effort: str | None = Field(default=None, json_schema_extra={"enum": [*EFFORTS, None]})
     format: OutputFormat | None = None
 
 

@@ -109,13 +109,35 @@ class OllamaRequest(DialectRequest):
         }
 
 
+_FUNCTION = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "pattern": r"^[A-Za-z0-9_.\-]{1,128}$"},
+        "description": {"type": ["string", "null"]},
+        "parameters": {"type": ["object", "null"]},
+    },
+    "required": ["name"],
+}
+_Tool = Annotated[  # read as a chat's ToolSpec
+    dict[str, Any],
+    WithJsonSchema(
+        {
+            "type": "object",
+            "properties": {"type": {"const": "function"}, "function": _FUNCTION},
+            "required": ["type", "function"],
+            "additionalProperties": False,
+        }
+    ),
+]
+
+
 class OllamaChatRequest(OllamaRequest):
     """`POST /api/chat`."""
 
     messages: Annotated[list[OllamaMessage], Field(max_length=MAX_MESSAGES, fail_fast=True)] = Field(
         default_factory=list
     )
-    tools: Annotated[list[dict[str, Any]], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
+    tools: Annotated[list[_Tool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
 
     @property
     def only_loads(self) -> bool:
