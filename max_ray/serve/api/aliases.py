@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 UNLIMITED_TOKENS = 2**31 - 1
@@ -21,16 +21,18 @@ class Alias:
         fields: Gives the fields that a value stands for, by this server's names; empty where it asks for nothing.
         kinds: The types of its values.
         values: What it takes, in words.
+        limits: Keywords of the JSON schema of its values, beside their type.
     """
 
     fields: Callable[[Any], Mapping[str, Any]]
     kinds: tuple[type, ...]
     values: str
+    limits: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def schema(self) -> dict[str, Any]:
         """What it takes, as a JSON schema."""
-        return {"type": [*(_JSON_TYPES[kind] for kind in self.kinds), "null"]}
+        return {"type": [*(_JSON_TYPES[kind] for kind in self.kinds), "null"], **self.limits}
 
     def takes(self, value: Any) -> bool:
         """Whether a value has one of the types."""
@@ -50,11 +52,12 @@ def _top_log_probabilities(value: int) -> Mapping[str, Any]:
     return {"logprobs": True, "top_logprobs": value} if value else {}
 
 
+_LABEL = {"minLength": 1, "maxLength": 512}
 _ANY = {
     "n_predict": _integer(_token_limit),
     "repeat_penalty": Alias(lambda value: {"repetition_penalty": value}, (int, float), "a number"),
     "n_cmpl": _integer(lambda value: {"n": value}),
-    "rid": Alias(lambda value: {"request_id": value}, (str,), "a text"),
+    "rid": Alias(lambda value: {"request_id": value}, (str,), "a text", _LABEL),
 }
 COMPLETION_ALIASES: Mapping[str, Alias] = {
     **_ANY,

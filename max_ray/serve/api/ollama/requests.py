@@ -19,8 +19,8 @@ from max_ray.serve.api.ollama.messages import MAX_IMAGES, OllamaMessage, chat_of
 from max_ray.serve.api.ollama.options import KEEP_ALIVE_SCHEMA, Options, checked_keep_alive, model_name
 from max_ray.serve.api.openai import ChatCompletionRequest, CompletionRequest
 from max_ray.serve.api.request_fields import Neutral, only
+from max_ray.serve.api.tool_fields import MAX_TOOLS
 
-MAX_TOOLS = 1024
 _LOGPROBS = "Use /v1/chat/completions, which has them."
 _NAMES = {
     "max_tokens": "options.num_predict",

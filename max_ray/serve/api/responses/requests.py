@@ -16,9 +16,8 @@ from max_ray.serve.api.openai import ChatCompletionRequest, LabelledRequest
 from max_ray.serve.api.request_fields import FieldProblem, Neutral, StrictModel, foreign, only, raise_problems, ranged
 from max_ray.serve.api.responses.format import ResponseFormat
 from max_ray.serve.api.responses.items import Item, chat_of, string_or_list
-from max_ray.serve.api.tool_fields import EFFORTS, VERBOSITIES, FunctionName
+from max_ray.serve.api.tool_fields import EFFORTS, MAX_TOOLS, VERBOSITIES, FunctionName
 
-MAX_TOOLS = 1024
 _NAMES = {
     "max_tokens": "max_output_tokens",
     "messages": "input",
