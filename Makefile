@@ -29,11 +29,9 @@ test-slow: setup  ## the slow ones: autoscaling, shutdown, long soaks
 test-clients: setup  ## well-known clients, each installed in build/clients, against a real server; writes docs/clients.md
 	$(BIN)/python -m tests.clients $(ARGS)
 
-RESULTS := .
-gpu:  ## tests and benchmarks of a GPU, with what its machine has: PYTHON=python3 RESULTS=folder; installs nothing
-	$(PYTHON) -m pytest -c tests/gpu/pytest.ini tests/gpu
-	$(PYTHON) -m max_ray.benchmark.kernels --json $(RESULTS)/kernels.json
-	$(PYTHON) -m max_ray.benchmark.offline --json $(RESULTS)/offline.json
+gpu:  ## tests and measurements of a GPU, in less than nine minutes: PYTHON=python3 RESULTS=folder; installs nothing
+	$(if $(RESULTS),,$(error make gpu writes results.jsonl and log.txt: say where, as in `make gpu RESULTS=folder`))
+	$(PYTHON) -m max_ray.benchmark.gpu --results $(RESULTS) $(ARGS)
 
 check: setup  ## formatting, lint, types
 	$(BIN)/ruff format --check .

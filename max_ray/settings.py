@@ -10,6 +10,9 @@ without the package.
 | MAX_RAY_INT8         | 0: inputs of quantized layers keep their type where bytes are multiplied  |
 | MAX_RAY_LOG_LEVEL    | DEBUG, INFO, WARNING or ERROR (default: INFO); `serve` has no log file then |
 
+Benchmarks also read TRITON_INTERPRET (1: a CPU runs the Triton kernels in their interpreter), CASE_LOG and CASE_STEP
+(see `benchmark/case_log.py`).
+
 An empty variable counts as not set. Of Ray's own variables RAY_USE_TLS and RAY_TLS_* are read, and no others.
 """
 

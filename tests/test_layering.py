@@ -39,7 +39,7 @@ TABLE: dict[str, set[str]] = {
     "transport": {"interfaces"},
     "hub": {"gguf"},
     "huggingface": {"gguf", "hub", "quantization_files"},
-    "sentence_files": {"huggingface"},
+    "sentence_files": {"gguf", "huggingface"},
     "tokenization": {"interfaces", "gguf", "sentence_files"},
     "images": {"interfaces", "huggingface", "tokenization"},
     "nn": {"interfaces", "kernels", "distributed", "driver", "weights", "huggingface", "host_memory"},
@@ -116,6 +116,7 @@ FENCES: dict[str, set[str]] = {
         *("architectures", "deployments.demo"),
         *(f"max_ray.benchmark.{name}" for name in ("kernels", "kernel_cases", "quantized_cases", "offline", "timing")),
         *(f"max_ray.benchmark.{name}" for name in ("checkpoints", "loading", "synthetic", "transformers_peer")),
+        "max_ray.benchmark.gpu",
         "deployments.examples",
         "max_ray.host_memory",
     },
@@ -256,8 +257,10 @@ def test_a_bare_gpu_machine_needs_no_pydantic() -> None:
     """Networks, the runner and the benchmarks of a device run where only torch and transformers are."""
     modules = ["max_ray.engine.runner", "max_ray.engine.graphs", "architectures.llama3.model"]
     modules += ["max_ray.benchmark.kernels", "max_ray.benchmark.offline"]
+    modules += [f"max_ray.benchmark.gpu.{name}" for name in ("__main__", "probe", "serving_loop", "profile", "machine")]
     modules += ["max_ray.transport.worker_connection", "max_ray.transport.listener"]
-    assert loaded_by(modules, {"pydantic", "ray", "fastapi"}) == ""
+    absent = {"pydantic", "ray", "fastapi", "msgspec", "gguf", "prometheus_client"}
+    assert loaded_by(modules, absent) == ""
 
 
 def test_actors_without_a_model_load_no_torch() -> None:

@@ -31,13 +31,13 @@ PIPELINE_SETTINGS = {
     "max_num_steps": 32,
     "kv_cache_page_size": 16,
     "kv_cache_memory": None,
-    "device_memory_utilization": 0.9,
+    "device_memory_utilization": 0.95,
     "enable_prefix_caching": True,
     "tensor_parallel_size": 1,
     "expert_parallel": False,
     "devices": "auto",
     "custom_architectures": (),
-    "cuda_graphs": "lazy",
+    "cuda_graphs": "start",
     "allowed_image_root": None,
     "max_images": 16,
     "max_image_bytes": 16 * 2**20,
@@ -77,6 +77,7 @@ SERVE_SETTINGS = PIPELINE_SETTINGS | {
     "max_surge_percent": 0,
     "max_stream_s": 3600,
     "drain_timeout_s": 60.0,
+    "resume_grace_s": 15.0,
 }
 GENERATE_FLAGS = {
     *("--prompt", "--chat", "--raw", "--system", "--max-new-tokens", "--max-tokens", "--temperature", "--top-k"),
@@ -85,6 +86,7 @@ GENERATE_FLAGS = {
 CHAT_FLAGS = {"--help", "-h", "--url", "--api-key", "--model", "--system"}
 CHAOS_FLAGS = {
     *("--help", "-h", "--base-url", "--api-key-env", "--duration", "--seed", "--streams", "--max-tokens", "--kinds"),
+    *("--rounds", "--resume"),
 }
 STATUS_FLAGS = {"--help", "-h", "--url", "--api-key", "--once", "--json", "--interval"}
 POOLED_SETTINGS = {

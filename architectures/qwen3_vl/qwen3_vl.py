@@ -64,7 +64,8 @@ class VisionTransformer(Transformer):
         for number, layer in enumerate(self.layers):
             x, residual = layer(x, residual if number else None, batch)
             if number + 1 < len(images.features):
-                x = x.index_add(0, images.indices, images.features[number + 1])
+                seen = x.index_select(0, images.indices) + images.features[number + 1]
+                x = x.index_copy(0, images.indices, seen)
         x, _ = self.norm.add_and_norm(*(kernels.gather_rows(part, batch.logit_indices) for part in (x, residual)))
         logits: torch.Tensor = self.lm_head(x)
         return logits

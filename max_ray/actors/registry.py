@@ -32,6 +32,7 @@ _IDLE_END_S = 5.0
 _START_GRACE_S = 30.0
 _TIDY_EVERY_S = 1.0
 _ASK_AGAIN_EVERY_S = 10.0
+_LOOK_EVERY_S = 0.1
 
 
 class RegistryActor:
@@ -257,10 +258,18 @@ def _is_stale(group: Group) -> bool:
 
 
 async def _is_abandoned(group: Group) -> bool:
-    """True when the owner does not renew for STALE_AFTER_S, neither here nor with any member."""
-    before = group.renewed_at
-    while group.renewed_at == before:
+    """True when the owner does not renew for STALE_AFTER_S, neither here nor with any member.
+
+    The owner renews here and with the members at different moments, so the members may have heard it last, and still
+    before this question: only a sign of life after the question shows an owner that lives.
+    """
+    asked_at = time.monotonic()
+    while group.renewed_at <= asked_at:
         if group.lease_age_s > STALE_AFTER_S:
-            return await groups.lease_age_s(group) > STALE_AFTER_S
-        await asyncio.sleep(0.1)
+            before = time.monotonic()
+            age_s = await groups.lease_age_s(group)
+            if age_s > STALE_AFTER_S:
+                return True
+            group.renew(age_s + time.monotonic() - before)  # never later than it was: the answer took time
+        await asyncio.sleep(_LOOK_EVERY_S)
     return False

@@ -18,6 +18,8 @@ random weights, in this process. No Ray here; torch only in the last six modules
 | offline    | decode and prefill rates of a shape against the roofline and a peer              |
 | synthetic  | the product's runner over random weights                                         |
 | transformers_peer | the peer                                                                  |
+| gpu        | the visit of `make gpu`: tests and measurements in bounded steps                 |
+| case_log   | results as they come, one a line                                                 |
 | timing     | times of device work; copy rate and matmul peak of the machine                   |
 | shapes, device_flags, aligned | shapes by name, flags, tables                                 |
 

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
 from max_ray import kernels
+from max_ray.benchmark.timing import num_copies
 from max_ray.driver import upload
 from max_ray.engine.sampling.device_draw import DeviceDraw, sampling_kernel
 from max_ray.engine.sampling.draw import Filters, draw_filtered
@@ -25,19 +28,34 @@ from max_ray.kernels import reference
 PAGE_SIZE = 16
 _EPS = 1e-5
 _COMPARED_ROWS = 256
+SAMPLING_KINDS: dict[str, dict[str, Any]] = {
+    "temperature": {},
+    "top-k 50": {"top_k": 50},
+    "top-p 0.95": {"top_p": 0.95},
+    "top-k 50, top-p 0.95": {"top_k": 50, "top_p": 0.95},
+}
 
 
 @dataclass(frozen=True)
 class Case:
-    """`run` and `reference` give what is compared; `error` of the two is at most `tolerance` where they agree."""
+    """`run` and `reference` give what is compared; `error` of the two is at most `tolerance` where they agree.
+    copies: `run` over inputs of their own, for timing (see `num_copies`)."""
 
-    name: str
     run: Callable[[], torch.Tensor]
     reference: Callable[[], torch.Tensor]
     nbytes: int
     flops: int
     error: Callable[[torch.Tensor, torch.Tensor], float]
     tolerance: float = 2e-2
+    copies: Sequence[Callable[[], torch.Tensor]] = ()
+
+    @property
+    def calls(self) -> list[Callable[[], torch.Tensor]]:
+        """What is timed."""
+        return [self.run, *self.copies]
+
+
+CaseMaker = Callable[[], Case]
 
 
 @dataclass(frozen=True)
@@ -70,26 +88,31 @@ class Sizes:
         )
 
 
-def all_cases(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
-    """One after the other, so that only one case's tensors exist at a time."""
-    make = _Cases(sizes, device, dtype)
+def all_cases(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, CaseMaker]]:
+    """Names, and what makes the cases: only one case's tensors need to exist at a time."""
+    make = CaseFactory(sizes, device, dtype)
     for tokens in sorted({min(64, sizes.tokens), sizes.tokens}):
-        yield from (make.linear(tokens), make.norm(tokens), make.activation(tokens), make.rope(tokens))
+        yield f"linear (torch) {tokens}", partial(make.linear, tokens, 2 * sizes.inner, sizes.hidden)
+        yield f"fused_add_rmsnorm {tokens}", partial(make.norm, tokens)
+        yield f"silu_and_mul {tokens}", partial(make.activation, tokens)
+        yield f"rope_and_append {tokens}", partial(make.rope, tokens)
     for rows in sizes.rows:
         context = max(PAGE_SIZE, sizes.context // max(1, min(rows, 8)))
-        yield make.attention(f"decode {rows} x {context}", [(context - 1, 1)] * rows)
-        yield make.latent_attention(f"decode {rows} x {context}", [(context - 1, 1)] * rows)
+        yield f"attention decode {rows} x {context}", partial(make.attention, [(context - 1, 1)] * rows)
+        yield f"latent attention decode {rows} x {context}", partial(make.latent_attention, [(context - 1, 1)] * rows)
     half, part = max(2, sizes.context // 2), max(2, sizes.context // 8)
-    yield make.attention(f"prefill 1 x {half}", [(0, half)])
-    yield make.attention(f"prefill 4 x {part} after {part}", [(part, part)] * 4)
-    yield make.attention(f"prefill 1 x {half}, window {part}, soft cap", [(0, half)], sliding_window=part, softcap=50.0)
+    yield f"attention prefill 1 x {half}", partial(make.attention, [(0, half)])
+    yield f"attention prefill 4 x {part} after {part}", partial(make.attention, [(part, part)] * 4)
+    capped = partial(make.attention, [(0, half)], sliding_window=part, softcap=50.0)
+    yield f"attention prefill 1 x {half}, window {part}, soft cap", capped
     for rows in sizes.rows:
-        yield make.sampling(rows, "temperature", {})
-        yield make.sampling(rows, "top-k 50", {"top_k": 50})
-        yield make.sampling(rows, "top-p 0.95", {"top_p": 0.95})
+        for name, filters in SAMPLING_KINDS.items():
+            yield f"sampling {rows}, {name}", partial(make.sampling, rows, filters)
 
 
-class _Cases:
+class CaseFactory:
+    """Makes cases of one model's sizes."""
+
     def __init__(self, sizes: Sizes, device: torch.device, dtype: torch.dtype) -> None:
         self._sizes, self._device, self._dtype = sizes, device, dtype
 
@@ -97,24 +120,37 @@ class _Cases:
         return torch.randn(shape, device=self._device).to(self._dtype)
 
     def _relative(
-        self, name: str, run: Callable[..., torch.Tensor], wide: Callable[..., torch.Tensor],
-        inputs: Sequence[torch.Tensor], nbytes: int, flops: int,
+        self, run: Callable[..., torch.Tensor], wide: Callable[..., torch.Tensor],
+        inputs: Callable[[], Sequence[torch.Tensor]], nbytes: int, flops: int,
     ) -> Case:  # fmt: skip
+        """inputs: makes new ones."""
+        first = inputs()
+
         def wanted() -> torch.Tensor:
-            return wide(*(x.float() for x in inputs))
+            return wide(*(x.float() for x in first))
 
-        return Case(name, lambda: run(*inputs), wanted, nbytes, flops, relative_error)
+        def copy() -> Callable[[], torch.Tensor]:
+            return partial(run, *inputs())
 
-    def linear(self, tokens: int) -> Case:
-        """The library's product, the largest of a layer: what the rest of a layer is to be compared with."""
-        inputs = (self._random(tokens, self._sizes.hidden), self._random(2 * self._sizes.inner, self._sizes.hidden))
-        out = tokens * 2 * self._sizes.inner
-        nbytes, flops = _bytes(*inputs) + out * self._dtype.itemsize, 2 * out * self._sizes.hidden
-        return self._relative(f"linear (torch) {tokens}", F.linear, F.linear, inputs, nbytes, flops)
+        return Case(partial(run, *first), wanted, nbytes, flops, relative_error, copies=self._copies(copy, nbytes))
+
+    def _copies(self, make: Callable[[], Callable[[], torch.Tensor]], nbytes: int) -> list[Callable[[], torch.Tensor]]:
+        return [make() for _ in range(num_copies(nbytes, self._device) - 1)]
+
+    def linear(self, tokens: int, rows: int, columns: int) -> Case:
+        """The library's product with a weight of [rows, columns], which the rest of a layer is compared with."""
+        nbytes = (tokens * columns + rows * columns + tokens * rows) * self._dtype.itemsize
+
+        def inputs() -> Sequence[torch.Tensor]:
+            return self._random(tokens, columns), self._random(rows, columns)
+
+        return self._relative(F.linear, F.linear, inputs, nbytes, 2 * tokens * rows * columns)
 
     def norm(self, tokens: int) -> Case:
-        x, residual = self._random(tokens, self._sizes.hidden), self._random(tokens, self._sizes.hidden)
-        inputs = (x, residual, self._random(self._sizes.hidden))
+        hidden = self._sizes.hidden
+
+        def inputs() -> Sequence[torch.Tensor]:
+            return self._random(tokens, hidden), self._random(tokens, hidden), self._random(hidden)
 
         def run(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
             return kernels.fused_add_rmsnorm(x, residual, weight, _EPS)[0]
@@ -122,59 +158,64 @@ class _Cases:
         def wide(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
             return reference.fused_add_rmsnorm(x, residual, weight, _EPS)[0]
 
-        nbytes = 2 * _bytes(x, residual)
-        return self._relative(f"fused_add_rmsnorm {tokens}", run, wide, inputs, nbytes, 6 * x.numel())
+        nbytes = 4 * tokens * hidden * self._dtype.itemsize
+        return self._relative(run, wide, inputs, nbytes, 6 * tokens * hidden)
 
     def activation(self, tokens: int) -> Case:
-        x = self._random(tokens, 2 * self._sizes.inner)
-        nbytes, flops = _bytes(x) * 3 // 2, 3 * x.numel()
-        return self._relative(
-            f"silu_and_mul {tokens}", kernels.silu_and_mul, reference.silu_and_mul, (x,), nbytes, flops
-        )
+        numbers = tokens * 2 * self._sizes.inner
+
+        def inputs() -> Sequence[torch.Tensor]:
+            return (self._random(tokens, 2 * self._sizes.inner),)
+
+        nbytes = numbers * self._dtype.itemsize * 3 // 2
+        return self._relative(kernels.silu_and_mul, reference.silu_and_mul, inputs, nbytes, 3 * numbers)
 
     def rope(self, tokens: int) -> Case:
         """With the write into the cache; what is compared are the queries, then the keys that the cache holds."""
         sizes, num_blocks = self._sizes, -(-tokens // PAGE_SIZE)
-        q, k, v = (self._random(tokens, heads, sizes.head_dim) for heads in (sizes.heads, *[sizes.kv_heads] * 2))
         angles = torch.rand(tokens, sizes.head_dim // 2, device=self._device) * 7
         cos_sin = torch.cat([angles.cos(), angles.sin()], dim=1)
         slots = torch.randperm(num_blocks * PAGE_SIZE, device=self._device)[:tokens]
         shape = (num_blocks, PAGE_SIZE, sizes.kv_heads, sizes.head_dim)
 
-        def rotate(backend: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Callable[[], torch.Tensor]:
-            caches = [torch.zeros(shape, dtype=q.dtype, device=q.device) for _ in range(2)]
+        def inputs() -> list[torch.Tensor]:
+            return [self._random(tokens, heads, sizes.head_dim) for heads in (sizes.heads, *[sizes.kv_heads] * 2)]
+
+        def rotate(backend: Any, qkv: Sequence[torch.Tensor]) -> Callable[[], torch.Tensor]:
+            caches = [torch.zeros(shape, dtype=qkv[0].dtype, device=self._device) for _ in range(2)]
 
             def call() -> torch.Tensor:
-                rotated: torch.Tensor = backend(q, k, v, *caches, cos_sin, None, slots, interleaved=False)
+                rotated: torch.Tensor = backend(*qkv, *caches, cos_sin, None, slots, interleaved=False)
                 return rotated
 
             call.caches = caches  # type: ignore[attr-defined]
             return call
 
-        run = rotate(kernels.rope_and_append, q, k, v)
-        wide = rotate(reference.rope_and_append, q.float(), k.float(), v.float())
+        qkv = inputs()
+        run = rotate(kernels.rope_and_append, qkv)
+        wide = rotate(reference.rope_and_append, [x.float() for x in qkv])
 
         def error(actual: torch.Tensor, expected: torch.Tensor) -> float:
             pairs = zip(run.caches, wide.caches, strict=True)  # type: ignore[attr-defined]
             return max(relative_error(actual, expected), *(relative_error(a, b) for a, b in pairs))
 
-        nbytes = 2 * _bytes(q, k, v) + _bytes(cos_sin, slots)
-        return Case(f"rope_and_append {tokens}", run, wide, nbytes, 6 * (q.numel() + k.numel()), error)
+        nbytes, flops = 2 * _bytes(*qkv) + _bytes(cos_sin, slots), 6 * (qkv[0].numel() + qkv[1].numel())
+        copies = self._copies(lambda: rotate(kernels.rope_and_append, inputs()), nbytes)
+        return Case(run, wide, nbytes, flops, error, copies=copies)
 
     def attention(
-        self, name: str, rows: Sequence[tuple[int, int]], sliding_window: int | None = None,
-        softcap: float | None = None,
-    ) -> Case:  # fmt: skip
+        self, rows: Sequence[tuple[int, int]], sliding_window: int | None = None, softcap: float | None = None
+    ) -> Case:
         """rows: (tokens in the cache before, new tokens)."""
         sizes = self._sizes
-        kv, indptr = self._paged(rows)
-        q = self._random(int(indptr[-1]), sizes.heads, sizes.head_dim)
         scores: dict[str, Any] = {"sliding_window": sliding_window, "logit_softcap": softcap}
         scores["scale"] = sizes.head_dim**-0.5
-        keys, values = kv.keys[0], kv.values[0]
 
-        def run() -> torch.Tensor:
-            return kernels.paged_attention(q, keys, values, kv, indptr, **scores)
+        def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, KVCacheInputs, torch.Tensor]:
+            kv, indptr = self._paged(rows)
+            return self._random(int(indptr[-1]), sizes.heads, sizes.head_dim), kv.keys[0], kv.values[0], kv, indptr
+
+        q, keys, values, kv, indptr = first = inputs()
 
         def wanted() -> torch.Tensor:
             wide = replace(kv, plans={})
@@ -185,20 +226,23 @@ class _Cases:
         reads = sum(min(cached + new, window + new - 1) for cached, new in rows)
         nbytes = 2 * _bytes(q) + 2 * reads * sizes.kv_heads * sizes.head_dim * self._dtype.itemsize
         flops = 4 * pairs * sizes.heads * sizes.head_dim
-        return Case(f"attention {name}", run, wanted, nbytes, flops, relative_error)
+        copies = self._copies(lambda: partial(kernels.paged_attention, *inputs(), **scores), nbytes)
+        run = partial(kernels.paged_attention, *first, **scores)
+        return Case(run, wanted, nbytes, flops, relative_error, copies=copies)
 
-    def latent_attention(self, name: str, rows: Sequence[tuple[int, int]]) -> Case:
+    def latent_attention(self, rows: Sequence[tuple[int, int]]) -> Case:
         """As DeepSeek-V3 has it beside heads of this size: latents four times as wide, rope keys half as wide. rows: as
         of `attention`. A latent is read once, for all heads, scores and values."""
         sizes, head_dim = self._sizes, self._sizes.head_dim
         latent_dim, rope_dim = 4 * head_dim, head_dim // 2
-        kv, indptr = self._paged(rows, (1, latent_dim + rope_dim))
-        q = self._random(int(indptr[-1]), sizes.heads, head_dim + rope_dim)
         up = self._random(sizes.heads, 2 * head_dim, latent_dim) / latent_dim**0.5
-        cache, scale = kv.keys[0], (head_dim + rope_dim) ** -0.5
+        scale = (head_dim + rope_dim) ** -0.5
 
-        def run() -> torch.Tensor:
-            return kernels.latent_attention(q, cache, kv, indptr, up=up, scale=scale)
+        def inputs() -> tuple[torch.Tensor, torch.Tensor, KVCacheInputs, torch.Tensor]:
+            kv, indptr = self._paged(rows, (1, latent_dim + rope_dim))
+            return self._random(int(indptr[-1]), sizes.heads, head_dim + rope_dim), kv.keys[0], kv, indptr
+
+        q, cache, kv, indptr = first = inputs()
 
         def wanted() -> torch.Tensor:
             wide = replace(kv, plans={})
@@ -209,7 +253,9 @@ class _Cases:
         reads = sum(cached + new for cached, new in rows) * (latent_dim + rope_dim)
         nbytes = _bytes(q, up) + (out + reads) * self._dtype.itemsize
         flops = 2 * sizes.heads * (pairs * (2 * latent_dim + rope_dim) + len(q) * 2 * head_dim * latent_dim)
-        return Case(f"latent attention {name}", run, wanted, nbytes, flops, relative_error)
+        run = partial(kernels.latent_attention, up=up, scale=scale)
+        copies = self._copies(lambda: partial(run, *inputs()), nbytes)
+        return Case(partial(run, *first), wanted, nbytes, flops, relative_error, copies=copies)
 
     def _paged(
         self, rows: Sequence[tuple[int, int]], heads: tuple[int, int] | None = None
@@ -224,20 +270,24 @@ class _Cases:
             values=[self._random(*shape)],
             block_tables=upload(tables, self._device),
             cache_lengths=upload(np.array([cached for cached, _ in rows], dtype=np.int32), self._device),
-            slot_mapping=torch.empty(0, dtype=torch.int64, device=self._device),
+            slot_mapping=upload(_slots(rows, tables), self._device),
             max_kv_length=max(cached + new for cached, new in rows),
             page_size=PAGE_SIZE,
         )
         indptr = np.cumsum([0, *(new for _, new in rows)]).astype(np.int32)
         return kv, upload(indptr, self._device)
 
-    def sampling(self, rows: int, name: str, filters: dict[str, Any]) -> Case:
+    def sampling(self, rows: int, filters: dict[str, Any]) -> Case:
         """The share of rows whose token is another one is the error, over `_COMPARED_ROWS` rows of their own: exp may
-        differ in its last bit, and now and then a draw falls between. Without a kernel for draws: torch's own way."""
-        logits = self._random(rows, self._sizes.vocab) * 3
-        run, _ = self._draws(logits, filters)
-        compared, expected = self._draws(self._random(_COMPARED_ROWS, self._sizes.vocab) * 3, filters)
-        return Case(f"sampling {rows}, {name}", run, expected, _bytes(logits), 0, lambda _, b: _unequal(compared(), b))
+        differ in its last bit, and now and then a draw falls between. Without a kernel for draws: torch's own."""
+
+        def draws(num_rows: int) -> tuple[Callable[[], torch.Tensor], Callable[[], torch.Tensor]]:
+            return self._draws(self._random(num_rows, self._sizes.vocab) * 3, filters)
+
+        nbytes = rows * self._sizes.vocab * self._dtype.itemsize
+        compared, expected = draws(2 if kernels.is_interpreted() else _COMPARED_ROWS)
+        copies = self._copies(lambda: draws(rows)[0], nbytes)
+        return Case(draws(rows)[0], expected, nbytes, 0, lambda _, b: _unequal(compared(), b), copies=copies)
 
     def _draws(
         self, logits: torch.Tensor, filters: dict[str, Any]
@@ -255,6 +305,13 @@ class _Cases:
             return by_torch, by_torch
         draw = DeviceDraw(kernel, params, counters, vocab, self._device)
         return lambda: draw(logits), by_torch
+
+
+def _slots(rows: Sequence[tuple[int, int]], tables: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+    """Where the new tokens of all rows lie in the cache."""
+    positions = [np.arange(cached, cached + new) for cached, new in rows]
+    blocks = [table[p // PAGE_SIZE] for table, p in zip(tables, positions, strict=True)]
+    return (np.concatenate(blocks).astype(np.int64) * PAGE_SIZE) + np.concatenate(positions) % PAGE_SIZE
 
 
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:

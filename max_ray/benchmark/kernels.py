@@ -13,17 +13,20 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 
+from max_ray import kernels
 from max_ray.benchmark.aligned import line, write_results
+from max_ray.benchmark.case_log import CaseLog
 from max_ray.benchmark.device_flags import add_kernel_flags, check_positive, numbers
-from max_ray.benchmark.kernel_cases import Case, Sizes, all_cases
+from max_ray.benchmark.kernel_cases import CaseMaker, Sizes, all_cases
 from max_ray.benchmark.quantized_cases import quantized_cases
 from max_ray.benchmark.shapes import load_shape
-from max_ray.benchmark.timing import Machine, choose_device, choose_dtype, seconds
+from max_ray.benchmark.timing import Machine, choose_device, choose_dtype, seconds, synchronize
 from max_ray.errors import MaxRayError
 
 _HEAD = ("kernel", "error", "us", "GB/s", "of copy", "TFLOP/s", "of peak", "floor")
@@ -32,7 +35,8 @@ _WIDTHS = (46, 11, 11, 9, 9, 9, 9, 8)
 
 
 def run(options: dict[str, Any]) -> None:
-    """Prints the table as it is measured. Raises ConfigError, and MaxRayError at the end where a kernel is wrong."""
+    """Prints the table as it is measured. Raises ConfigError, and MaxRayError at the end where a kernel is wrong or
+    failed; the other kernels are measured all the same."""
     device, dtype = choose_device(options["device"]), choose_dtype(options["dtype"])
     on_gpu = device.type == "cuda"
     tokens = options["tokens"] or (8192 if on_gpu else 64)
@@ -44,26 +48,46 @@ def run(options: dict[str, Any]) -> None:
     with torch.inference_mode():
         machine = Machine.measure(device, dtype)
         print("\n".join([f"kernels, {shape}, {options['dtype']}", *machine.lines(), line(_HEAD, _WIDTHS)]), flush=True)
-        results = [_measure(case, machine, device) for case in _cases(sizes, device, dtype)]
-    report = {"benchmark": "kernels", "shape": shape, "dtype": options["dtype"], "machine": machine.as_json()}
-    write_results(options["json"], report | {"kernels": results})
-    wrong = [result["kernel"] for result in results if not result["agrees"]]
-    if wrong:
-        raise MaxRayError(f"These kernels do not agree with their reference implementations: {', '.join(wrong)}.")
+        report = {"benchmark": "kernels", "shape": shape, "dtype": options["dtype"], "machine": machine.as_json()}
+        log = CaseLog.from_environment("kernels", partial(synchronize, device))
+        measure_cases(_cases(sizes, device, dtype), machine, device, log, options["json"], report)
+    log.finish()
+    if log.failed:
+        raise MaxRayError(f"These kernels failed or do not agree with their references: {', '.join(log.failed)}.")
 
 
-def _cases(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
+def measure_cases(
+    cases: Iterable[tuple[str, CaseMaker]],
+    machine: Machine,
+    device: torch.device,
+    log: CaseLog,
+    path: str | None = None,
+    report: dict[str, Any] | None = None,
+) -> None:
+    """Measures cases one after the other. path: of a file that has `report` and the results after each case."""
+    results = []
+    for name, make in cases:
+        result = log.run(name, partial(_measure, name, make, machine, device))
+        if result is not None:
+            results.append(result)
+        write_results(path, (report or {}) | {"kernels": results})
+
+
+def _cases(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, CaseMaker]]:
     yield from all_cases(sizes, device, dtype)
-    tokens = sorted({*_QUANTIZED_ROWS, sizes.tokens})
-    yield from quantized_cases(2 * sizes.inner, sizes.hidden, tokens, device, dtype)
+    tokens, rows = sorted({*_QUANTIZED_ROWS, sizes.tokens}), 2 * sizes.inner
+    if kernels.is_interpreted():  # each is seconds in the interpreter
+        tokens, rows = [sizes.tokens, _QUANTIZED_ROWS[-1]], 32
+    yield from quantized_cases(rows, sizes.hidden, tokens, device, dtype)
 
 
-def _measure(case: Case, machine: Machine, device: torch.device) -> dict[str, Any]:
+def _measure(name: str, make: CaseMaker, machine: Machine, device: torch.device) -> dict[str, Any]:
+    case = make()
     error = case.error(case.run(), case.reference())
-    time_s = seconds(case.run, device)
+    time_s = seconds(case.calls, device)
     byte_rate, flop_rate = case.nbytes / time_s, case.flops / time_s
     result = {
-        "kernel": case.name,
+        "kernel": name,
         "error": min(error, 1e30),
         "agrees": error <= case.tolerance,
         "seconds": time_s,
@@ -73,7 +97,7 @@ def _measure(case: Case, machine: Machine, device: torch.device) -> dict[str, An
         "share_of_matmul": flop_rate / machine.matmul_flops_per_s,
         "share_of_floor": machine.floor_s(case.nbytes, case.flops) / time_s,
     }
-    cells = [case.name, f"{error:.1e}" if result["agrees"] else f"WRONG {error:.0e}", f"{time_s * 1e6:.1f}"]
+    cells = [name, f"{error:.1e}" if result["agrees"] else f"WRONG {error:.0e}", f"{time_s * 1e6:.1f}"]
     cells += [f"{byte_rate / 1e9:.1f}", f"{result['share_of_copy']:.1%}"]
     cells += [f"{flop_rate / 1e12:.3f}", f"{result['share_of_matmul']:.1%}", f"{result['share_of_floor']:.1%}"]
     print(line(cells, _WIDTHS), flush=True)

@@ -15,17 +15,20 @@ import argparse
 import gc
 import sys
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
 import torch
 
 from max_ray.benchmark.aligned import line, write_results
+from max_ray.benchmark.case_log import CaseLog
 from max_ray.benchmark.device_flags import add_offline_flags, check_positive, numbers
 from max_ray.benchmark.shapes import load_shape
 from max_ray.benchmark.synthetic import blocks_for, build_runner, run_request, transformers_model
-from max_ray.benchmark.timing import Machine, choose_device, choose_dtype
+from max_ray.benchmark.timing import Machine, choose_device, choose_dtype, synchronize
 from max_ray.benchmark.transformers_peer import TransformersPeer
 from max_ray.engine.runner import ModelRunner
 from max_ray.errors import ConfigError, MaxRayError
@@ -114,10 +117,18 @@ def run(options: dict[str, Any]) -> None:
         machine = Machine.measure(device, dtype)
     print("\n".join([f"offline, {shape}, {options['dtype']}", *machine.lines()]), flush=True)
     work = Work.of(config, dtype)
-    results = _ours(options, config, machine, work, device, dtype, batches)
+    results: list[dict[str, Any]] = []
     report = {"benchmark": "offline", "shape": shape, "dtype": options["dtype"], "context": context, "prompt": prompt}
     report |= {"machine": machine.as_json(), "results": results}
-    write_results(options["json"], report)
+    log = CaseLog.from_environment("offline", partial(synchronize, device))
+    for case in _ours(options, config, machine, work, device, dtype, batches):
+        result = log.run(*case)
+        if result is not None:
+            results.append(result)
+        write_results(options["json"], report)
+    log.finish()
+    if log.failed:
+        raise MaxRayError(f"These measurements failed: {', '.join(log.failed)}.")
     if options["peer"] == "transformers":
         _add_peer(results, config, dtype, device, context, steps, time.monotonic() + options["peer_budget"])
         write_results(options["json"], report)
@@ -132,7 +143,8 @@ def _ours(
     device: torch.device,
     dtype: torch.dtype,
     batches: list[int],
-) -> list[dict[str, Any]]:
+) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    """Names of the cases and what measures them, over one runner."""
     context, steps, prompt = options["context"], options["steps"], options["prompt"]
     longest = context + steps + _WARM_STEPS + 1
     runner = build_runner(
@@ -144,14 +156,20 @@ def _ours(
         max_length=max(longest, prompt + 1),
         num_blocks=max(max(batches) * blocks_for(longest), blocks_for(prompt + 1)),
     )
-    results = []
-    for batch in batches:
-        step_s = decode_step_s(runner, batch, context, steps, config["vocab_size"])
+    vocab_size = config["vocab_size"]
+
+    def decode(batch: int) -> dict[str, Any]:
+        step_s = decode_step_s(runner, batch, context, steps, vocab_size)
         floor = work.decode_floor_s(machine, batch, context + steps / 2)
-        results.append(_result(f"decode, batch {batch}", batch, batch, step_s, floor))
-    step_s = prefill_s(runner, prompt, config["vocab_size"])
-    results.append(_result(f"prefill, {prompt} tokens", prompt, 1, step_s, work.prefill_floor_s(machine, prompt)))
-    return results
+        return _result(f"decode, batch {batch}", batch, batch, step_s, floor)
+
+    def prefill() -> dict[str, Any]:
+        step_s = prefill_s(runner, prompt, vocab_size)
+        return _result(f"prefill, {prompt} tokens", prompt, 1, step_s, work.prefill_floor_s(machine, prompt))
+
+    for batch in batches:
+        yield f"decode, batch {batch}", partial(decode, batch)
+    yield f"prefill, {prompt} tokens", prefill
 
 
 def _result(name: str, tokens: int, batch: int, time_s: float, floor_s: float) -> dict[str, Any]:

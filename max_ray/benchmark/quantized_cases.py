@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
 from max_ray import kernels
-from max_ray.benchmark.kernel_cases import Case, relative_error
+from max_ray.benchmark.kernel_cases import Case, CaseMaker, relative_error
+from max_ray.benchmark.timing import num_copies
 from max_ray.kernels import reference
 from max_ray.kernels.quantized import GROUP, SUPER_GROUP, TILE, PackedFP8, PackedMatrix, PackedQ4K, PackedQ5K, PackedQ8
 
@@ -17,27 +19,27 @@ _BLOCK = 128  # columns that share a scale of FP8
 
 def quantized_cases(
     rows: int, columns: int, tokens: Sequence[int], device: torch.device, dtype: torch.dtype
-) -> Iterator[Case]:
+) -> Iterator[tuple[str, CaseMaker]]:
     """x [T, columns] times a matrix [rows, columns], whose columns are rounded up to whole super-groups."""
     columns = -(-columns // SUPER_GROUP) * SUPER_GROUP
     for name, make in (("q4_k", _q4_k), ("q5_k", _q5_k), ("q8_0", _q8_0), ("fp8", _fp8)):
-        matrix = make(rows, columns, device)
-        yield from (_case(f"linear ({name}) {count}", matrix, count, device, dtype) for count in tokens)
+        matrix = partial(make, rows, columns, device)
+        yield from ((f"linear ({name}) {count}", partial(_case, matrix, count, device, dtype)) for count in tokens)
 
 
-def _case(name: str, matrix: PackedMatrix, tokens: int, device: torch.device, dtype: torch.dtype) -> Case:
+def _case(make: Callable[[], PackedMatrix], tokens: int, device: torch.device, dtype: torch.dtype) -> Case:
+    matrix = make()
     x = torch.randn(tokens, matrix.columns, device=device).to(dtype)
     stored = sum(value.nbytes for value in vars(matrix).values() if isinstance(value, torch.Tensor))
     nbytes = stored + x.nbytes + tokens * matrix.rows * dtype.itemsize
     flops = 2 * tokens * matrix.rows * matrix.columns
 
-    def run() -> torch.Tensor:
-        return kernels.quantized_linear(x, matrix)
-
     def wanted() -> torch.Tensor:
         return reference.quantized_linear(x.float(), matrix)
 
-    return Case(name, run, wanted, nbytes, flops, relative_error)
+    copies = [partial(kernels.quantized_linear, x, make()) for _ in range(num_copies(nbytes, device) - 1)]
+    run = partial(kernels.quantized_linear, x, matrix)
+    return Case(run, wanted, nbytes, flops, relative_error, copies=copies)
 
 
 def _q4_k(rows: int, columns: int, device: torch.device) -> PackedMatrix:

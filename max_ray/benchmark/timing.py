@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from statistics import median
@@ -11,11 +11,14 @@ from typing import Any
 
 import torch
 
+from max_ray import kernels
 from max_ray.errors import ConfigError
+from max_ray.settings import variable
 
 _SAMPLES = 7
 _SAMPLE_S = 0.03  # of work in one sample
 _MOST_REPEATS = 200
+_ROTATED_BYTES = 256 * 1024**2  # several times the L2 cache of any GPU (H200: 50 MiB)
 
 
 @dataclass(frozen=True)
@@ -51,9 +54,12 @@ class Machine:
 
 
 def choose_device(name: str | None) -> torch.device:
-    """The device of `--device`. Raises ConfigError where it, or what its kernels need, is not there."""
+    """The device of `--device`. With TRITON_INTERPRET=1 a CPU runs the Triton kernels in their interpreter.
+    Raises ConfigError where the device, or what its kernels need, is not there."""
     available = torch.cuda.is_available()
     device = torch.device(name or ("cuda" if available else "cpu"))
+    if device.type == "cpu" and variable("TRITON_INTERPRET") == "1":
+        kernels.interpret_on_cpu()
     if device.type == "cuda" and not available:
         raise ConfigError(f"--device {name} asks for a GPU, and PyTorch sees none here. Use --device cpu.")
     if device.type == "cuda" and find_spec("triton") is None:
@@ -69,15 +75,29 @@ def choose_dtype(name: str) -> torch.dtype:
     return dtype
 
 
-def seconds(function: Callable[[], object], device: torch.device) -> float:
-    """Median time of one call. On a GPU the calls are captured in one graph, so that the host's part does not count:
-    `function` must not wait for the device."""
-    function()
+def num_copies(nbytes: int, device: torch.device) -> int:
+    """Copies of a call's inputs (of `nbytes`) that timed calls should use in turn, so that on a GPU no call finds its
+    inputs in the L2 cache; 1 on a CPU."""
+    if device.type != "cuda":
+        return 1
+    return max(1, min(_MOST_REPEATS, -(-_ROTATED_BYTES // max(nbytes, 1))))
+
+
+def seconds(calls: Sequence[Callable[[], object]], device: torch.device) -> float:
+    """Median time of one call; calls take turns. On a GPU they are captured in one graph, so that the host's part does
+    not count: a call must not wait for the device."""
+    for call in calls:
+        call()
     if device.type == "cuda":
-        return _graph_seconds(function, device)
-    once = _wall(function, 1)
-    repeats = max(1, min(_MOST_REPEATS, int(_SAMPLE_S / max(once, 1e-9))))
-    return median(_wall(function, repeats) for _ in range(_SAMPLES)) / repeats
+        return _graph_seconds(calls)
+    once = _wall(calls, len(calls)) / len(calls)
+    repeats = _repeats(once, len(calls))
+    return median(_wall(calls, repeats) for _ in range(_SAMPLES)) / repeats
+
+
+def _repeats(once: float, num_calls: int) -> int:
+    """Calls in one sample: each of `num_calls` calls at least once."""
+    return max(num_calls, min(_MOST_REPEATS, int(_SAMPLE_S / max(once, 1e-6))))
 
 
 def synchronize(device: torch.device) -> None:
@@ -85,27 +105,28 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _wall(function: Callable[[], object], repeats: int) -> float:
+def _wall(calls: Sequence[Callable[[], object]], repeats: int) -> float:
     start = time.perf_counter()
-    for _ in range(repeats):
-        function()
+    for i in range(repeats):
+        calls[i % len(calls)]()
     return time.perf_counter() - start
 
 
-def _graph_seconds(function: Callable[[], object], device: torch.device) -> float:
-    once = _replay_seconds(_captured(function, 1))
-    repeats = max(1, min(_MOST_REPEATS, int(_SAMPLE_S / max(once, 1e-6))))
-    graph = _captured(function, repeats)
+def _graph_seconds(calls: Sequence[Callable[[], object]]) -> float:
+    once = _replay_seconds(captured(calls, len(calls))) / len(calls)
+    repeats = _repeats(once, len(calls))
+    graph = captured(calls, repeats)
     _replay_seconds(graph)
     return median(_replay_seconds(graph) for _ in range(_SAMPLES)) / repeats
 
 
-def _captured(function: Callable[[], object], repeats: int) -> torch.cuda.CUDAGraph:
+def captured(calls: Sequence[Callable[[], object]], repeats: int) -> torch.cuda.CUDAGraph:
+    """A CUDA graph of `repeats` calls."""
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        for _ in range(repeats):
-            function()
+        for i in range(repeats):
+            calls[i % len(calls)]()
     return graph
 
 
@@ -121,10 +142,10 @@ def _replay_seconds(graph: torch.cuda.CUDAGraph) -> float:
 def _copy_rate(device: torch.device, nbytes: int) -> float:
     source = torch.randint(0, 255, (nbytes,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    return 2 * nbytes / seconds(lambda: target.copy_(source), device)
+    return 2 * nbytes / seconds([lambda: target.copy_(source)], device)
 
 
 def _matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     size = 8192 if device.type == "cuda" else 512
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    return 2 * size**3 / seconds(lambda: a @ b, device)
+    return 2 * size**3 / seconds([lambda: a @ b], device)

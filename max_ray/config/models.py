@@ -88,7 +88,7 @@ class PipelineConfig(BaseModel):
         "1024 tokens of each request of a batch, at most a quarter of the machine.",
     )
     device_memory_utilization: float = Field(
-        0.9, gt=0, le=1, description="Share of a GPU's memory to use for weights and KV cache."
+        0.95, gt=0, le=1, description="Share of a GPU's memory to use, all in all."
     )
     enable_prefix_caching: bool = Field(True, description="Reuse keys and values of prompts with equal beginnings.")
     tensor_parallel_size: int = Field(1, ge=1, description="Over how many devices one copy of the model is cut.")
@@ -100,7 +100,7 @@ class PipelineConfig(BaseModel):
         (), description="Folder of a custom architecture, or module.path:NAME; may be given several times."
     )
     cuda_graphs: Literal["never", "lazy", "start"] = Field(
-        "lazy", description="Decode steps as CUDA graphs: captured at first use ('lazy'), at the start, or never."
+        "start", description="Decode steps as CUDA graphs: captured at the start, at first use ('lazy'), or never."
     )
     allowed_image_root: str | None = Field(
         None,
@@ -252,6 +252,13 @@ class ServeConfig(PipelineConfig):
         le=_MAX_SECONDS,
         description="Seconds for which a replica that is removed or replaced goes on with its open requests; then they "
         "end with an error. The end of the server itself is quicker.",
+    )
+    resume_grace_s: float = Field(
+        15.0,
+        ge=0,
+        le=3600,
+        description="Seconds that a stream with stream_options.resumable outlives its connection; 0 refuses such "
+        "requests.",
     )
     max_stream_s: int = Field(
         3600,

@@ -2,5 +2,6 @@
 
 from max_ray.distributed.collectives import all_gather, all_reduce, all_reduce_min, broadcast
 from max_ray.distributed.group import TPGroup, init_tp_group
+from max_ray.distributed.step_deadline import StepDeadline
 
-__all__ = ["TPGroup", "all_gather", "all_reduce", "all_reduce_min", "broadcast", "init_tp_group"]
+__all__ = ["StepDeadline", "TPGroup", "all_gather", "all_reduce", "all_reduce_min", "broadcast", "init_tp_group"]

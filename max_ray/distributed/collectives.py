@@ -2,7 +2,7 @@
 
 With one rank nothing is sent. A transport failure (a dead peer, a collective that outlasts the group's timeout) is a
 WorkerGroupError: the group is lost then, and its ranks must be started anew. (Between GPUs a collective only joins the
-stream, so NCCL's failures show where the host next waits for the device, and its watchdog ends a process that hangs.)
+current stream, so NCCL's failures show where the host next waits for the device: see `StepDeadline`.)
 
 gloo's ring adds an element's summands in an order that follows from its place in the buffer. From three ranks on, a row
 would get other sums in another batch, so here CPUs add in rank order: see `_sum_in_rank_order`.
@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import AllgatherOptions
 
 from max_ray import kernels
 from max_ray.distributed.group import TPGroup
@@ -49,19 +50,23 @@ def all_gather(x: torch.Tensor, tp: TPGroup, axis: int) -> torch.Tensor:
     parts = x.new_empty((tp.size, *x.shape))
     if x.numel() > 0:
         with _transport_errors(tp, "all_gather"):
-            tp.process_group._allgather_base(parts.view(-1), x.contiguous().view(-1)).wait()
+            options = AllgatherOptions()
+            options.asyncOp = _on_own_stream(tp)
+            _finish(tp.process_group._allgather_base(parts.view(-1), x.contiguous().view(-1), options))
     return torch.cat(parts.unbind(0), dim=axis)
 
 
 def broadcast(x: torch.Tensor, tp: TPGroup, src: int = 0) -> torch.Tensor:
-    """Rank `src`'s `x`, on every rank; in place where `x` is contiguous. Use the result, not `x`."""
+    """Rank `src`'s `x`, on every rank; in place where `x` is contiguous. Use the result, not `x`. For words of control:
+    it goes through the group's control transport."""
     if tp.size == 1 or x.numel() == 0:
         return x
     x = x.contiguous()
     options = dist.BroadcastOptions()
     options.rootRank = src
+    options.asyncOp = _on_own_stream(tp)
     with _transport_errors(tp, "broadcast"):
-        tp.process_group.broadcast([x], options).wait()
+        _finish((tp.control_group or tp.process_group).broadcast([x], options))
     return x
 
 
@@ -142,9 +147,22 @@ def _all_reduce(x: torch.Tensor, tp: TPGroup, operation: dist.ReduceOp.RedOpType
     x = x.contiguous()
     options = dist.AllreduceOptions()
     options.reduceOp = dist.ReduceOp(operation)
+    options.asyncOp = _on_own_stream(tp)
     with _transport_errors(tp, "all_reduce"):
-        tp.process_group.allreduce([x], options).wait()
+        _finish(tp.process_group.allreduce([x], options))
     return x
+
+
+def _on_own_stream(tp: TPGroup) -> bool:
+    """Whether collectives take a stream of the transport's own; between GPUs they stay on the current one, which costs
+    no events, in a captured graph no fork and join."""
+    return tp.device.type != "cuda"
+
+
+def _finish(work: Any) -> None:
+    """Waits for a collective; there may be nothing to wait for on the current stream."""
+    if work is not None:
+        work.wait()
 
 
 @contextmanager

@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import FileStore, PrefixStore, Store, TCPStore
 
+from max_ray.distributed.nccl import check_nccl
 from max_ray.errors import ConfigError, WorkerGroupError
 
 DEFAULT_TIMEOUT_S = 60.0
@@ -30,6 +31,8 @@ DEFAULT_TIMEOUT_S = 60.0
 @dataclass(frozen=True)
 class TPGroup:
     """One rank's view of its group. `process_group`: the transport (a torch.distributed backend), None for one rank.
+    `control_group`: another one for words of control, so that between GPUs they do not share a communicator with the
+    collectives of captured graphs; None: there is one for both.
 
     A group with size > 1 and no transport describes a cut only: layers can be built and loaded with it, not run.
     """
@@ -38,6 +41,7 @@ class TPGroup:
     size: int
     device: torch.device
     process_group: Any = None
+    control_group: Any = None
 
     def __post_init__(self) -> None:
         assert 0 <= self.rank < self.size, f"rank {self.rank} of {self.size}"
@@ -54,9 +58,15 @@ class TPGroup:
         Done by itself when the process exits normally: gloo's threads free tensors, for which they take the
         interpreter's lock, and a thread that wants it once the interpreter is being taken down aborts the process.
         """
-        if self.process_group is not None:
-            self.process_group.abort()
-            object.__setattr__(self, "process_group", None)
+        self.abort()
+        object.__setattr__(self, "process_group", None)
+        object.__setattr__(self, "control_group", None)
+
+    def abort(self) -> None:
+        """Ends the collectives under way, as far as `destroy` does; from any thread."""
+        for group in (self.process_group, self.control_group):
+            if group is not None:
+                group.abort()
 
 
 def init_tp_group(
@@ -79,12 +89,16 @@ def init_tp_group(
         store, address = _rendezvous(rank, size, init_method, timeout)
         transport = _transport(PrefixStore("tp", store), rank, size, device, address, timeout)
         _meet(transport, device)
+        control = None
+        if device.type == "cuda":
+            control = _transport(PrefixStore("control", store), rank, size, device, address, timeout)
+            _meet(control, device)
     except (RuntimeError, OSError) as error:
         raise WorkerGroupError(
             f"Rank {rank} could not join its tensor-parallel group of {size} at {init_method} within {timeout_s:g} s: "
             f"{error}"
         ) from error
-    group = TPGroup(rank=rank, size=size, device=device, process_group=transport)
+    group = TPGroup(rank, size, device, transport, control)
     atexit.register(_destroy_at_exit, weakref.ref(group))
     return group
 
@@ -144,6 +158,7 @@ def _local_address(host: str, port: int) -> str:
 def _transport(store: Store, rank: int, size: int, device: torch.device, address: str, timeout: timedelta) -> Any:
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        check_nccl()
         nccl = dist.ProcessGroupNCCL.Options()
         nccl._timeout = timeout
         return dist.ProcessGroupNCCL(store, rank, size, nccl)

@@ -114,7 +114,8 @@ class DecodeGraphs:
 
     max_batch_size, max_length: rows and tokens of a row that steps may have; larger batches are left to the caller
     (see `fits`). buckets: ascending sizes up to max_batch_size; by default `buckets_up_to` it. max_bytes: of memory
-    that replays do not share; those used last are kept. All ranks of a group capture and replay in the same order.
+    that replays do not share; those used last are kept. shares_output: whether logits of all buckets lie in
+    one place; by default on GPUs. All ranks of a group capture and replay in the same order.
     """
 
     def __init__(
@@ -126,6 +127,7 @@ class DecodeGraphs:
         capture: Capture,
         buckets: Sequence[int] | None = None,
         max_bytes: int | None = None,
+        shares_output: bool | None = None,
     ) -> None:
         self.buckets = list(buckets or buckets_up_to(max_batch_size))
         self._model = model
@@ -144,6 +146,8 @@ class DecodeGraphs:
         if model.takes_images:
             self._position_offsets = torch.zeros(max_batch_size, dtype=torch.int64, device=model.device)
         self._loaded: tuple[RunTables | None, int, int] = (None, 0, 0)
+        self._shares_output = model.device.type == "cuda" if shares_output is None else shares_output
+        self._output: torch.Tensor | None = None
 
     def fits(self, tables: RunTables) -> bool:
         """Whether the rows of `tables` can take a step here."""
@@ -157,6 +161,12 @@ class DecodeGraphs:
             self._forget_rows()
             for bucket in reversed(self.buckets):
                 self._replay(bucket)
+
+    def capture(self, bucket: int) -> None:
+        """Captures one bucket. No run may be under way."""
+        with torch.inference_mode():
+            self._forget_rows()
+            self._replay(bucket)
 
     def decode(self, tokens: torch.Tensor, tables: RunTables) -> torch.Tensor:
         """One token a row: tokens int64 [n] on the device -> logits [n, V], valid until the next call.
@@ -198,10 +208,19 @@ class DecodeGraphs:
         replay = self._replays.pop(bucket, None)
         if replay is None:
             _LOG.debug("capturing decode steps of %d rows", bucket)
-            replay = self._capture(lambda: self._step(bucket))
+            replay = self._capture(lambda: self._shared(self._step(bucket)))
             self._make_room(replay.nbytes)
         self._replays[bucket] = replay  # now the one used last
         return replay()
+
+    def _shared(self, logits: torch.Tensor) -> torch.Tensor:
+        """`logits`, in the memory of a larger bucket's where there is one: only one bucket's are read at a time."""
+        if not self._shares_output:
+            return logits
+        if self._output is None or len(self._output) < len(logits):
+            self._output = logits
+            return logits
+        return self._output[: len(logits)].copy_(logits)
 
     def _make_room(self, nbytes: int) -> None:
         """Drops the replays that were not used for the longest time."""
@@ -248,6 +267,8 @@ def decode_graphs(
     if not model.decode_is_capturable:
         return None
     shape = (model, storage, max_batch_size, max_length)
+    if kernels.is_interpreted():  # a rehearsal: all of a graph's steps but the graph
+        return DecodeGraphs(*shape, Replay)
     if model.device.type == "cpu":
         # FP8 is dequantized by its reference implementation: a tape would keep all of it
         dequantizes = model.encoding is SupportedEncoding.float8_e4m3fn

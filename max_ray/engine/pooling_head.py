@@ -86,7 +86,9 @@ def _row_of(indptr: torch.Tensor) -> torch.Tensor:
 
 
 def _sums(weighted: torch.Tensor, indptr: torch.Tensor) -> torch.Tensor:
-    """[T, D] -> [B, D]."""
+    """[T, D] -> [B, D], each row's tokens in their order."""
+    if weighted.is_cuda:  # index_add_ would be atomic
+        return torch.segment_reduce(weighted, "sum", lengths=indptr.diff(), axis=0, unsafe=True)
     sums = torch.zeros(len(indptr) - 1, weighted.shape[-1], device=weighted.device)
     return sums.index_add_(0, _row_of(indptr), weighted)
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ import torch
 
 from max_ray.distributed.collectives import broadcast
 from max_ray.distributed.group import TPGroup
+from max_ray.distributed.step_deadline import StepDeadline
 from max_ray.driver import Download, upload
 from max_ray.engine.forced_tokens import is_outdone, with_forced_tokens
 from max_ray.engine.graphs import DecodeGraphs
@@ -68,6 +70,9 @@ class ModelRunner:
         self._graphs = graphs
         self._lookahead = int(tp.device.type == "cuda") if lookahead is None else lookahead
         self._grammars = grammars
+        self._deadline: AbstractContextManager[None] = nullcontext()
+        if tp.size > 1 and tp.device.type == "cuda":
+            self._deadline = StepDeadline(tp)
         self.num_blocks = storage.num_blocks
         self.forward_calls = 0
 
@@ -90,7 +95,9 @@ class ModelRunner:
         with torch.inference_mode():
             sampler = self._sampler(request.rows) if self._tp.rank == 0 else None
             tables = RunTables(request.rows, self._storage, self._tp.device)
-            run = _Run(self._model, self._tp, request, tables, sampler, self._graphs, extensions, forced)
+            run = _Run(
+                self._model, self._tp, request, tables, sampler, self._graphs, extensions, forced, self._deadline
+            )
         lookahead = 0 if any(map(needs_host, request.rows)) else self._lookahead
         while True:
             # inference_mode is entered anew for each step: a generator must not leave it switched on for its caller
@@ -123,6 +130,7 @@ class _Run:
 
     num_launched: steps so far, also the number of the next one. `_ended`: bool [rows], known to have ended.
     `_least_new`: steps that no row's limit ends. forced: tokens by row that are given with the first step's.
+    deadline: around each wait for the device.
     """
 
     def __init__(
@@ -135,8 +143,10 @@ class _Run:
         graphs: DecodeGraphs | None,
         extensions: Extensions | None,
         forced: Mapping[int, list[int]],
+        deadline: AbstractContextManager[None],
     ) -> None:
         self.num_launched = 0
+        self._deadline = deadline
         self._forced = forced
         self._num_forced = np.array([len(forced.get(i, ())) for i in range(len(request.rows))], dtype=np.int64)
         self._run_id = request.run_id
@@ -247,7 +257,8 @@ class _Run:
         return 0 if self._extensions is None else self._extensions.num_arrived(self._run_id)
 
     def _collect(self, launched: _Launched) -> StepOutput:
-        host: TokenArray = launched.message.wait().numpy()
+        with self._deadline:
+            host: TokenArray = launched.message.wait().numpy()
         word = int(host[-1])
         self._go_on = self._go_on and word > 0
         while self._num_extended < word - 1:

@@ -33,6 +33,8 @@ __all__ = [
     "fused_add_rmsnorm",
     "gather_rows",
     "grouped_quantized_linear",
+    "interpret_on_cpu",
+    "is_interpreted",
     "latent_attention",
     "multiplies_groups",
     "new_matrix",
@@ -45,6 +47,7 @@ __all__ = [
     "rmsnorm",
     "rope_and_append",
     "silu_and_mul",
+    "sum_choices",
     "sum_rows",
     "tile_blocks",
 ]
@@ -52,13 +55,31 @@ __all__ = [
 _logger = get_logger(__name__)
 
 
+_interpreted = False
+
+
+def interpret_on_cpu() -> None:
+    """From now on computes CPU tensors with the Triton kernels, in Triton's interpreter: the rehearsal of a GPU. The
+    process must have started with TRITON_INTERPRET=1."""
+    global _interpreted
+    _interpreted = True
+    _cpu_backend.cache_clear()
+
+
+def is_interpreted() -> bool:
+    """Whether `interpret_on_cpu` was called."""
+    return _interpreted
+
+
 def _backend(x: torch.Tensor) -> ModuleType:
-    return _gpu_backend() if x.is_cuda else _cpu_backend()
+    return _gpu_backend() if x.is_cuda or _interpreted else _cpu_backend()
 
 
 @cache
 def _cpu_backend() -> ModuleType:
     """The C++ kernels where they can be had, loaded (at the first time: compiled) when the first tensor comes."""
+    if _interpreted:
+        return reference
     from max_ray.kernels import native
 
     return reference if native.library() is None else native
@@ -113,6 +134,20 @@ def tile_blocks(type_name: str, blocks: torch.Tensor, matrix: PackedMatrix, firs
     from max_ray.kernels import native
 
     return native.tile_blocks(type_name, blocks, matrix, first_tile)
+
+
+def tile_file(
+    type_name: str,
+    place: tuple[str, int, int, int],
+    rows: int,
+    matrix: PackedMatrix,
+    first_tile: int,
+    buffer: torch.Tensor,
+) -> bool | None:
+    """`tile_blocks` of rows that lie in a file one after another: see `native.tiling.tile_file`."""
+    from max_ray.kernels import native
+
+    return native.tile_file(type_name, place, rows, matrix, first_tile, buffer)
 
 
 def rmsnorm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -282,6 +317,15 @@ def latent_attention(
     The C++ kernel takes an L + R that is a multiple of 16.
     """
     result: torch.Tensor = _backend(q).latent_attention(q, cache, kv, qo_indptr, up=up, scale=scale)
+    return result
+
+
+def sum_choices(y: torch.Tensor, places: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """sum over k of weights[t, k] * y[places[t, k]], in float32 and in the order of k: y [M, D] -> [T, D] in y's dtype.
+
+    places: int64 [T, K]. weights: [T, K].
+    """
+    result: torch.Tensor = _backend(y).sum_choices(y, places, weights)
     return result
 
 

@@ -52,7 +52,8 @@ def run_by_expert(
     num_experts: int,
     run: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
 ) -> torch.Tensor:
-    """Sum over K of weight * expert(x), in float32: x [T, D], weights and experts [T, K] -> [T, D].
+    """Sum over K of weight * expert(x), in float32 and in the order of K: x [T, D], weights and experts [T, K] ->
+    [T, D]. The same inputs give the same bits: on a GPU, sums by index would be atomic, in any order.
 
     run: all experts at once, (x [M, D] sorted by expert, counts int64 [E]: rows of each expert) -> [M, D].
     """
@@ -60,9 +61,10 @@ def run_by_expert(
     order = expert_of_choice.argsort(stable=True)
     counts = torch.zeros(num_experts, dtype=torch.int64, device=x.device)
     counts.scatter_add_(0, expert_of_choice, torch.ones_like(expert_of_choice))
-    tokens = order // experts.shape[1]  # [M]
-    y = run(x[tokens], counts).float() * weights.flatten()[order].unsqueeze(-1)
-    return torch.zeros(x.shape, dtype=torch.float32, device=x.device).index_add_(0, tokens, y).to(x.dtype)
+    y = run(x[order // experts.shape[1]], counts)
+    places = torch.empty_like(order)
+    places[order] = torch.arange(len(order), device=x.device)
+    return kernels.sum_choices(y, places.view(experts.shape), weights)
 
 
 def grouped_matmul(x: torch.Tensor, weights: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:

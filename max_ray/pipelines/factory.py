@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from logging import INFO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     import torch
 
     from max_ray.distributed.group import TPGroup
+    from max_ray.engine.device_memory import StepMemory
     from max_ray.engine.score_head import ScoreHead
 
 
@@ -145,7 +147,7 @@ def build_runner(
     PIPELINE_REGISTRY.register_packed(plan.custom_code)
     architecture = PIPELINE_REGISTRY.retrieve_architecture(plan.architecture, task=plan.task)
     return_freed_memory()
-    before = held_bytes(tp.device)
+    before = _logged_bytes(tp.device)
     grammars = _grammars(plan, at_once=grammars_at_once) if tp.rank == 0 and not plan.is_pooled else None
     with phase("load", durations=durations):
         model = architecture.pipeline_model(
@@ -160,7 +162,7 @@ def build_runner(
     with phase("compile", durations=durations):
         _pack(model)
     return_freed_memory()
-    _log_weights(plan, before, held_bytes(tp.device))
+    _log_weights(plan, before, _logged_bytes(tp.device))
     if plan.is_pooled:
         return _embeddings_runner(plan, model, tp)
     return _text_runner(plan, model, tp, durations, grammars)
@@ -209,12 +211,43 @@ def _text_runner(
     from max_ray.engine.kv_storage import KVStorage
     from max_ray.engine.runner import ModelRunner
 
-    num_blocks = plan.num_blocks if plan.num_blocks is not None else _blocks_that_fit(plan, tp)
-    storage = KVStorage.allocate(plan.kv_params, num_blocks, tp.device)
+    vocab_size = plan.huggingface_config.text_part.vocab_size
     shape = (plan.max_batch_size, plan.max_length, plan.tensor_parallel_size)
     with phase("warm", durations=durations):
+        needed = warm_up_on_gpu(plan, model, tp) if tp.device.type == "cuda" else None
+        num_blocks = plan.num_blocks
+        if num_blocks is None:
+            assert needed is not None, "a CPU's cache is planned"
+            num_blocks = _blocks_that_fit(plan, tp, needed)
+        storage = KVStorage.allocate(plan.kv_params, num_blocks, tp.device)
         graphs = decode_graphs(model, storage, *shape, plan.config.cuda_graphs)
-    return ModelRunner(model, storage, tp, plan.huggingface_config.text_part.vocab_size, graphs, grammars=grammars)
+    return ModelRunner(model, storage, tp, vocab_size, graphs, grammars=grammars)
+
+
+def warm_up_on_gpu(plan: PipelinePlan, model: PipelineModel, tp: TPGroup) -> StepMemory:
+    """Compiles every kernel and measures a step and the decode graphs, over a small cache that is freed again."""
+    from max_ray.engine.device_memory import CudaMemory, measure
+    from max_ray.engine.graphs import decode_graphs
+    from max_ray.engine.kv_storage import KVStorage
+    from max_ray.engine.runner import ModelRunner
+    from max_ray.engine.warm_up import WarmUp
+
+    tokens = plan.config.max_batch_input_tokens
+    storage = KVStorage.allocate(plan.kv_params, -(-tokens // plan.kv_params.page_size) + 1, tp.device)
+    runner = ModelRunner(model, storage, tp, plan.huggingface_config.text_part.vocab_size)
+    warm_up = WarmUp(model, storage, runner, plan.max_length, tokens)
+    warm_up.compile_all()
+    lazy = "never" if plan.config.cuda_graphs == "never" else "lazy"
+    graphs = decode_graphs(model, storage, plan.max_batch_size, plan.max_length, plan.tensor_parallel_size, lazy)
+    buckets = [] if graphs is None else graphs.buckets[::-1]
+
+    def capture(number: int) -> None:
+        assert graphs is not None
+        graphs.capture(buckets[number])
+
+    needed = measure(CudaMemory(tp.device), warm_up.largest_step, capture, len(buckets))
+    _LOG.info("a step needs %.1f MiB, decode graphs %.1f MiB", needed.step / MIB, needed.graphs / MIB)
+    return needed
 
 
 def _pack(model: PipelineModel) -> None:
@@ -224,6 +257,11 @@ def _pack(model: PipelineModel) -> None:
     for network in vars(model).values():
         if isinstance(network, Module):
             pack_weights(network)
+
+
+def _logged_bytes(device: torch.device) -> int | None:
+    """`held_bytes` where the log shows it: the system counts all pages of the process, which takes milliseconds."""
+    return held_bytes(device) if _LOG.isEnabledFor(INFO) else None
 
 
 def _log_weights(plan: PipelinePlan, before: int | None, after: int | None) -> None:
@@ -238,23 +276,23 @@ def _log_weights(plan: PipelinePlan, before: int | None, after: int | None) -> N
     )
 
 
-def _blocks_that_fit(plan: PipelinePlan, tp: TPGroup) -> int:
-    """Blocks for the device memory that is free now, keeping back what `device_memory_utilization` says; the
-    smallest answer of all ranks."""
+def _blocks_that_fit(plan: PipelinePlan, tp: TPGroup, needed: StepMemory) -> int:
+    """Blocks for the device memory that is free now, keeping back what `device_memory_utilization` says and what is
+    `needed` beside; the smallest answer of all ranks."""
     import torch
 
     from max_ray.distributed import all_reduce_min
 
     torch.cuda.empty_cache()  # what loading has given back counts as free
     free, total = torch.cuda.mem_get_info(tp.device)
-    usable = free - int(total * (1 - plan.config.device_memory_utilization))
-    fits = torch.tensor([max(0, usable) // plan.kv_params.bytes_per_block], dtype=torch.int64, device=tp.device)
+    usable = needed.left_for_cache(free, total, plan.config.device_memory_utilization)
+    fits = torch.tensor([usable // plan.kv_params.bytes_per_block], dtype=torch.int64, device=tp.device)
     num_blocks = int(all_reduce_min(fits, tp).item())
-    needed = -(-plan.max_length // plan.kv_params.page_size)
-    if num_blocks < needed:
+    longest = -(-plan.max_length // plan.kv_params.page_size)
+    if num_blocks < longest:
         raise ConfigError(
             f"After loading, the device has room for {num_blocks * plan.kv_params.page_size} tokens of KV cache, and "
-            f"one request of max_length={plan.max_length} needs {needed * plan.kv_params.page_size}. Set --max-length "
+            f"one request of max_length={plan.max_length} needs {longest * plan.kv_params.page_size}. Set --max-length "
             f"{num_blocks * plan.kv_params.page_size}, or raise --tensor-parallel-size."
         )
-    return min(num_blocks, needed * plan.max_batch_size)
+    return min(num_blocks, longest * plan.max_batch_size)

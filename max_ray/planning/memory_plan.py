@@ -153,7 +153,7 @@ def plan_memory(
         capacity_origin=origin,
         weights=weights.total,
         weight_groups=dict(weights.groups),
-        activations=activation_bytes(config, hf_config, params, max_batch_size, max_length),
+        activations=activation_bytes(config, hf_config, params, max_batch_size, max_length, device),
         runtime=RUNTIME_BYTES[device],
         kv_bytes_per_token=params.bytes_per_token,
         page_size=params.page_size,
@@ -249,8 +249,10 @@ def activation_bytes(
     params: KVCacheParams,
     max_batch_size: int,
     max_length: int,
+    device: str = "cpu",
 ) -> int:
-    """An estimate of the widest moment of a step: hidden states beside one layer's widest product, or the logits.
+    """An estimate of the widest moment of a step: hidden states beside one layer's widest product, or the logits; on a
+    GPU, whose memory is all given away at the start, those of every token, as a request with `echo` wants them.
     Without a cache (embeddings) a text of `max_length` runs whole, and there are no logits."""
     ranks, item = config.tensor_parallel_size, {"float32": 4}.get(params.dtype, 2)
     hidden, width, vocabulary = (_number(hf_config, n) for n in ("hidden_size", "intermediate_size", "vocab_size"))
@@ -260,7 +262,9 @@ def activation_bytes(
         tokens, vocabulary = max(tokens, max_length), 0
     attention = (2 * heads // ranks + 2 * params.num_kv_heads) * params.head_dim
     layer = tokens * item * (3 * hidden + max(attention, 3 * width // ranks))
-    logits = min(tokens, max_batch_size) * vocabulary * (item + 2 * _FLOAT32)  # and two float32 copies of the sampler
+    sampled = min(tokens, max_batch_size) * vocabulary * (item + 2 * _FLOAT32)  # and two float32 copies of the sampler
+    echoed = tokens * vocabulary * (item + _FLOAT32) if device == "cuda" else 0  # and a float32 copy
+    logits = max(sampled, echoed)
     return max(layer, tokens * item * hidden + logits)
 
 

@@ -8,11 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from ray.exceptions import RayTaskError
-
-from max_ray.errors import MaxRayError
 from max_ray.log import setup_logging
 from max_ray.serve.api.batches.state import LineKey
 from max_ray.serve.api.batches.store import Claims, LocalBatchStore
@@ -113,12 +109,3 @@ class ActorBatchStore(ActorClient):
 
     async def give_back(self, runner: str) -> None:
         await self._call("give_back", runner)
-
-    async def _call(self, method: str, *arguments: Any) -> Any:
-        """The answer. What the store raises is raised here as it was there."""
-        try:
-            return await self._ask(method, *arguments)
-        except RayTaskError as error:
-            if isinstance(error.cause, MaxRayError):
-                raise error.cause from None
-            raise

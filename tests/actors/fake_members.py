@@ -169,6 +169,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> FakeCluster:
     monkeypatch.setattr(registry, "nodes_of_placements", lambda: dict(cluster.nodes))
     monkeypatch.setattr(registry, "remove_group_placement", cluster.remove_placement)
     monkeypatch.setattr(registry, "STALE_AFTER_S", 0.1)
+    monkeypatch.setattr(registry, "_LOOK_EVERY_S", 0.005)
     monkeypatch.setattr(registry, "_TIDY_EVERY_S", 0.01)
     monkeypatch.setattr(registry, "_ASK_AGAIN_EVERY_S", 0.05)
     monkeypatch.setattr(read_back.ray.util, "list_named_actors", cluster.list_names)

@@ -91,6 +91,33 @@ async def test_a_repeated_order_of_the_same_owner_is_the_same_order(
     assert (await rebuild(registries, again)).epoch == 3, "another order"
 
 
+@pytest.mark.parametrize("later_s", [0.0, 0.03, 0.06, 0.09])
+async def test_a_successor_takes_the_group_whoever_heard_the_owner_last(
+    cluster: FakeCluster, spec: GroupSpec, registries: Registries, monkeypatch: pytest.MonkeyPatch, later_s: float
+) -> None:
+    """The owner renews with its members up to a second after it does here, and dies between two renewals."""
+    monkeypatch.setattr(registry_module, "STALE_AFTER_S", 0.25)
+    info = await registries.now.acquire(spec, 0, "owner")
+    await registries.now.renew(info.group_id, "owner")
+    await asyncio.sleep(later_s)
+    renewed(cluster, "owner")
+    successor = await registries.now.acquire(spec, 0, "successor")
+    assert (successor.group_id, successor.epoch) == (info.group_id, info.epoch + 1)
+    assert is_whole(cluster, successor)
+    assert len(cluster.living) == 3, "one group"
+
+
+async def test_an_owner_that_only_its_members_hear_keeps_its_group(
+    cluster: FakeCluster, spec: GroupSpec, registries: Registries
+) -> None:
+    info = await registries.now.acquire(spec, 0, "owner")
+    keeper = asyncio.create_task(keep(cluster))
+    other = await registries.now.acquire(spec, 1, "other")
+    keeper.cancel()
+    assert other.group_id != info.group_id
+    assert len(cluster.living) == 6
+
+
 @pytest.mark.parametrize("moment", ["before the new workers", "while they load", "after"])
 async def test_a_registry_that_dies_while_it_rebuilds_is_asked_again(
     cluster: FakeCluster, spec: GroupSpec, registries: Registries, moment: str

@@ -55,7 +55,7 @@ def test_a_kernel_that_is_wrong_is_said(monkeypatch: pytest.MonkeyPatch, capsys:
 
 def test_attention_work_by_counting_pairs() -> None:
     sizes = kernel_cases.Sizes.of(SHAPES["tiny"], tokens=4, context=64, rows=[1])
-    case = kernel_cases._Cases(sizes, CPU, torch.float32).attention("", [(3, 2), (0, 4)], sliding_window=3)
+    case = kernel_cases.CaseFactory(sizes, CPU, torch.float32).attention([(3, 2), (0, 4)], sliding_window=3)
     visible = sum(min(position + 1, 3) for position in (3, 4, 0, 1, 2, 3))
     assert case.flops == 4 * visible * sizes.heads * sizes.head_dim
     read = 4 + 4  # of 5 and of 4 keys, those that some query sees
@@ -65,7 +65,7 @@ def test_attention_work_by_counting_pairs() -> None:
 
 def test_latent_attention_work_by_counting_pairs() -> None:
     sizes = kernel_cases.Sizes.of(SHAPES["tiny"], tokens=4, context=64, rows=[1])
-    case = kernel_cases._Cases(sizes, CPU, torch.float32).latent_attention("", [(3, 2), (0, 4)])
+    case = kernel_cases.CaseFactory(sizes, CPU, torch.float32).latent_attention([(3, 2), (0, 4)])
     heads, head_dim = sizes.heads, sizes.head_dim
     latent, rope = 4 * head_dim, head_dim // 2
     visible = 4 + 5 + 1 + 2 + 3 + 4

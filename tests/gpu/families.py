@@ -18,10 +18,10 @@ PROMPTS = [
 ]
 
 
-def make_family(name: str, directory: Path) -> Path:
-    """The checkpoint of a tiny model of that name in `directory`; "dense": without experts."""
+def make_family(name: str, directory: Path, **sizes: int) -> Path:
+    """The checkpoint of a tiny model of that name in `directory`; "dense": without experts. sizes: for config.json."""
     model = find_tiny(name.removesuffix(", dense"))
-    changes = {"max_position_embeddings": MAX_LENGTH}
+    changes = {"max_position_embeddings": MAX_LENGTH, **sizes}
     if name == DENSE_DEEPSEEK:
         changes["first_k_dense_replace"] = 3  # all layers
     return make_tiny(replace(model, overrides={**model.overrides, **changes}), directory)

@@ -10,7 +10,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from max_ray.engine.graphs import CudaCapture
+from tests.gpu.device import DEVICE, REHEARSAL, capture, no_waiting
 from tests.gpu.families import DEEPSEEK, DENSE_DEEPSEEK, GPT_OSS, PROMPTS, greedy_of_transformers, make_family
 from tests.gpu.models import Lab, request, tokens_of
 
@@ -24,12 +24,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make_lab(name: str, folder: Path, encoding: str = "float32") -> Lab:
     path = make_family(name, folder / name.replace(" ", "_"))
-    return Lab(path, torch.device("cuda", 0), encoding)
+    return Lab(path, DEVICE, encoding)
 
 
 def has_grouped_products() -> bool:
     """Whether torch's grouped products do not ask this GPU (in bfloat16): see nn.grouped_matmul_waits."""
-    return torch.cuda.get_device_capability(0)[0] in (9, 10)
+    return not REHEARSAL and torch.cuda.get_device_capability(0)[0] in (9, 10)
 
 
 @pytest.mark.parametrize("name", [DENSE_DEEPSEEK, DEEPSEEK, GPT_OSS])
@@ -40,7 +40,7 @@ def test_greedy_tokens_equal_hugging_face(name: str, folder: Path) -> None:
     expected = greedy_of_transformers(folder / name.replace(" ", "_"), PROMPTS, NUM_STEPS)
     assert tokens_of(lab.runner(None, 0), request(PROMPTS, NUM_STEPS, [{}])) == expected
     if lab.model.decode_is_capturable:
-        runner = lab.runner(CudaCapture(torch.device("cuda", 0)), 1)
+        runner = lab.runner(capture(), 1)
         assert tokens_of(runner, request(PROMPTS, NUM_STEPS, [{}])) == expected
         for prompt, tokens in zip(PROMPTS[:3], expected, strict=False):
             assert tokens_of(runner, request([prompt], NUM_STEPS, [{}])) == [tokens]
@@ -55,7 +55,7 @@ def test_graphs_in_bfloat16_are_near_to_single_launches(name: str, folder: Path)
     lab = make_lab(name, folder, "bfloat16")
     assert lab.model.decode_is_capturable
     run = request(PROMPTS, 4, [{}])
-    replayed = tokens_of(lab.runner(CudaCapture(torch.device("cuda", 0)), 1), run)
+    replayed = tokens_of(lab.runner(capture(), 1), run)
     plain = tokens_of(lab.runner(None, 0), run)
     assert sum(a == b for a, b in zip(replayed, plain, strict=True)) >= len(PROMPTS) - 2
 
@@ -65,10 +65,7 @@ def test_the_host_waits_for_nothing_but_the_tokens(name: str, folder: Path) -> N
     if name != DENSE_DEEPSEEK and not has_grouped_products():
         pytest.skip("torch's grouped products ask this GPU")
     lab = make_lab(name, folder, "bfloat16")
-    runner, run = lab.runner(CudaCapture(torch.device("cuda", 0)), 1), request(PROMPTS, 4, [{}])
+    runner, run = lab.runner(capture(), 1), request(PROMPTS, 4, [{}])
     tokens_of(runner, run)  # captures, compiles
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waiting():
         tokens_of(runner, run)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")

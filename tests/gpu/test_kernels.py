@@ -16,6 +16,7 @@ from max_ray.engine.sampling.draw import Filters, draw_filtered
 from max_ray.engine.sampling.philox import uniforms
 from max_ray.interfaces import SamplingParams
 from max_ray.kernels import gpu
+from tests.gpu.device import DEVICE
 from tests.kernels.gpu.interpreted_attention import (  # noqa: F401
     test_decode_at_page_borders,
     test_few_tokens,
@@ -41,6 +42,7 @@ from tests.kernels.gpu.interpreted_elementwise import (  # noqa: F401
     test_rope_with_head_counts_that_do_not_fill_blocks,
     test_silu_and_mul,
     test_silu_of_large_values_does_not_overflow,
+    test_sum_choices,
 )
 from tests.kernels.gpu.interpreted_latent import (  # noqa: F401
     test_a_prompt_in_chunks_is_near_to_the_whole_one,
@@ -98,7 +100,7 @@ FILTERS: list[dict[str, Any]] = [
 
 @pytest.fixture(autouse=True)
 def _tensors_are_made_on_the_gpu() -> Iterator[None]:
-    with torch.device("cuda"):
+    with DEVICE:
         yield
 
 
@@ -106,7 +108,7 @@ def _tensors_are_made_on_the_gpu() -> Iterator[None]:
 @pytest.mark.parametrize("filters", FILTERS, ids=str)
 def test_draws(filters: dict[str, Any], dtype: torch.dtype) -> None:
     """Equal to the reference implementation, but for the few draws that fall between two last bits of exp."""
-    rows, device = 128, torch.device("cuda", 0)
+    rows, device = 128, DEVICE
     logits = (torch.randn(rows, VOCAB_SIZE) * 3).to(dtype)
     params = [SamplingParams(**{"temperature": 1.0, "seed": seed} | filters) for seed in range(rows)]
     counters = np.arange(rows, dtype=np.int64)
@@ -123,6 +125,6 @@ def test_draws(filters: dict[str, Any], dtype: torch.dtype) -> None:
 def test_greedy_rows_beside_drawn_ones(temperature: float) -> None:
     logits = torch.randn(8, 5000)
     params = [SamplingParams(temperature=temperature if row % 2 else 0.0, top_k=1, seed=row) for row in range(8)]
-    draw = DeviceDraw(gpu.sample, params, np.zeros(8, dtype=np.int64), 5000, torch.device("cuda", 0))
+    draw = DeviceDraw(gpu.sample, params, np.zeros(8, dtype=np.int64), 5000, DEVICE)
     if temperature:
         assert torch.equal(draw(logits), logits.argmax(1)), "top-k 1 is greedy, too"

@@ -10,8 +10,8 @@ import torch
 
 pytest.importorskip("triton")
 
-from max_ray.engine.graphs import CudaCapture
 from tests.checkpoints import load_reference, make_llama
+from tests.gpu.device import DEVICE, REHEARSAL, capture, no_waiting
 from tests.gpu.models import Lab, request, tokens_of
 
 PROMPTS = [
@@ -24,7 +24,7 @@ KINDS: list[dict[str, Any]] = [
     {"repetition_penalty": 1.5},
     {"temperature": 0.9, "frequency_penalty": 0.7, "min_p": 0.05},
 ]
-NUM_STEPS = 24
+NUM_STEPS = 3 if REHEARSAL else 24
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def lab(checkpoint: Path) -> Lab:
-    return Lab(checkpoint, torch.device("cuda", 0))
+    return Lab(checkpoint, DEVICE)
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +48,6 @@ def greedy(checkpoint: Path) -> list[list[int]]:
         out = reference.generate(ids, max_new_tokens=NUM_STEPS, do_sample=False, eos_token_id=None, pad_token_id=0)
         found.append(out[0, len(prompt) :].tolist())
     return found
-
-
-def capture() -> CudaCapture:
-    return CudaCapture(torch.device("cuda", 0))
 
 
 @pytest.mark.parametrize("lookahead", [0, 1])
@@ -88,7 +84,7 @@ def test_sampled_tokens_do_not_depend_on_graphs_and_lookahead(lab: Lab) -> None:
 def test_half_precision_with_graphs_is_near_to_without(checkpoint: Path, encoding: str) -> None:
     """A graph cuts its attention into more splits, so the last bits differ and a token may, where two logits are near:
     in one row of four at most."""
-    lab = Lab(checkpoint, torch.device("cuda", 0), encoding)
+    lab = Lab(checkpoint, DEVICE, encoding)
     run = request(PROMPTS[:4], 8, [{}])
     replayed, plain = tokens_of(lab.runner(capture(), 1), run), tokens_of(lab.runner(None, 0), run)
     assert sum(a == b for a, b in zip(replayed, plain, strict=True)) >= 3
@@ -97,8 +93,5 @@ def test_half_precision_with_graphs_is_near_to_without(checkpoint: Path, encodin
 def test_the_host_waits_for_nothing_but_the_tokens(lab: Lab) -> None:
     runner, run = lab.runner(capture(), 1), request(PROMPTS[:4], NUM_STEPS, KINDS)
     tokens_of(runner, run)  # captures, compiles
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waiting():
         tokens_of(runner, run)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")

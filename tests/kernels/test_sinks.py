@@ -8,7 +8,7 @@ import torch
 from max_ray import kernels
 from max_ray.kernels.reference import sinks as implementation
 from tests.kernels import naive
-from tests.kernels.test_paged_attention import SCALE, make_batch
+from tests.kernels.attention_batches import SCALE, make_batch
 
 ROWS = [(0, 5), (3, 1), (9, 1), (6, 4), (0, 1), (20, 1), (2, 11)]
 

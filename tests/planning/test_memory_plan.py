@@ -14,7 +14,7 @@ from max_ray.config import PipelineConfig
 from max_ray.distributed import TPGroup
 from max_ray.errors import DoesNotFitError
 from max_ray.pipelines import PIPELINE_REGISTRY, PipelinePlan, resolve_plan
-from max_ray.planning.hardware import GIB, MIB, GpuMemory, Hardware, parse_gpu_memory
+from max_ray.planning.hardware import GIB, GpuMemory, Hardware
 from max_ray.planning.memory_plan import RUNTIME_BYTES
 from max_ray.weights import open_weights
 from tests.checkpoints import make_llama
@@ -167,11 +167,6 @@ def test_memory_that_others_hold_on_a_gpu_counts_as_taken(model_path: Path) -> N
         resolve_plan(config, hardware=busy)
     unseen = resolve_plan(config, hardware=Hardware(4, 8 * GIB, 2)).memory
     assert (unseen.capacity, unseen.shortage) == (None, 0)
-
-
-def test_gpu_memory_as_the_driver_prints_it() -> None:
-    assert parse_gpu_memory("100, 40\n200, 200\n") == (GpuMemory(100 * MIB, 40 * MIB), GpuMemory(200 * MIB, 200 * MIB))
-    assert parse_gpu_memory("[N/A], [N/A]\n") == parse_gpu_memory("") == ()
 
 
 def test_the_command_prints_the_plan(

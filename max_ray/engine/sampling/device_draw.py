@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from max_ray import kernels
 from max_ray.driver import upload
 from max_ray.engine.sampling.draw import Filters
 from max_ray.interfaces.request import SamplingParams
@@ -26,7 +27,7 @@ SamplingKernel = Callable[..., torch.Tensor]
 
 def sampling_kernel(device: torch.device) -> SamplingKernel | None:
     """The kernel that draws on this device; None where torch's own operations have to."""
-    if device.type != "cuda" or find_spec("triton") is None:
+    if (device.type != "cuda" and not kernels.is_interpreted()) or find_spec("triton") is None:
         return None
     return cast(SamplingKernel, import_module("max_ray.kernels.gpu.sampling").sample)
 

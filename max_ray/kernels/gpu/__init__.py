@@ -6,6 +6,7 @@ of `sample` is `max_ray/engine/sampling/draw.py`, so that it is reached from her
 
 from max_ray.kernels.gpu.activation import silu_and_mul
 from max_ray.kernels.gpu.attention import paged_attention
+from max_ray.kernels.gpu.experts import sum_choices
 from max_ray.kernels.gpu.latent import append_latent, latent_attention
 from max_ray.kernels.gpu.norm import fused_add_rmsnorm, rmsnorm
 from max_ray.kernels.gpu.paged_cache import append_paged_kv_cache
@@ -26,4 +27,5 @@ __all__ = [
     "rope_and_append",
     "sample",
     "silu_and_mul",
+    "sum_choices",
 ]

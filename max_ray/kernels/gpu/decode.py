@@ -26,7 +26,7 @@ def queries_of(qo_indptr, row, ONLY_SINGLE: tl.constexpr):
     return start, stop
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_stride"])  # of the batch's longest row: else a compilation each time
 def decode_kernel(
     q,
     k_cache,

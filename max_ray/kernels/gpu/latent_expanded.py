@@ -46,7 +46,7 @@ def _attend_expanded(
     return acc, largest, total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def expanded_kernel(
     q, made, ropes, prefix_largest, qo_indptr, out,
     q_token_stride, q_head_stride, made_stride, rope_stride, out_token_stride, out_head_stride, num_heads, num_rows,

@@ -81,7 +81,7 @@ def _empty_halves(BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr):
     return first, tl.zeros([BLOCK_M, BLOCK_H], dtype=tl.float32), largest, total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_stride"])
 def latent_decode_kernel(
     q_latent, q_rope, cache, block_tables, cache_lengths, qo_indptr, rows, out, partial_acc, partial_largest,
     partial_total, latent_token_stride, latent_head_stride, rope_token_stride, rope_head_stride, table_stride,
@@ -134,7 +134,7 @@ def latent_decode_kernel(
             _store_halves(targets, acc_first, acc_second, is_head[:, None], BLOCK_H, LATENT_DIM)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_stride", "num_rows"])
 def latent_prefix_kernel(
     q_latent, q_rope, cache, block_tables, cache_lengths, qo_indptr, out, out_largest, latent_token_stride,
     latent_head_stride, rope_token_stride, rope_head_stride, table_stride, num_heads, num_rows, scale,

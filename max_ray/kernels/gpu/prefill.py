@@ -26,7 +26,7 @@ def row_of_tile(qo_indptr, tile, num_rows, BLOCK_Q: tl.constexpr):
     return low
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_stride", "num_rows"])
 def prefill_kernel(
     q, k_cache, v_cache, block_tables, cache_lengths, qo_indptr, sinks, out, q_token_stride, q_head_stride,
     table_stride, token_stride, num_heads, num_rows, scale,

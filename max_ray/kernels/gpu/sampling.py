@@ -19,6 +19,7 @@ import triton.language as tl
 from max_ray.kernels.gpu.launch import on_device_of, padded, unit_stride, warps_for
 
 _MAX_BLOCK = 4096
+_MOST_REGISTERS = 128  # a thread, of 16 warps: Triton 3.6 would stop at 64 and spill
 _LOWEST = tl.constexpr(-2139095041)  # the key of -inf
 _WEIGHT_ONE = tl.constexpr(2.0**40)
 
@@ -192,5 +193,6 @@ def sample(
             vocab_size,
             BLOCK=block,
             num_warps=warps_for(block),
+            maxnreg=_MOST_REGISTERS,
         )
     return tokens

@@ -15,11 +15,12 @@ from max_ray.kernels.native.ops import (
     rmsnorm,
     rope_and_append,
     silu_and_mul,
+    sum_choices,
     sum_rows,
 )
 from max_ray.kernels.native.packed import PackedWeight, new_packed, pack_weight
 from max_ray.kernels.native.quantized import grouped_quantized_linear, quantized_linear
-from max_ray.kernels.native.tiling import new_matrix, tile_blocks
+from max_ray.kernels.native.tiling import new_matrix, tile_blocks, tile_file
 
 __all__ = [
     "PackedWeight",
@@ -42,6 +43,8 @@ __all__ = [
     "rmsnorm",
     "rope_and_append",
     "silu_and_mul",
+    "sum_choices",
     "sum_rows",
     "tile_blocks",
+    "tile_file",
 ]

@@ -12,6 +12,7 @@ import torch
 
 from max_ray.kernels import reference
 from max_ray.kernels.native.calls import AttentionShape, LatentShape, RopeShape, kernel
+from max_ray.kernels.reference.experts import weighted_choices
 
 if TYPE_CHECKING:
     from max_ray.interfaces.model_inputs import KVCacheInputs
@@ -74,6 +75,13 @@ def gather_rows(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     y = torch.empty((len(rows), x.shape[1]), dtype=x.dtype)
     run(x.data_ptr(), x.stride(0), rows.data_ptr(), len(rows), x.shape[1], y.data_ptr())
     return y
+
+
+def sum_choices(y: torch.Tensor, places: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    summands = weighted_choices(y, places, weights)
+    total = torch.empty_like(summands[0])
+    sum_rows(summands, total)
+    return total.view(len(places), -1).to(y.dtype)
 
 
 def sum_rows(rows: torch.Tensor, out: torch.Tensor) -> None:

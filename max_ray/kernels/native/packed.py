@@ -97,10 +97,14 @@ def pack_weight(weight: torch.Tensor) -> PackedWeight | None:
 
 
 def _product(dtype: torch.dtype) -> str:
-    """Which kernel multiplies: that of csrc/linear_dot.cpp where the processor has products of bfloat16."""
+    """Which kernel multiplies. For bfloat16: by matrix registers (csrc/linear_tiles.cpp) or by products of pairs
+    (linear_dot.cpp) where the processor has them; else csrc/linear.cpp."""
     loaded = library()
-    has_products = loaded is not None and dtype == torch.bfloat16 and bool(loaded.has_bf16_products())
-    return "linear_dot" if has_products else "linear"
+    if loaded is None or dtype != torch.bfloat16:
+        return "linear"
+    if loaded.has_bf16_tiles():
+        return "linear_tiles"
+    return "linear_dot" if loaded.has_bf16_products() else "linear"
 
 
 def _padded(num_inputs: int) -> int:

@@ -3,6 +3,7 @@
 from max_ray.kernels.reference.activation import silu_and_mul
 from max_ray.kernels.reference.argmax import argmax
 from max_ray.kernels.reference.attention import paged_attention
+from max_ray.kernels.reference.experts import sum_choices
 from max_ray.kernels.reference.latent import append_latent, latent_attention
 from max_ray.kernels.reference.lookup import decode_slots, gather_rows, positions, sum_rows
 from max_ray.kernels.reference.norm import fused_add_rmsnorm, rmsnorm
@@ -28,5 +29,6 @@ __all__ = [
     "rmsnorm",
     "rope_and_append",
     "silu_and_mul",
+    "sum_choices",
     "sum_rows",
 ]

@@ -37,6 +37,7 @@ MAX_STOP_CHARACTERS = 4096
 DEFAULT_COMPLETION_TOKENS = 16
 TOKEN_CHARACTERS = 1024
 """More than any token of any vocabulary has."""
+RESUMABLE = "stream_options.resumable"
 Prompt = str | list[str] | list[int] | list[list[int]]
 _IDS = {"type": "array", "items": {"type": "integer"}, "minItems": 1}
 _TEXTS = {"type": "array", "items": {"type": "string"}, "minItems": 1}
@@ -94,6 +95,7 @@ class StreamOptions(StrictModel):
 
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
+    resumable: bool | None = None
 
 
 def _metadata(value: Any) -> Any:
@@ -176,8 +178,15 @@ class GenerationRequest(ExtensionFields, StructuredOutputFields, LogitFields, La
         """Whether every chunk has the usage so far."""
         return bool(self.stream_options and self.stream_options.continuous_usage_stats)
 
+    @property
+    def is_resumable(self) -> bool:
+        """Whether the stream may be read on over another connection."""
+        return bool(self.stream_options and self.stream_options.resumable)
+
     def check(self) -> None:
         """Raises InputError where fields contradict each other."""
+        if self.is_resumable and not self.stream:
+            raise InputError("stream_options.resumable has a meaning only with stream=true.", param=RESUMABLE)
         if self.include_usage and not self.stream:
             raise InputError("stream_options has a meaning only with stream=true.", param="stream_options")
         if self.continuous_usage and not self.include_usage:

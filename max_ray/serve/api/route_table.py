@@ -51,6 +51,7 @@ ROUTES = (
     Route("/v1/chat/completions", POST, "Answers a chat (OpenAI)."),
     Route("/v1/embeddings", POST, "Vectors of texts (OpenAI)."),
     Route("/v1/requests/{answer_id}", GET, "What happened to a request: waits, phases, KV blocks, by its answer's id."),
+    Route("/v1/streams/{stream_id}", ("GET", "DELETE"), "Goes on with a resumable stream; DELETE ends it."),
     Route("/v1/score", POST, "Scores of pairs of texts (vLLM)."),
     Route("/score", POST, "The same as /v1/score (vLLM)."),
     Route("/v1/rerank", POST, "Documents in the order of their relevance to a query (Jina)."),

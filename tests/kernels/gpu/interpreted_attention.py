@@ -12,7 +12,7 @@ import torch
 
 from max_ray.kernels import gpu, reference
 from max_ray.kernels.gpu import attention
-from tests.kernels.test_paged_attention import SCALE, Batch, make_batch
+from tests.kernels.attention_batches import SCALE, Batch, make_batch
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1.6e-2}
 

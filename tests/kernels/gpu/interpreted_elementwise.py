@@ -21,6 +21,15 @@ def assert_close(actual: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("tokens", "top_k", "width"), [(0, 2, 8), (1, 1, 1), (3, 4, 33), (5, 8, 2050)])
+def test_sum_choices(tokens: int, top_k: int, width: int, dtype: torch.dtype) -> None:
+    y = torch.randn(tokens * top_k, width + 3).to(dtype)[:, 1 : width + 1]
+    places = torch.randperm(tokens * top_k).view(tokens, top_k)
+    weights = torch.rand(tokens, top_k)
+    assert_close(gpu.sum_choices(y, places, weights), reference.sum_choices(y, places, weights))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(1, 1), (2, 33), (0, 8), (2, 1, 64), (1, 1025)])
 def test_rmsnorm(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     x, weight = torch.randn(shape).to(dtype) * 5, torch.randn(shape[-1]).to(dtype)

@@ -21,9 +21,9 @@ from max_ray.nn import Experts
 from tests.engine.ahead import Recorder
 from tests.gpu.families import DEEPSEEK, DENSE_DEEPSEEK, GPT_OSS, make_family
 from tests.gpu.models import Lab, request, tokens_of
+from tests.kernels.attention_batches import make_batch
 from tests.kernels.gpu.interpreted_latent import make_batch as make_latents
 from tests.kernels.gpu.interpreted_pipeline import NoQuestions
-from tests.kernels.test_paged_attention import make_batch
 
 PROMPTS = [[3 + (31 * j) % 150 for j in range(length)] for length in (1, 18)]
 NUM_STEPS = 3

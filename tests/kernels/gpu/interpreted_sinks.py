@@ -10,8 +10,8 @@ import torch
 
 from max_ray.kernels import gpu, reference
 from max_ray.kernels.gpu import attention
+from tests.kernels.attention_batches import SCALE, Batch, make_batch
 from tests.kernels.gpu.interpreted_attention import MIXED, TOLERANCE
-from tests.kernels.test_paged_attention import SCALE, Batch, make_batch
 
 FAR = 1e4  # from the scores: exp2 of such a difference is 0
 

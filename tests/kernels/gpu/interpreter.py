@@ -1,4 +1,4 @@
-"""What Triton 3.9's interpreter gets wrong about bfloat16, put right for the tests: it stands for the hardware here."""
+"""What the interpreters of Triton 3.6 and 3.9 get wrong about bfloat16, corrected for the tests."""
 
 from __future__ import annotations
 
@@ -35,6 +35,11 @@ def correct_bfloat16(patch: pytest.MonkeyPatch) -> None:
         wide = binary(self, self.cast_impl(a, tl.float32), self.cast_impl(b, tl.float32), operation)
         return self.cast_impl(wide, tl.bfloat16)
 
+    def bfloat16_constant(self: Any, value: float) -> Any:
+        return self.cast_impl(self.get_fp32(value), tl.bfloat16)
+
+    if not hasattr(interpreter.InterpreterBuilder, "get_bf16"):  # Triton 3.6
+        patch.setattr(interpreter.InterpreterBuilder, "get_bf16", bfloat16_constant, raising=False)
     patch.setattr(interpreter, "_convert_float", converted)
     patch.setattr(interpreter.InterpreterBuilder, "create_dot", dot_of_values)
     patch.setattr(interpreter.InterpreterBuilder, "binary_op", binary_of_values)

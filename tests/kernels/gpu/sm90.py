@@ -27,7 +27,9 @@ class Usage:
     uses_tensor_cores: bool
 
 
-def compile_for_sm90(kernel: Any, arguments: dict[str, Any], num_warps: int = 4, num_stages: int = 3) -> Usage:
+def compile_for_sm90(
+    kernel: Any, arguments: dict[str, Any], num_warps: int = 4, num_stages: int = 3, **options: int
+) -> Usage:
     """arguments, in order: a type such as "*bf16" or "i32", ":16" appended where a launch would see a multiple of 16
     (all pointers are), or the value of a constant."""
     types = {n: value for n, value in arguments.items() if _is_type(value)}
@@ -39,7 +41,9 @@ def compile_for_sm90(kernel: Any, arguments: dict[str, Any], num_warps: int = 4,
     }
     constants = {name: value for name, value in arguments.items() if name not in types}
     source = ASTSource(kernel, signature, constants, attributes)
-    compiled = triton.compile(source, target=_TARGET, options={"num_warps": num_warps, "num_stages": num_stages})
+    compiled = triton.compile(
+        source, target=_TARGET, options={"num_warps": num_warps, "num_stages": num_stages, **options}
+    )
     return _usage(compiled.asm["cubin"], compiled.asm["ptx"], compiled.metadata.shared)
 
 

@@ -47,7 +47,15 @@ def test_a_gpu_without_triton_gets_the_reference_and_a_warning(
 TORCH_ONLY = {"quantized_rows"}  # one for all devices
 CPU_ONLY = {"argmax", "decode_slots", "gather_rows", "positions", "sum_rows"}  # a GPU has torch's own
 
-OF_ONE_BACKEND = ["multiplies_groups", "new_matrix", "new_packed", "pack_weight", "tile_blocks"]
+OF_ONE_BACKEND = [
+    "interpret_on_cpu",
+    "is_interpreted",
+    "multiplies_groups",
+    "new_matrix",
+    "new_packed",
+    "pack_weight",
+    "tile_blocks",
+]
 
 
 @pytest.mark.parametrize("name", sorted(set(reference.__all__) - TORCH_ONLY - CPU_ONLY))

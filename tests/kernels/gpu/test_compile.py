@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-from max_ray.kernels.gpu import activation, attention, decode, norm, paged_cache, prefill, rope, sampling
+from max_ray.kernels.gpu import activation, attention, decode, experts, norm, paged_cache, prefill, rope, sampling
 from max_ray.kernels.gpu.launch import padded
 from tests.kernels.gpu.sm90 import Usage, compile_for_sm90
 
@@ -39,6 +39,12 @@ def test_rmsnorm(dtype: str) -> None:
 def test_silu_and_mul() -> None:
     arguments = {"x": "*bf16", "out": "*bf16", "x_stride": "i32:16", "width": "i32:16", "BLOCK": 2048}
     check("silu_and_mul", compile_for_sm90(activation.silu_and_mul_kernel, arguments, num_warps=8))
+
+
+def test_sum_choices() -> None:
+    tensors = {"y": "*bf16", "places": "*i64", "weights": "*fp32", "out": "*bf16"}
+    arguments = tensors | {"y_stride": "i32:16", "width": "i32:16", "top_k": "i32", "BLOCK": 2048}
+    check("sum_choices", compile_for_sm90(experts.sum_choices_kernel, arguments, num_warps=8))
 
 
 def test_append() -> None:
@@ -139,9 +145,11 @@ def test_prefill(dtype: str, head_dim: int, window: int, softcap: float) -> None
     assert usage.uses_tensor_cores
 
 
-def test_sampling() -> None:
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_sampling(dtype: str) -> None:
     columns = {"temperatures": "*fp32", "top_ks": "*i64", "top_ps": "*fp64", "min_ps": "*fp32"}
     state = {"seeds": "*i64", "counters": "*i64", "tokens": "*i64"}
     sizes = {"logits_stride": "i32:16", "vocab_size": "i32:16", "BLOCK": 4096}
-    arguments = {"logits": "*fp32"} | columns | state | sizes
-    check("sampling", compile_for_sm90(sampling.sample_kernel, arguments, num_warps=16))
+    arguments = {"logits": f"*{dtype}"} | columns | state | sizes
+    options = {"num_warps": 16, "maxnreg": sampling._MOST_REGISTERS}
+    check(f"sampling {dtype}", compile_for_sm90(sampling.sample_kernel, arguments, **options))

@@ -7,6 +7,7 @@
 #if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__linux__)
 #define MAX_RAY_AMX
 #include "vec.h"
+#include <algorithm>
 #include <sys/syscall.h>
 #include <unistd.h>
 #include <utility>
@@ -32,16 +33,17 @@ struct alignas(64) Shape {
     uint8_t rows[16];
 };
 
-// The thread's registers, whole, as long as this lives. Another library's shapes are as they were afterwards.
+// The thread's registers as long as this lives: of 16 rows, or those of c and a (0 to 5, see `step`) of `side`. Another
+// library's shapes are as they were afterwards.
 class InUse {
     Shape before;
 
 public:
-    InUse() {
+    explicit InUse(int64_t side = SIDE) {
         asm volatile("sttilecfg %0" : "=m"(before));
         Shape shape = {};
         shape.palette = 1;
-        for (int i = 0; i < 8; i++) shape.row_bytes[i] = 64, shape.rows[i] = SIDE;
+        for (int i = 0; i < 8; i++) shape.row_bytes[i] = 64, shape.rows[i] = i < 6 ? side : SIDE;
         asm volatile("ldtilecfg %0" ::"m"(shape));
     }
     ~InUse() {
@@ -51,6 +53,17 @@ public:
             asm volatile("tilerelease");
     }
     InUse(const InUse &) = delete;
+};
+
+// Subnormal numbers are zeros as long as this lives, as they are for the matrix registers: what vector
+// registers compute instead of them is equal to the bit.
+class NoSubnormals {
+    const unsigned before = _mm_getcsr();
+
+  public:
+    NoSubnormals() { _mm_setcsr(before | 0x8040); }
+    ~NoSubnormals() { _mm_setcsr(before); }
+    NoSubnormals(const NoSubnormals &) = delete;
 };
 
 template <int R> inline void zero() { asm volatile("tilezero %%tmm%c0" ::"i"(R)); }

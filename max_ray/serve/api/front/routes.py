@@ -93,6 +93,8 @@ def _is_forwarded(scope: Scope) -> bool:
     path = route_path(scope)
     if scope["method"] == "POST":
         return path in FORWARDED
+    if path.startswith("/v1/streams/"):
+        return scope["method"] in ("GET", "DELETE")
     if scope["method"] not in ("GET", "HEAD"):
         return False
     return path == "/tokenizer_info" or (path == "/v1/server" and b"model=" in scope.get("query_string", b""))
