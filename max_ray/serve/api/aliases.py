@@ -39,8 +39,8 @@ class Alias:
         return isinstance(value, self.kinds) and not isinstance(value, bool)
 
 
-def _integer(fields: Callable[[int], Mapping[str, Any]]) -> Alias:
-    return Alias(fields, (int,), "a whole number")
+def _integer(fields: Callable[[int], Mapping[str, Any]], **limits: Any) -> Alias:
+    return Alias(fields, (int,), "a whole number", limits)
 
 
 def _token_limit(value: int) -> Mapping[str, Any]:
@@ -54,17 +54,20 @@ def _top_log_probabilities(value: int) -> Mapping[str, Any]:
 
 _LABEL = {"minLength": 1, "maxLength": 512}
 _ANY = {
-    "n_predict": _integer(_token_limit),
-    "repeat_penalty": Alias(lambda value: {"repetition_penalty": value}, (int, float), "a number"),
-    "n_cmpl": _integer(lambda value: {"n": value}),
+    "n_predict": _integer(_token_limit, minimum=-2),
+    "repeat_penalty": Alias(
+        lambda value: {"repetition_penalty": value}, (int, float), "a number", {"exclusiveMinimum": 0}
+    ),
+    "n_cmpl": _integer(lambda value: {"n": value}, minimum=1, maximum=128),
     "rid": Alias(lambda value: {"request_id": value}, (str,), "a text", _LABEL),
 }
 COMPLETION_ALIASES: Mapping[str, Alias] = {
     **_ANY,
-    "n_probs": _integer(lambda value: {"logprobs": value} if value else {}),
+    "n_probs": _integer(lambda value: {"logprobs": value} if value else {}, minimum=0, maximum=20),
 }
 CHAT_ALIASES: Mapping[str, Alias] = {
     **_ANY,
-    "n_probs": _integer(_top_log_probabilities),
-    "max_thinking_tokens": _integer(lambda value: {"thinking_token_budget": value}),
+    "n_predict": _integer(_token_limit, minimum=-2, **{"not": {"const": 0}}),
+    "n_probs": _integer(_top_log_probabilities, minimum=0, maximum=20),
+    "max_thinking_tokens": _integer(lambda value: {"thinking_token_budget": value}, minimum=-1),
 }

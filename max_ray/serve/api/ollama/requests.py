@@ -9,6 +9,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Discriminator, Field, PlainValidator, Tag, WithJsonSchema
 
 from max_ray.errors import InputError
+from max_ray.interfaces import SamplingParams
+from max_ray.interfaces.logit_controls import MAX_WINDOW, LogitControls
 from max_ray.serve.api.chat_messages import MAX_MESSAGES
 from max_ray.serve.api.dialect import DialectFormat, DialectRequest, Places, Translated, translated
 from max_ray.serve.api.engine import Engine
@@ -97,6 +99,15 @@ class OllamaRequest(DialectRequest):
     def refuse_hopeless(self, max_length: int) -> None:
         if not self.only_loads:
             super().refuse_hopeless(max_length)
+
+    def check_sampling(self) -> None:
+        """Raises InputError for options out of range, of a request that only wants the model loaded."""
+        given = {name: value for name, value in (self.options or Options()).sampling().items() if value is not None}
+        limit = given.pop("max_tokens", None)
+        own = {name: given.pop(name) for name in ("typical_p", "repeat_last_n") if name in given}
+        own["repeat_last_n"] = min(own.get("repeat_last_n", -1), MAX_WINDOW)  # a longer one is the whole text
+        with Places((), _NAMES).applied():
+            SamplingParams(max_new_tokens=limit, logit_controls=LogitControls(**own), **given)
 
     def shared_fields(self) -> dict[str, Any]:
         """The fields of a chat request besides its messages."""
