@@ -53,6 +53,7 @@ def _top_log_probabilities(value: int) -> Mapping[str, Any]:
 
 
 _LABEL = {"minLength": 1, "maxLength": 512}
+_ABOVE_ZERO = {"exclusiveMinimum": 0}
 _ANY = {
     "n_predict": _integer(_token_limit, minimum=-2),
     "repeat_penalty": Alias(
