@@ -56,7 +56,13 @@ async def test_every_operation_says_what_it_answers(client: httpx.AsyncClient) -
             for content in operation.get("requestBody", {}).get("content", {}).values():
                 assert "example" in content or path == "/v1/files", path
     streams = {path for path, methods in document["paths"].items() if "text/event-stream" in json.dumps(methods)}
-    assert streams == {"/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages"}
+    assert streams == {
+        "/v1/completions",
+        "/v1/chat/completions",
+        "/v1/responses",
+        "/v1/messages",
+        "/v1/streams/{stream_id}",
+    }
 
 
 async def test_keys_are_required_where_the_server_has_some(

@@ -21,6 +21,14 @@ class Version(TypedDict):
     version: str
 
 
+class EndedStream(TypedDict):
+    """A resumable stream that is no more."""
+
+    id: str
+    object: Literal["stream"]
+    deleted: bool
+
+
 class ChoiceRecord(TypedDict):
     """What happened to one choice. A phase that is not over is null."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
+from max_ray.serve.api.objects.server import EndedStream
 from max_ray.serve.api.respond import respond
 from max_ray.serve.api.streams.stream_table import StreamTable
 
@@ -29,4 +30,5 @@ def add_stream_routes(api: FastAPI, streams: StreamTable) -> None:
     @api.delete("/v1/streams/{stream_id}")
     async def end_stream(stream_id: str) -> Response:
         await streams.end(stream_id)
-        return JSONResponse({"id": stream_id, "object": "stream", "deleted": True})
+        answer: EndedStream = {"id": stream_id, "object": "stream", "deleted": True}
+        return JSONResponse(answer)
