@@ -32,6 +32,7 @@ from max_ray.serve.api.streams.stream_table import StreamTable
 from max_ray.serve.batch_store import ActorBatchStore
 from max_ray.serve.cluster_env import SERVE_LOGGING
 from max_ray.serve.drain import end_streams_in_time
+from max_ray.serve.ray_metrics import ONE_ARENA
 from max_ray.serve.replica_door import REPLICA_DOOR
 from max_ray.serve.replica_engine import QueueLimits, ReplicaEngine, ReplicaIdentity
 from max_ray.serve.response_store import ActorResponseStore
@@ -136,7 +137,7 @@ def model_details(plan: PipelinePlan) -> ModelDetails:
 
 Ingress = serve.deployment(
     name="Ingress",
-    ray_actor_options={"num_cpus": 0.01, "runtime_env": {"env_vars": ORDINARY_PRIORITY | REPLICA_DOOR}},
+    ray_actor_options={"num_cpus": 0.01, "runtime_env": {"env_vars": ORDINARY_PRIORITY | ONE_ARENA | REPLICA_DOOR}},
     health_check_period_s=2,
     health_check_timeout_s=30,
     graceful_shutdown_wait_loop_s=0.5,

@@ -22,6 +22,7 @@ from max_ray.serve.application_actor import group_app
 from max_ray.serve.cluster_env import SERVE_LOGGING
 from max_ray.serve.ingress import Replica
 from max_ray.serve.model_order import DOWNSCALE_DELAY_S, UPSCALE_DELAY_S
+from max_ray.serve.ray_metrics import ONE_ARENA
 from max_ray.serve.replica_engine import QueueLimits
 from max_ray.serve.replica_server import ReplicaServer
 
@@ -105,7 +106,7 @@ def scaling(config: ServeConfig) -> dict[str, Any]:
 
 ModelReplica = serve.deployment(
     name="Model",
-    ray_actor_options={"num_cpus": 0.01, "runtime_env": {"env_vars": dict(ORDINARY_PRIORITY)}},
+    ray_actor_options={"num_cpus": 0.01, "runtime_env": {"env_vars": ORDINARY_PRIORITY | ONE_ARENA}},
     health_check_period_s=2,
     health_check_timeout_s=30,
     graceful_shutdown_wait_loop_s=0.5,

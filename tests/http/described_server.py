@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import uvicorn
 
+from max_ray.interfaces import TextContext
 from max_ray.serve.api.batches.runner import BatchRunner
 from max_ray.serve.api.engine import ApiOptions
 from max_ray.serve.api.routes import build_api, build_line_api
@@ -63,9 +64,15 @@ def described_server(folder: Path) -> Iterator[Described]:
         loop.close()
 
 
+def _said(context: TextContext) -> str:
+    """As many tokens as the request has to get."""
+    sampling = context.sampling_params
+    return "hello" + "a" * max(sampling.min_new_tokens, context.max_length if sampling.ignore_eos else 0)
+
+
 async def _serve(folder: Path, stop: asyncio.Event, started: list[str]) -> None:
     tokenizer = TextTokenizer(write_byte_level(folder), max_length=1000)
-    engine = FakeEngine(tokenizer, lambda context: "hello")
+    engine = FakeEngine(tokenizer, _said)
     async with opened_store(folder / "files") as store:
         runner = BatchRunner("r0", build_line_api(engine), store, lambda: engine.num_waiting, 8)
         api = build_api(engine, ApiOptions(api_keys=(KEY,)), batches=runner)

@@ -1,8 +1,9 @@
 """Hooks of schemathesis for `test_schemathesis`: which refusals of a body that its schema allows are right.
 
 A JSON schema says what each field may be. It does not say that two fields contradict each other, that a text is too
-long for the model, or that a regular expression is none. Such a body is a 400 too, and its message tells the rule. A
-message about a field that is unknown, missing or of a wrong kind is no rule: there the schema is wrong.
+long for the model, that a regular expression is none, or that a time is too short. Such a body is refused too, and the
+message tells the rule. A message about a field that is unknown, missing or of a wrong kind is no rule: there the schema
+is wrong.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _OF_ONE_FIELD = re.compile(
 
 def is_rule(status: int, message: str) -> bool:
     """Whether a refusal is about more than what a field may be."""
-    return status == 400 and not _OF_ONE_FIELD.search(message)
+    return status in (400, 408) and not _OF_ONE_FIELD.search(message)
 
 
 @schemathesis.hook

@@ -301,3 +301,13 @@ async def test_the_official_client(server_url: str, engine: FakeEngine) -> None:
     engine.failure, engine.fail_after = WorkerGroupError("The workers are gone."), 2
     with pytest.raises(ollama.ResponseError, match="gone"):
         [part async for part in await client.chat(**CHAT, stream=True)]
+
+
+@pytest.mark.parametrize("path", ["/api/chat", "/api/generate"])
+async def test_options_are_checked_where_nothing_is_generated(client: httpx.AsyncClient, path: str) -> None:
+    wrong = {"model": "fake", "options": {"frequency_penalty": -3}}
+    reply = await client.post(path, json=wrong)
+    assert reply.status_code == 400
+    assert "frequency_penalty" in reply.json()["error"]
+    right = {"model": "fake", "options": {"frequency_penalty": -2, "repeat_last_n": 2**20, "num_predict": -1}}
+    assert (await client.post(path, json=right)).status_code == 200

@@ -276,3 +276,20 @@ async def test_unknown_routes(client: httpx.AsyncClient, path: str, words: str) 
 )
 def test_nearest(name: str, known: list[str], meant: str | None) -> None:
     assert nearest(name, known) == (f" Did you mean {meant!r}?" if meant else "")
+
+
+async def test_a_float_without_a_fraction_is_a_whole_number(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    body = {"prompt": [65.0, 66], "max_tokens": 2.0, "temperature": 1.0, "stop_token_ids": [7.0]}
+    reply = await client.post("/v1/completions", json=body)
+    assert reply.status_code == 200, reply.text
+    assert reply.json()["usage"]["completion_tokens"] == 2
+    assert engine.contexts[0].tokens.prompt.tolist() == [65, 66]
+    assert engine.contexts[0].sampling_params.stop_token_ids == (7,)
+    for wrong in ({"max_tokens": 2.5}, {"prompt": [65.5]}, {"n": 1.25}, {"seed": "1.0"}):
+        error_of(await client.post("/v1/completions", json={"prompt": "a", **wrong}), 400)
+
+
+async def test_an_item_whose_type_is_null_is_a_message(client: httpx.AsyncClient) -> None:
+    item = {"type": None, "role": "user", "content": "hi"}
+    assert (await client.post("/v1/responses", json={"input": [item]})).status_code == 200
+    error_of(await client.post("/v1/responses", json={"input": [{"type": None, "content": "hi"}]}), 400)

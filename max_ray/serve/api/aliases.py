@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 UNLIMITED_TOKENS = 2**31 - 1
@@ -21,24 +21,26 @@ class Alias:
         fields: Gives the fields that a value stands for, by this server's names; empty where it asks for nothing.
         kinds: The types of its values.
         values: What it takes, in words.
+        limits: Keywords of the JSON schema of its values, beside their type.
     """
 
     fields: Callable[[Any], Mapping[str, Any]]
     kinds: tuple[type, ...]
     values: str
+    limits: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def schema(self) -> dict[str, Any]:
         """What it takes, as a JSON schema."""
-        return {"type": [*(_JSON_TYPES[kind] for kind in self.kinds), "null"]}
+        return {"type": [*(_JSON_TYPES[kind] for kind in self.kinds), "null"], **self.limits}
 
     def takes(self, value: Any) -> bool:
         """Whether a value has one of the types."""
         return isinstance(value, self.kinds) and not isinstance(value, bool)
 
 
-def _integer(fields: Callable[[int], Mapping[str, Any]]) -> Alias:
-    return Alias(fields, (int,), "a whole number")
+def _integer(fields: Callable[[int], Mapping[str, Any]], **limits: Any) -> Alias:
+    return Alias(fields, (int,), "a whole number", limits)
 
 
 def _token_limit(value: int) -> Mapping[str, Any]:
@@ -50,18 +52,23 @@ def _top_log_probabilities(value: int) -> Mapping[str, Any]:
     return {"logprobs": True, "top_logprobs": value} if value else {}
 
 
+_LABEL = {"minLength": 1, "maxLength": 512}
+_ABOVE_ZERO = {"exclusiveMinimum": 0}
 _ANY = {
-    "n_predict": _integer(_token_limit),
-    "repeat_penalty": Alias(lambda value: {"repetition_penalty": value}, (int, float), "a number"),
-    "n_cmpl": _integer(lambda value: {"n": value}),
-    "rid": Alias(lambda value: {"request_id": value}, (str,), "a text"),
+    "n_predict": _integer(_token_limit, minimum=-2),
+    "repeat_penalty": Alias(
+        lambda value: {"repetition_penalty": value}, (int, float), "a number", {"exclusiveMinimum": 0}
+    ),
+    "n_cmpl": _integer(lambda value: {"n": value}, minimum=1, maximum=128),
+    "rid": Alias(lambda value: {"request_id": value}, (str,), "a text", _LABEL),
 }
 COMPLETION_ALIASES: Mapping[str, Alias] = {
     **_ANY,
-    "n_probs": _integer(lambda value: {"logprobs": value} if value else {}),
+    "n_probs": _integer(lambda value: {"logprobs": value} if value else {}, minimum=0, maximum=20),
 }
 CHAT_ALIASES: Mapping[str, Alias] = {
     **_ANY,
-    "n_probs": _integer(_top_log_probabilities),
-    "max_thinking_tokens": _integer(lambda value: {"thinking_token_budget": value}),
+    "n_predict": _integer(_token_limit, minimum=-2, **{"not": {"const": 0}}),
+    "n_probs": _integer(_top_log_probabilities, minimum=0, maximum=20),
+    "max_thinking_tokens": _integer(lambda value: {"thinking_token_budget": value}, minimum=-1),
 }

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, PlainValidator, WithJsonSchema
 
-from max_ray.interfaces.logit_controls import MAX_ALLOWED_TOKENS, MAX_BAD_WORDS, MAX_BIASED_TOKENS, MAX_WINDOW
+from max_ray.interfaces.logit_controls import MAX_ALLOWED_TOKENS, MAX_BAD_WORDS, MAX_BIASED_TOKENS
 from max_ray.serve.api.request_fields import StrictModel, ranged
 
 MAX_WORD_CHARACTERS = 512
@@ -108,7 +108,7 @@ class LogitFields(StrictModel):
     bad_words: (
         Annotated[list[_Word], Field(max_length=MAX_BAD_WORDS, fail_fast=True), AfterValidator(_words)] | None
     ) = None
-    repeat_last_n: int | None = ranged(minimum=-1, maximum=MAX_WINDOW)
+    repeat_last_n: int | None = ranged(minimum=-1)
     typical_p: float | None = ranged(exclusiveMinimum=0, maximum=1)
     xtc_probability: float | None = ranged(minimum=0, maximum=1)
     xtc_threshold: float | None = ranged(minimum=0, maximum=1)

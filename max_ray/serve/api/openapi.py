@@ -19,7 +19,7 @@ from max_ray import __version__
 from max_ray.serve.api.error_shapes import ANTHROPIC, OLLAMA, OPENAI, ErrorShape, error_shape_of
 from max_ray.serve.api.files.routes import LONGEST_S, SHORTEST_S
 from max_ray.serve.api.objects.errors import AnthropicErrorObject, ErrorObject, OllamaErrorObject
-from max_ray.serve.api.operations import JSON, OPERATIONS, Operation
+from max_ray.serve.api.operations import JSON, OPERATIONS, SSE, Operation
 from max_ray.serve.api.request_fields import ApiRequest, StrictModel
 from max_ray.serve.api.route_table import ROUTES, Route
 
@@ -29,6 +29,12 @@ _REFUSED = (
     "The request is at fault. A body that its schema allows is refused too where fields contradict each other, a text "
     "is too long for the model, a grammar cannot be compiled, or the model is for another task."
 )
+_EVENT = {
+    "description": "One event of the stream.",
+    "type": "object",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+    "required": ["data"],
+}
 _FAILED = "The server cannot answer now, or failed."
 _UPLOAD = {
     "type": "object",
@@ -185,7 +191,7 @@ def _responses(route: Route, method: str, one: Operation, references: Mapping[An
     """What an operation answers, by status. HEAD answers without content."""
     error = _ERRORS[error_shape_of(route.path)]
     whole: dict[str, Any] = {} if one.answer is None else {"schema": references[one.answer]}
-    stream = {} if one.stream is None else {one.stream: {"schema": {"type": "string"}}}
+    stream = {} if one.stream is None else {one.stream: {"schema": _EVENT if one.stream == SSE else {}}}
     told = {} if method == "HEAD" else {"content": {one.media_type: whole, **stream}}
     failed = {} if method == "HEAD" else {"content": {JSON: {"schema": references[error]}}}
     return {

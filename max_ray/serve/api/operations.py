@@ -76,6 +76,8 @@ OPERATIONS: Mapping[str, Operation] = {
     "DELETE /v1/responses/{response_id}": Operation(responses.DeletedResponse),
     "POST /v1/responses/{response_id}/cancel": Operation(responses.ResponseObject),
     "GET /v1/responses/{response_id}/input_items": Operation(Page[dict[str, Any]], query=_page(100, ordered=True)),
+    "GET /v1/streams/{stream_id}": Operation(media_type=SSE, stream=SSE, query={"from": {"type": "string"}}),
+    "DELETE /v1/streams/{stream_id}": Operation(server.EndedStream),
     "GET /v1/files": Operation(
         Page[files.FileObject], query={**_page(10_000, ordered=True), "purpose": {"type": "string"}}
     ),

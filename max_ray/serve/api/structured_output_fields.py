@@ -147,21 +147,22 @@ def _structured_outputs(value: Any, field: str) -> _Found | None:
     if not isinstance(value, dict):
         raise InputError(f"The field '{field}' must be an object.", param=field)
     _check_keys(value, readers.keys() | options, field)
-    for name in ("disable_additional_properties", "whitespace_pattern"):
-        if value.get(name):
+    for name, neutral in (("disable_additional_properties", False), ("whitespace_pattern", "")):
+        given = value.get(name)
+        if given is not None and (type(given) is not type(neutral) or given):
             raise InputError(f"The field '{field}.{name}' is not supported.", param=f"{field}.{name}")
-    given = [name for name in readers if value.get(name) is not None]
-    if len(given) != 1:
+    spaced = _whitespace(value.get("disable_any_whitespace"), f"{field}.disable_any_whitespace")
+    kinds = [name for name in readers if value.get(name) is not None]
+    if len(kinds) != 1:
         raise InputError(f"The field '{field}' must have one of {', '.join(readers)}.", param=field)
-    found = readers[given[0]](value[given[0]], f"{field}.{given[0]}")
-    return found and _with_whitespace(found, value.get("disable_any_whitespace"), f"{field}.disable_any_whitespace")
+    found = readers[kinds[0]](value[kinds[0]], f"{field}.{kinds[0]}")
+    return found and (GrammarSpec(found[0].kind, found[0].text, spaced), found[1])
 
 
-def _with_whitespace(found: _Found, is_disabled: Any, field: str) -> _Found:
+def _whitespace(is_disabled: Any, field: str) -> Whitespace:
     if is_disabled not in (None, True, False):
         raise InputError(f"The field '{field}' must be true or false.", param=field)
-    whitespace: Whitespace = "flexible" if is_disabled is False else "fixed"
-    return GrammarSpec(found[0].kind, found[0].text, whitespace), found[1]
+    return "flexible" if is_disabled is False else "fixed"
 
 
 def _json_schema(value: Any, field: str) -> _Found:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Field, Tag, field_validator
+from pydantic import Discriminator, Field, Tag, WithJsonSchema, field_validator
 
 from max_ray.errors import InputError, quoted
 from max_ray.serve.api.neutral_fields import CACHE_CONTROL
@@ -25,12 +25,18 @@ _OPTION_SCHEMA = rf"^(?!(?:{'|'.join(sorted(_OWN_OPTIONS))})$)(?!.*_token$)[A-Za
 _NO_PARAMETERS: Mapping[str, Any] = {"type": "object", "properties": {}}
 
 
+FunctionName = Annotated[str, WithJsonSchema({"type": "string", "pattern": r"^[A-Za-z0-9_.\-]{1,128}$"})]
+"""The name of a function that is described, checked by `FunctionSpec`."""
+EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
+VERBOSITIES = ("low", "medium", "high")
+
+
 class FunctionSpec(StrictModel):
     """A function that the model may call. `parameters` is a JSON schema."""
 
     NEUTRAL: ClassVar[Mapping[str, Neutral]] = {"returns": foreign(), "response": foreign()}
 
-    name: str = Field(json_schema_extra={"pattern": f"^(?:{_NAME.pattern})$"})
+    name: FunctionName
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None

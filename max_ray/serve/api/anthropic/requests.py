@@ -27,6 +27,8 @@ from max_ray.serve.api.generation import Generation
 from max_ray.serve.api.neutral_fields import CACHE_CONTROL
 from max_ray.serve.api.openai import ChatCompletionRequest, StopText
 from max_ray.serve.api.request_fields import Neutral, StrictModel, only, ranged
+from max_ray.serve.api.tool_fields import EFFORTS, FunctionName
+from max_ray.serve.api.tool_fields import MAX_TOOLS as MAX_OFFERED_TOOLS
 
 MAX_TOOLS = 1024
 _NAMES = {
@@ -104,7 +106,7 @@ class Tool(StrictModel):
         "input_examples": only([]),
     }
 
-    name: str
+    name: FunctionName
     input_schema: dict[str, Any]
     description: str | None = None
     strict: bool | None = None
@@ -153,7 +155,7 @@ class OutputFormat(StrictModel):
 class OutputConfig(StrictModel):
     """What the answer should be like."""
 
-    effort: str | None = None
+    effort: str | None = Field(default=None, json_schema_extra={"enum": [*EFFORTS, None]})
     format: OutputFormat | None = None
 
 
@@ -244,7 +246,13 @@ class CountTokensRequest(DialectRequest):
         """Tools with `defer_loading` are offered once a tool result refers to them."""
         blocks = (block for message in self.messages if isinstance(message.content, list) for block in message.content)
         found = set().union(*(block.found_tools for block in blocks if isinstance(block, ToolResultBlock)))
-        return [tool for tool in self.tools or () if not tool.defer_loading or tool.name in found]
+        offered = [tool for tool in self.tools or () if not tool.defer_loading or tool.name in found]
+        if len(offered) > MAX_OFFERED_TOOLS:
+            raise InputError(
+                f"{len(offered)} tools are offered at a time, more than {MAX_OFFERED_TOOLS}. Defer some of them.",
+                param="tools",
+            )
+        return offered
 
     def _output(self) -> dict[str, Any]:
         config = self.output_config or OutputConfig()

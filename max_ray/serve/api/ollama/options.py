@@ -51,7 +51,7 @@ class Options(StrictModel):
     seed: int | None = ranged(minimum=-(2**63), maximum=2**64 - 1)
     stop: list[StopText] | None = None
     typical_p: float | None = ranged(exclusiveMinimum=0, maximum=1)
-    repeat_last_n: int | None = ranged(minimum=-1, maximum=2**20)
+    repeat_last_n: int | None = ranged(minimum=-1)
     repeat_penalty: float | None = ranged(exclusiveMinimum=0)
     presence_penalty: float | None = ranged(minimum=-2, maximum=2)
     frequency_penalty: float | None = ranged(minimum=-2, maximum=2)

@@ -9,6 +9,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Discriminator, Field, PlainValidator, Tag, WithJsonSchema
 
 from max_ray.errors import InputError
+from max_ray.interfaces import SamplingParams
+from max_ray.interfaces.logit_controls import MAX_WINDOW, LogitControls
 from max_ray.serve.api.chat_messages import MAX_MESSAGES
 from max_ray.serve.api.dialect import DialectFormat, DialectRequest, Places, Translated, translated
 from max_ray.serve.api.engine import Engine
@@ -19,8 +21,8 @@ from max_ray.serve.api.ollama.messages import MAX_IMAGES, OllamaMessage, chat_of
 from max_ray.serve.api.ollama.options import KEEP_ALIVE_SCHEMA, Options, checked_keep_alive, model_name
 from max_ray.serve.api.openai import ChatCompletionRequest, CompletionRequest
 from max_ray.serve.api.request_fields import Neutral, only
+from max_ray.serve.api.tool_fields import MAX_TOOLS
 
-MAX_TOOLS = 1024
 _LOGPROBS = "Use /v1/chat/completions, which has them."
 _NAMES = {
     "max_tokens": "options.num_predict",
@@ -98,6 +100,15 @@ class OllamaRequest(DialectRequest):
         if not self.only_loads:
             super().refuse_hopeless(max_length)
 
+    def check_sampling(self) -> None:
+        """Raises InputError for options out of range, of a request that only wants the model loaded."""
+        given = {name: value for name, value in (self.options or Options()).sampling().items() if value is not None}
+        limit = given.pop("max_tokens", None)
+        own = {name: given.pop(name) for name in ("typical_p", "repeat_last_n") if name in given}
+        own["repeat_last_n"] = min(own.get("repeat_last_n", -1), MAX_WINDOW)  # a longer one is the whole text
+        with Places((), _NAMES).applied():
+            SamplingParams(max_new_tokens=limit, logit_controls=LogitControls(**own), **given)
+
     def shared_fields(self) -> dict[str, Any]:
         """The fields of a chat request besides its messages."""
         effort = {True: None, False: "none"}.get(self.think, self.think) if self.think is not None else None  # type: ignore[arg-type]
@@ -109,13 +120,35 @@ class OllamaRequest(DialectRequest):
         }
 
 
+_FUNCTION = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "pattern": r"^[A-Za-z0-9_.\-]{1,128}$"},
+        "description": {"type": ["string", "null"]},
+        "parameters": {"type": ["object", "null"]},
+    },
+    "required": ["name"],
+}
+_Tool = Annotated[  # read as a chat's ToolSpec
+    dict[str, Any],
+    WithJsonSchema(
+        {
+            "type": "object",
+            "properties": {"type": {"const": "function"}, "function": _FUNCTION},
+            "required": ["type", "function"],
+            "additionalProperties": False,
+        }
+    ),
+]
+
+
 class OllamaChatRequest(OllamaRequest):
     """`POST /api/chat`."""
 
     messages: Annotated[list[OllamaMessage], Field(max_length=MAX_MESSAGES, fail_fast=True)] = Field(
         default_factory=list
     )
-    tools: Annotated[list[dict[str, Any]], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
+    tools: Annotated[list[_Tool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
 
     @property
     def only_loads(self) -> bool:

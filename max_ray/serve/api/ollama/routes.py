@@ -157,6 +157,7 @@ async def _generated(context: ApiContext, request: Request, kind: type[OllamaReq
             (parsed.options or Options()).check(engine.tokenizer.max_length)
             is_streamed = parsed.is_streamed
             if parsed.only_loads:
+                parsed.check_sampling()
                 check_model(engine, parsed.model)
                 check_task(engine, PipelineTask.TEXT_GENERATION)
                 answer = loaded(engine.model_name, kind is OllamaChatRequest)

@@ -16,8 +16,8 @@ from max_ray.serve.api.openai import ChatCompletionRequest, LabelledRequest
 from max_ray.serve.api.request_fields import FieldProblem, Neutral, StrictModel, foreign, only, raise_problems, ranged
 from max_ray.serve.api.responses.format import ResponseFormat
 from max_ray.serve.api.responses.items import Item, chat_of, string_or_list
+from max_ray.serve.api.tool_fields import EFFORTS, MAX_TOOLS, VERBOSITIES, FunctionName
 
-MAX_TOOLS = 1024
 _NAMES = {
     "max_tokens": "max_output_tokens",
     "messages": "input",
@@ -43,7 +43,7 @@ class FunctionTool(StrictModel):
     }
 
     type: Literal["function"]
-    name: str
+    name: FunctionName
     parameters: dict[str, Any] | None = None
     description: str | None = None
     strict: bool | None = None
@@ -100,7 +100,7 @@ class TextOptions(StrictModel):
         ]
         | None
     ) = None
-    verbosity: str | None = None
+    verbosity: str | None = Field(default=None, json_schema_extra={"enum": [*VERBOSITIES, None]})
 
 
 class ReasoningOptions(StrictModel):
@@ -114,7 +114,7 @@ class ReasoningOptions(StrictModel):
         "context": only("auto"),
     }
 
-    effort: str | None = None
+    effort: str | None = Field(default=None, json_schema_extra={"enum": [*EFFORTS, None]})
 
 
 class ResponseStreamOptions(StrictModel):
