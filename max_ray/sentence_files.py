@@ -8,6 +8,9 @@
     config_sentence_transformers.json     prompts, default_prompt_name, truncate_dim
 
 Without modules.json the family's own pooling holds, and nothing is normalized. No torch: the HTTP replica reads these.
+
+A GGUF file says the pooling (`{arch}.pooling_type`) and no more: its vectors are scaled to length 1, as llama.cpp's
+server does it. Later stages and prompts are not in it.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from max_ray.errors import ConfigError
+from max_ray.gguf import read_gguf
 from max_ray.huggingface import read_json
 
 POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
@@ -32,6 +36,9 @@ _POOLING_FLAGS = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
+
+_NO_POOLING = 0
+_GGUF_POOLING = {1: "mean", 2: "cls", 3: "lasttoken"}
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,8 @@ class SentenceFiles:
     @classmethod
     def read(cls, folder: Path, default_pooling: str) -> SentenceFiles:
         """Raises ConfigError for a stage or a pooling that is not supported, and for files that contradict."""
+        if folder.suffix == ".gguf":
+            return cls(pooling=(_gguf_pooling(folder) or default_pooling,), normalize=True)
         encoder = _encoder_file(folder)
         file = folder / "config_sentence_transformers.json"
         prompt, prompt_name = _default_prompt(file)
@@ -105,8 +114,24 @@ def score_activation(folder: Path) -> str:
 
 
 def has_sentence_files(folder: Path) -> bool:
-    """Whether a folder holds a model in the sentence-transformers layout."""
+    """Whether a folder holds a model in the sentence-transformers layout, or a GGUF file says how tokens are pooled."""
+    if folder.suffix == ".gguf":
+        return _gguf_pooling(folder) is not None
     return (folder / "modules.json").is_file()
+
+
+def _gguf_pooling(path: Path) -> str | None:
+    """The pooling that a GGUF file names; None where it names none. Raises ConfigError for one of scores."""
+    file = read_gguf(path)
+    number = file.metadata.get(f"{file.architecture}.pooling_type")
+    if number in (None, _NO_POOLING):
+        return None
+    if number not in _GGUF_POOLING:
+        raise ConfigError(
+            f"{path}: pooling_type is {number!r}; mean (1), cls (2) and last (3) can be read from GGUF. Scores (4) "
+            f"need the model's safetensors folder."
+        )
+    return _GGUF_POOLING[number]
 
 
 def _encoder_file(folder: Path) -> dict[str, Any]:

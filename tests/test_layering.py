@@ -39,7 +39,7 @@ TABLE: dict[str, set[str]] = {
     "transport": {"interfaces"},
     "hub": {"gguf"},
     "huggingface": {"gguf", "hub", "quantization_files"},
-    "sentence_files": {"huggingface"},
+    "sentence_files": {"gguf", "huggingface"},
     "tokenization": {"interfaces", "gguf", "sentence_files"},
     "images": {"interfaces", "huggingface", "tokenization"},
     "nn": {"interfaces", "kernels", "distributed", "driver", "weights", "huggingface", "host_memory"},

@@ -77,6 +77,7 @@ SERVE_SETTINGS = PIPELINE_SETTINGS | {
     "max_surge_percent": 0,
     "max_stream_s": 3600,
     "drain_timeout_s": 60.0,
+    "resume_grace_s": 15.0,
 }
 GENERATE_FLAGS = {
     *("--prompt", "--chat", "--raw", "--system", "--max-new-tokens", "--max-tokens", "--temperature", "--top-k"),
@@ -85,6 +86,7 @@ GENERATE_FLAGS = {
 CHAT_FLAGS = {"--help", "-h", "--url", "--api-key", "--model", "--system"}
 CHAOS_FLAGS = {
     *("--help", "-h", "--base-url", "--api-key-env", "--duration", "--seed", "--streams", "--max-tokens", "--kinds"),
+    *("--rounds", "--resume"),
 }
 STATUS_FLAGS = {"--help", "-h", "--url", "--api-key", "--once", "--json", "--interval"}
 POOLED_SETTINGS = {

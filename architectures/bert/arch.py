@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from architectures.bert.model import BertEncoder, BertScorer
 from architectures.bert.model_config import BertConfig
-from architectures.bert.weight_adapters import safetensors_name_map
+from architectures.bert.weight_adapters import gguf_name_map, safetensors_name_map
 from max_ray.interfaces import EmbeddingsContext, PipelineTask
 from max_ray.pipelines.lib import (
     EmbeddingsTokenizer,
@@ -31,7 +31,7 @@ bert_arch = SupportedArchitecture(
     context_type=EmbeddingsContext,
     config=BertConfig,
     default_weights_format=WeightsFormat.safetensors,
-    weight_adapters={WeightsFormat.safetensors: safetensors_name_map},
+    weight_adapters={WeightsFormat.safetensors: safetensors_name_map, WeightsFormat.gguf: gguf_name_map},
     multi_gpu_supported=True,
 )
 
@@ -41,5 +41,6 @@ bert_scorer_arch = replace(
     task=PipelineTask.SCORE,
     example_repo_ids=["cross-encoder/ms-marco-MiniLM-L6-v2"],
     pipeline_model=BertScorer,
+    weight_adapters={WeightsFormat.safetensors: safetensors_name_map},
     tokenizer=PairTokenizer,
 )

@@ -51,3 +51,26 @@ def _layer(attention: Mapping[str, str]) -> list[tuple[str, str, str]]:
         ("output.dense", "mlp.down", ""),
         ("output.LayerNorm", "mlp_norm", ""),
     ]
+
+
+_GGUF_LAYER = [
+    *((f"attn_{part}", "attention.qkv", f":{part}") for part in "qkv"),
+    ("attn_output", "attention.out", ""),
+    ("attn_output_norm", "attention_norm", ""),
+    ("ffn_up", "mlp.up", ""),
+    ("ffn_down", "mlp.down", ""),
+    ("layer_output_norm", "mlp_norm", ""),
+]
+
+
+def gguf_name_map(huggingface_config: Any) -> NameMap:
+    """The table for GGUF's names."""
+    table: list[tuple[str, str | None]] = [
+        ("token_embd.weight", "embed_tokens.words.weight"),
+        ("position_embd.weight", "embed_tokens.positions.weight"),
+        ("token_types.weight", "embed_tokens.types.weight"),
+    ]
+    for kind in ("weight", "bias"):
+        table.append((f"token_embd_norm.{kind}", f"embed_tokens.norm.{kind}"))
+        table += [(f"blk.{{}}.{a}.{kind}", f"layers.{{}}.{b}.{kind}{part}") for a, b, part in _GGUF_LAYER]
+    return NameMap(table)

@@ -18,6 +18,7 @@ llama_arch = SupportedArchitecture(
         SupportedEncoding.float32: [KVCacheStrategy.PAGED],
         SupportedEncoding.q4_k: [KVCacheStrategy.PAGED],
         SupportedEncoding.q4_0: [KVCacheStrategy.PAGED],
+        SupportedEncoding.q4_1: [KVCacheStrategy.PAGED],
         SupportedEncoding.q5_k: [KVCacheStrategy.PAGED],
         SupportedEncoding.q6_k: [KVCacheStrategy.PAGED],
         SupportedEncoding.q8_0: [KVCacheStrategy.PAGED],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from architectures.modern_bert.model import ModernBertEncoder
 from architectures.modern_bert.model_config import ModernBertConfig
-from architectures.modern_bert.weight_adapters import safetensors_name_map
+from architectures.modern_bert.weight_adapters import gguf_name_map, safetensors_name_map
 from max_ray.interfaces import EmbeddingsContext, PipelineTask
 from max_ray.pipelines.lib import (
     EmbeddingsTokenizer,
@@ -30,6 +30,6 @@ modern_bert_arch = SupportedArchitecture(
     config=ModernBertConfig,
     rope_type=RopeType.neox,
     default_weights_format=WeightsFormat.safetensors,
-    weight_adapters={WeightsFormat.safetensors: safetensors_name_map},
+    weight_adapters={WeightsFormat.safetensors: safetensors_name_map, WeightsFormat.gguf: gguf_name_map},
     multi_gpu_supported=False,
 )

@@ -26,3 +26,23 @@ def safetensors_name_map(huggingface_config: Any) -> NameMap:
             table.append((f"{prefix}final_norm.{kind}", f"norm.{kind}"))
             table += [(f"{prefix}layers.{{}}.{a}.{kind}", f"layers.{{}}.{b}.{kind}") for a, b in _LAYER]
     return NameMap(table)
+
+
+_GGUF_LAYER = [
+    ("attn_norm", "attention_norm"),
+    ("attn_qkv", "attention.qkv"),
+    ("attn_output", "attention.out"),
+    ("ffn_norm", "mlp_norm"),
+    ("ffn_up", "mlp.up"),
+    ("ffn_down", "mlp.down"),
+]
+
+
+def gguf_name_map(huggingface_config: Any) -> NameMap:
+    """The table for GGUF's names."""
+    table: list[tuple[str, str | None]] = [("token_embd.weight", "embed_tokens.weight")]
+    for kind in ("weight", "bias"):
+        table.append((f"token_embd_norm.{kind}", f"embed_norm.{kind}"))
+        table.append((f"output_norm.{kind}", f"norm.{kind}"))
+        table += [(f"blk.{{}}.{a}.{kind}", f"layers.{{}}.{b}.{kind}") for a, b in _GGUF_LAYER]
+    return NameMap(table)

@@ -5,7 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from architectures.qwen.model import Qwen2Embedder, Qwen2Model, Qwen3Embedder, Qwen3Judge, Qwen3Model, Qwen3Scorer
-from architectures.qwen.weight_adapters import embedder_name_map, gguf_name_map, safetensors_name_map
+from architectures.qwen.weight_adapters import (
+    embedder_name_map,
+    gguf_embedder_name_map,
+    gguf_name_map,
+    safetensors_name_map,
+)
 from max_ray.interfaces import EmbeddingsContext, KVCacheStrategy, PipelineTask
 from max_ray.interfaces.encoding import EVERY_ENCODING
 from max_ray.pipelines.lib import (
@@ -57,12 +62,12 @@ qwen3_embedder_arch = SupportedArchitecture(
     task=PipelineTask.EMBEDDINGS_GENERATION,
     example_repo_ids=["Qwen/Qwen3-Embedding-0.6B", "Qwen/Qwen3-Embedding-8B"],
     default_encoding=SupportedEncoding.bfloat16,
-    supported_encodings=_PLAIN_ENCODINGS,
+    supported_encodings=EVERY_ENCODING,
     pipeline_model=Qwen3Embedder,
     tokenizer=EmbeddingsTokenizer,
     context_type=EmbeddingsContext,
     default_weights_format=WeightsFormat.safetensors,
-    weight_adapters={WeightsFormat.safetensors: embedder_name_map},
+    weight_adapters={WeightsFormat.safetensors: embedder_name_map, WeightsFormat.gguf: gguf_embedder_name_map},
     rope_type=RopeType.neox,
     multi_gpu_supported=True,
 )
@@ -78,8 +83,10 @@ qwen3_judge_arch = replace(
     qwen3_embedder_arch,
     task=PipelineTask.SCORE,
     example_repo_ids=["Qwen/Qwen3-Reranker-0.6B"],
+    supported_encodings=_PLAIN_ENCODINGS,
     pipeline_model=Qwen3Judge,
     tokenizer=JudgeTokenizer,
+    weight_adapters={WeightsFormat.safetensors: embedder_name_map},
 )
 
 qwen3_scorer_arch = replace(

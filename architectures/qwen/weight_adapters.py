@@ -48,10 +48,19 @@ def _table(head: str | None) -> list[tuple[str, str | None]]:
 
 def gguf_name_map(huggingface_config: Any) -> NameMap:
     """The table for GGUF's names. A file without `output` is tied."""
+    return NameMap(_gguf_table(None if huggingface_config.get("tie_word_embeddings") else "lm_head.weight"))
+
+
+def gguf_embedder_name_map(huggingface_config: Any) -> NameMap:
+    """The same for an embedder, whose network has no head."""
+    return NameMap(_gguf_table(None))
+
+
+def _gguf_table(head: str | None) -> list[tuple[str, str | None]]:
     table: list[tuple[str, str | None]] = [
         ("token_embd.weight", "embed_tokens.weight"),
         ("output_norm.weight", "norm.weight"),
-        ("output.weight", None if huggingface_config.get("tie_word_embeddings") else "lm_head.weight"),
+        ("output.weight", head),
         ("blk.{}.attn_norm.weight", "layers.{}.attention_norm.weight"),
         ("blk.{}.ffn_norm.weight", "layers.{}.mlp_norm.weight"),
         ("blk.{}.attn_q_norm.weight", "layers.{}.attention.q_norm.weight"),
@@ -63,4 +72,4 @@ def gguf_name_map(huggingface_config: Any) -> NameMap:
     for theirs, ours, part in _GGUF_ATTENTION:
         for kind in ("weight", "bias"):
             table.append((f"blk.{{}}.{theirs}.{kind}", f"layers.{{}}.attention.{ours}.{kind}{part}"))
-    return NameMap(table)
+    return table

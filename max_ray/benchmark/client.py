@@ -101,19 +101,38 @@ class Client:
     async def _post(self, url: str, data: bytes, recording: Recording) -> None:
         headers = {"Content-Type": "application/json"}
         async with self._open.post(url, data=data, headers=headers, allow_redirects=False) as response:
-            if response.status != 200:
-                text = (await response.text(errors="replace"))[:_MAX_MESSAGE]
-                recording.failure = Failure(f"http_{response.status}", text)
-                return
-            note_time, note_read = recording.times.append, recording.reads.append
-            async for data in response.content.iter_any():
-                note_time(perf_counter())
-                note_read(data)
+            await _record(response, recording)
+
+    async def read_on(self, path: str, recording: Recording) -> None:
+        """Adds the stream at a path to a recording. A failure is in the recording.
+
+        Args:
+            path: Behind the server's root.
+            recording: Its failure is replaced.
+        """
+        recording.failure = None
+        try:
+            async with self._open.get(self.base_url + path, allow_redirects=False) as response:
+                await _record(response, recording)
+        except (aiohttp.ClientError, OSError) as error:
+            recording.failure = _describe(error)
+        recording.end = perf_counter()
 
     @property
     def _open(self) -> aiohttp.ClientSession:
         assert self._session is not None, "the client is used outside `async with`"
         return self._session
+
+
+async def _record(response: aiohttp.ClientResponse, recording: Recording) -> None:
+    if response.status != 200:
+        text = (await response.text(errors="replace"))[:_MAX_MESSAGE]
+        recording.failure = Failure(f"http_{response.status}", text)
+        return
+    note_time, note_read = recording.times.append, recording.reads.append
+    async for data in response.content.iter_any():
+        note_time(perf_counter())
+        note_read(data)
 
 
 def normal_url(base_url: str) -> str:

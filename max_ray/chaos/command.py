@@ -11,11 +11,22 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--base-url", default="http://127.0.0.1:8000", metavar="URL", help="Root of a server on this machine.")
     add("--api-key-env", metavar="NAME", help="Environment variable that holds the API key.")
-    add("--duration", type=float, default=60.0, metavar="SECONDS", help="After that no fault begins. Default: 60.")
+    add(
+        "--duration",
+        type=float,
+        metavar="SECONDS",
+        help="After that no fault begins. Default: 60, or no limit with --rounds.",
+    )
+    add("--rounds", type=int, metavar="N", help="Ends when there are so many rounds, those of --resume among them.")
+    add("--resume", metavar="FILE", help="Keeps rounds in a file, and goes on behind those that are in it.")
     add("--seed", type=int, default=0, metavar="N", help="Of the schedule: the same seed, the same faults. Default: 0.")
     add("--streams", type=int, default=8, metavar="N", help="Streams that are open at a time. Default: 8.")
     add("--max-tokens", type=int, default=200, metavar="N", help="Tokens of a stream. Default: 200.")
-    add("--kinds", metavar="LIST", help="Of worker, kv_manager, registry, replica, haproxy. Default: all.")
+    add(
+        "--kinds",
+        metavar="LIST",
+        help="Of worker, kv_manager, registry, stream_journal, replica, haproxy. Default: all.",
+    )
 
 
 def run(options: dict[str, Any]) -> None:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
+import signal
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
+from itertools import islice, takewhile
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,15 +19,17 @@ import aiohttp
 
 from max_ray import settings
 from max_ray.benchmark.client import Client, normal_url
-from max_ray.chaos.faults import Injected, inject, schedule
+from max_ray.chaos.faults import Fault, Injected, inject, schedule
 from max_ray.chaos.processes import KINDS, ServerProcesses
-from max_ray.chaos.streams import Load
-from max_ray.chaos.verdict import Verdict, judge, table
+from max_ray.chaos.rounds import RoundFile, round_of, table, totals
+from max_ray.chaos.streams import Load, Stream
+from max_ray.chaos.verdict import judge
 from max_ray.errors import ConfigError, ServerFailedError
 from max_ray.planning.memory_plan import aligned
 
 _PROBE = {"prompt": "x", "max_tokens": 2, "stream": True, "stream_options": {"include_usage": True}}
 _BLOCKS_BACK_WITHIN_S = 15.0
+_DURATION_S = 60.0
 _BLOCKS = re.compile(r"^max_ray_kv_blocks_used\{[^}]*\} (\S+)$", re.MULTILINE)
 
 
@@ -36,59 +43,102 @@ def run_drill(options: dict[str, Any]) -> None:
 
 
 async def _drill(options: dict[str, Any], kinds: list[str]) -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)  # no process is left stopped
     url = normal_url(options["base_url"])
     key = settings.variable(options["api_key_env"]) if options["api_key_env"] else None
+    kept = RoundFile(Path(options["resume"]) if options["resume"] else None, options["seed"], kinds)
     processes = ServerProcesses.find(urlsplit(url).port or 80)
-    before = {kind: len(processes.of_kind(kind)) for kind in KINDS}
     async with Client(url, api_key=key, timeout_s=300) as client:
         model = await client.first_model()
         load = Load(client, model, options["streams"], options["max_tokens"])
         await load.learn()
+        before = {kind: len(processes.of_kind(kind)) for kind in KINDS}
+        drill = _Drill(load, kept, processes, client, model)
         running = asyncio.create_task(load.run())
         try:
-            faults = await _inject_all(options, kinds, processes, client, model)
+            await drill.run(schedule(options["seed"], kinds), _limit_s(options), options["rounds"])
         finally:
             load.stop()
             with suppress(asyncio.CancelledError):
                 await running
-    verdict = judge(load.streams, faults)
-    print(aligned(table(load.streams, faults)))
-    problems = _problems(verdict) + await _leftovers(url, key, processes, before)
+            drill.note_rounds()
+    print(aligned(table(kept.rounds)))
+    problems = _problems(drill, kept) + await _leftovers(url, key, processes, before)
+    whole, resumed, cut, lost, different = totals(kept.rounds)
     print(
-        f"{len(faults)} faults; streams: {len(verdict.whole)} whole, {len(verdict.cut)} cut or refused while their "
-        f"connection's process was away, {len(verdict.lost)} lost, {len(verdict.different)} different"
+        f"{sum(bool(one.kind) for one in kept.rounds)} faults; streams: {whole} whole ({resumed} of them resumed), "
+        f"{cut} cut or refused while their connection's process was away, {lost} lost, {different} different"
     )
     if problems:
         raise ServerFailedError(" ".join(problems))
 
 
-async def _inject_all(
-    options: dict[str, Any], kinds: list[str], processes: ServerProcesses, client: Client, model: str
-) -> list[Injected]:
-    async def answers() -> bool:
-        return (await client.post("completions", {"model": model, **_PROBE}, perf_counter())).failure is None
-
-    faults: list[Injected] = []
-    deadline = perf_counter() + options["duration"]
-    for number, fault in enumerate(schedule(options["seed"], kinds)):
-        if perf_counter() + fault.pause_s > deadline:
-            break
-        injected = await inject(fault, number, processes.of_kind, answers)
-        if injected is not None:
-            faults.append(injected)
-            took = injected.end - injected.begin
-            print(f"{fault.action} {fault.kind}: well again after {took:.2f} s", file=sys.stderr, flush=True)
-    return faults
+def _limit_s(options: dict[str, Any]) -> float:
+    if options["duration"] is not None:
+        return float(options["duration"])
+    return _DURATION_S if options["rounds"] is None else math.inf
 
 
-def _problems(verdict: Verdict) -> list[str]:
+class _Drill:
+    """The rounds of one call of the command. A round is noted one round later: its streams have ended then."""
+
+    def __init__(self, load: Load, kept: RoundFile, processes: ServerProcesses, client: Client, model: str) -> None:
+        self.first_loss: Stream | None = None
+        self._load = load
+        self._kept = kept
+        self._processes = processes
+        self._client = client
+        self._model = model
+        self._faults: list[Injected] = []
+        self._rounds: list[tuple[int, Injected | None]] = []
+        self._num_judged = 0
+
+    async def run(self, faults: Iterator[Fault], limit_s: float, num_rounds: int | None) -> None:
+        """Until the time or the number of rounds is over. Rounds that are kept are passed over."""
+        deadline = perf_counter() + limit_s
+        done = len(self._kept.rounds)
+        for number, fault in islice(enumerate(faults), done, num_rounds):
+            if perf_counter() + fault.pause_s > deadline:
+                break
+            injected = await inject(fault, number, self._processes.of_kind, self._answers)
+            if injected is not None:
+                self._faults.append(injected)
+                self.note_rounds(injected.begin)
+            self._rounds.append((number, injected))
+            if injected is not None:
+                told = f"{number}: {fault.action} {fault.kind}: well again after {injected.end - injected.begin:.2f} s"
+                print(told, file=sys.stderr, flush=True)
+
+    def note_rounds(self, until: float = math.inf) -> None:
+        """Keeps the rounds that are not kept yet, with the streams that ended before a time.
+
+        Args:
+            until: When the next fault began, in seconds of `perf_counter`.
+        """
+        for number, injected in self._rounds:
+            ended = list(takewhile(lambda stream: stream.end < until, self._load.streams[self._num_judged :]))
+            self._num_judged += len(ended)
+            verdict = judge(ended, self._faults)
+            self.first_loss = self.first_loss or next(iter(verdict.lost), None)
+            self._kept.add(round_of(number, injected, self._load.streams, verdict))
+        self._rounds.clear()
+
+    async def _answers(self) -> bool:
+        recording = await self._client.post("completions", {"model": self._model, **_PROBE}, perf_counter())
+        return recording.failure is None
+
+
+def _problems(drill: _Drill, kept: RoundFile) -> list[str]:
+    *_, lost, different = totals(kept.rounds)
     problems = []
-    if verdict.lost:
-        first = verdict.lost[0].failure
-        assert first is not None
-        problems.append(f"{len(verdict.lost)} streams were lost; the first: {first.kind}, {first.message}")
-    if verdict.different:
-        problems.append(f"{len(verdict.different)} streams had another text than the undisturbed ones.")
+    if lost:
+        failure = None if drill.first_loss is None else drill.first_loss.failure
+        told = "" if failure is None else f"; the first now: {failure.kind}, {failure.message}"
+        problems.append(f"{lost} streams were lost{told}")
+    if different:
+        problems.append(f"{different} streams had another text than the undisturbed ones.")
     return problems
 
 

@@ -13,6 +13,7 @@ KINDS = {
     "worker": "ray::ModelWorker",
     "kv_manager": "ray::KVManagerActor",
     "registry": "ray::RegistryActor",
+    "stream_journal": "ray::StreamJournalActor",
     "replica": "ray::ServeReplica:",
     "haproxy": "",
 }

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
 
-from max_ray.benchmark.client import Client, Failure
+from max_ray.benchmark.client import Client, Failure, Recording
 from max_ray.benchmark.stream import parse
+from max_ray.chaos.resuming import post_resumable
 from max_ray.errors import MaxRayError
 
 _PAUSE_AFTER_FAILURE_S = 0.05
@@ -26,6 +28,8 @@ class Stream:
         failure: Why it did not end well.
         is_equal: Whether its text is the undisturbed one, or begins it where the stream failed.
         events_at: When pieces of text came.
+        is_resumable: Whether it may be read on over another connection.
+        num_resumed: How often it was.
     """
 
     start: float
@@ -33,10 +37,13 @@ class Stream:
     failure: Failure | None
     is_equal: bool
     events_at: tuple[float, ...] = ()
+    is_resumable: bool = False
+    num_resumed: int = 0
 
 
 class Load:
-    """Keeps a number of streams open: greedy ones and, by turns, seeded ones at temperature 1.
+    """Keeps a number of streams open: greedy ones and, by turns, seeded ones at temperature 1. Of four, two are
+    resumable.
 
     Args:
         client: An open client.
@@ -56,7 +63,10 @@ class Load:
 
     async def learn(self) -> None:
         """Runs every stream twice, undisturbed. Raises MaxRayError when one fails or the two texts differ."""
-        first, second = [await self._all() for _ in range(2)]
+        numbers = range(len(self._bodies))
+        plain = [self._client.post("completions", body, perf_counter()) for body in self._bodies]
+        first = _texts(await asyncio.gather(*plain))
+        second = _texts([recording for recording, _ in await asyncio.gather(*map(self._sent, numbers))])
         if first != second:
             raise MaxRayError("The undisturbed server gives other texts each time: nothing can be compared with them.")
         self._expected = first
@@ -68,27 +78,28 @@ class Load:
     def stop(self) -> None:
         self._is_over = True
 
-    async def _all(self) -> list[str]:
-        recordings = await asyncio.gather(
-            *[self._client.post("completions", body, perf_counter()) for body in self._bodies]
-        )
-        results = [parse(recording) for recording in recordings]
-        failed = next((result.failure for result in results if result.failure is not None), None)
-        if failed is not None:
-            raise MaxRayError(f"A stream of the undisturbed server failed ({failed.kind}): {failed.message}")
-        return [result.text for result in results]
-
     async def _repeat(self, number: int) -> None:
         while not self._is_over:
-            recording = await self._client.post("completions", self._bodies[number], perf_counter())
+            recording, num_resumed = await self._sent(number)
             failure = parse(recording).failure
             partial = parse(replace(recording, failure=None))
             expected = self._expected[number]
             is_equal = partial.text == expected if failure is None else expected.startswith(partial.text)
             events = tuple(recording.times)
-            self.streams.append(Stream(recording.start, recording.end, failure, is_equal, events))
+            times = (recording.start, recording.end)
+            self.streams.append(Stream(*times, failure, is_equal, events, _is_resumable(number), num_resumed))
             if failure is not None:
                 await asyncio.sleep(_PAUSE_AFTER_FAILURE_S)
+
+    async def _sent(self, number: int) -> tuple[Recording, int]:
+        """A stream of a slot, and how often it was resumed."""
+        body = self._bodies[number]
+        if not _is_resumable(number):
+            return await self._client.post("completions", body, perf_counter()), 0
+        name = secrets.token_hex(8)
+        options = {**body["stream_options"], "resumable": True}
+        asked = {**body, "request_id": name, "stream_options": options}
+        return await post_resumable(self._client, asked, f"cmpl-{name}")
 
     def _body(self, number: int) -> dict[str, Any]:
         body: dict[str, Any] = {
@@ -101,6 +112,19 @@ class Load:
             "stream_options": {"include_usage": True},
         }
         return body if number % 2 == 0 else body | {"temperature": 1.0, "seed": number % _SEEDS}
+
+
+def _texts(recordings: Sequence[Recording]) -> list[str]:
+    results = [parse(recording) for recording in recordings]
+    failed = next((result.failure for result in results if result.failure is not None), None)
+    if failed is not None:
+        raise MaxRayError(f"A stream of the undisturbed server failed ({failed.kind}): {failed.message}")
+    return [result.text for result in results]
+
+
+def _is_resumable(number: int) -> bool:
+    """By the number of the slot."""
+    return number % 4 >= 2
 
 
 def longest_gap(streams: Sequence[Stream], begin: float, end: float) -> float:

@@ -1,13 +1,12 @@
-"""What a drill showed: a table, and what was lost."""
+"""What a drill showed of its streams."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
 
 from max_ray.chaos.faults import Injected
-from max_ray.chaos.streams import Stream, longest_gap
+from max_ray.chaos.streams import Stream
 
 
 @dataclass(frozen=True)
@@ -16,7 +15,8 @@ class Verdict:
 
     Args:
         whole: Streams with the undisturbed text.
-        cut: Streams that broke because their connection's process was killed; their text was right so far.
+        cut: Streams that broke because their connection's process was killed; their text was right so far. A resumable
+            stream only where the server never had it.
         lost: Streams that failed otherwise.
         different: Streams with another text.
     """
@@ -25,6 +25,11 @@ class Verdict:
     cut: list[Stream]
     lost: list[Stream]
     different: list[Stream]
+
+    @property
+    def resumed(self) -> list[Stream]:
+        """Whole streams that went on over another connection."""
+        return [stream for stream in self.whole if stream.num_resumed]
 
     @property
     def is_good(self) -> bool:
@@ -39,25 +44,14 @@ def judge(streams: Sequence[Stream], faults: Sequence[Injected]) -> Verdict:
             verdict.different.append(stream)
         elif stream.failure is None:
             verdict.whole.append(stream)
-        elif any(f.fault.may_cut and f.begin <= stream.end and stream.start <= f.end for f in faults):
+        elif _may_be_cut(stream, faults):
             verdict.cut.append(stream)
         else:
             verdict.lost.append(stream)
     return verdict
 
 
-def table(streams: Sequence[Stream], faults: Sequence[Injected]) -> list[list[str]]:
-    """Rows, the heading first: per kind and action how often, until a new request was answered, until the process was
-    there again, the longest gap in a stream; seconds, median and worst."""
-    rows = [["process", "action", "times", "answer (s)", "worst", "replaced (s)", "worst", "gap (s)", "worst"]]
-    for kind, action in sorted({(f.fault.kind, f.fault.action) for f in faults}):
-        same = [f for f in faults if (f.fault.kind, f.fault.action) == (kind, action)]
-        row = [kind, action, str(len(same))]
-        for numbers in (
-            [f.answered - f.begin for f in same],
-            [f.end - f.begin for f in same],
-            [longest_gap(streams, f.begin, f.end) for f in same],
-        ):
-            row += [f"{median(numbers):.2f}", f"{max(numbers):.2f}"]
-        rows.append(row)
-    return rows
+def _may_be_cut(stream: Stream, faults: Sequence[Injected]) -> bool:
+    if stream.is_resumable and stream.events_at:
+        return False
+    return any(f.fault.may_cut and f.begin <= stream.end and stream.start <= f.end for f in faults)

@@ -253,6 +253,13 @@ class ServeConfig(PipelineConfig):
         description="Seconds for which a replica that is removed or replaced goes on with its open requests; then they "
         "end with an error. The end of the server itself is quicker.",
     )
+    resume_grace_s: float = Field(
+        15.0,
+        ge=0,
+        le=3600,
+        description="Seconds that a stream with stream_options.resumable outlives its connection; 0 refuses such "
+        "requests.",
+    )
     max_stream_s: int = Field(
         3600,
         ge=1,

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from max_ray.errors import ArchitectureNotFoundError, WeightsError
+from max_ray.gguf.encoders import bert_values, modern_bert_values
 from max_ray.gguf.file import GgufFile, GgufTensor
 from max_ray.gguf.keys import Keys
 from max_ray.gguf.rope import rope_values
@@ -237,6 +238,8 @@ _KINDS: Mapping[str, Callable[[GgufFile, Keys, Values], Values]] = {
     "qwen3moe": _qwen,
     "gemma3": _gemma3,
     "deepseek2": _deepseek2,
+    "bert": bert_values,
+    "modern-bert": modern_bert_values,
     "gpt-oss": _gpt_oss,
 }
 

@@ -4,6 +4,7 @@
 |----------------------|-------------------------------------------------------------------------------------------|
 | gpt2                 | byte-level BPE with merges; tokenizer.ggml.pre names the rule that cuts text into words     |
 | llama                | SentencePiece BPE: pieces with scores; merges follow from the scores; bytes as <0x0A>       |
+| bert                 | WordPiece                                                                                   |
 """
 
 from __future__ import annotations
@@ -19,11 +20,17 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from max_ray.errors import WeightsError
 from max_ray.gguf.file import GgufFile
 from max_ray.gguf.strings import StringArray
+from max_ray.gguf.wordpiece import build_wordpiece, pieces_of
 from max_ray.gguf.words import NFC_RULES, WHOLE_WORD_RULES, WORD_RULES
 from max_ray.log import get_logger
 
 _logger = get_logger(__name__)
 _CONTROL, _USER_DEFINED, _UNKNOWN = 3, 4, 2
+_ROLES = (
+    *(("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")),
+    *(("cls", "cls"), ("sep", "seperator"), ("mask", "mask")),
+)
+"""Of a special token, and what the format calls it in its keys."""
 _SPACE = "\u2581"  # SentencePiece's sign for a space
 
 
@@ -68,9 +75,12 @@ def _build(file: GgufFile) -> GgufTokenizer:
         tokenizer = _byte_level(file, tokens)
     elif kind == "llama":
         tokenizer = _sentencepiece(file, tokens, kinds)
+    elif kind == "bert":
+        tokens = pieces_of(tokens, kinds, _CONTROL)
+        tokenizer = _wordpiece(file, tokens, kinds)
     else:
-        raise WeightsError(f"{file.path}: a tokenizer of the kind {kind!r} cannot be read; gpt2 and llama can.")
-    added = [(token, of) for token, of in zip(tokens, kinds, strict=True) if of in (_CONTROL, _UNKNOWN, _USER_DEFINED)]
+        raise WeightsError(f"{file.path}: a tokenizer of the kind {kind!r} cannot be read; gpt2, llama and bert can.")
+    added = [(tokens[i], of) for i, of in enumerate(kinds) if of in (_CONTROL, _UNKNOWN, _USER_DEFINED)]
     control = [token for token, of in added if of != _USER_DEFINED]
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control])
     extra = [token for token, of in added if of == _USER_DEFINED]
@@ -107,7 +117,7 @@ def _strings(file: GgufFile, key: str) -> list[str]:
     if not isinstance(strings, StringArray):
         return []
     try:
-        return list(strings)
+        return strings.texts()
     except UnicodeDecodeError:
         raise WeightsError(f"{file.path} is truncated or corrupt: {key} has text that is not UTF-8.") from None
 
@@ -122,7 +132,7 @@ def _byte_level(file: GgufFile, tokens: list[str]) -> Tokenizer:
             f"{file.path}: the word rule {rule!r} (tokenizer.ggml.pre) is not known; known are "
             f"{', '.join(sorted(WORD_RULES))}."
         )
-    vocabulary = {token: i for i, token in enumerate(tokens)}
+    vocabulary = dict(zip(tokens, range(len(tokens)), strict=True))
     tokenizer = Tokenizer(_byte_pairs(file, vocabulary, ignore_merges=rule in WHOLE_WORD_RULES))
     patterns = WORD_RULES[rule]
     cuts = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in patterns if pattern is not None]
@@ -136,16 +146,26 @@ def _byte_level(file: GgufFile, tokens: list[str]) -> Tokenizer:
 
 def _byte_pairs(file: GgufFile, vocabulary: dict[str, int], *, ignore_merges: bool) -> models.BPE:
     """The model of the file's merges. Raises WeightsError for one that does not make one token of two others."""
-    texts = _strings(file, "tokenizer.ggml.merges")
+    key = "tokenizer.ggml.merges"
     try:
-        return models.BPE(
-            vocab=vocabulary, merges=[text.partition(" ")[::2] for text in texts], ignore_merges=ignore_merges
-        )
+        return models.BPE(vocab=vocabulary, merges=_merges(file, key), ignore_merges=ignore_merges)
+    except WeightsError:
+        raise
     except Exception as error:  # the library looks each merge up, and raises Exception itself
-        wrong = next((text for text in texts if not _is_merge(text, vocabulary)), "")
+        wrong = next((text for text in _strings(file, key) if not _is_merge(text, vocabulary)), "")
         raise WeightsError(
             f"{file.path}: {wrong!r} in tokenizer.ggml.merges does not make one token of two others."
         ) from error
+
+
+def _merges(file: GgufFile, key: str) -> list[tuple[str, str]]:
+    """The two tokens of each merge. One with more spaces or none is not cut right, and no token of the vocabulary."""
+    stored = file.metadata.get(key)
+    try:
+        pairs = stored.pairs() if isinstance(stored, StringArray) else None
+    except UnicodeDecodeError:
+        pairs = None  # said below
+    return [text.partition(" ")[::2] for text in _strings(file, key)] if pairs is None else pairs
 
 
 def _is_merge(text: str, vocabulary: dict[str, int]) -> bool:
@@ -171,6 +191,12 @@ def _sentencepiece(file: GgufFile, tokens: list[str], kinds: list[int]) -> Token
     return tokenizer
 
 
+def _wordpiece(file: GgufFile, pieces: list[str], kinds: list[int]) -> Tokenizer:
+    names = _special_names(file, pieces)
+    special = {piece for piece, kind in zip(pieces, kinds, strict=True) if kind == _CONTROL}
+    return build_wordpiece(file.metadata, pieces, names.get("unk_token", "[UNK]"), special)
+
+
 def _merges_by_score(vocabulary: dict[str, int], scores: list[float]) -> list[tuple[str, str]]:
     """SentencePiece merges the pair with the best-scored result first: that order as a list of merges."""
     found: list[tuple[float, int, int, str, str]] = []
@@ -184,7 +210,7 @@ def _merges_by_score(vocabulary: dict[str, int], scores: list[float]) -> list[tu
 
 def _special_names(file: GgufFile, tokens: list[str]) -> dict[str, str]:
     names: dict[str, str] = {}
-    for role, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
+    for role, key in _ROLES:
         index = file.metadata.get(f"tokenizer.ggml.{key}_token_id")
         if index is None:
             continue
@@ -196,11 +222,16 @@ def _special_names(file: GgufFile, tokens: list[str]) -> dict[str, str]:
 
 def _add_ends(file: GgufFile, tokenizer: Tokenizer, tokens: list[str], names: dict[str, str]) -> None:
     """Makes the tokenizer put beginning- and end-of-text around a text where the file asks for it."""
-    begins = file.metadata.get("tokenizer.ggml.model") == "llama" or (
+    is_wordpiece = file.metadata.get("tokenizer.ggml.model") == "bert"
+    begins = file.metadata.get("tokenizer.ggml.model") in ("llama", "bert") or (
         file.metadata.get("tokenizer.ggml.pre") in WHOLE_WORD_RULES
     )
-    begin = names.get("bos_token") if file.metadata.get("tokenizer.ggml.add_bos_token", begins) else None
-    end = names.get("eos_token") if file.metadata.get("tokenizer.ggml.add_eos_token", False) else None
+    first, last = names.get("bos_token"), names.get("eos_token")
+    if is_wordpiece:
+        first, last = names.get("cls_token", first), names.get("sep_token", last)
+    begin = first if file.metadata.get("tokenizer.ggml.add_bos_token", begins) else None
+    ends_default = file.metadata.get("tokenizer.ggml.add_sep_token", True) if is_wordpiece else False
+    end = last if file.metadata.get("tokenizer.ggml.add_eos_token", ends_default) else None
     if begin is None and end is None:
         return
     ends = {alias: token for alias, token in (("begin", begin), ("end", end)) if token is not None}

@@ -28,7 +28,7 @@ READABLE: dict[int, TensorType] = {
     0: TensorType("F32", 1, 4, "float32"),
     1: TensorType("F16", 1, 2, "float16"),
     2: TensorType("Q4_0", 32, 18, "q4_0"),
-    3: TensorType("Q4_1", 32, 20, "q8_0"),
+    3: TensorType("Q4_1", 32, 20, "q4_1"),
     6: TensorType("Q5_0", 32, 22, "q8_0"),
     7: TensorType("Q5_1", 32, 24, "q8_0"),
     8: TensorType("Q8_0", 32, 34, "q8_0"),

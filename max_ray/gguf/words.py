@@ -36,7 +36,7 @@ _DEEPSEEK_CODER: _Rule = (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[\u4e00-\u9fa5
 # Name -> patterns, one applied to the pieces of the other; None is GPT-2's own.
 WORD_RULES: dict[str, _Rule] = {
     **dict.fromkeys(("default", "gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "exaone4", "gigachat"), _GPT2),
-    **dict.fromkeys(("a.x-4.0", "mellum", "granite-docling"), _GPT2),
+    **dict.fromkeys(("a.x-4.0", "mellum", "granite-docling", "modern-bert", "roberta-bpe"), _GPT2),
     **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"), _DIGITS_APART),
     **dict.fromkeys(("minerva-7b", "mellum2"), _DIGITS_APART),
     **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0"), _LLAMA3),
@@ -51,4 +51,4 @@ WORD_RULES: dict[str, _Rule] = {
 WHOLE_WORD_RULES = frozenset(
     ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "smaug-bpe", "tekken")
 )
-NFC_RULES = frozenset(("qwen2",))
+NFC_RULES = frozenset(("qwen2", "modern-bert"))

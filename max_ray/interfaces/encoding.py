@@ -13,6 +13,7 @@ class SupportedEncoding(str, Enum):
     float16 = "float16"
     q4_k = "q4_k"
     q4_0 = "q4_0"
+    q4_1 = "q4_1"
     q5_k = "q5_k"
     q6_k = "q6_k"
     q8_0 = "q8_0"

@@ -136,6 +136,20 @@ def tile_blocks(type_name: str, blocks: torch.Tensor, matrix: PackedMatrix, firs
     return native.tile_blocks(type_name, blocks, matrix, first_tile)
 
 
+def tile_file(
+    type_name: str,
+    place: tuple[str, int, int, int],
+    rows: int,
+    matrix: PackedMatrix,
+    first_tile: int,
+    buffer: torch.Tensor,
+) -> bool | None:
+    """`tile_blocks` of rows that lie in a file one after another: see `native.tiling.tile_file`."""
+    from max_ray.kernels import native
+
+    return native.tile_file(type_name, place, rows, matrix, first_tile, buffer)
+
+
 def rmsnorm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """x [..., D] / rms(x) * weight [D] -> [..., D].
 

@@ -14,7 +14,7 @@ With row r of a tile and b in 0..3, column k of a group:
 
 A 64-byte line of codes is thus 4 consecutive columns of 16 rows (twice, for nibbles): AVX-512's `vpdpbusd` multiplies
 it with 4 broadcast activations and adds into 16 row sums, and one line of scales fits those 16 sums. Everything a file
-says is kept as it is (Q4_K: 4.625 bits a weight for the file's 4.5, Q5_K: 5.625 for 5.5, Q6_K and Q8_0: the file's),
+says is kept as it is (Q4_K: 4.625 bits a weight for the file's 4.5, Q5_K: 5.625 for 5.5, the others: the file's),
 so results are exact.
 """
 
@@ -198,6 +198,21 @@ class PackedQ4(PackedMatrix):
         scales = self.scales[tiles].float()
         zeros = self.zeros if self.zeros.numel() == 1 else self.zeros[tiles]
         return scales, scales * zeros.float()
+
+
+@dataclass(frozen=True)
+class PackedQ4_1(PackedMatrix):
+    """codes 0..15; scales, mins: float16 of groups of 32; element = scale * code + min."""
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+    mins: torch.Tensor
+
+    def codes_of(self, tiles: slice | torch.Tensor, lanes: torch.Tensor | None) -> torch.Tensor:
+        return _unpack_nibbles(self.codes, tiles, lanes)
+
+    def scales_of(self, tiles: slice | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return self.scales[tiles].float(), -self.mins[tiles].float()
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,11 @@ Axes: T tokens, I in_dim, O out_dim.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +25,7 @@ from max_ray.kernels.quantized import TILE, PackedMatrix
 from max_ray.nn.module import Module
 from max_ray.weights.parameter import PartSpec, StoredPart
 from max_ray.weights.quantized import QuantizedRows
+from max_ray.weights.safetensors_header import damaged
 
 _Tiled = tuple[Callable[..., PackedMatrix], dict[str, torch.Tensor]]
 _CHUNK_ELEMENTS = 1 << 19
@@ -237,18 +240,30 @@ def _pack_blocks(parts: Sequence[StoredPart], padding: int) -> PackedMatrix | No
     matrix = kernels.new_matrix(parts[0].block_type, rows, len(parts[0].columns))
     if matrix is None:
         return None
-    buffer = _block_buffer()
     first_tile = 0
     for part in parts:
-        row_bytes = part.source.tensor_bytes(part.tensor) // part.source.shape(part.tensor)[0]
-        step = max(TILE, _BLOCK_BYTES // row_bytes // TILE * TILE)
-        for start in range(part.rows.start, part.rows.stop, step):
-            blocks = part.read_blocks(range(start, min(start + step, part.rows.stop)), buffer)
-            tile = first_tile + (start - part.rows.start) // TILE
-            if not kernels.tile_blocks(part.block_type, blocks, matrix, tile):
-                raise WeightsError(f"Tensor {part.tensor!r} has scales that are no finite numbers.")
+        if not _tile(part, matrix, first_tile):
+            raise WeightsError(f"Tensor {part.tensor!r} has scales that are no finite numbers.")
         first_tile += -(-len(part.rows) // TILE)
     return matrix
+
+
+def _tile(part: StoredPart, matrix: PackedMatrix, first_tile: int) -> bool:
+    """Reads a part's blocks into a matrix from a tile on; gives whether all scales are finite."""
+    row_bytes = part.source.tensor_bytes(part.tensor) // part.source.shape(part.tensor)[0]
+    buffer, place = _block_buffer(), part.block_place()
+    if place is not None and row_bytes * math.lcm(TILE, place[3]) <= len(buffer):
+        finite = kernels.tile_file(part.block_type, place, len(part.rows), matrix, first_tile, buffer)
+        if finite is None:
+            raise damaged(Path(place[0]), "it has become shorter while it was read")
+        return finite
+    step = max(TILE, _BLOCK_BYTES // row_bytes // TILE * TILE)
+    for start in range(part.rows.start, part.rows.stop, step):
+        blocks = part.read_blocks(range(start, min(start + step, part.rows.stop)), buffer)
+        tile = first_tile + (start - part.rows.start) // TILE
+        if not kernels.tile_blocks(part.block_type, blocks, matrix, tile):
+            return False
+    return True
 
 
 def _block_buffer() -> torch.Tensor:
@@ -337,6 +352,11 @@ def _tile_q4(rows: QuantizedRows) -> _Tiled:
     return packed.PackedQ4, {"codes": codes, "scales": _scales(rows.scales), "zeros": zeros}
 
 
+def _tile_q4_1(rows: QuantizedRows) -> _Tiled:
+    codes = packed.tile_nibbles(_whole_tiles(rows.codes))
+    return packed.PackedQ4_1, {"codes": codes, "scales": _scales(rows.scales), "mins": _scales(rows.mins)}
+
+
 def _tile_fp8(rows: QuantizedRows) -> _Tiled:
     codes = _whole_tiles(rows.codes.view(torch.uint8)).view(torch.float8_e4m3fn)
     return packed.PackedFP8, {"codes": codes.reshape(-1, TILE, codes.shape[1]), "scales": _scales(rows.scales)}
@@ -348,5 +368,6 @@ _TILED: dict[str, Callable[[QuantizedRows], _Tiled]] = {
     "q6_k": _tile_q6_k,
     "q8_0": _tile_q8_0,
     "q4": _tile_q4,
+    "q4_1": _tile_q4_1,
     "fp8": _tile_fp8,
 }

@@ -250,8 +250,13 @@ def _exponents(dim: int) -> torch.Tensor:
 def _table(
     positions: torch.Tensor, inv_freq: torch.Tensor, attention_factor: float, dtype: torch.dtype
 ) -> torch.Tensor:
-    angles = positions.float().unsqueeze(-1) * inv_freq.to(positions.device)
-    return _cos_sin(angles, attention_factor, dtype)
+    """[positions, 2 P]. In one thread: waking others takes longer, and they spin where others have the cores."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _cos_sin(positions.float().unsqueeze(-1) * inv_freq.to(positions.device), attention_factor, dtype)
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 def _cos_sin(angles: torch.Tensor, attention_factor: float, dtype: torch.dtype) -> torch.Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from logging import INFO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -146,7 +147,7 @@ def build_runner(
     PIPELINE_REGISTRY.register_packed(plan.custom_code)
     architecture = PIPELINE_REGISTRY.retrieve_architecture(plan.architecture, task=plan.task)
     return_freed_memory()
-    before = held_bytes(tp.device)
+    before = _logged_bytes(tp.device)
     grammars = _grammars(plan, at_once=grammars_at_once) if tp.rank == 0 and not plan.is_pooled else None
     with phase("load", durations=durations):
         model = architecture.pipeline_model(
@@ -161,7 +162,7 @@ def build_runner(
     with phase("compile", durations=durations):
         _pack(model)
     return_freed_memory()
-    _log_weights(plan, before, held_bytes(tp.device))
+    _log_weights(plan, before, _logged_bytes(tp.device))
     if plan.is_pooled:
         return _embeddings_runner(plan, model, tp)
     return _text_runner(plan, model, tp, durations, grammars)
@@ -256,6 +257,11 @@ def _pack(model: PipelineModel) -> None:
     for network in vars(model).values():
         if isinstance(network, Module):
             pack_weights(network)
+
+
+def _logged_bytes(device: torch.device) -> int | None:
+    """`held_bytes` where the log shows it: the system counts all pages of the process, which takes milliseconds."""
+    return held_bytes(device) if _LOG.isEnabledFor(INFO) else None
 
 
 def _log_weights(plan: PipelinePlan, before: int | None, after: int | None) -> None:

@@ -16,6 +16,7 @@ _QUANTIZED_WHILE_READ = (
     SupportedEncoding.q6_k,
     SupportedEncoding.q5_k,
     SupportedEncoding.q4_k,
+    SupportedEncoding.q4_1,
     SupportedEncoding.q4_0,
 )
 

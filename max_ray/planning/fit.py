@@ -22,7 +22,7 @@ TYPICAL_LENGTH = 512
 """Tokens of a request by which the default of max_batch_size is chosen: no more such than the KV cache holds."""
 _BITS = {
     **{"float32": 32.0, "bfloat16": 16.0, "float16": 16.0},
-    **{"q8_0": 8.5, "q6_k": 6.6, "q5_k": 5.6, "q4_k": 4.6, "q4_0": 4.5},
+    **{"q8_0": 8.5, "q6_k": 6.6, "q5_k": 5.6, "q4_k": 4.6, "q4_1": 5.0, "q4_0": 4.5},
 }
 
 

@@ -20,7 +20,7 @@ class ScheduledRequest:
         request_id: Identity of the request.
         tenant: The API key that sent it; set when it is queued.
         priority: Lower numbers run earlier.
-        num_delivered: Generated tokens that were put into `outputs`.
+        num_delivered: Generated tokens that its reader has or that were put into `outputs`.
         was_admitted: Whether it has held blocks before.
         is_cancelled: Whether it ends at the next step boundary.
     """
@@ -31,13 +31,14 @@ class ScheduledRequest:
     request_id: RequestID = field(init=False)
     tenant: Tenant = field(init=False)
     priority: int = field(init=False)
-    num_delivered: int = 0
+    num_delivered: int = field(init=False)
     was_admitted: bool = False
     is_cancelled: bool = False
 
     def __post_init__(self) -> None:
         self.request_id = self.context.request_id
         self.priority = self.context.priority
+        self.num_delivered = self.context.tokens.generated_length  # of a stream that began elsewhere
 
     @property
     def num_pending_tokens(self) -> int:

@@ -83,6 +83,7 @@ def api_options(config: ServeConfig) -> ApiOptions:
         allowed_origins=config.allowed_origins,
         shares_records=config.max_replicas > 1,
         otlp_traces_endpoint=config.otlp_traces_endpoint,
+        resume_grace_s=config.resume_grace_s,
         files=FilesOptions(config.files_dir, config.files_max_bytes, config.batch_concurrency)
         if config.files_dir
         else None,

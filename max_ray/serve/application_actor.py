@@ -13,12 +13,12 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 
 from max_ray.actors.messages import NAMESPACE, REGISTRY_NAME, ActorHandle, RegistryStatus
 from max_ray.actors.priority import ORDINARY_PRIORITY
 from max_ray.actors.ray_errors import DEATHS
-from max_ray.errors import WorkerGroupError
+from max_ray.errors import MaxRayError, WorkerGroupError
 from max_ray.log import get_logger
 
 _LOG = get_logger(__name__)
@@ -124,6 +124,15 @@ class ActorClient:
                     raise WorkerGroupError(f"{self._title} has died. Try again.") from error
                 _LOG.warning("%s has died (%s): a new one is started", self._title, type(error).__name__)
         raise AssertionError("the second try returns or raises")
+
+    async def _call(self, method: str, *arguments: Any) -> Any:
+        """The answer. What the actor raises of ours is raised here as it was there."""
+        try:
+            return await self._ask(method, *arguments)
+        except RayTaskError as error:
+            if isinstance(error.cause, MaxRayError):
+                raise error.cause from None
+            raise
 
     async def _started(self) -> ActorHandle:
         options = {

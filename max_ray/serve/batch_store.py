@@ -8,15 +8,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from ray.exceptions import RayTaskError
-
-from max_ray.errors import MaxRayError
 from max_ray.log import setup_logging
 from max_ray.serve.api.batches.state import LineKey
 from max_ray.serve.api.batches.store import Claims, LocalBatchStore
 from max_ray.serve.api.files.directory import FileDirectory
+from max_ray.serve.api.objects.files import BatchObject, FileObject
 from max_ray.serve.application_actor import ActorClient, ApplicationActor
 
 
@@ -65,17 +62,19 @@ class ActorBatchStore(ActorClient):
     async def append_upload(self, file_id: str, data: bytes) -> None:
         await self._call("append_upload", file_id, data)
 
-    async def complete_upload(self, file_id: str, purpose: str, expires_after_s: int | None) -> dict[str, Any]:
-        return dict(await self._call("complete_upload", file_id, purpose, expires_after_s))
+    async def complete_upload(self, file_id: str, purpose: str, expires_after_s: int | None) -> FileObject:
+        file: FileObject = await self._call("complete_upload", file_id, purpose, expires_after_s)
+        return file
 
     async def abort_upload(self, file_id: str) -> None:
         await self._call("abort_upload", file_id)
 
-    async def files(self) -> list[dict[str, Any]]:
+    async def files(self) -> list[FileObject]:
         return list(await self._call("files"))
 
-    async def find_file(self, file_id: str) -> dict[str, Any]:
-        return dict(await self._call("find_file", file_id))
+    async def find_file(self, file_id: str) -> FileObject:
+        file: FileObject = await self._call("find_file", file_id)
+        return file
 
     async def read_file(self, file_id: str, offset: int, size: int) -> bytes:
         return bytes(await self._call("read_file", file_id, offset, size))
@@ -85,17 +84,21 @@ class ActorBatchStore(ActorClient):
 
     async def create_batch(
         self, endpoint: str, input_file_id: str, metadata: dict[str, str] | None, output_expires_after_s: int | None
-    ) -> dict[str, Any]:
-        return dict(await self._call("create_batch", endpoint, input_file_id, metadata, output_expires_after_s))
+    ) -> BatchObject:
+        arguments = (endpoint, input_file_id, metadata, output_expires_after_s)
+        batch: BatchObject = await self._call("create_batch", *arguments)
+        return batch
 
-    async def batches(self) -> list[dict[str, Any]]:
+    async def batches(self) -> list[BatchObject]:
         return list(await self._call("batches"))
 
-    async def find_batch(self, batch_id: str) -> dict[str, Any]:
-        return dict(await self._call("find_batch", batch_id))
+    async def find_batch(self, batch_id: str) -> BatchObject:
+        batch: BatchObject = await self._call("find_batch", batch_id)
+        return batch
 
-    async def cancel_batch(self, batch_id: str) -> dict[str, Any]:
-        return dict(await self._call("cancel_batch", batch_id))
+    async def cancel_batch(self, batch_id: str) -> BatchObject:
+        batch: BatchObject = await self._call("cancel_batch", batch_id)
+        return batch
 
     async def claim(self, runner: str, most: int, running: Sequence[LineKey]) -> Claims:
         claims: Claims = await self._call("claim", runner, most, list(running))
@@ -106,12 +109,3 @@ class ActorBatchStore(ActorClient):
 
     async def give_back(self, runner: str) -> None:
         await self._call("give_back", runner)
-
-    async def _call(self, method: str, *arguments: Any) -> Any:
-        """The answer. What the store raises is raised here as it was there."""
-        try:
-            return await self._ask(method, *arguments)
-        except RayTaskError as error:
-            if isinstance(error.cause, MaxRayError):
-                raise error.cause from None
-            raise

@@ -25,14 +25,17 @@ from max_ray.serve.api.api_context import ModelDetails
 from max_ray.serve.api.batches.runner import BatchRunner
 from max_ray.serve.api.embeddings import EmbeddingsRequest, embed
 from max_ray.serve.api.engine import ApiOptions
+from max_ray.serve.api.objects.openai import EmbeddingList
 from max_ray.serve.api.openai import ChatCompletionRequest, CompletionRequest
 from max_ray.serve.api.routes import build_api, build_line_api
+from max_ray.serve.api.streams.stream_table import StreamTable
 from max_ray.serve.batch_store import ActorBatchStore
 from max_ray.serve.cluster_env import SERVE_LOGGING
 from max_ray.serve.drain import end_streams_in_time
 from max_ray.serve.replica_door import REPLICA_DOOR
 from max_ray.serve.replica_engine import QueueLimits, ReplicaEngine, ReplicaIdentity
 from max_ray.serve.response_store import ActorResponseStore
+from max_ray.serve.stream_journal import ActorStreamJournal
 from max_ray.serve.tracing_setup import new_tracer
 
 if TYPE_CHECKING:
@@ -52,6 +55,8 @@ class Replica:
         identity = ReplicaIdentity(rank=context.rank.rank, owner_id=owner_id)
         self._details = model_details(spec.plan)
         self._responses = ActorResponseStore(context.app_name)
+        self._journal = ActorStreamJournal(context.app_name)
+        self._owner_id = owner_id
         self.engine = await ReplicaEngine.start(replace(spec, app=self._group_app(context)), queue, identity)
         self._draining = asyncio.create_task(end_streams_in_time(self.engine.end_streams, context.app_name))
         if options.shares_records:
@@ -67,8 +72,9 @@ class Replica:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         records = self._responses if self._options.shares_records else None
+        streams = StreamTable(self.engine, self._journal, self._owner_id, self._options.resume_grace_s)
         return build_api(
-            self.engine, self._options, self._responses, self._details, self._batches, records, self._tracer
+            self.engine, self._options, self._responses, self._details, self._batches, records, self._tracer, streams
         )
 
     def _batch_runner(self, app: str, owner_id: str) -> BatchRunner | None:
@@ -96,7 +102,7 @@ class Replica:
         finally:
             opened.close()
 
-    async def embed(self, request: EmbeddingsRequest) -> dict[str, Any]:
+    async def embed(self, request: EmbeddingsRequest) -> EmbeddingList:
         """For Python handles: the answer object of /v1/embeddings. Raises InputError, QueueFullError,
         WorkerGroupError."""
         return await embed(self.engine, request)

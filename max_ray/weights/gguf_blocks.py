@@ -1,6 +1,7 @@
 """GGUF's quantized blocks, taken apart. Layouts: `block_q4_K` and its kin in ggml's ggml-common.h.
 
 Q4_0  f16 d | 16 bytes: element i low nibble, element i + 16 high
+Q4_1  f16 d | f16 m | 16 bytes as in Q4_0
 Q8_0  f16 d | 32 signed bytes
 Q4_K  f16 d | f16 dmin | 12 bytes: 8 scales and 8 mins of 6 bits | 4 x 32 bytes: elements 64c + i low, 64c + 32 + i
 Q5_K  as Q4_K, but before the last: 32 bytes of high bits, of elements 32j + i bit j of byte i
@@ -33,6 +34,10 @@ def dequantize(type_name: str, blocks: torch.Tensor) -> torch.Tensor:
 def _q4_0(blocks: torch.Tensor) -> QuantizedRows:
     zeros = torch.tensor([8], dtype=torch.uint8)
     return QuantizedRows("q4", 32, nibbles(blocks[..., 2:]).flatten(1), half(blocks, 0), zeros=zeros)
+
+
+def _q4_1(blocks: torch.Tensor) -> QuantizedRows:
+    return QuantizedRows("q4_1", 32, nibbles(blocks[..., 4:]).flatten(1), half(blocks, 0), mins=half(blocks, 2))
 
 
 def _q8_0(blocks: torch.Tensor) -> QuantizedRows:
@@ -81,6 +86,7 @@ def _q6_k(blocks: torch.Tensor) -> QuantizedRows:
 
 _UNPACK: dict[str, Callable[[torch.Tensor], QuantizedRows]] = {
     "Q4_0": _q4_0,
+    "Q4_1": _q4_1,
     "Q8_0": _q8_0,
     "Q4_K": _q4_k,
     "Q5_K": _q5_k,

@@ -6,16 +6,15 @@
 | IQ4_XS       | q8_0    | the scale of a group is rounded to float16                                                |
 | MXFP4        | q8_0    | nothing, but for a group whose numbers are all below 2^-20                                |
 | Q3_K         | q6_k    | nothing: the same scales of groups of 16                                                  |
-| Q4_1, Q5_1   | q8_0    | a number is rounded to 8 bits, as q8_0 does it: offsets have no place there               |
+| Q5_1         | q8_0    | a number is rounded to 8 bits, as q8_0 does it: offsets have no place there               |
 | Q2_K         | q8_0    | the same                                                                                  |
 
 Files called Q4_K_M have such tensors, too: Q5_0 where a width is no multiple of 256.
 Layouts (ggml-common.h; d, m: float16):
 
-Q4_1    d | m | 16 bytes: element i low nibble, element i + 16 high
-Q5_0    d | 32 high bits | 16 bytes as in Q4_1          Q5_1    d | m | 32 high bits | 16 bytes
-IQ4_NL  d | 16 bytes as in Q4_1, into a table           IQ4_XS  d | 16 high bit pairs of 8 scales | 4 bytes low | 8 x 16
-MXFP4   scale, a power of two, 128 more | 16 bytes as in Q4_1, into a table of twice the numbers of an e2m1 float
+Q5_0    d | 32 high bits | 16 bytes as in Q4_0          Q5_1    d | m | 32 high bits | 16 bytes
+IQ4_NL  d | 16 bytes as in Q4_0, into a table           IQ4_XS  d | 16 high bit pairs of 8 scales | 4 bytes low | 8 x 16
+MXFP4   scale, a power of two, 128 more | 16 bytes as in Q4_0, into a table of twice the numbers of an e2m1 float
 Q2_K    16 scales and mins of 4 bits | 2 halves of 32 bytes, pair j of byte i: element 32 j + i | d | m
 Q3_K    32 bytes of high bits, bit 4 half + j | 2 halves as in Q2_K | 16 scales of 6 bits | d
 """
@@ -77,18 +76,10 @@ def _affine(
     return (scale.unsqueeze(-1) * codes.float() - least.unsqueeze(-1)).flatten(1)
 
 
-def _with_offset(codes: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:
-    """d q + m of Q4_1 and Q5_1."""
+def _q5_1(blocks: torch.Tensor) -> torch.Tensor:
+    codes = _five_bits(blocks, 4)
     ones = torch.ones(*codes.shape[:-1], 1)
     return _affine(codes.unsqueeze(-2), ones, -ones, half(blocks, 0), half(blocks, 2))
-
-
-def _q4_1(blocks: torch.Tensor) -> torch.Tensor:
-    return _with_offset(nibbles(blocks[..., 4:]).flatten(-2), blocks)
-
-
-def _q5_1(blocks: torch.Tensor) -> torch.Tensor:
-    return _with_offset(_five_bits(blocks, 4), blocks)
 
 
 def _pairs(packed: torch.Tensor) -> torch.Tensor:
@@ -149,7 +140,6 @@ _EXACT: dict[str, Callable[[torch.Tensor], QuantizedRows]] = {
     "Q3_K": _q3_k,
 }
 _AFFINE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "Q4_1": _q4_1,
     "Q5_1": _q5_1,
     "Q2_K": _q2_k,
 }

@@ -117,6 +117,14 @@ class GgufSource(WeightSource):
         blocks = self._read_rows(_block_entry(tensor), tensor, rows.start, rows.stop, buffer)  # [R, n, bytes]
         return blocks[:, columns.start // block : columns.stop // block].contiguous()
 
+    def block_place(self, name: str, rows: range, columns: range) -> tuple[str, int, int, int] | None:
+        tensor = self._tensor(name)
+        head = self._head_rows(tensor)
+        if len(tensor.shape) != 2 or len(columns) != tensor.shape[1] or rows.start % head or rows.stop % head:
+            return None
+        first = tensor.offset + rows.start * tensor.type.row_bytes(tensor.shape[1])
+        return str(tensor.path), first, tensor.shape[1] // tensor.type.block_size, head
+
     def file_entry(self, name: str) -> TensorEntry | None:
         tensor = self._tensor(name)
         is_plain = not tensor.type.is_quantized and self._head_rows(tensor) == 1 and not self._counts_from_one(tensor)

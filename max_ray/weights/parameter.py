@@ -87,6 +87,10 @@ class StoredPart:
         """See `WeightSource.block_type`."""
         return self.source.block_type(self.tensor)
 
+    def block_place(self) -> tuple[str, int, int, int] | None:
+        """See `WeightSource.block_place`."""
+        return self.source.block_place(self.tensor, self.rows, self.columns)
+
     def read_blocks(self, rows: range, buffer: torch.Tensor) -> torch.Tensor:
         """Some rows of a part that is stored in blocks, with the part's columns. See `WeightSource.get_blocks`."""
         return self.source.get_blocks(self.tensor, rows, self.columns, buffer)

@@ -117,6 +117,14 @@ def _q4_0(values: torch.Tensor) -> QuantizedRows:
     return QuantizedRows("q4", 32, codes.flatten(-2).byte(), scales, zeros=zeros)
 
 
+def _q4_1(values: torch.Tensor) -> QuantizedRows:
+    groups = torch.unflatten(values, -1, (-1, 32))
+    mins = groups.amin(-1).half()
+    scales = ((groups.amax(-1) - mins.float()) / 15).half()
+    quotients = (groups - mins.float().unsqueeze(-1)) / scales.float().clamp(min=_TINY).unsqueeze(-1)
+    return QuantizedRows("q4_1", 32, quotients.round().clamp(0, 15).flatten(-2).byte(), scales, mins=mins)
+
+
 def _two_levels(wanted: torch.Tensor, top: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Non-negative [R, G] -> (float16 [R, super-groups], float whole numbers 0..top [R, G]) with that product."""
     per_super = SUPER_GROUP // 32 if top == 63 else SUPER_GROUP // 16
@@ -130,7 +138,7 @@ def _spread(per_super_group: torch.Tensor, group: int) -> torch.Tensor:
     return per_super_group.float().repeat_interleave(SUPER_GROUP // group, dim=-1)
 
 
-GROUPS = {"q4_k": SUPER_GROUP, "q5_k": SUPER_GROUP, "q6_k": SUPER_GROUP, "q8_0": 32, "q4_0": 32}
+GROUPS = {"q4_k": SUPER_GROUP, "q5_k": SUPER_GROUP, "q6_k": SUPER_GROUP, "q8_0": 32, "q4_0": 32, "q4_1": 32}
 """Encoding -> columns that share a scale: matrices are cut on these borders."""
 _QUANTIZE: dict[str, Callable[[torch.Tensor], QuantizedRows]] = {
     "q4_k": _q4_k,
@@ -138,4 +146,5 @@ _QUANTIZE: dict[str, Callable[[torch.Tensor], QuantizedRows]] = {
     "q6_k": _q6_k,
     "q8_0": _q8_0,
     "q4_0": _q4_0,
+    "q4_1": _q4_1,
 }

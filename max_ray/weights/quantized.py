@@ -8,6 +8,7 @@ What every kind means, for element k of a row (group g = k // group_size, super-
 | q5_k | 0..31       | the same                                                          | the same              |
 | q6_k | 0..63       | super_scales[s] * scales[g] * (code - 32)                         | 16, in super-groups  |
 | q8_0 | -128..127   | scales[g] * code                                                  | 32                   |
+| q4_1 | 0..15       | scales[g] * code + mins[g]                                        | 32                   |
 | q4   | 0..15       | scales[g] * (code - zeros[g])                                     | 32, 64, 128, ...     |
 | fp8  | float8 e4m3 | scales[g] * code                                                  | any; one for all, too |
 
@@ -28,7 +29,7 @@ MIDDLE_OF_SIX_BITS = 32
 class QuantizedRows:
     """R rows of K elements; a field that the kind does not have is None.
 
-    codes: [R, K], uint8 (q4_k, q5_k, q6_k, q4), int8 (q8_0) or float8_e4m3fn (fp8).
+    codes: [R, K], uint8 (q4_k, q5_k, q6_k, q4_1, q4), int8 (q8_0) or float8_e4m3fn (fp8).
     scales, mins: [R, K / group_size]; uint8 or int8 below super-scales, float16 or float32 otherwise.
     zeros: uint8 [R, K / group_size], or [1] for all.
     super_scales, super_mins: float16 [R, K / 256].
@@ -58,11 +59,13 @@ class QuantizedRows:
         values = codes * scales.unsqueeze(-1)
         if self.mins is not None and self.super_mins is not None:
             values = values - (self.mins.float() * self._spread(self.super_mins)).unsqueeze(-1)
+        elif self.mins is not None:
+            values = values + self.mins.float().unsqueeze(-1)
         result = values.flatten(-2)
         return result if self.order is None else torch.empty_like(result).index_copy_(-1, self.order, result)
 
     def has_finite_scales(self) -> bool:
-        tensors = (self.scales, self.super_scales, self.super_mins)
+        tensors = (self.scales, self.mins, self.super_scales, self.super_mins)
         return all(bool(torch.isfinite(t).all()) for t in tensors if t is not None and t.is_floating_point())
 
     def _spread(self, per_super_group: torch.Tensor) -> torch.Tensor:

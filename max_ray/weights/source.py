@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from max_ray.weights.quantized import QuantizedRows
     from max_ray.weights.safetensors_header import TensorEntry
 
-_PACKED_BITS = {"q4_k": 4.625, "q5_k": 5.625, "q6_k": 6.5625, "q8_0": 8.5, "q4_0": 4.5}
+_PACKED_BITS = {"q4_k": 4.625, "q5_k": 5.625, "q6_k": 6.5625, "q8_0": 8.5, "q4_0": 4.5, "q4_1": 5.0}
 
 
 class WeightSource(ABC):
@@ -67,6 +67,11 @@ class WeightSource(ABC):
         Raises as `get_quantized` does, but does not look at the scales.
         """
         raise AssertionError(f"{name} is not stored in blocks")
+
+    def block_place(self, name: str, rows: range, columns: range) -> tuple[str, int, int, int] | None:
+        """Where the blocks that `get_blocks` gives lie in a file, rows one after another: the file, the first byte,
+        blocks in a row, and rows of a head whose two halves take turns there (1: none do). None where they are cut."""
+        return None
 
     def file_entry(self, name: str) -> TensorEntry | None:
         """Where the numbers that `get_slice` gives lie in a file, for readers that have a place for them; None where

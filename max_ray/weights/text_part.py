@@ -74,6 +74,9 @@ class TextPart(WeightSource):
     def get_blocks(self, name: str, rows: range, columns: range, buffer: torch.Tensor | None = None) -> torch.Tensor:
         return self._source.get_blocks(self._name(name), rows, columns, buffer)
 
+    def block_place(self, name: str, rows: range, columns: range) -> tuple[str, int, int, int] | None:
+        return self._source.block_place(self._name(name), rows, columns)
+
     def file_entry(self, name: str) -> TensorEntry | None:
         return self._source.file_entry(self._name(name))
 

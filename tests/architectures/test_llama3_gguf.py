@@ -53,12 +53,12 @@ FILES: dict[str, dict[str, Any]] = {
     },
     "Q4_K two ranks": {"types": {"attn_v": "Q6_K"}, "default": "Q4_K", **TWO_RANKS},
     "Q5_K mixed": {"types": {"attn_v": "Q6_K", "ffn_down": "Q6_K", "token_embd": "Q6_K"}, "default": "Q5_K", **K_SIZES},
+    "Q4_1": {"types": {"attn_v": "Q4_0"}, "default": "Q4_1", **K_SIZES},
     "Q5_K tied": {"types": {}, "default": "Q5_K", **K_SIZES, "tie_word_embeddings": True, "vocab_size": 277},
     "Q5_K two ranks": {"types": {"attn_v": "Q6_K"}, "default": "Q5_K", **TWO_RANKS},
 }
 # Types that are rounded to another as they are read.
 ROUNDED: dict[str, dict[str, Any]] = {
-    "Q4_1": {"types": {}, "default": "Q4_1", **K_SIZES},
     "Q5_1 mixed": {"types": {"ffn": "Q4_0"}, "default": "Q5_1", **K_SIZES},
 }
 
@@ -103,7 +103,7 @@ def test_logits_equal_hugging_face(made: Callable[[str], tuple[Path, Path]], nam
     assert kept == name.startswith("Q")
 
 
-@pytest.mark.parametrize("name", ["Q4_K mixed", "Q4_0", "Q8_0 wide", "Q5_K mixed", "Q6_K", *ROUNDED])
+@pytest.mark.parametrize("name", ["Q4_K mixed", "Q4_0", "Q4_1", "Q8_0 wide", "Q5_K mixed", "Q6_K", *ROUNDED])
 def test_bfloat16_activations_stay_close(made: Callable[[str], tuple[Path, Path]], name: str) -> None:
     """Where the processor multiplies bytes, inputs of the layers are rounded to 8 bits besides."""
     path, reference = made(name)

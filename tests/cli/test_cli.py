@@ -107,6 +107,7 @@ def test_every_setting_is_a_flag(served: list[ServeConfig], tmp_path: Path) -> N
         "max_surge_percent": 50,
         "otlp_traces_endpoint": "http://127.0.0.1:4318/v1/traces",
         "max_stream_s": 900,
+        "resume_grace_s": 2.0,
         "drain_timeout_s": 7.5,
         "min_replicas": 2,
         "scale_to_zero_after_s": 0.5,

@@ -39,7 +39,7 @@ def answers(pipeline: TextGenerationPipeline, rows: list[TextContext], num_steps
 
 
 @pytest.mark.parametrize(
-    ("num_steps", "encoding"), [(1, "bfloat16"), (8, "float16"), (8, "bfloat16"), (8, "q8_0"), (1, "q4_0")]
+    ("num_steps", "encoding"), [(1, "bfloat16"), (8, "float16"), (8, "bfloat16"), (8, "q8_0"), (1, "q4_0"), (1, "q4_1")]
 )
 def test_alone_equals_in_a_batch(lab: Lab, num_steps: int, encoding: str) -> None:
     together = answers(bf16(lab, encoding), contexts(), num_steps)

@@ -62,7 +62,7 @@ class FakeEngine:
         self.contexts.append(context)
         said = self.script(context)
         ids = self.tokenizer.encode_text(said, False).tolist() if isinstance(said, str) else said
-        return self._steps(context, [*ids, self.tokenizer.eos])
+        return self._steps(context, [*ids, self.tokenizer.eos][context.tokens.generated_length :])
 
     def embed(self, contexts: Sequence[EmbeddingsContext]) -> Awaitable[list[EmbeddingsGenerationOutput]]:
         raise AssertionError("this engine generates text")

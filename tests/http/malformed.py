@@ -23,7 +23,7 @@ GET_ROUTES = (
     *("/v1/models", "/v1/models/tiny", "/health", "/metrics", "/version", "/", "/ping", "/docs", "/openapi.json"),
     *("/tokenizer_info", "/v1/responses/x", "/v1/responses/x/input_items", "/api/tags", "/api/ps", "/api/version"),
     *("/v1/requests/x", "/v1/files", "/v1/files/x", "/v1/files/x/content", "/v1/batches", "/v1/batches/x"),
-    *("/v1/server", "/page/x"),
+    *("/v1/server", "/page/x", "/v1/streams/x"),
 )
 METHODS = ("GET", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "POST", "QUERY")
 FIELDS = (

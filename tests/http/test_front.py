@@ -295,3 +295,14 @@ async def test_two_hundred_requests_in_a_random_order_are_not_mixed(front: Front
     await asyncio.gather(*[one(number) for number in range(200)])
     for name in front.engines:
         assert [replica.num_open for replica in front.state.replicas.replicas(name)] == [0]
+
+
+async def test_a_resumable_stream_is_read_on_through_the_front(front: Front, client: httpx.AsyncClient) -> None:
+    body = {"prompt": "a", "max_tokens": 30, "model": "beta", "stream": True, "request_id": "r"}
+    whole = (await client.post("/v1/completions", json=body | {"stream_options": {"resumable": True}})).text
+    rest = await client.get("/v1/streams/cmpl-r", params={"from": "3", "model": "beta"})
+    assert rest.text == whole[whole.index("id: 4\n") :]
+    assert (await client.get("/v1/streams/cmpl-r", params={"model": "alpha"})).status_code == 404
+    assert (await client.delete("/v1/streams/cmpl-r", params={"model": "beta"})).json()["deleted"] is True
+    unnamed = await client.get("/v1/streams/cmpl-r")
+    assert (unnamed.status_code, unnamed.json()["error"]["param"]) == (400, "model")

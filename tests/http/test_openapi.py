@@ -13,6 +13,7 @@ from fastapi.routing import APIRoute
 
 from max_ray.scheduler import SchedulerStats
 from max_ray.serve.api.engine import ApiOptions
+from max_ray.serve.api.operations import OPERATIONS
 from max_ray.serve.api.route_table import ROUTES, counted_label
 from max_ray.serve.api.routes import build_api
 from tests.http.fake_engine import FakeEngine
@@ -41,6 +42,38 @@ async def test_the_document_names_all_routes_and_bodies(client: httpx.AsyncClien
     assert len(operations) == len(set(operations))
     references = set(re.findall(r'"#/components/schemas/([^"]+)"', json.dumps(document)))
     assert references <= set(document["components"]["schemas"])
+
+
+async def test_every_operation_says_what_it_answers(client: httpx.AsyncClient) -> None:
+    document = (await client.get("/openapi.json")).json()
+    served = {(method, route.path) for route in ROUTES for method in route.methods if method != "HEAD"}
+    assert {" ".join(one) for one in served} == set(OPERATIONS)
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            answers = operation["responses"]
+            assert {"200", "4XX", "5XX"} <= set(answers), path
+            assert ("content" in answers["200"]) == ("content" in answers["4XX"]) == (method != "head"), path
+            for content in operation.get("requestBody", {}).get("content", {}).values():
+                assert "example" in content or path == "/v1/files", path
+    streams = {path for path, methods in document["paths"].items() if "text/event-stream" in json.dumps(methods)}
+    assert streams == {"/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages"}
+
+
+async def test_keys_are_required_where_the_server_has_some(
+    client: httpx.AsyncClient, guarded: httpx.AsyncClient
+) -> None:
+    for caller, ways in ((client, 3), (guarded, 2)):
+        paths = (await caller.get("/openapi.json")).json()["paths"]
+        assert len(paths["/v1/models"]["get"]["security"]) == ways
+        assert paths["/health"]["get"]["security"] == []
+
+
+@pytest.mark.parametrize("path", ["/v1/files", "/v1/batches/", "/v1/files/x", "/v1/models/a/b", "/ping", "/tokenize"])
+async def test_405_names_the_methods_of_all_routes_of_a_path(client: httpx.AsyncClient, path: str) -> None:
+    reply = await client.request("OPTIONS", path)
+    error_of(reply, 405)
+    (route,) = (route for route in ROUTES if route.pattern.fullmatch(path.removesuffix("/")))
+    assert reply.headers["allow"].split(", ") == list(route.methods)
 
 
 def test_the_readme_has_the_table() -> None:

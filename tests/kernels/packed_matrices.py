@@ -7,7 +7,16 @@ from typing import Any
 
 import torch
 
-from max_ray.kernels.quantized import PackedFP8, PackedMatrix, PackedQ4, PackedQ4K, PackedQ5K, PackedQ6K, PackedQ8
+from max_ray.kernels.quantized import (
+    PackedFP8,
+    PackedMatrix,
+    PackedQ4,
+    PackedQ4_1,
+    PackedQ4K,
+    PackedQ5K,
+    PackedQ6K,
+    PackedQ8,
+)
 
 SCALE = 0.01
 
@@ -44,6 +53,12 @@ def q4_0(rows: int, columns: int) -> PackedMatrix:
     return PackedQ4(rows, columns, _bytes(tiles, groups, 4, 16, 4), _scales(tiles, groups), zero)
 
 
+def q4_1(rows: int, columns: int) -> PackedMatrix:
+    tiles, groups = -(-rows // 16), columns // 32
+    mins = -8 * _scales(tiles, groups)
+    return PackedQ4_1(rows, columns, _bytes(tiles, groups, 4, 16, 4), _scales(tiles, groups), mins)
+
+
 def q4(size: int) -> Callable[[int, int], PackedMatrix]:
     """As GPTQ and AWQ have it: groups of `size` columns, a zero each."""
 
@@ -75,6 +90,7 @@ KINDS: dict[str, Callable[[int, int], PackedMatrix]] = {
     "q6_k": q6_k,
     "q8_0": q8_0,
     "q4_0": q4_0,
+    "q4_1": q4_1,
     "q4 of 32": q4(32),
     "q4 of 64": q4(64),
     "q4 of 128": q4(128),

@@ -17,8 +17,8 @@ from max_ray.weights.quantize import QuantizingSource, quantize
 from max_ray.weights.quantized import QuantizedRows
 from tests.kernels.naive import naive_rounded_to_bytes
 
-ENCODINGS = ["q4_k", "q4_0", "q5_k", "q6_k", "q8_0"]
-BITS = {"q4_k": 4.625, "q4_0": 4.5, "q5_k": 5.625, "q6_k": 6.5625, "q8_0": 8.5}
+ENCODINGS = ["q4_k", "q4_0", "q4_1", "q5_k", "q6_k", "q8_0"]
+BITS = {"q4_k": 4.625, "q4_0": 4.5, "q4_1": 5.0, "q5_k": 5.625, "q6_k": 6.5625, "q8_0": 8.5}
 CPU = torch.device("cpu")
 
 
@@ -63,7 +63,7 @@ def test_products_equal_those_of_the_dequantized_matrix(encoding: str, monkeypat
 
 @pytest.mark.skipif(native.library() is None, reason="no C++ compiler on this machine")
 @pytest.mark.parametrize(
-    ("encoding", "columns"), [("q4_k", 768), ("q4_0", 352), ("q5_k", 768), ("q6_k", 512), ("q8_0", 96)]
+    ("encoding", "columns"), [("q4_k", 768), ("q4_0", 352), ("q4_1", 352), ("q5_k", 768), ("q6_k", 512), ("q8_0", 96)]
 )
 def test_the_compiled_kernel_gives_a_row_the_same_bits_in_every_batch(encoding: str, columns: int) -> None:
     values = torch.randn(70, columns, generator=torch.Generator().manual_seed(3)) / columns**0.5

@@ -396,3 +396,19 @@ async def test_a_stopped_loop_ends_what_is_open_and_takes_no_more() -> None:
         async with asyncio.timeout(5):
             while h.loop.stats.running:
                 await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("kind", ["before", "lost", "after"])
+@pytest.mark.parametrize("step", range(6))
+@pytest.mark.parametrize("num_before", [1, 4])
+async def test_a_request_that_began_elsewhere_gets_its_later_tokens_once(kind: str, step: int, num_before: int) -> None:
+    """It comes with tokens that its reader has, also where the workers fail."""
+    prompt, num_new = [1, 0, 1], 9
+    expected = expected_tokens(prompt, num_new)
+    async with running(recover=True) as h:
+        context = make_context("r", prompt, num_new)
+        context.extend(expected[:num_before])
+        context.reset()
+        h.pipeline.fail_at[step] = kind
+        outputs = [output async for output in h.loop.submit(context)]
+        assert [token for output in outputs for token in output.tokens] == expected[num_before:]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import struct
+import threading
 from pathlib import Path
 
 import gguf
@@ -25,8 +26,8 @@ from max_ray.weights.parameter import StoredPart
 from max_ray.weights.quantize import quantize
 from tests.gguf_files import write
 
-TYPES = ["F32", "F16", "BF16", "Q4_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K"]
-OTHER_TYPES = ["Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "IQ4_NL", "IQ4_XS", "MXFP4"]
+TYPES = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"]
+OTHER_TYPES = ["Q5_0", "Q5_1", "Q2_K", "Q3_K", "IQ4_NL", "IQ4_XS", "MXFP4"]
 """Kept in another encoding. As random blocks: the `gguf` package cannot write all of them."""
 SCALES_AT = {"Q4_1": (0, 2), "Q5_1": (0, 2), "Q2_K": (80, 82), "Q3_K": (108,)}
 ROWS, COLUMNS = 24, 512
@@ -84,7 +85,7 @@ def test_types_without_a_kernel_are_kept_in_an_encoding_that_has_one(every_type:
 
 def test_quantized_tensors_are_offered_as_codes_only_when_wanted(every_type: Path) -> None:
     kept, plain = open_weights(every_type, keep_quantized=True), open_weights(every_type)
-    assert [kept.quantization(kind) for kind in TYPES] == ["", "", "", "q4_0", "q8_0", "q4_k", "q5_k", "q6_k"]
+    assert [kept.quantization(kind) for kind in TYPES] == ["", "", "", "q4_0", "q4_1", "q8_0", "q4_k", "q5_k", "q6_k"]
     assert [plain.quantization(kind) for kind in TYPES] == [""] * len(TYPES)
     rows = kept.get_quantized("Q4_K", range(3, 9), range(256, 512))
     assert torch.equal(rows.dequantize(), plain.get("Q4_K")[3:9, 256:512])
@@ -98,10 +99,44 @@ def test_quantized_tensors_are_offered_as_codes_only_when_wanted(every_type: Pat
 def test_blocks_go_to_the_same_tiles_as_their_codes(
     every_type: Path, kind: str, rows: range, columns: range, padding: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("max_ray.nn.quantized_linear._BLOCK_BYTES", 4000)  # a chunk is a tile
+    monkeypatch.setattr("max_ray.nn.quantized_linear._BLOCK_BYTES", 9000)  # a chunk is a tile
+    monkeypatch.setattr("max_ray.nn.quantized_linear._thread", threading.local())
     source = open_weights(every_type, keep_quantized=True)
     part = StoredPart(source, kind, rows, columns, source.quantization(kind))
     assert_same_tiles(part, padding)
+
+
+@pytest.mark.skipif(native.library() is None, reason="no C++ compiler on this machine")
+@pytest.mark.parametrize("rows", [range(120), range(24, 96), range(5, 77), range(48, 48)])
+@pytest.mark.parametrize("buffer", [4000, 1 << 20])
+def test_heads_are_put_in_order_while_blocks_are_read(
+    rows: range, buffer: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five heads of 24 rows, in chunks of 48 or all at once; a buffer too small for a chunk; ranks that cut a head."""
+    torch.manual_seed(0)
+    monkeypatch.setattr("max_ray.nn.quantized_linear._BLOCK_BYTES", buffer)
+    monkeypatch.setattr("max_ray.nn.quantized_linear._thread", threading.local())
+    keys = {"llama__attention__head_count": 5, "llama__attention__head_count_kv": 5}
+    for columns in (32, 512):
+        blocks = torch.cat([random_blocks("Q4_1") for _ in range(5)])[:, : columns // 32 * 20].contiguous()
+        path = write(tmp_path / f"{columns}.gguf", {"blk.0.attn_q.weight": ("Q4_1", blocks)}, **keys)
+        source = open_weights(path, keep_quantized=True)
+        assert_same_tiles(StoredPart(source, "blk.0.attn_q.weight", rows, range(columns), "q4_1"), padding=3)
+
+
+@pytest.mark.skipif(native.library() is None, reason="no C++ compiler on this machine")
+def test_a_file_that_shrinks_or_goes_while_it_is_read(every_type: Path, tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(every_type.read_bytes())
+    source = open_weights(path, keep_quantized=True)
+    part = StoredPart(source, "Q6_K", range(ROWS), range(COLUMNS), "q6_k")
+    with path.open("r+b") as file:
+        file.truncate(source._tensor("Q6_K").offset + 100)  # type: ignore[attr-defined]
+    with pytest.raises(WeightsError, match=r"m.gguf is truncated or corrupt: it has become shorter"):
+        pack([part], 0, torch.device("cpu"))
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"m\.gguf"):
+        pack([part], 0, torch.device("cpu"))
 
 
 def assert_same_tiles(part: StoredPart, padding: int = 0) -> None:
@@ -172,7 +207,8 @@ def test_scales_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("encoding", "most"), [("q4_k", 0.085), ("q4_0", 0.09), ("q5_k", 0.043), ("q6_k", 0.02), ("q8_0", 0.006)]
+    ("encoding", "most"),
+    [("q4_k", 0.085), ("q4_0", 0.09), ("q4_1", 0.08), ("q5_k", 0.043), ("q6_k", 0.02), ("q8_0", 0.006)],
 )
 def test_quantizing_is_close(encoding: str, most: float) -> None:
     values = torch.randn(16, 512, generator=torch.Generator().manual_seed(1))

@@ -21,6 +21,7 @@ import triton.language as tl
 
 from max_ray.kernels.gpu.packed import (
     Q4,
+    Q4_1,
     Q4K,
     Q5K,
     codes_as_numbers,
@@ -84,7 +85,7 @@ def _add_round(acc, numbers, inputs, scales, KIND: tl.constexpr, SIZE: tl.conste
     ordered = tl.reshape(tl.permute(ordered, (1, 2, 5, 3, 4, 0)), (GROUPS, 32, BLOCK_T))
     numbers = tl.permute(numbers, (0, 1, 2, 5, 3, 4))
     acc += _product(numbers, ordered, GROUPS, BLOCK_N, BLOCK_T, 32) * scale[:, :, None]
-    if KIND == Q4K or KIND == Q5K or KIND == Q4:  # noqa: SIM109 (Triton has no `in`)
+    if KIND == Q4K or KIND == Q5K or KIND == Q4 or KIND == Q4_1:  # noqa: SIM109 (Triton has no `in`)
         ones = tl.full([GROUPS, BLOCK_N, 32], 1.0, dtype=inputs.dtype)
         acc -= _product(ones, ordered, GROUPS, BLOCK_N, BLOCK_T, 32) * offset[:, :, None]
     return acc

@@ -17,7 +17,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-Q4K, Q5K, Q6K, Q8, Q4, FP8 = (tl.constexpr(number) for number in range(6))  # KIND: which PackedMatrix it is
+Q4K, Q5K, Q6K, Q8, Q4, FP8, Q4_1 = (tl.constexpr(number) for number in range(7))  # KIND: which PackedMatrix it is
 
 
 @triton.jit
@@ -138,6 +138,8 @@ def load_scales(
     elif KIND == Q4:
         zero = tl.load(mins + (place * 0 if SINGLE_ZERO else place), mask=exists, other=0)
         offset = scale * zero.to(tl.float32)
+    elif KIND == Q4_1:
+        offset = -tl.load(mins + place, mask=exists, other=0.0).to(tl.float32)
     return scale, second, offset
 
 

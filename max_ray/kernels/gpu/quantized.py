@@ -32,6 +32,7 @@ from max_ray.kernels.quantized import (
     PackedFP8,
     PackedMatrix,
     PackedQ4,
+    PackedQ4_1,
     PackedQ4K,
     PackedQ5K,
     PackedQ6K,
@@ -195,6 +196,8 @@ def operands_of(weight: PackedMatrix) -> Operands | None:
         case PackedQ4(codes=codes, scales=scales, zeros=zeros):
             if weight.columns // scales.shape[1] % GROUP == 0:
                 return _operands(weight, packed.Q4, codes, scales, mins=zeros)
+        case PackedQ4_1(codes=codes, scales=scales, mins=mins):
+            return _operands(weight, packed.Q4_1, codes, scales, mins=mins)
         case PackedFP8(codes=codes, scales=scales):
             size = weight.columns // scales.shape[1]
             if weight.columns % 16 == 0 and (size % 16 == 0 or scales.shape[1] == 1):

@@ -20,7 +20,7 @@ from max_ray.kernels.native.ops import (
 )
 from max_ray.kernels.native.packed import PackedWeight, new_packed, pack_weight
 from max_ray.kernels.native.quantized import grouped_quantized_linear, quantized_linear
-from max_ray.kernels.native.tiling import new_matrix, tile_blocks
+from max_ray.kernels.native.tiling import new_matrix, tile_blocks, tile_file
 
 __all__ = [
     "PackedWeight",
@@ -46,4 +46,5 @@ __all__ = [
     "sum_choices",
     "sum_rows",
     "tile_blocks",
+    "tile_file",
 ]

@@ -68,7 +68,7 @@ _SIGNATURES: dict[str, list[type]] = {
     "paged_attention": [_P, _P, _P, _P, _P, _P, _P, _P, ctypes.POINTER(AttentionShape), _I],
     "latent_attention": [_P, _P, _P, _P, _P, _P, _P, ctypes.POINTER(LatentShape), _I],
 }
-for _kind in ("q4k", "q5k", "q6k", "q8", "q4"):
+for _kind in ("q4k", "q5k", "q6k", "q8", "q4", "q41"):
     for _way in ("linear", "int8"):
         _SIGNATURES[f"{_kind}_{_way}"] = [ctypes.POINTER(QuantizedMatrix), _P, _L, _L, _L, _P, _L, _I]
 _KINDS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16", torch.int64: "i64"}

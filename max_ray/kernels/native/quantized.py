@@ -17,7 +17,7 @@ import torch
 from max_ray.kernels import reference
 from max_ray.kernels.native.build import library
 from max_ray.kernels.native.calls import QuantizedMatrix, kernel
-from max_ray.kernels.quantized import PackedMatrix, PackedQ4, PackedQ4K, PackedQ5K, PackedQ6K, PackedQ8
+from max_ray.kernels.quantized import PackedMatrix, PackedQ4, PackedQ4_1, PackedQ4K, PackedQ5K, PackedQ6K, PackedQ8
 from max_ray.kernels.reference.quantized import one_by_one
 from max_ray.settings import int8_inputs
 
@@ -67,6 +67,8 @@ def described(weight: PackedMatrix) -> tuple[str, QuantizedMatrix] | None:
             matrix.group_size = weight.columns // scales.shape[1]
             matrix.single_zero = int(zeros.numel() == 1)
             return "q4", matrix
+        case PackedQ4_1(codes=codes, scales=scales, mins=mins):
+            return "q41", _matrix(codes, super_scales=scales, super_mins=mins)
     return None
 
 

@@ -8,6 +8,7 @@ tiles, to the bit.
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Callable
 
 import torch
@@ -22,6 +23,7 @@ from max_ray.kernels.quantized import (
     TILE,
     PackedMatrix,
     PackedQ4,
+    PackedQ4_1,
     PackedQ4K,
     PackedQ5K,
     PackedQ6K,
@@ -30,6 +32,8 @@ from max_ray.kernels.quantized import (
 
 _P, _L = ctypes.c_void_p, ctypes.c_int64
 _SIGNATURE = [_P, _L, _L, _L, ctypes.POINTER(QuantizedMatrix)]
+_FILE_SIGNATURE = [ctypes.c_char_p, _L, _L, _L, _L, _P, _L, _L, ctypes.POINTER(QuantizedMatrix)]
+_ENDED = 2  # as in csrc/block_tiles.h
 _Shape = tuple[int, int]  # tiles, groups of 32 columns
 
 
@@ -58,6 +62,45 @@ def tile_blocks(type_name: str, blocks: torch.Tensor, matrix: PackedMatrix, firs
     return bool(tile(blocks.data_ptr(), *shape, kind_and_matrix[1]))
 
 
+def tile_file(
+    type_name: str,
+    place: tuple[str, int, int, int],
+    rows: int,
+    matrix: PackedMatrix,
+    first_tile: int,
+    buffer: torch.Tensor,
+) -> bool | None:
+    """`tile_blocks` of rows that lie in a file one after another. Holds no lock of the interpreter meanwhile.
+
+    Args:
+        place: The file, where the first row lies in it, blocks in a row, and rows of a head whose two halves take
+            turns in the file (1: none do).
+        rows: How many.
+        buffer: uint8 memory to read into, for 16 rows, and whole heads, at least.
+
+    Returns:
+        Whether all their scales are finite; None where the file ends before.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    path, offset, row_blocks, head = place
+    loaded = library()
+    assert loaded is not None, "a matrix is made with the library only"
+    assert first_tile * TILE + rows <= matrix.num_tiles * TILE, "more rows than the matrix has"
+    run = getattr(loaded, f"tile_file_{type_name.lower()}")
+    run.argtypes, run.restype = _FILE_SIGNATURE, ctypes.c_int
+    kind_and_matrix = described(matrix)
+    assert kind_and_matrix is not None, "these kinds have kernels"
+    outcome = run(
+        os.fsencode(path), offset, rows, row_blocks, head, buffer.data_ptr(), buffer.numel(), first_tile,
+        kind_and_matrix[1],
+    )  # fmt: skip
+    if outcome < 0:
+        raise OSError(-outcome, os.strerror(-outcome), path)
+    return None if outcome == _ENDED else bool(outcome)
+
+
 def _supers(shape: _Shape, size: int) -> torch.Tensor:
     return zeros(shape[0], shape[1] * GROUP // size, TILE, dtype=torch.float16)
 
@@ -65,6 +108,10 @@ def _supers(shape: _Shape, size: int) -> torch.Tensor:
 def _q4_0(rows: int, columns: int, shape: _Shape) -> PackedMatrix:
     eight = torch.tensor([8], dtype=torch.uint8)
     return PackedQ4(rows, columns, zeros(*shape, 4, TILE, 4), _supers(shape, GROUP), eight)
+
+
+def _q4_1(rows: int, columns: int, shape: _Shape) -> PackedMatrix:
+    return PackedQ4_1(rows, columns, zeros(*shape, 4, TILE, 4), _supers(shape, GROUP), _supers(shape, GROUP))
 
 
 def _q8_0(rows: int, columns: int, shape: _Shape) -> PackedMatrix:
@@ -90,10 +137,11 @@ def _q6_k(rows: int, columns: int, shape: _Shape) -> PackedMatrix:
 
 _NEW: dict[str, Callable[[int, int, _Shape], PackedMatrix]] = {
     "Q4_0": _q4_0,
+    "Q4_1": _q4_1,
     "Q8_0": _q8_0,
     "Q4_K": _q4_k,
     "Q5_K": _q5_k,
     "Q6_K": _q6_k,
-    **dict.fromkeys(("Q4_1", "Q5_0", "Q5_1", "Q2_K", "IQ4_NL", "IQ4_XS", "MXFP4"), _q8_0),
+    **dict.fromkeys(("Q5_0", "Q5_1", "Q2_K", "IQ4_NL", "IQ4_XS", "MXFP4"), _q8_0),
     "Q3_K": _q6_k,
 }

@@ -10,6 +10,9 @@ UNLIMITED_TOKENS = 2**31 - 1
 """A limit that no model's length reaches."""
 
 
+_JSON_TYPES = {int: "integer", float: "number", str: "string"}
+
+
 @dataclass(frozen=True)
 class Alias:
     """Another name of a field.
@@ -23,6 +26,11 @@ class Alias:
     fields: Callable[[Any], Mapping[str, Any]]
     kinds: tuple[type, ...]
     values: str
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """What it takes, as a JSON schema."""
+        return {"type": [*(_JSON_TYPES[kind] for kind in self.kinds), "null"]}
 
     def takes(self, value: Any) -> bool:
         """Whether a value has one of the types."""

@@ -18,7 +18,7 @@ from max_ray.serve.api.engine import Engine
 from max_ray.serve.api.formats import AnswerFormat, ChatFormat, CompletionFormat, FormatOptions
 from max_ray.serve.api.generation import Generation
 from max_ray.serve.api.infill import with_infill
-from max_ray.serve.api.openai import ChatCompletionRequest, CompletionRequest, GenerationJob
+from max_ray.serve.api.openai import RESUMABLE, ChatCompletionRequest, CompletionRequest, GenerationJob
 from max_ray.serve.api.parsed_choice import ParsedChoice
 from max_ray.serve.api.parsed_format import ParsedChatFormat
 from max_ray.serve.api.prompt_logprobs import with_prompt_logprobs
@@ -55,6 +55,18 @@ class Answer:
         if self._include_usage:
             yield encode_event(self._form.usage_chunk(self._generation.usage))
         yield DONE
+
+    async def numbered_events(self) -> AsyncGenerator[tuple[int, bytes]]:
+        """Server-sent events one by one, each with the number of the choice that it is counted for; those behind the
+        last choice's end are counted for the first choice. Raises WorkerGroupError."""
+        event = self._form.event
+        async for deltas in self._generation.deltas():
+            for delta in deltas:
+                for block in event(delta).split(b"\n\n")[:-1]:
+                    yield delta.index, block + b"\n\n"
+        if self._include_usage:
+            yield 0, encode_event(self._form.usage_chunk(self._generation.usage))
+        yield 0, DONE
 
     def failure(self, content: Mapping[str, Any]) -> bytes | None:
         """None: a stream that fails ends with the error object."""
@@ -109,12 +121,35 @@ async def open_answer(
     """
     generation = await prepared_generation(engine, request, arrival)
     generation.start()
+    return new_answer(engine, request, generation, new_answer_id(request), int(time.time()))
+
+
+def new_answer_id(request: CompletionRequest | ChatCompletionRequest) -> str:
+    """The id of the answer to a request."""
     prefix = "chatcmpl" if isinstance(request, ChatCompletionRequest) else "cmpl"
-    answer_id = f"{prefix}-{request.request_id or RequestID()}"
+    return f"{prefix}-{request.request_id or RequestID()}"
+
+
+def new_answer(
+    engine: Engine,
+    request: CompletionRequest | ChatCompletionRequest,
+    generation: Generation,
+    answer_id: str,
+    created: int,
+) -> Answer:
+    """The answer of a generation that has been started.
+
+    Args:
+        engine: Serves the model.
+        request: What was asked.
+        generation: Of the request.
+        answer_id: Id of the answer.
+        created: Unix time of the answer.
+    """
     generation.name_answer(answer_id)
     form = _format_of(request, generation)(
         answer_id,
-        int(time.time()),
+        created,
         engine.model_name,
         token_text_of(engine.tokenizer),
         _format_options(request, generation),
@@ -141,10 +176,17 @@ async def prepared_generation(
 
     Raises InputError (ModelNotServedError, PromptTooLongError).
     """
+    return (await prepared(engine, request, arrival))[1]
+
+
+async def prepared(
+    engine: Engine, request: CompletionRequest | ChatCompletionRequest, arrival: float | None = None
+) -> tuple[GenerationJob, Generation]:
+    """The same with the checked request. Raises the same."""
     check_model(engine, request.model)
     check_task(engine, PipelineTask.TEXT_GENERATION)
     job = await with_infill(await _job(engine, request), engine)
-    return await Generation.prepare(engine, job, arrival)
+    return job, await Generation.prepare(engine, job, arrival)
 
 
 def _format_options(request: CompletionRequest | ChatCompletionRequest, generation: Generation) -> FormatOptions:
@@ -178,6 +220,8 @@ async def generate(engine: Engine, request: CompletionRequest | ChatCompletionRe
     """For Python handles: the chunk objects when `request.stream`, else the one answer object. Errors are raised."""
     if request.timeout is not None:
         raise InputError("timeout is a field of HTTP requests: cancel the handle's response instead.", param="timeout")
+    if request.is_resumable:
+        raise InputError("A handle's stream cannot be resumed: leave resumable out.", param=RESUMABLE)
     answer = await open_answer(engine, request)
     try:
         if not request.stream:

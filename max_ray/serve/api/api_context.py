@@ -12,6 +12,7 @@ from max_ray.serve.api.body_reader import BodyReader
 from max_ray.serve.api.engine import ApiOptions, Engine
 from max_ray.serve.api.openai import RequestT
 from max_ray.serve.api.responses.store import ResponseStore
+from max_ray.serve.api.streams.stream_table import StreamTable
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class ApiContext:
         bodies: Reads and parses every body.
         responses: Keeps the responses of the Responses API.
         details: Of the served model.
+        streams: Resumable streams; None: there are none here.
     """
 
     engine: Engine
@@ -50,6 +52,7 @@ class ApiContext:
     bodies: BodyReader
     responses: ResponseStore
     details: ModelDetails = ModelDetails()
+    streams: StreamTable | None = None
 
     @asynccontextmanager
     async def parsed(self, request: Request, kind: type[RequestT], *, is_chat: bool = False) -> AsyncIterator[RequestT]:

@@ -134,6 +134,11 @@ class Choice:
         return ChoiceDelta(self.index, "")
 
     @property
+    def echo(self) -> PromptEcho | None:
+        """What the text will start with, until it has begun."""
+        return self._echo
+
+    @property
     def stop_string(self) -> str | None:
         """The stop string that ended the text."""
         return self._matcher.matched

@@ -123,7 +123,7 @@ class DialectFormat(ABC):
         """The last piece, after the last delta."""
 
     @abstractmethod
-    def whole(self) -> dict[str, Any]:
+    def whole(self) -> Mapping[str, Any]:
         """The answer object. Called after `delta` has seen all deltas."""
 
     def failure(self, content: Mapping[str, Any]) -> bytes | None:
@@ -182,7 +182,7 @@ class DialectAnswer:
             await self.before_end()
         yield self.form.end()
 
-    async def whole(self) -> dict[str, Any]:
+    async def whole(self) -> Mapping[str, Any]:
         """The answer object. Raises WorkerGroupError."""
         async for deltas in self._generation.deltas():
             for delta in deltas:

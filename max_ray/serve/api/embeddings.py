@@ -19,7 +19,8 @@ from max_ray.serve.api.access.caller import CALLER
 from max_ray.serve.api.answer import check_model, check_task
 from max_ray.serve.api.engine import Engine
 from max_ray.serve.api.neutral_fields import EMBEDDINGS, EMBEDDINGS_INSTEAD
-from max_ray.serve.api.openai import LabelledRequest, Prompt, checked_prompt, least_tokens, prompts_of
+from max_ray.serve.api.objects.openai import EmbeddingList, EmbeddingObject, InputUsage
+from max_ray.serve.api.openai import LabelledRequest, PromptField, checked_prompt, least_tokens, prompts_of
 from max_ray.serve.api.request_fields import Neutral
 from max_ray.tokenization.embeddings_tokenizer import EmbeddingsTokenizer
 from max_ray.tokenization.tokenizer import INLINE_CHARACTERS
@@ -38,7 +39,7 @@ class EmbeddingsRequest(LabelledRequest):
     NEUTRAL: ClassVar[Mapping[str, Neutral]] = EMBEDDINGS
     INSTEAD: ClassVar[Mapping[str, str]] = EMBEDDINGS_INSTEAD
 
-    input: Prompt
+    input: PromptField
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(default=None, ge=1)
     truncate: bool = False
@@ -72,7 +73,7 @@ class EmbeddingsJob:
     dimensions: int | None
     labels: Mapping[str, Any]
 
-    async def answer(self) -> dict[str, Any]:
+    async def answer(self) -> EmbeddingList:
         """The answer object. Cancelling it ends the job. Raises QueueFullError, WorkerGroupError."""
         vectors = await self._vectors()
         data = [self._entry(index, vector) for index, vector in enumerate(vectors)]
@@ -95,7 +96,7 @@ class EmbeddingsJob:
         end = f'],"model":{_compact(self.engine.model_name)},"usage":{_compact(self._usage)}}}'
         return f'{{"object":"list","data":[{data}{end}'.encode()
 
-    def _entry(self, index: int, vector: Vector) -> dict[str, Any]:
+    def _entry(self, index: int, vector: Vector) -> EmbeddingObject:
         return {"object": "embedding", "index": index, "embedding": _encoded(vector, self.encoding_format)}
 
     @property
@@ -103,7 +104,7 @@ class EmbeddingsJob:
         return sum(len(context.tokens) for context in self.contexts)
 
     @property
-    def _usage(self) -> dict[str, int]:
+    def _usage(self) -> InputUsage:
         return {"prompt_tokens": self._num_tokens, "total_tokens": self._num_tokens}
 
 
@@ -117,7 +118,7 @@ async def open_job(engine: Engine, request: EmbeddingsRequest) -> EmbeddingsJob:
     return EmbeddingsJob(engine, contexts, request.encoding_format, request.dimensions, request.labels)
 
 
-async def embed(engine: Engine, request: EmbeddingsRequest) -> dict[str, Any]:
+async def embed(engine: Engine, request: EmbeddingsRequest) -> EmbeddingList:
     """The answer object. Cancelling it ends the job.
 
     Raises InputError (ModelNotServedError, InputTooLongError), QueueFullError, WorkerGroupError.

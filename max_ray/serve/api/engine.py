@@ -119,6 +119,7 @@ class ApiOptions:
     shares_records: whether requests of other replicas can be asked about.
     body_timeout_s: a client that takes longer to send its body gets a 408; large bodies have more time.
     files: None: the server keeps no files and runs no batches.
+    resume_grace_s: seconds that a resumable stream outlives its connection; 0: no stream can be resumed.
     """
 
     api_keys: tuple[str, ...] = ()
@@ -129,6 +130,7 @@ class ApiOptions:
     max_body_bytes_with_images: int = 48 * 1024 * 1024
     body_timeout_s: float = 30.0
     shares_records: bool = False
+    resume_grace_s: float = 15.0
 
     @property
     def has_keys(self) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 
 from starlette.types import Scope
 
+from max_ray.serve.api.objects.errors import AnthropicErrorObject, ErrorObject, OllamaErrorObject
 from max_ray.serve.api.scope import route_path
 
 _ANTHROPIC_TYPES = {
@@ -37,22 +38,22 @@ class ErrorShape:
         media_type: Of its streams.
     """
 
-    body: Callable[[Mapping[str, Any], int], dict[str, Any]]
+    body: Callable[[ErrorObject, int], Mapping[str, Any]]
     event: Callable[[Mapping[str, Any]], bytes]
     media_type: bytes = b"text/event-stream"
 
 
-def _openai_body(content: Mapping[str, Any], status: int) -> dict[str, Any]:
-    return dict(content)
+def _openai_body(content: ErrorObject, status: int) -> ErrorObject:
+    return content
 
 
-def _anthropic_body(content: Mapping[str, Any], status: int) -> dict[str, Any]:
+def _anthropic_body(content: ErrorObject, status: int) -> AnthropicErrorObject:
     default = "api_error" if status >= 500 else "invalid_request_error"
     kind = _ANTHROPIC_TYPES.get(status, default)
     return {"type": "error", "error": {"type": kind, "message": content["error"]["message"]}}
 
 
-def _ollama_body(content: Mapping[str, Any], status: int) -> dict[str, Any]:
+def _ollama_body(content: ErrorObject, status: int) -> OllamaErrorObject:
     return {"error": content["error"]["message"]}
 
 
@@ -76,7 +77,11 @@ _BY_BEGINNING = {"/v1/messages": ANTHROPIC, "/api": OLLAMA}
 
 def error_shape(scope: Scope) -> ErrorShape:
     """The shape of the dialect that a request speaks, going by its path."""
-    path = route_path(scope)
+    return error_shape_of(route_path(scope))
+
+
+def error_shape_of(path: str) -> ErrorShape:
+    """The same of a path without a prefix."""
     for beginning, shape in _BY_BEGINNING.items():
         if path == beginning or path.startswith(f"{beginning}/"):
             return shape

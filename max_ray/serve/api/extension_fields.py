@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, WithJsonSchema
 
 from max_ray.errors import InputError
 from max_ray.serve.api.request_fields import StrictModel
@@ -33,7 +33,9 @@ def _short(text: str) -> str:
     return text
 
 
-ShortText = Annotated[str, AfterValidator(_short)]
+ShortText = Annotated[
+    str, AfterValidator(_short), WithJsonSchema({"type": "string", "maxLength": MAX_LABEL_CHARACTERS})
+]
 
 
 @dataclass(frozen=True, kw_only=True)

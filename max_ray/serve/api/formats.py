@@ -14,6 +14,7 @@ from typing import Any
 
 from max_ray.serve.api.choice import ChoiceDelta, TokenEntry
 from max_ray.serve.api.generation import Usage
+from max_ray.serve.api.objects.openai import ChatLogprobs, CompletionLogprobs, TokenLogprob, TopLogprob
 from max_ray.serve.api.sse import encode_event
 from max_ray.tokenization.token_bytes import TokenText
 
@@ -150,7 +151,7 @@ class CompletionFormat(AnswerFormat):
             **self._ids_of(choice, with_prompt=True),
         }
 
-    def _logprobs(self, delta: ChoiceDelta) -> dict[str, Any] | None:
+    def _logprobs(self, delta: ChoiceDelta) -> CompletionLogprobs | None:
         """OpenAI's four parallel lists, empty for an answer without tokens; None where they were not asked for."""
         if delta.tokens is None:
             return None
@@ -214,18 +215,18 @@ class ChatFormat(AnswerFormat):
             **self._ids_of(choice),
         }
 
-    def _logprobs(self, tokens: Sequence[TokenEntry] | None) -> dict[str, Any] | None:
+    def _logprobs(self, tokens: Sequence[TokenEntry] | None) -> ChatLogprobs | None:
         if tokens is None:
             return None
         return {"content": [self._token(entry) for entry in tokens], "refusal": None}
 
-    def _token(self, token_entry: TokenEntry) -> dict[str, Any]:
+    def _token(self, token_entry: TokenEntry) -> TokenLogprob:
         log = token_entry.log_probabilities
         assert log is not None, "chat reports no prompt tokens"
         top = [self._one(other, value) for other, value in log.top]
         return {**self._one(token_entry.token, log.log_probability), "top_logprobs": top}
 
-    def _one(self, token: int, log_probability: float) -> dict[str, Any]:
+    def _one(self, token: int, log_probability: float) -> TopLogprob:
         return {
             "token": self._name(token),
             "logprob": finite(log_probability),

@@ -19,6 +19,7 @@ from max_ray.interfaces import PromptImage, RequestID, TextGenerationOutput, Tex
 from max_ray.serve.api.access.caller import CALLER, DEADLINE, ROUTE
 from max_ray.serve.api.choice import Choice, ChoiceDelta, PromptEcho
 from max_ray.serve.api.engine import Engine
+from max_ray.serve.api.objects.openai import UsageObject
 from max_ray.serve.api.openai import GenerationJob
 from max_ray.serve.api.parsed_choice import made_choice
 from max_ray.serve.api.phase_times import finished_choice
@@ -44,7 +45,7 @@ class Usage:
     completion_tokens: int
     cached_tokens: int
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> UsageObject:
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,

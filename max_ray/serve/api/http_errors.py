@@ -16,6 +16,9 @@ from starlette.types import Receive, Scope, Send
 from max_ray.errors import InputError, MaxRayError, ModelNotServedError, PromptTooLongError, QueueFullError, nearest
 from max_ray.serve.api.error_shapes import error_shape
 from max_ray.serve.api.neutral_fields import ROUTES_INSTEAD
+from max_ray.serve.api.objects.errors import ErrorObject
+from max_ray.serve.api.route_table import allowed_methods
+from max_ray.serve.api.scope import route_path
 
 logger = logging.getLogger(__name__)
 
@@ -44,12 +47,12 @@ class ErrorResponse(JSONResponse):
         await super().__call__(scope, receive, send)
 
 
-def error_body(message: str, *, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+def error_body(message: str, *, kind: str, param: str | None = None, code: str | None = None) -> ErrorObject:
     """OpenAI's error object."""
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def describe_error(error: MaxRayError) -> dict[str, Any]:
+def describe_error(error: MaxRayError) -> ErrorObject:
     """The error object of one of ours; what a client cannot act on is not shown in detail."""
     if type(error).http_status == 500:
         return internal_error()
@@ -60,11 +63,11 @@ def describe_error(error: MaxRayError) -> dict[str, Any]:
     return error_body(str(error), kind=type(error).error_type, param=param, code=code)
 
 
-def internal_error() -> dict[str, Any]:
+def internal_error() -> ErrorObject:
     return error_body("The server failed to answer this request; its log says why.", kind="internal_error")
 
 
-def describe_and_log(error: MaxRayError) -> dict[str, Any]:
+def describe_and_log(error: MaxRayError) -> ErrorObject:
     """The error object; faults of the server go to the log with their trace."""
     if type(error).http_status == 500:
         logger.error("A request failed.", exc_info=error)
@@ -100,7 +103,11 @@ def http_error(request: Request, error: HTTPException, routes: Iterable[str]) ->
     """
     message = _http_message(request, error, routes)
     body = error_body(message, kind="invalid_request_error", code=_CODES.get(error.status_code))
-    return ErrorResponse(body, status_code=error.status_code, headers=error.headers)
+    headers = error.headers
+    methods = allowed_methods(route_path(request.scope)) if error.status_code == 405 else []
+    if methods:  # the framework names those of one route, and a path may have several
+        headers = {"Allow": ", ".join(methods)}
+    return ErrorResponse(body, status_code=error.status_code, headers=headers)
 
 
 def _http_message(request: Request, error: HTTPException, routes: Iterable[str]) -> str:

@@ -14,10 +14,10 @@ import math
 from collections.abc import Iterable
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, PlainValidator
+from pydantic import AfterValidator, Field, PlainValidator, WithJsonSchema
 
-from max_ray.interfaces.logit_controls import MAX_ALLOWED_TOKENS, MAX_BAD_WORDS, MAX_BIASED_TOKENS
-from max_ray.serve.api.request_fields import StrictModel
+from max_ray.interfaces.logit_controls import MAX_ALLOWED_TOKENS, MAX_BAD_WORDS, MAX_BIASED_TOKENS, MAX_WINDOW
+from max_ray.serve.api.request_fields import StrictModel, ranged
 
 MAX_WORD_CHARACTERS = 512
 MAX_WORDS_CHARACTERS = 16384
@@ -82,27 +82,45 @@ def _salt(text: str) -> str:
     return text
 
 
+_BIAS = {"anyOf": [{"type": "number", "minimum": -100, "maximum": 100}, {"const": False}]}
+_WORD = {"type": "string", "minLength": 1, "maxLength": MAX_WORD_CHARACTERS}
+_KEY = {"anyOf": [{"type": "integer", "minimum": 0}, _WORD]}
+_PAIR = {"type": "array", "prefixItems": [_KEY, _BIAS], "minItems": 2, "maxItems": 2}
+_BIAS_SCHEMA = WithJsonSchema(
+    {
+        "anyOf": [
+            {"type": "object", "patternProperties": {"^[0-9]{1,18}$": _BIAS}, "additionalProperties": False},
+            {"type": "array", "items": _PAIR, "maxItems": MAX_BIASED_TOKENS},
+        ]
+    }
+)
+
+
+_Word = Annotated[str, WithJsonSchema(_WORD)]  # its length is checked by `_words` and `_salt`
+_Breaker = Annotated[str, WithJsonSchema({"type": "string", "minLength": 1, "maxLength": MAX_BREAKER_CHARACTERS})]
+
+
 class LogitFields(StrictModel):
     """Fields of both kinds of generation requests. Ranges of numbers are checked by `LogitControls`."""
 
-    logit_bias: Annotated[list[tuple[int | str, float]], PlainValidator(_logit_bias)] | None = None
+    logit_bias: Annotated[list[tuple[int | str, float]], PlainValidator(_logit_bias), _BIAS_SCHEMA] | None = None
     allowed_token_ids: Annotated[list[int], Field(max_length=MAX_ALLOWED_TOKENS, fail_fast=True)] | None = None
-    bad_words: Annotated[list[str], Field(max_length=MAX_BAD_WORDS, fail_fast=True), AfterValidator(_words)] | None = (
-        None
-    )
-    repeat_last_n: int | None = None
-    typical_p: float | None = None
-    xtc_probability: float | None = None
-    xtc_threshold: float | None = None
-    dry_multiplier: float | None = None
-    dry_base: float | None = None
-    dry_allowed_length: int | None = None
-    dry_penalty_last_n: int | None = None
+    bad_words: (
+        Annotated[list[_Word], Field(max_length=MAX_BAD_WORDS, fail_fast=True), AfterValidator(_words)] | None
+    ) = None
+    repeat_last_n: int | None = ranged(minimum=-1, maximum=MAX_WINDOW)
+    typical_p: float | None = ranged(exclusiveMinimum=0, maximum=1)
+    xtc_probability: float | None = ranged(minimum=0, maximum=1)
+    xtc_threshold: float | None = ranged(minimum=0, maximum=1)
+    dry_multiplier: float | None = ranged(minimum=0)
+    dry_base: float | None = ranged(minimum=1)
+    dry_allowed_length: int | None = ranged(minimum=1, maximum=2**31 - 1)
+    dry_penalty_last_n: int | None = ranged(minimum=-1, maximum=2**31 - 1)
     dry_sequence_breakers: (
-        Annotated[list[str], Field(max_length=MAX_BREAKERS, fail_fast=True), AfterValidator(_breakers)] | None
+        Annotated[list[_Breaker], Field(max_length=MAX_BREAKERS, fail_fast=True), AfterValidator(_breakers)] | None
     ) = None
     prompt_logprobs: int | None = Field(default=None, ge=0, le=MAX_PROMPT_LOGPROBS)
-    cache_salt: Annotated[str, AfterValidator(_salt)] | None = None
+    cache_salt: Annotated[_Word, AfterValidator(_salt)] | None = None
     priority: int = Field(default=0, ge=-_PRIORITIES, lt=_PRIORITIES)
 
     def logit_sampling(self) -> dict[str, Any]:

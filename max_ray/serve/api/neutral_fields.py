@@ -25,7 +25,18 @@ def _is_cache_hint(given: Any, _: Mapping[str, Any]) -> bool:
     return bool(given["type"] == "ephemeral") and given.get("ttl") in (None, "5m", "1h")
 
 
-CACHE_CONTROL = Neutral(_is_cache_hint, '{"type": "ephemeral"}', is_foreign=True)
+CACHE_CONTROL = Neutral(
+    _is_cache_hint,
+    '{"type": "ephemeral"}',
+    is_foreign=True,
+    schema={
+        "type": ["object", "null"],
+        "properties": {"type": {"const": "ephemeral"}, "ttl": {"enum": ["5m", "1h", None]}},
+        "required": ["type"],
+        "additionalProperties": False,
+    },
+)
+_WHOLE_NUMBER = {"type": ["integer", "null"]}
 
 _CHAT_TOOLS = "/v1/chat/completions has it."
 _NO_BEAMS = "There is no beam search: tokens are sampled. Use best_of of /v1/completions for the likeliest of several."
@@ -96,7 +107,9 @@ COMPLETION: dict[str, Neutral] = GENERATION | {
 
 CHAT: dict[str, Neutral] = GENERATION | {
     "audio": only(),
-    "best_of": Neutral(_is_best_of, "1 or the value of n", instead="/v1/completions has it."),
+    "best_of": Neutral(
+        _is_best_of, "1 or the value of n", instead="/v1/completions has it.", schema={"enum": [1, None]}
+    ),
     "modalities": only(["text"]),
     "prediction": only(),
     "web_search_options": only(),
@@ -147,11 +160,15 @@ MESSAGE: dict[str, Neutral] = {
 }
 
 TOOL_CALL: dict[str, Neutral] = {
-    "index": Neutral(lambda given, _: type(given) is int, "a number"),  # of a streamed call that was put together
+    "index": Neutral(
+        lambda given, _: type(given) is int, "a number", schema=_WHOLE_NUMBER
+    ),  # of a streamed call that was put together
 }
 
 CALLED_FUNCTION: dict[str, Neutral] = {
-    "parsed_arguments": Neutral(lambda *_: True, "anything"),  # the openai package puts it beside `arguments`
+    "parsed_arguments": Neutral(
+        lambda *_: True, "anything", schema={}
+    ),  # the openai package puts it beside `arguments`
 }
 
 PART: dict[str, Neutral] = {

@@ -8,11 +8,11 @@ all ways in.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import Discriminator, Field, PlainValidator, Tag, ValidationError, field_validator
+from pydantic import Discriminator, Field, PlainValidator, Tag, ValidationError, WithJsonSchema, field_validator
 
 from max_ray.errors import InputError, PromptTooLongError
 from max_ray.serve.api.aliases import CHAT_ALIASES, COMPLETION_ALIASES, Alias
@@ -27,7 +27,7 @@ from max_ray.serve.api.extension_fields import (
 from max_ray.serve.api.json_body import decode_object
 from max_ray.serve.api.logit_fields import LogitFields
 from max_ray.serve.api.neutral_fields import CHAT, CHAT_INSTEAD, COMPLETION, COMPLETION_INSTEAD, STREAM_OPTIONS
-from max_ray.serve.api.request_fields import FIELD_ERROR, MAX_PROBLEMS, ApiRequest, Neutral, StrictModel
+from max_ray.serve.api.request_fields import FIELD_ERROR, MAX_PROBLEMS, ApiRequest, Neutral, StrictModel, ranged
 from max_ray.serve.api.structured_output_fields import RESPONSE_FORMAT, StructuredOutputFields
 from max_ray.serve.api.tool_fields import ChatOutput, ToolFields
 
@@ -37,7 +37,13 @@ MAX_STOP_CHARACTERS = 4096
 DEFAULT_COMPLETION_TOKENS = 16
 TOKEN_CHARACTERS = 1024
 """More than any token of any vocabulary has."""
+RESUMABLE = "stream_options.resumable"
 Prompt = str | list[str] | list[int] | list[list[int]]
+_IDS = {"type": "array", "items": {"type": "integer"}, "minItems": 1}
+_TEXTS = {"type": "array", "items": {"type": "string"}, "minItems": 1}
+_LISTS = {"type": "array", "items": _IDS, "minItems": 1}
+PromptField = Annotated[Prompt, WithJsonSchema({"anyOf": [{"type": "string"}, _TEXTS, _IDS, _LISTS]})]
+"""A text or token ids, or a list of one of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +95,7 @@ class StreamOptions(StrictModel):
 
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
+    resumable: bool | None = None
 
 
 def _metadata(value: Any) -> Any:
@@ -99,6 +106,12 @@ def _metadata(value: Any) -> Any:
     return value
 
 
+_LABEL = {"type": "string", "maxLength": MAX_LABEL_CHARACTERS}
+_METADATA_SCHEMA = WithJsonSchema(
+    {"type": "object", "maxProperties": 16, "propertyNames": _LABEL, "additionalProperties": _LABEL}
+)
+
+
 class LabelledRequest(ApiRequest):
     """Labels: what a client writes on its request for accounts and logs. They change nothing in the answer."""
 
@@ -106,7 +119,7 @@ class LabelledRequest(ApiRequest):
     user: ShortText | None = None
     safety_identifier: ShortText | None = None
     prompt_cache_key: ShortText | None = None
-    metadata: Annotated[dict[str, str], PlainValidator(_metadata)] | None = None
+    metadata: Annotated[dict[str, str], PlainValidator(_metadata), _METADATA_SCHEMA] | None = None
 
     @property
     def labels(self) -> dict[str, Any]:
@@ -115,23 +128,29 @@ class LabelledRequest(ApiRequest):
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
+StopText = Annotated[
+    str, WithJsonSchema({"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARACTERS})
+]  # checked by `_check_stop`
+
+
 class GenerationRequest(ExtensionFields, StructuredOutputFields, LogitFields, LabelledRequest):
     """The fields that both kinds of request have."""
 
     stream: bool = False
     stream_options: StreamOptions | None = None
     n: int = Field(default=1, ge=1, le=MAX_CHOICES)
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
-    repetition_penalty: float | None = None
-    seed: int | None = None
+    temperature: float | None = ranged(minimum=0)
+    top_p: float | None = ranged(exclusiveMinimum=0, maximum=1)
+    top_k: int | None = ranged(minimum=-1)
+    min_p: float | None = ranged(minimum=0, maximum=1)
+    frequency_penalty: float | None = ranged(minimum=-2, maximum=2)
+    presence_penalty: float | None = ranged(minimum=-2, maximum=2)
+    repetition_penalty: float | None = ranged(exclusiveMinimum=0)
+    seed: int | None = ranged(minimum=-(2**63), maximum=2**64 - 1)
     stop: (
         Annotated[
-            Annotated[str, Tag("<text>")] | Annotated[list[str], Field(max_length=16, fail_fast=True), Tag("<list>")],
+            Annotated[StopText, Tag("<text>")]
+            | Annotated[list[StopText], Field(max_length=16, fail_fast=True), Tag("<list>")],
             Discriminator(text_or_list),
         ]
         | None
@@ -159,8 +178,15 @@ class GenerationRequest(ExtensionFields, StructuredOutputFields, LogitFields, La
         """Whether every chunk has the usage so far."""
         return bool(self.stream_options and self.stream_options.continuous_usage_stats)
 
+    @property
+    def is_resumable(self) -> bool:
+        """Whether the stream may be read on over another connection."""
+        return bool(self.stream_options and self.stream_options.resumable)
+
     def check(self) -> None:
         """Raises InputError where fields contradict each other."""
+        if self.is_resumable and not self.stream:
+            raise InputError("stream_options.resumable has a meaning only with stream=true.", param=RESUMABLE)
         if self.include_usage and not self.stream:
             raise InputError("stream_options has a meaning only with stream=true.", param="stream_options")
         if self.continuous_usage and not self.include_usage:
@@ -206,7 +232,7 @@ class CompletionRequest(GenerationRequest):
     INSTEAD: ClassVar[Mapping[str, str]] = COMPLETION_INSTEAD
     ALIASES: ClassVar[Mapping[str, Alias]] = COMPLETION_ALIASES
 
-    prompt: Prompt
+    prompt: PromptField
     max_tokens: int = Field(default=DEFAULT_COMPLETION_TOKENS, ge=0)
     logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
     echo: bool = False
@@ -367,7 +393,31 @@ def validated(kind: type[RequestT], fields: Mapping[str, Any]) -> RequestT:
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
+        whole = _with_whole_numbers(fields)
+        if whole is not fields:
+            return validated(kind, whole)
         raise _explain(error) from None
+
+
+def _with_whole_numbers(value: Any) -> Any:
+    """The value with integers for floats without a fraction, which JSON does not tell apart; itself without any.
+
+    For a body that was refused: no other pays for it.
+    """
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else value
+    if isinstance(value, Mapping):
+        items: Iterable[tuple[Any, Any]] = value.items()
+    elif isinstance(value, list):
+        items = enumerate(value)
+    else:
+        return value
+    changed = {key: new for key, old in items if (new := _with_whole_numbers(old)) is not old}
+    if not changed:
+        return value
+    if isinstance(value, list):
+        return [changed.get(index, old) for index, old in enumerate(value)]
+    return {**value, **changed}
 
 
 def checked_prompt(prompt: Any) -> Any:

@@ -5,24 +5,39 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse, JSONResponse, Response
-from pydantic.json_schema import models_json_schema
+from pydantic import TypeAdapter
+from pydantic.json_schema import JsonSchemaMode
 
 from max_ray import __version__
+from max_ray.serve.api.error_shapes import ANTHROPIC, OLLAMA, OPENAI, ErrorShape, error_shape_of
 from max_ray.serve.api.files.routes import LONGEST_S, SHORTEST_S
+from max_ray.serve.api.objects.errors import AnthropicErrorObject, ErrorObject, OllamaErrorObject
+from max_ray.serve.api.operations import JSON, OPERATIONS, Operation
 from max_ray.serve.api.request_fields import ApiRequest, StrictModel
 from max_ray.serve.api.route_table import ROUTES, Route
 
 _SCHEMAS = "#/components/schemas/"
-_ERROR = {"description": "An error, in the shape of the route's dialect.", "content": {"application/json": {}}}
+_ERRORS: Mapping[ErrorShape, Any] = {OPENAI: ErrorObject, ANTHROPIC: AnthropicErrorObject, OLLAMA: OllamaErrorObject}
+_REFUSED = (
+    "The request is at fault. A body that its schema allows is refused too where fields contradict each other, a text "
+    "is too long for the model, a grammar cannot be compiled, or the model is for another task."
+)
+_FAILED = "The server cannot answer now, or failed."
 _UPLOAD = {
     "type": "object",
     "required": ["file", "purpose"],
+    "additionalProperties": False,
+    "dependentRequired": {
+        "expires_after[anchor]": ["expires_after[seconds]"],
+        "expires_after[seconds]": ["expires_after[anchor]"],
+    },
     "properties": {
         "file": {"type": "string", "format": "binary"},
         "purpose": {"type": "string", "const": "batch"},
@@ -42,47 +57,70 @@ td, th {{ text-align: left; vertical-align: top; padding: 0.2rem 0.8rem 0.2rem 0
 """
 
 
-def add_documentation(api: FastAPI, bodies: Mapping[str, type[ApiRequest]]) -> None:
+@dataclass(frozen=True)
+class Description:
+    """What the document depends on.
+
+    Args:
+        bodies: The model of the JSON body of a route, by the route's path.
+        model: The name of a served model, for examples.
+        needs_key: Whether the server has API keys.
+    """
+
+    bodies: tuple[tuple[str, type[ApiRequest]], ...]
+    model: str
+    needs_key: bool
+
+
+def add_documentation(
+    api: FastAPI, bodies: Mapping[str, type[ApiRequest]], model: Callable[[], str], *, needs_key: bool
+) -> None:
     """Adds `/openapi.json` and `/docs`, which need no other host.
 
     Args:
         api: The application.
         bodies: The model of the JSON body of a route, by the route's path.
+        model: Gives the name of a served model, for examples; called by the first request.
+        needs_key: Whether the server has API keys.
     """
-    document, page = _rendered(tuple(bodies.items()))
     get = partial(api.api_route, methods=["GET", "HEAD"])
+
+    def rendered() -> tuple[dict[str, Any], str]:
+        return _rendered(Description(tuple(bodies.items()), model(), needs_key))
 
     @get("/openapi.json")
     async def openapi() -> Response:
-        return JSONResponse(document)
+        return JSONResponse(rendered()[0])
 
     @get("/docs")
     async def docs() -> Response:
         policy = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; frame-ancestors 'none'"
-        return HTMLResponse(page, headers={"Content-Security-Policy": policy})
+        return HTMLResponse(rendered()[1], headers={"Content-Security-Policy": policy})
 
 
 @lru_cache
-def _rendered(bodies: tuple[tuple[str, type[ApiRequest]], ...]) -> tuple[dict[str, Any], str]:
+def _rendered(described: Description) -> tuple[dict[str, Any], str]:
     """The document and the page, made once for all applications of a process."""
-    document = openapi_document(dict(bodies))
+    document = openapi_document(described)
     return document, _page(document)
 
 
-def openapi_document(bodies: Mapping[str, type[ApiRequest]]) -> dict[str, Any]:
+def openapi_document(described: Description) -> dict[str, Any]:
     """The document of all routes.
 
     Args:
-        bodies: The model of the JSON body of a route, by the route's path.
+        described: What it depends on.
     """
-    kinds = list(dict.fromkeys(bodies.values()))
-    references, shared = models_json_schema([(kind, "validation") for kind in kinds], ref_template=_SCHEMAS + "{model}")
-    schemas = _without_refusing_branches(shared.get("$defs", {}))
-    _add_null_and_neutral_fields(schemas)
+    bodies = dict(described.bodies)
+    references, schemas = _schemas(bodies)
     paths: dict[str, Any] = {}
     for route in ROUTES:
-        body = references[bodies[route.path], "validation"] if route.path in bodies else None
-        paths[route.label] = {method.lower(): _operation(route, method, body) for method in route.methods}
+        for method in route.methods:
+            one = OPERATIONS[f"{'GET' if method == 'HEAD' else method} {route.path}"]
+            body = references.get(bodies[route.path]) if method == "POST" and route.path in bodies else None
+            operation = _operation(route, method, described) | _content_of(route, method, one, body, described.model)
+            operation["responses"] = _responses(route, method, one, references)
+            paths.setdefault(route.label, {})[method.lower()] = operation
     return {
         "openapi": "3.1.0",
         "info": {"title": "max_ray", "version": __version__},
@@ -97,28 +135,70 @@ def openapi_document(bodies: Mapping[str, type[ApiRequest]]) -> dict[str, Any]:
     }
 
 
-def _operation(route: Route, method: str, body: Any) -> dict[str, Any]:
+def _schemas(bodies: Mapping[str, type[ApiRequest]]) -> tuple[dict[Any, Any], dict[str, Any]]:
+    """(references by type, components) of all bodies and answers."""
+    kinds: list[Any] = list(dict.fromkeys(bodies.values()))
+    answers = list({id(one.answer): one.answer for one in OPERATIONS.values() if one.answer is not None}.values())
+    inputs: list[tuple[Any, JsonSchemaMode, TypeAdapter[Any]]] = [
+        *((kind, "validation", TypeAdapter(kind)) for kind in kinds),
+        *((kind, "serialization", TypeAdapter(kind)) for kind in (*answers, *_ERRORS.values())),
+    ]
+    found, shared = TypeAdapter.json_schemas(inputs, ref_template=_SCHEMAS + "{model}")
+    schemas = _without_refusing_branches(shared.get("$defs", {}))
+    _add_null_and_neutral_fields(schemas)
+    for schema in schemas.values():  # an answer has the fields that are told, and no other
+        if schema.get("type") == "object" and "properties" in schema:
+            schema.setdefault("additionalProperties", False)
+    return {key: schema for (key, _), schema in found.items()}, schemas
+
+
+def _operation(route: Route, method: str, described: Description) -> dict[str, Any]:
     words = re.findall(r"\w+", route.label)
-    operation: dict[str, Any] = {
+    keys: list[dict[str, Any]] = [{"bearer": []}, {"x-api-key": []}]
+    return {
         "operationId": "_".join([method.lower(), *words]),
         "summary": route.summary,
-        "responses": {"200": {"description": "The answer."}, "default": _ERROR},
-        "security": [] if route.is_open else [{"bearer": []}, {"x-api-key": []}, {}],
+        "security": [] if route.is_open else keys if described.needs_key else [*keys, {}],
     }
+
+
+def _content_of(route: Route, method: str, one: Operation, body: Any, model: str) -> dict[str, Any]:
+    """The parameters and the body of an operation."""
+    content: dict[str, Any] = {}
     names = re.findall(r"\{(\w+)\}", route.label)
-    if names:
-        schema = {"type": "string"}
-        operation["parameters"] = [{"name": name, "in": "path", "required": True, "schema": schema} for name in names]
-    if body is not None and method == "POST":
-        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
+    text = {"type": "string"}
+    parameters = [{"name": name, "in": "path", "required": True, "schema": text} for name in names]
+    if names == ["model"]:
+        parameters[0]["example"] = model
+    parameters += [{"name": name, "in": "query", "schema": dict(schema)} for name, schema in one.query.items()]
+    if parameters:
+        content["parameters"] = parameters
+    if body is not None:
+        example = {**({"model": model} if one.needs_model else {}), **(one.example or {})}
+        content["requestBody"] = {"required": True, "content": {JSON: {"schema": body, "example": example}}}
     elif (route.path, method) == ("/v1/files", "POST"):
-        operation["requestBody"] = {"required": True, "content": {"multipart/form-data": {"schema": _UPLOAD}}}
-    return operation
+        content["requestBody"] = {"required": True, "content": {"multipart/form-data": {"schema": _UPLOAD}}}
+    return content
+
+
+def _responses(route: Route, method: str, one: Operation, references: Mapping[Any, Any]) -> dict[str, Any]:
+    """What an operation answers, by status. HEAD answers without content."""
+    error = _ERRORS[error_shape_of(route.path)]
+    whole: dict[str, Any] = {} if one.answer is None else {"schema": references[one.answer]}
+    stream = {} if one.stream is None else {one.stream: {"schema": {"type": "string"}}}
+    told = {} if method == "HEAD" else {"content": {one.media_type: whole, **stream}}
+    failed = {} if method == "HEAD" else {"content": {JSON: {"schema": references[error]}}}
+    return {
+        "200": {"description": "The answer.", **told},
+        **{str(status): {"description": meaning} for status, meaning in one.others.items()},
+        "4XX": {"description": _REFUSED, **failed},
+        "5XX": {"description": _FAILED, **failed},
+    }
 
 
 def _add_null_and_neutral_fields(schemas: dict[str, Any]) -> None:
     """Adds what `StrictModel` lets pass: null for optional fields, and the fields that ask for nothing."""
-    kinds = {kind.__name__: kind for kind in _all_models(StrictModel)}
+    kinds = {name: kind for kind in _all_models(StrictModel) for name in _names_of(kind)}
     for name, schema in schemas.items():
         fields = schema.get("properties")
         if fields is None or name not in kinds:
@@ -127,9 +207,10 @@ def _add_null_and_neutral_fields(schemas: dict[str, Any]) -> None:
             fields[field] = _or_null(fields[field])
         for field, neutral in kinds[name].NEUTRAL.items():
             values = f"null, or {neutral.values}" if neutral.values else "null"
-            fields.setdefault(field, {"description": f"Not honoured. Passes only as {values}."})
+            fields.setdefault(field, {"description": f"Not honoured. Passes only as {values}.", **neutral.schema})
         for field, alias in kinds[name].ALIASES.items():
-            fields[field] = {"description": f"Another server's name of a field: {alias.values}, or null."}
+            text = f"Another server's name of a field: {alias.values}, or null."
+            fields[field] = {"description": text, **alias.schema}
 
 
 def _without_refusing_branches(schema: Any) -> Any:
@@ -151,6 +232,11 @@ def _or_null(schema: Mapping[str, Any]) -> dict[str, Any]:
     outside = {key: schema[key] for key in ("title", "description", "default") if key in schema}
     inside = {key: value for key, value in schema.items() if key not in outside}
     return {**outside, "anyOf": [inside, {"type": "null"}]}
+
+
+def _names_of(kind: type[StrictModel]) -> tuple[str, str]:
+    """The name of a model in the document: its own, or the long one where two models have the same."""
+    return kind.__name__, f"{kind.__module__}.{kind.__qualname__}".replace(".", "__")
 
 
 def _all_models(kind: type[StrictModel]) -> list[type[StrictModel]]:

@@ -17,6 +17,7 @@ from max_ray.output_parsers import (
 )
 from max_ray.serve.api.choice import ChoiceDelta, ParsedDelta
 from max_ray.serve.api.formats import ChatFormat
+from max_ray.serve.api.objects.openai import AnsweredCall, AnswerMessage
 from max_ray.serve.api.parsed_choice import joined_texts
 from max_ray.serve.api.sse import encode_event
 
@@ -52,7 +53,7 @@ class ParsedChatFormat(ChatFormat):
         calls = _calls(events)
         content, reasoning = joined_texts(events)
         content = self._options.prefix + content
-        message: dict[str, Any] = {"role": "assistant", "content": content or (None if calls else ""), "refusal": None}
+        message: AnswerMessage = {"role": "assistant", "content": content or (None if calls else ""), "refusal": None}
         if reasoning:
             message["reasoning_content"] = reasoning
         if calls:
@@ -80,8 +81,8 @@ def _delta(event: Event) -> str:
     return json.dumps({"tool_calls": [call]}, ensure_ascii=False)
 
 
-def _calls(events: list[Event]) -> list[dict[str, Any]]:
-    calls: list[dict[str, Any]] = []
+def _calls(events: list[Event]) -> list[AnsweredCall]:
+    calls: list[AnsweredCall] = []
     for event in events:
         if isinstance(event, ToolCallStart):
             calls.append({"id": event.id, "type": "function", "function": {"name": event.name, "arguments": ""}})

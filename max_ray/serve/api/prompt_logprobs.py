@@ -8,6 +8,7 @@ from typing import Any
 from max_ray.interfaces import LogProbabilities
 from max_ray.serve.api.choice import Choice
 from max_ray.serve.api.formats import finite
+from max_ray.serve.api.objects.openai import PromptLogprob, PromptLogprobs
 from max_ray.tokenization.token_bytes import TokenText
 
 
@@ -30,12 +31,12 @@ def with_prompt_logprobs(
     return answer | {"choices": [choice | {"prompt_logprobs": report} for choice, report in objects]}
 
 
-def _report(choice: Choice, tokens: TokenText, num_top: int) -> list[dict[str, Any] | None]:
+def _report(choice: Choice, tokens: TokenText, num_top: int) -> PromptLogprobs:
     """One entry a prompt token; None for the first one, which nothing precedes."""
     return [None if entry is None else _entry(entry, tokens, num_top) for entry in choice.prompt_entries]
 
 
-def _entry(entry: LogProbabilities, tokens: TokenText, num_top: int) -> dict[str, Any]:
+def _entry(entry: LogProbabilities, tokens: TokenText, num_top: int) -> dict[str, PromptLogprob]:
     """By token id: the prompt's token, then the likeliest ones. rank: from 1; None beyond the reported ones."""
     ranks = {token: rank for rank, (token, _) in enumerate(entry.top, start=1)}
     wanted = {entry.token_id: entry.log_probability} | dict(entry.top[:num_top])

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from max_ray.errors import nearest, quoted
@@ -28,12 +28,14 @@ class Neutral:
     """A field that is not honoured. It passes where `passes` says that it asks for nothing, and as null.
 
     values: what passes, in words; empty where only null does. is_foreign: not of the OpenAI API. instead: what to use.
+    schema: what passes, as a JSON schema.
     """
 
     passes: Callable[[Any, Mapping[str, Any]], bool]
     values: str = ""
     is_foreign: bool = False
     instead: str = ""
+    schema: Mapping[str, Any] = field(default_factory=lambda: {"type": "null"}, hash=False)
 
     def refusal(self, place: str) -> str:
         """The sentences for a value that asks for something."""
@@ -51,25 +53,34 @@ def only(*values: Any, instead: str = "") -> Neutral:
         lambda given, _: any(_is_same(given, value) for value in values),
         " or ".join(json.dumps(value) for value in values),
         instead=instead,
+        schema={"enum": [*values, None]},
     )
 
 
 def foreign(*values: Any, instead: str = "") -> Neutral:
     """The same for a field of another server."""
     neutral = only(*values, instead=instead)
-    return Neutral(neutral.passes, neutral.values, is_foreign=True, instead=instead)
+    return replace(neutral, is_foreign=True)
 
 
 def foreign_number() -> Neutral:
     """A number that shapes something which is refused unless it is off: any will do."""
     return Neutral(
-        lambda given, _: isinstance(given, int | float) and not isinstance(given, bool), "a number", is_foreign=True
+        lambda given, _: isinstance(given, int | float) and not isinstance(given, bool),
+        "a number",
+        is_foreign=True,
+        schema={"type": ["number", "null"]},
     )
 
 
 def _is_same(given: Any, value: Any) -> bool:
     """Equal, and not a boolean for a number."""
     return isinstance(given, bool) == isinstance(value, bool) and bool(given == value)
+
+
+def ranged(**keywords: float) -> Any:
+    """An optional number whose range is checked where it is used; these keywords tell it in `/openapi.json`."""
+    return Field(default=None, json_schema_extra=dict(keywords))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,9 @@ import time
 from collections import OrderedDict, deque
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
+
+from max_ray.serve.api.objects.server import ChoiceRecord, RequestObject
 
 if TYPE_CHECKING:
     from max_ray.serve.api.choice import Choice
@@ -33,7 +35,7 @@ class RequestRecord:
     """
 
     owner: str
-    content: dict[str, Any]
+    content: RequestObject
 
     @property
     def num_choices(self) -> int:
@@ -131,7 +133,7 @@ class RequestLog:
 
     def _record(self, answer_id: str, generation: Generation) -> RequestRecord:
         now = perf_counter()
-        content = {
+        content: RequestObject = {
             "id": answer_id,
             "object": "request",
             "status": "done" if generation.is_closed else "in_progress",
@@ -173,7 +175,7 @@ def phase_seconds(choice: Choice, arrival: float) -> dict[str, float | None]:
     }
 
 
-def _choice_record(choice: Choice, arrival: float) -> dict[str, Any]:
+def _choice_record(choice: Choice, arrival: float) -> ChoiceRecord:
     trace = choice.context.trace
     seconds = phase_seconds(choice, arrival)
     return {
@@ -184,13 +186,20 @@ def _choice_record(choice: Choice, arrival: float) -> dict[str, Any]:
         "wait_reason": None if trace.wait_reason is None else trace.wait_reason.value,
         "preemptions": trace.num_preemptions,
         "kv_blocks": max(trace.num_blocks, len(choice.context.block_table)),
-        **{f"{name}_ms": None if seconds[name] is None else _ms(seconds[name] or 0.0) for name in PHASES},
+        "prepare_ms": _ms_of(seconds["prepare"]),
+        "queue_ms": _ms_of(seconds["queue"]),
+        "prefill_ms": _ms_of(seconds["prefill"]),
+        "decode_ms": _ms_of(seconds["decode"]),
     }
 
 
 def _on_perf_counter(monotonic: float | None) -> float | None:
     """A time of the scheduler's clock on that of the routes."""
     return None if monotonic is None else monotonic - _CLOCK_OFFSET_S
+
+
+def _ms_of(seconds: float | None) -> float | None:
+    return None if seconds is None else _ms(seconds)
 
 
 def _ms(seconds: float) -> float:

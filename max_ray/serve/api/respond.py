@@ -13,6 +13,7 @@ from starlette.types import Scope
 from max_ray.errors import MaxRayError
 from max_ray.serve.api.error_shapes import error_shape
 from max_ray.serve.api.http_errors import describe_and_log, internal_error
+from max_ray.serve.api.objects.errors import ErrorObject
 from max_ray.serve.api.scope import CLIENT_CLOSED, STATUS_KEY
 from max_ray.serve.api.sse import ClientGoneError, EventStream, until_disconnect
 
@@ -33,7 +34,7 @@ class AdmittedAnswer(Protocol):
     def server_timing(self) -> str:
         """The phases that are over, for the header `Server-Timing`."""
 
-    async def whole(self) -> dict[str, Any]:
+    async def whole(self) -> Mapping[str, Any]:
         """The answer object. Raises WorkerGroupError."""
 
     def failure(self, content: Mapping[str, Any]) -> bytes | None:
@@ -80,7 +81,7 @@ async def _events(answer: AdmittedAnswer, scope: Scope) -> AsyncGenerator[bytes,
         yield _failed(answer, scope, 500, internal_error())
 
 
-def _failed(answer: AdmittedAnswer, scope: Scope, status: int, content: dict[str, Any]) -> bytes:
+def _failed(answer: AdmittedAnswer, scope: Scope, status: int, content: ErrorObject) -> bytes:
     scope[STATUS_KEY] = status
     own = answer.failure(content)
     if own is not None:

@@ -51,6 +51,7 @@ ROUTES = (
     Route("/v1/chat/completions", POST, "Answers a chat (OpenAI)."),
     Route("/v1/embeddings", POST, "Vectors of texts (OpenAI)."),
     Route("/v1/requests/{answer_id}", GET, "What happened to a request: waits, phases, KV blocks, by its answer's id."),
+    Route("/v1/streams/{stream_id}", ("GET", "DELETE"), "Goes on with a resumable stream; DELETE ends it."),
     Route("/v1/score", POST, "Scores of pairs of texts (vLLM)."),
     Route("/score", POST, "The same as /v1/score (vLLM)."),
     Route("/v1/rerank", POST, "Documents in the order of their relevance to a query (Jina)."),
@@ -123,6 +124,15 @@ def is_open(path: str) -> bool:
         path: Without a prefix and without a slash at its end.
     """
     return path in _OPEN_PATHS or any(route.pattern.fullmatch(path) for route in _OPEN_WITH_PARAMETERS)
+
+
+def allowed_methods(path: str) -> list[str]:
+    """The methods of a path, of all routes that it belongs to; empty for an unknown one.
+
+    Args:
+        path: Without a prefix and without a slash at its end.
+    """
+    return list(dict.fromkeys(m for route in ROUTES if route.pattern.fullmatch(path) for m in route.methods))
 
 
 def known_paths() -> Iterable[str]:

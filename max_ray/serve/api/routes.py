@@ -22,11 +22,11 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from max_ray import __version__
-from max_ray.errors import NotFoundError, quoted
-from max_ray.serve.api.access.caller import CALLER
+from max_ray.errors import InputError, NotFoundError, quoted
+from max_ray.serve.api.access.caller import CALLER, DEADLINE
 from max_ray.serve.api.access.key_ring import KeyRing
 from max_ray.serve.api.accounting import RequestCounter
-from max_ray.serve.api.answer import Answer, check_model, open_answer
+from max_ray.serve.api.answer import check_model, open_answer
 from max_ray.serve.api.anthropic.requests import CountTokensRequest, MessagesRequest
 from max_ray.serve.api.anthropic.routes import add_anthropic_routes
 from max_ray.serve.api.api_context import ApiContext, ModelDetails
@@ -45,15 +45,17 @@ from max_ray.serve.api.http_errors import (
 )
 from max_ray.serve.api.metrics_page import MetricsPage
 from max_ray.serve.api.model_object import model_object
+from max_ray.serve.api.objects.openai import ModelList
+from max_ray.serve.api.objects.server import Health, RequestObject, Version
 from max_ray.serve.api.ollama.requests import OllamaChatRequest, OllamaGenerateRequest
 from max_ray.serve.api.ollama.routes import OllamaEmbedRequest, ShowRequest, add_ollama_routes
-from max_ray.serve.api.openai import ChatCompletionRequest, CompletionRequest
+from max_ray.serve.api.openai import RESUMABLE, ChatCompletionRequest, CompletionRequest
 from max_ray.serve.api.openapi import add_documentation
 from max_ray.serve.api.origin_guard import OriginGuard, cors_settings
 from max_ray.serve.api.page.routes import add_page
 from max_ray.serve.api.request_fields import ApiRequest
 from max_ray.serve.api.request_log import SharedRecords
-from max_ray.serve.api.respond import respond
+from max_ray.serve.api.respond import AdmittedAnswer, respond
 from max_ray.serve.api.responses.requests import ResponsesRequest
 from max_ray.serve.api.responses.routes import add_response_routes
 from max_ray.serve.api.responses.store import LocalResponseStore, ResponseStore
@@ -62,6 +64,9 @@ from max_ray.serve.api.scope import CLIENT_CLOSED, DEADLINE_KEY, SEND_KEY, SERVE
 from max_ray.serve.api.score import RERANK_PATHS, SCORE_PATHS, RerankBody, ScoreBody, add_score_routes
 from max_ray.serve.api.server_view import server_object
 from max_ray.serve.api.sse import ClientGoneError, until_disconnect
+from max_ray.serve.api.streams.journal import LocalStreamJournal
+from max_ray.serve.api.streams.routes import add_stream_routes
+from max_ray.serve.api.streams.stream_table import StreamTable
 from max_ray.serve.api.token_routes import DetokenizeRequest, TokenizeRequest, add_token_routes
 
 if TYPE_CHECKING:
@@ -99,6 +104,7 @@ def build_api(
     batches: BatchRunner | None = None,
     records: SharedRecords | None = None,
     tracer: RequestTracer | None = None,
+    streams: StreamTable | None = None,
 ) -> FastAPI:
     """The application with all routes.
 
@@ -110,16 +116,19 @@ def build_api(
         batches: Runs batches, started by the caller; None: the server keeps no files.
         records: What other replicas know of their requests; None: there are no others.
         tracer: Traces requests; None: they are not traced.
+        streams: Resumable streams; None keeps their journal in this process.
     """
     options = options or ApiOptions()
     no_pages: dict[str, Any] = {"openapi_url": None, "docs_url": None, "redoc_url": None}
     api = _Api(title="max_ray", version=__version__, redirect_slashes=False, **no_pages)
     bodies = BodyReader(timeout_s=options.body_timeout_s)
     store = LocalResponseStore() if responses is None else responses
-    context = ApiContext(engine, options, bodies, store, details or ModelDetails())
+    streams = streams or StreamTable(engine, LocalStreamJournal(), "local", options.resume_grace_s)
+    context = ApiContext(engine, options, bodies, store, details or ModelDetails(), streams)
     _add_tasks(api, context)  # first: routes are tried in order
     _add_readings(api, context, records)
     add_page(api)
+    add_stream_routes(api, streams)
     add_response_routes(api, context)
     add_anthropic_routes(api, context)
     add_ollama_routes(api, context)
@@ -127,7 +136,7 @@ def build_api(
     add_score_routes(api, context)
     add_file_routes(api, batches.store if batches else None, options.body_timeout_s)
     add_batch_routes(api, context, batches)
-    add_documentation(api, BODIES)
+    add_documentation(api, BODIES, lambda: engine.model_name, needs_key=options.has_keys)
     add_error_handlers(api, known_paths())
     if options.has_keys:
         path = None if options.api_keys_file is None else Path(options.api_keys_file)
@@ -181,7 +190,8 @@ def _add_readings(api: FastAPI, context: ApiContext, records: SharedRecords | No
     @get("/v1/models")
     async def list_models() -> Response:
         may_use = CALLER.get().may_use(engine.model_name)
-        return JSONResponse({"object": "list", "data": [model_object(engine, created)] if may_use else []})
+        models: ModelList = {"object": "list", "data": [model_object(engine, created)] if may_use else []}
+        return JSONResponse(models)
 
     @get("/v1/models/{model:path}")
     async def show_model(model: str) -> Response:
@@ -192,7 +202,8 @@ def _add_readings(api: FastAPI, context: ApiContext, records: SharedRecords | No
     @api.api_route("/ping", methods=["GET", "HEAD", "POST"])
     async def health() -> Response:
         if await engine.healthy():
-            return JSONResponse({"status": "ok"})
+            ok: Health = {"status": "ok"}
+            return JSONResponse(ok)
         message = "The model workers do not answer; they are being replaced. Try again in a few seconds."
         return ErrorResponse(error_body(message, kind="workers_unavailable"), status_code=503)
 
@@ -214,10 +225,11 @@ def _add_readings(api: FastAPI, context: ApiContext, records: SharedRecords | No
 
     @get("/version")
     async def version() -> Response:
-        return JSONResponse({"version": __version__})
+        answer: Version = {"version": __version__}
+        return JSONResponse(answer)
 
 
-async def _request_record(engine: Engine, records: SharedRecords | None, answer_id: str) -> dict[str, Any]:
+async def _request_record(engine: Engine, records: SharedRecords | None, answer_id: str) -> RequestObject:
     """Raises NotFoundError for a request that is not known, or is another key's."""
     record = engine.requests.find(answer_id)
     if record is None and records is not None:
@@ -258,13 +270,23 @@ async def _answer(
 
 async def _opened(
     context: ApiContext, request: Request, kind: type[CompletionRequest] | type[ChatCompletionRequest]
-) -> tuple[Answer, bool]:
+) -> tuple[AdmittedAnswer, bool]:
     """The answer, and whether it is streamed. Nothing of the body is kept."""
     arrival = perf_counter()
     async with context.parsed(request, kind, is_chat=kind is ChatCompletionRequest) as parsed:
         if parsed.timeout is not None:
             request.scope[DEADLINE_KEY].limit(parsed.timeout)
+        if parsed.is_resumable and parsed.stream:
+            return await _resumable(context, parsed, arrival), True
         return await open_answer(context.engine, parsed, arrival), parsed.stream
+
+
+async def _resumable(
+    context: ApiContext, parsed: CompletionRequest | ChatCompletionRequest, arrival: float
+) -> AdmittedAnswer:
+    if context.streams is None:
+        raise InputError("No stream can be resumed here: leave resumable out.", param=RESUMABLE)
+    return await context.streams.open(parsed, arrival, has_deadline=DEADLINE.get() is not None)
 
 
 async def _embeddings(context: ApiContext, request: Request) -> Response:

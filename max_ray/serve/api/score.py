@@ -30,6 +30,7 @@ from max_ray.serve.api.answer import check_model, check_task
 from max_ray.serve.api.api_context import ApiContext
 from max_ray.serve.api.engine import Engine
 from max_ray.serve.api.neutral_fields import SCORES
+from max_ray.serve.api.objects.openai import InputUsage, RankedDocument, RerankResult, ScoreList, ScoreObject
 from max_ray.serve.api.openai import LabelledRequest
 from max_ray.serve.api.request_fields import Neutral, StrictModel
 from max_ray.serve.api.scope import CLIENT_CLOSED
@@ -85,7 +86,7 @@ class RerankBody(PairFields):
     """The body of `/v1/rerank`. top_n: 0 for all."""
 
     query: str
-    documents: list[str | Document]
+    documents: list[str | Document] = Field(json_schema_extra={"minItems": 1, "maxItems": MAX_PAIRS})
     top_n: int = Field(default=0, ge=0)
     return_documents: bool = True
 
@@ -111,7 +112,7 @@ class Scores:
     num_tokens: int
 
     @property
-    def usage(self) -> dict[str, int]:
+    def usage(self) -> InputUsage:
         """OpenAI's object."""
         return {"prompt_tokens": self.num_tokens, "total_tokens": self.num_tokens}
 
@@ -224,10 +225,10 @@ def _placed(error: InputError, place: str) -> InputError:
     return error
 
 
-async def score(engine: Engine, body: ScoreBody) -> dict[str, Any]:
+async def score(engine: Engine, body: ScoreBody) -> ScoreList:
     """The answer object of `/v1/score`. Raises what `scores_of` raises."""
     found = await scores_of(engine, body.pairs, body, ("text_1", "text_2"))
-    data = [{"index": i, "object": "score", "score": value} for i, value in enumerate(found.values)]
+    data: list[ScoreObject] = [{"index": i, "object": "score", "score": value} for i, value in enumerate(found.values)]
     return {
         "id": f"score-{RequestID()}",
         "object": "list",
@@ -238,19 +239,15 @@ async def score(engine: Engine, body: ScoreBody) -> dict[str, Any]:
     }
 
 
-async def rerank(engine: Engine, body: RerankBody) -> dict[str, Any]:
+async def rerank(engine: Engine, body: RerankBody) -> RerankResult:
     """The answer object of `/v1/rerank`: the best documents first. Raises what `scores_of` raises."""
     texts = body.texts
     found = await scores_of(engine, [(body.query, text) for text in texts], body, ("query", "documents"))
     order = sorted(range(len(texts)), key=lambda i: -found.values[i])[: body.top_n or None]
-    results = [
-        {
-            "index": i,
-            **({"document": {"text": texts[i]}} if body.return_documents else {}),
-            "relevance_score": found.values[i],
-        }
-        for i in order
-    ]
+    results: list[RankedDocument] = [{"index": i, "relevance_score": found.values[i]} for i in order]
+    if body.return_documents:
+        for result in results:
+            result["document"] = {"text": texts[result["index"]]}
     return {"id": f"rerank-{RequestID()}", "model": engine.model_name, "usage": found.usage, "results": results}
 
 

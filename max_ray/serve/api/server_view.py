@@ -16,15 +16,15 @@ from max_ray.interfaces import PipelineTask
 from max_ray.scheduler import Histogram, LoopActivity, RequestActivity
 from max_ray.serve.api.api_context import ApiContext
 from max_ray.serve.api.metrics import MetricsSnapshot, merged
+from max_ray.serve.api.objects.server import ActiveRequest, KVCacheMap, Latency, Quantiles, ServerObject
 
 MAX_CELLS = 512
 """Of the map of KV blocks."""
 MAX_REQUESTS = 256
 """That are listed; the others are counted."""
-_QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 
 
-async def server_object(context: ApiContext, started: float) -> dict[str, Any]:
+async def server_object(context: ApiContext, started: float) -> ServerObject:
     """The running server. Requests and KV blocks are those of the replica that answers; counters are of all replicas.
 
     Args:
@@ -43,7 +43,11 @@ async def server_object(context: ApiContext, started: float) -> dict[str, Any]:
             "id": engine.model_name,
             "task": engine.task.value,
             "max_model_len": engine.tokenizer.max_length,
-            **asdict(context.details),
+            "family": context.details.family,
+            "format": context.details.format,
+            "encoding": context.details.encoding,
+            "size_bytes": context.details.size_bytes,
+            "is_on_gpu": context.details.is_on_gpu,
         },
         "limits": asdict(activity.limits),
         "replica": snapshots[0].replica,
@@ -66,7 +70,7 @@ def _replica(snapshot: MetricsSnapshot) -> dict[str, Any]:
     }
 
 
-def _latency(snapshots: Sequence[MetricsSnapshot]) -> dict[str, Any]:
+def _latency(snapshots: Sequence[MetricsSnapshot]) -> Latency:
     """Of all replicas and routes, since their start."""
     counts = [of_route for snapshot in snapshots for of_route in snapshot.routes.values()]
     return {
@@ -75,18 +79,20 @@ def _latency(snapshots: Sequence[MetricsSnapshot]) -> dict[str, Any]:
     }
 
 
-def _quantiles(histogram: Histogram | None) -> dict[str, Any]:
+def _quantiles(histogram: Histogram | None) -> Quantiles:
     if histogram is None:
-        return {"count": 0, "mean": None, **dict.fromkeys(_QUANTILES)}
+        return {"count": 0, "mean": None, "p50": None, "p95": None, "p99": None}
     mean = histogram.total / histogram.count if histogram.count else None
     return {
         "count": histogram.count,
         "mean": mean,
-        **{name: histogram.quantile(share) for name, share in _QUANTILES.items()},
+        "p50": histogram.quantile(0.5),
+        "p95": histogram.quantile(0.95),
+        "p99": histogram.quantile(0.99),
     }
 
 
-def _request(number: int, request: RequestActivity) -> dict[str, Any]:
+def _request(number: int, request: RequestActivity) -> ActiveRequest:
     return {
         "index": number,
         "tag": _tag(request),
@@ -105,7 +111,7 @@ def _tag(request: RequestActivity) -> str:
     return hashlib.blake2b(str(request.request_id).encode(), digest_size=4).hexdigest()
 
 
-def _kv_cache(activity: LoopActivity) -> dict[str, Any]:
+def _kv_cache(activity: LoopActivity) -> KVCacheMap:
     num_blocks = activity.num_blocks
     per_cell = max(1, -(-num_blocks // MAX_CELLS))
     used, shared, owner = block_map([one.blocks for one in activity.requests[:MAX_REQUESTS]], num_blocks, per_cell)

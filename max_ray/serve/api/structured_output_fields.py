@@ -23,6 +23,16 @@ from typing import Any
 from max_ray.errors import InputError
 from max_ray.interfaces import GrammarSpec
 from max_ray.interfaces.grammar import Whitespace
+from max_ray.serve.api.grammar_schemas import (
+    ChoiceField,
+    FlagField,
+    FormatField,
+    GrammarField,
+    OutputsField,
+    RegexField,
+    SchemaField,
+    TagsField,
+)
 from max_ray.serve.api.request_fields import StrictModel
 from max_ray.structured_output import GrammarChecker
 
@@ -38,18 +48,18 @@ _Found = tuple[GrammarSpec, str]
 class StructuredOutputFields(StrictModel):
     """Fields of both kinds of generation requests."""
 
-    response_format: Any = None
-    structured_outputs: Any = None
-    guided_json: Any = None
-    guided_regex: Any = None
-    guided_choice: Any = None
-    guided_grammar: Any = None
-    guided_json_object: Any = None
-    json_schema: Any = None
-    regex: Any = None
-    ebnf: Any = None
-    grammar: Any = None
-    structural_tag: Any = None
+    response_format: FormatField = None
+    structured_outputs: OutputsField = None
+    guided_json: SchemaField = None
+    guided_regex: RegexField = None
+    guided_choice: ChoiceField = None
+    guided_grammar: GrammarField = None
+    guided_json_object: FlagField = None
+    json_schema: SchemaField = None
+    regex: RegexField = None
+    ebnf: GrammarField = None
+    grammar: GrammarField = None
+    structural_tag: TagsField = None
 
     @cached_property
     def structured_output(self) -> _Found | None:

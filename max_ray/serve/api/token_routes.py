@@ -17,6 +17,7 @@ from max_ray.serve.api.api_context import ApiContext
 from max_ray.serve.api.chat_messages import MAX_MESSAGES, Message
 from max_ray.serve.api.engine import Engine
 from max_ray.serve.api.extension_fields import ShortText
+from max_ray.serve.api.objects.openai import DetokenizedPrompt, TokenizedPrompt
 from max_ray.serve.api.openai import TOKEN_CHARACTERS, ChatCompletionRequest, refuse_at_least, validated
 from max_ray.serve.api.request_fields import ApiRequest, Neutral, foreign
 from max_ray.serve.api.scope import CLIENT_CLOSED
@@ -99,7 +100,9 @@ def add_token_routes(api: FastAPI, context: ApiContext) -> None:
         try:
             async with context.parsed(request, DetokenizeRequest) as parsed:
                 check_model(engine, parsed.model)
-                return JSONResponse({"prompt": await text_of_ids(engine.tokenizer, parsed.tokens)})
+                text = await text_of_ids(engine.tokenizer, parsed.tokens)
+                answer: DetokenizedPrompt = {"prompt": text}
+                return JSONResponse(answer)
         except ClientDisconnect:
             return Response(status_code=CLIENT_CLOSED)
 
@@ -108,7 +111,7 @@ def add_token_routes(api: FastAPI, context: ApiContext) -> None:
         return JSONResponse(describe_tokenizer(engine.tokenizer))
 
 
-async def _tokenized(engine: Engine, request: TokenizeRequest) -> dict[str, Any]:
+async def _tokenized(engine: Engine, request: TokenizeRequest) -> TokenizedPrompt:
     check_model(engine, request.model)
     request.check()
     tokenizer = engine.tokenizer

@@ -21,6 +21,7 @@ _SHORT_CHARACTERS = 4096
 _NAME = re.compile(r"[\w.\-]{1,128}", re.ASCII)
 _OPTION = re.compile(r"[A-Za-z_]\w{0,63}", re.ASCII)
 _OWN_OPTIONS = {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message"}
+_OPTION_SCHEMA = rf"^(?!(?:{'|'.join(sorted(_OWN_OPTIONS))})$)(?!.*_token$)[A-Za-z_][A-Za-z0-9_]{{0,63}}$"
 _NO_PARAMETERS: Mapping[str, Any] = {"type": "object", "properties": {}}
 
 
@@ -29,7 +30,7 @@ class FunctionSpec(StrictModel):
 
     NEUTRAL: ClassVar[Mapping[str, Neutral]] = {"returns": foreign(), "response": foreign()}
 
-    name: str
+    name: str = Field(json_schema_extra={"pattern": f"^(?:{_NAME.pattern})$"})
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
@@ -125,7 +126,9 @@ class ToolFields(StrictModel):
     reasoning_format: Literal["none", "auto", "deepseek"] | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
     verbosity: Literal["low", "medium", "high"] | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        default=None, json_schema_extra={"maxProperties": MAX_OPTIONS, "propertyNames": {"pattern": _OPTION_SCHEMA}}
+    )
     thinking_token_budget: int | None = Field(default=None, ge=-1)
     documents: Annotated[list[dict[str, Any]], Field(max_length=MAX_DOCUMENTS, fail_fast=True)] | None = None
     add_generation_prompt: bool | None = None

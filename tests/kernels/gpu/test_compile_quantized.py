@@ -23,6 +23,7 @@ KINDS: dict[str, tuple[int, str, int, bool]] = {
     "q6_k": (packed.Q6K.value, "*i8", 16, False),
     "q8_0": (packed.Q8.value, "*fp16", 32, False),
     "q4_0": (packed.Q4.value, "*fp16", 32, True),
+    "q4_1": (packed.Q4_1.value, "*fp16", 32, False),
     "gptq": (packed.Q4.value, "*fp16", 128, False),
     "fp8": (packed.FP8.value, "*fp32", 128, False),
 }
@@ -37,6 +38,7 @@ def _nothing_from_earlier_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def arguments(kind: str, dtype: str, out: str, more: dict[str, Any]) -> dict[str, Any]:
     number, scales, size, single_zero = KINDS[kind]
     pointers = {"x": f"*{dtype}", "codes": "*i32", "high_codes": "*i32", "scales": scales, "mins": "*u8"}
+    pointers |= {"mins": "*fp16"} if kind == "q4_1" else {}
     pointers |= dict.fromkeys(["super_scales", "super_mins"], "*fp16") | {"ends": "*i32"}
     sizes = dict.fromkeys(["num_rows", "num_columns", "num_groups", "num_scales", "x_stride", "out_stride"], "i32:16")
     sizes |= dict.fromkeys(["num_tokens", "expert_tiles", "num_experts", "first_row"], "i32")

@@ -55,6 +55,17 @@ public:
     InUse(const InUse &) = delete;
 };
 
+// Subnormal numbers are zeros as long as this lives, as they are for the matrix registers: what vector
+// registers compute instead of them is equal to the bit.
+class NoSubnormals {
+    const unsigned before = _mm_getcsr();
+
+  public:
+    NoSubnormals() { _mm_setcsr(before | 0x8040); }
+    ~NoSubnormals() { _mm_setcsr(before); }
+    NoSubnormals(const NoSubnormals &) = delete;
+};
+
 template <int R> inline void zero() { asm volatile("tilezero %%tmm%c0" ::"i"(R)); }
 template <int R> inline void load(const void *from, int64_t stride) {
     asm volatile("tileloadd (%1,%2,1), %%tmm%c0" ::"i"(R), "r"(from), "r"(stride) : "memory");

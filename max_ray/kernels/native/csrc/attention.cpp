@@ -8,10 +8,13 @@
 //
 // Both products are of words: floats, or where the processor multiplies bf16 (AVX-512 BF16) pairs of them, which are two
 // neighbours of a head in q K^T, and the values of two neighbouring keys in the other; exp(scores) is rounded to bf16 then.
+// Where it has matrix registers, attention_tiles.h takes the place of these words.
 //
 // A query's result depends on its own keys only, in their order: not on the chunk, the batch or the number of threads.
 #include "attention.h"
+#include "attention_tiles.h"
 #include <atomic>
+#include <type_traits>
 #include <vector>
 #include <omp.h>
 
@@ -33,20 +36,42 @@ struct Range {
     }
 };
 
-// after: the piece that this thread probably gets next.
-template <class Words, class T>
+// The queries of a piece, and products of words.
+template <class Words, class T> class Vectors {
+    static constexpr int of = Words::of;
+    Buffers<Words> &b;
+    int64_t D = 0, queries = 0;
+
+public:
+    explicit Vectors(Buffers<Words> &buffers) : b(buffers) {}
+    void begin(int64_t num_queries, int64_t width) {
+        D = width, queries = num_queries;
+        b.fit(queries, D, D);
+        memset(b.out, 0, queries * D * sizeof(float));
+    }
+    void take(int64_t query, const T *from, float sink) {
+        query_words(from, D, b.q + query * (D / of));
+        b.top[query] = sink, b.total[query] = sink == LOWEST ? 0 : 1;
+    }
+    void settle() {}
+    void attend(const Tile<T> &tile, const Tile<T> &next, int64_t at, int64_t first_seen, int64_t group,
+                const AttentionShape &s) {
+        attend_tile(tile, next, at, first_seen, group, queries, D, s, b);
+    }
+    const float *result(int64_t query) const { return b.out + query * D; }
+    float sum_of_weights(int64_t query) const { return b.total[query]; }
+};
+
+// after: the piece that this thread probably gets next. A sink is a key of its head with a score and no value.
+template <class Kernel, class T>
 void attend(const T *q, const T *k_cache, const T *v_cache, const int32_t *tables, const int32_t *lengths,
             const int32_t *indptr, const Piece &piece, const Piece *after, const float *sinks, T *y, const AttentionShape &s,
-            Buffers<Words> &b) {
-    constexpr int of = Words::of;
-    const int64_t group = s.H / s.KVH, queries = piece.count * group, deep = s.D / of;
-    b.fit(queries, s.D, s.D);
-    const int64_t first_token = indptr[piece.row], head = piece.kv_head * group;
-    for (int64_t i = 0; i < queries; i++)
-        query_words(q + ((first_token + piece.first + i / group) * s.H + head + i % group) * s.D, s.D, b.q + i * deep);
-    memset(b.out, 0, queries * s.D * sizeof(float));
-    for (int64_t i = 0; i < queries; i++)  // a sink is a key of its head with a score and no value
-        b.top[i] = sinks ? sinks[head + i % group] : LOWEST, b.total[i] = sinks ? 1 : 0;
+            Kernel &kernel) {
+    const int64_t group = s.H / s.KVH, queries = piece.count * group, head = piece.kv_head * group;
+    const auto offset = [&](int64_t i) { return ((indptr[piece.row] + piece.first + i / group) * s.H + head + i % group) * s.D; };
+    kernel.begin(queries, s.D);
+    for (int64_t i = 0; i < queries; i++) kernel.take(i, q + offset(i), sinks ? sinks[head + i % group] : LOWEST);
+    kernel.settle();
     const int64_t first_seen = lengths[piece.row] + piece.first;  // position of the first query
     const auto find = [&](Tile<T> &tile, const Piece &of, int64_t at, int64_t stop) {
         tile.find(k_cache, v_cache, tables + of.row * s.table_width, at, stop, of.kv_head, s);
@@ -64,17 +89,32 @@ void attend(const T *q, const T *k_cache, const T *v_cache, const int32_t *table
             const Range later(*after, lengths, s.window);
             find(next, *after, later.start, later.stop);
         }
-        attend_tile(tile, next, at, first_seen, group, queries, s.D, s, b);
+        kernel.attend(tile, next, at, first_seen, group, s);
     }
     for (int64_t i = 0; i < queries; i++) {
-        T *to = y + ((first_token + piece.first + i / group) * s.H + head + i % group) * s.D;
-        const float scale = 1.0f / b.total[i];
-        for (int64_t d = 0; d < s.D; d += LANES) store16(to + d, load16(b.out + i * s.D + d) * scale);
+        T *to = y + offset(i);
+        const float *from = kernel.result(i), scale = 1.0f / kernel.sum_of_weights(i);
+        for (int64_t d = 0; d < s.D; d += LANES) store16(to + d, load16(from + d) * scale);
     }
 }
 
 template <class Words> thread_local Buffers<Words> buffers;
 thread_local std::vector<Piece> pieces;
+
+thread_local Scratch registers_memory;
+
+// use(the kernel of this thread).
+template <class Words, class T, class Use> void with_kernel(Use use) {
+#ifdef MAX_RAY_AMX
+    if constexpr (std::is_same<T, bf16>::value)
+        if (amx::allowed()) {
+            Registers kernel(registers_memory);
+            return use(kernel);
+        }
+#endif
+    Vectors<Words, T> kernel(buffers<Words>);
+    use(kernel);
+}
 
 template <class Words, class T>
 void paged_attention(const T *q, const T *k_cache, const T *v_cache, const int32_t *tables, const int32_t *lengths,
@@ -93,10 +133,12 @@ void paged_attention(const T *q, const T *k_cache, const T *v_cache, const int32
     std::atomic<size_t> next{0};
     // from the back: the last pieces of a prompt see the most keys
 #pragma omp parallel num_threads(threads) if (threads > 1)
-    for (size_t i; (i = next++) < work.size();) {
-        const Piece *piece = &work[work.size() - 1 - i], *after = i + threads < work.size() ? piece - threads : nullptr;
-        attend(q, k_cache, v_cache, tables, lengths, indptr, *piece, after, sinks, y, s, buffers<Words>);
-    }
+    with_kernel<Words, T>([&](auto &kernel) {
+        for (size_t i; (i = next++) < work.size();) {
+            const Piece *piece = &work[work.size() - 1 - i], *after = i + threads < work.size() ? piece - threads : nullptr;
+            attend(q, k_cache, v_cache, tables, lengths, indptr, *piece, after, sinks, y, s, kernel);
+        }
+    });
 }
 
 }  // namespace

@@ -120,6 +120,19 @@ struct Q4 {
     }
 };
 
+struct Q41 {
+    const uint8_t *codes;
+    const uint16_t *scales, *mins;
+    inline Affine load(int64_t t, int64_t g, int64_t groups) const {
+        const int64_t at = t * groups + g;
+        Affine group;
+        load_nibbles(codes + at * NIBBLE_BYTES, group.lines);
+        group.scale = load_halves(scales + at * LANES);
+        group.offset = -load_halves(mins + at * LANES);
+        return group;
+    }
+};
+
 struct Q6K {
     const uint8_t *codes, *high;
     const int8_t *scales;
@@ -332,6 +345,10 @@ void multiply(const W &weight, const T *x, int64_t M, int64_t K, int64_t N, T *y
                         int threads) {                                                                                    \
         const Q4 weight{w->codes, w->super_scales, w->mins, w->group_size, w->single_zero};                               \
         multiply(weight, x, M, K, N, y, y_stride, threads);                                                               \
+    }                                                                                                                     \
+    void q41_int8_##NAME(const QuantizedMatrix *w, const T *x, int64_t M, int64_t K, int64_t N, T *y, int64_t y_stride,   \
+                         int threads) {                                                                                   \
+        multiply(Q41{w->codes, w->super_scales, w->super_mins}, x, M, K, N, y, y_stride, threads);                        \
     }
 
 extern "C" {

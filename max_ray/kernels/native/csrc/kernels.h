@@ -74,6 +74,9 @@ MAX_RAY_DECLARE_QUANTIZED(q8, f16, f16)
 MAX_RAY_DECLARE_QUANTIZED(q4, f32, float)
 MAX_RAY_DECLARE_QUANTIZED(q4, bf16, bf16)
 MAX_RAY_DECLARE_QUANTIZED(q4, f16, f16)
+MAX_RAY_DECLARE_QUANTIZED(q41, f32, float)
+MAX_RAY_DECLARE_QUANTIZED(q41, bf16, bf16)
+MAX_RAY_DECLARE_QUANTIZED(q41, f16, f16)
 void linear_dot_bf16(const bf16 *x, int64_t x_stride, int64_t M, int64_t K, const void *packed, int64_t N, const bf16 *bias,
                      bf16 *y, int threads);
 void linear_tiles_bf16(const bf16 *x, int64_t x_stride, int64_t M, int64_t K, const void *packed, int64_t N,

@@ -132,16 +132,6 @@ template <int ROWS> void few_group(const float *x, const Panels &panels, int64_t
     for (; panel < count; panel++) few_part<ROWS, 1>(x, panels, panel, sums);
 }
 
-// Subnormal numbers are zeros as long as this lives, as they are for the matrix registers.
-class NoSubnormals {
-    const unsigned before = _mm_getcsr();
-
-  public:
-    NoSubnormals() { _mm_setcsr(before | 0x8040); }
-    ~NoSubnormals() { _mm_setcsr(before); }
-    NoSubnormals(const NoSubnormals &) = delete;
-};
-
 // x [M][K] as Rows says, of `side` rows a block.
 void arrange(const bf16 *x, int64_t stride, int64_t M, int64_t K, int64_t side, bf16 *to, int threads) {
     const int64_t registers = (K + DEEP - 1) / DEEP, padded = round_up(M, side);
@@ -201,7 +191,7 @@ void linear_few(const bf16 *x, int64_t x_stride, int64_t K, const uint32_t *pack
         float *sums = thread_sums.get(M * WIDTH);
         each_group(packed, K, N, threads, next, [&](const Panels &panels, int64_t count, int64_t n) {
             {
-                const NoSubnormals as_tiles_do;
+                const amx::NoSubnormals as_registers_do;
                 few_group<M>(wide, panels, count, sums);
             }
             write_rows(sums, M, N, n, bias, y);

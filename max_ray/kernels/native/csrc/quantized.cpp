@@ -104,6 +104,17 @@ struct Q4 {
     }
 };
 
+struct Q41 {
+    const uint8_t *codes;
+    const uint16_t *scales, *mins;
+    void widen(int64_t t, int64_t g, int64_t groups, float *to) const {
+        const int64_t at = t * groups + g;
+        const f32x16 scale = load_halves(scales + at * LANES), least = load_halves(mins + at * LANES);
+        each_nibble(codes + at * 256,
+                    [&](int k, u32x16 code) { store16(to + k * LANES, number((i32x16)code) * scale + least); });
+    }
+};
+
 // sums [ROWS][16] += rows x a widened tile [inputs][16].
 template <int ROWS> void block(const float *tile, int64_t inputs, const float *x, float *sums) {
     register_floats acc[ROWS][SPLIT];
@@ -186,6 +197,10 @@ void multiply(const W &weight, const T *x, int64_t M, int64_t K, int64_t N, T *y
                           int threads) {                                                                                  \
         const Q4 weight{w->codes, w->super_scales, w->mins, w->group_size, w->single_zero};                               \
         multiply(weight, x, M, K, N, y, y_stride, threads);                                                               \
+    }                                                                                                                     \
+    void q41_linear_##NAME(const QuantizedMatrix *w, const T *x, int64_t M, int64_t K, int64_t N, T *y, int64_t y_stride, \
+                           int threads) {                                                                                 \
+        multiply(Q41{w->codes, w->super_scales, w->super_mins}, x, M, K, N, y, y_stride, threads);                        \
     }
 
 extern "C" {

@@ -52,11 +52,13 @@ MAX_RAY_AGAIN(q5k_linear)
 MAX_RAY_AGAIN(q6k_linear)
 MAX_RAY_AGAIN(q8_linear)
 MAX_RAY_AGAIN(q4_linear)
+MAX_RAY_AGAIN(q41_linear)
 MAX_RAY_AGAIN(q4k_int8)
 MAX_RAY_AGAIN(q5k_int8)
 MAX_RAY_AGAIN(q6k_int8)
 MAX_RAY_AGAIN(q8_int8)
 MAX_RAY_AGAIN(q4_int8)
+MAX_RAY_AGAIN(q41_int8)
 void linear_dot_bf16_again(const int64_t *words) { call(linear_dot_bf16, words); }
 void linear_tiles_bf16_again(const int64_t *words) { call(linear_tiles_bf16, words); }
 void decode_slots_i64_again(const int64_t *words) { call(decode_slots_i64, words); }

@@ -20,6 +20,16 @@ struct Q4_0 {
     }
 };
 
+struct Q4_1 {
+    static constexpr int BYTES = 20, COLUMNS = 32;
+    using Target = ToQ4_1;
+    static void put(const Tiles &to, const uint8_t *block, int64_t b, int r) {
+        to.super_scales[b * LANES + r] = half(block);
+        to.super_mins[b * LANES + r] = half(block + 2);
+        for (int i = 0; i < 4; i++) to.codes[b * WORDS_4 + i * LANES + r] = word(block + 4 + 4 * i);
+    }
+};
+
 struct Q8_0 {
     static constexpr int BYTES = 34, COLUMNS = 32;
     using Target = ToQ8;
@@ -83,6 +93,7 @@ struct Q6_K {
 }  // namespace
 
 MAX_RAY_TILE(q4_0, Q4_0)
+MAX_RAY_TILE(q4_1, Q4_1)
 MAX_RAY_TILE(q8_0, Q8_0)
 MAX_RAY_TILE(q4_k, Q4_K)
 MAX_RAY_TILE(q5_k, Q5_K)

@@ -1,5 +1,5 @@
 // GGUF's quantized blocks that have no kind of tiles of their own: into tiles of bytes (ToQ8) or of 6 bits (ToQ6K), to the
-// bit as weights/gguf_other_blocks.py defines it, where the blocks are described. Q4_1, Q5_1 and Q2_K are rounded to 8 bits
+// bit as weights/gguf_other_blocks.py defines it, where the blocks are described. Q5_1 and Q2_K are rounded to 8 bits
 // as weights/quantize.py does it.
 #include "block_tiles.h"
 #include "tiles.h"
@@ -96,21 +96,6 @@ static inline void put_rounded(const Tiles &to, f32x16 low, f32x16 high, int64_t
 static inline float half_as_float(const uint8_t *p) { return to_float(f16{half(p)}); }
 
 // Numbers are d q + m. The product is exact, so that a fused multiply-add gives the same.
-// A block has 16 numbers at most: each is rounded once, and looked up.
-struct Q4_1 {
-    static constexpr int BYTES = 20, COLUMNS = 32;
-    using Target = ToQ8;
-    static void put(const Tiles &to, const uint8_t *block, int64_t b, int r) {
-        const f32x16 every = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-        const f32x16 numbers = every * half_as_float(block) + half_as_float(block + 2);
-        const Nibbles codes(block + 4);
-        const i32x16 sizes = magnitudes(numbers);
-        const i32x16 low = __builtin_shuffle(sizes, words_of(codes.low)), high = __builtin_shuffle(sizes, words_of(codes.high));
-        const i8x16 table = to_codes(numbers, put_scale(to, largest_magnitude(low, high), b, r));
-        put_bytes(to, __builtin_shuffle(table, codes.low), __builtin_shuffle(table, codes.high), b, r);
-    }
-};
-
 struct Q5_1 {
     static constexpr int BYTES = 24, COLUMNS = 32;
     using Target = ToQ8;
@@ -225,7 +210,6 @@ struct Q3_K {
 
 }  // namespace
 
-MAX_RAY_TILE(q4_1, Q4_1)
 MAX_RAY_TILE(q5_0, Q5_0)
 MAX_RAY_TILE(q5_1, Q5_1)
 MAX_RAY_TILE(q2_k, Q2_K)

@@ -10,6 +10,7 @@ from max_ray.interfaces import RequestID
 from max_ray.serve.api.choice import ChoiceDelta
 from max_ray.serve.api.dialect import DialectFormat
 from max_ray.serve.api.generation import Generation
+from max_ray.serve.api.objects.anthropic import AnsweredBlock, AnsweredToolUse, MessageObject, MessageUsage, StopReason
 from max_ray.serve.api.parts import Part, PartEvent, PartTracker
 
 _PING = b'event: ping\ndata: {"type": "ping"}\n\n'
@@ -33,11 +34,11 @@ class MessageFormat(DialectFormat):
         self._choice = generation.choices[0]
         self._parts = PartTracker()
         self._finish_reason: str | None = None
-        self._head = {"id": f"msg_{RequestID()}", "type": "message", "role": "assistant", "model": model}
+        self._id, self._model = f"msg_{RequestID()}", model
 
     @property
     def answer_id(self) -> str:
-        return str(self._head["id"])
+        return self._id
 
     def begin(self) -> bytes:
         """The prompt's cached tokens are not known yet: `message_delta` has the final counts."""
@@ -55,15 +56,23 @@ class MessageFormat(DialectFormat):
         change = {"stop_reason": self._stop_reason, "stop_sequence": self._choice.stop_string}
         return closing + _event("message_delta", delta=change, usage=self._usage) + _event("message_stop")
 
-    def whole(self) -> dict[str, Any]:
+    def whole(self) -> MessageObject:
         return self._message([_block(part) for part in self._parts.parts], self._stop_reason)
 
-    def _message(self, content: list[dict[str, Any]], stop_reason: str | None) -> dict[str, Any]:
-        stop = {"stop_reason": stop_reason, "stop_sequence": self._choice.stop_string}
-        return {**self._head, "content": content, **stop, "usage": self._usage}
+    def _message(self, content: list[AnsweredBlock], stop_reason: StopReason | None) -> MessageObject:
+        return {
+            "id": self._id,
+            "type": "message",
+            "role": "assistant",
+            "model": self._model,
+            "content": content,
+            "stop_reason": stop_reason,
+            "stop_sequence": self._choice.stop_string,
+            "usage": self._usage,
+        }
 
     @property
-    def _stop_reason(self) -> str:
+    def _stop_reason(self) -> StopReason:
         if self._choice.stop_string is not None:
             return "stop_sequence"
         if self._finish_reason == "length":
@@ -73,7 +82,7 @@ class MessageFormat(DialectFormat):
         return "tool_use" if self._finish_reason == "tool_calls" else "end_turn"
 
     @property
-    def _usage(self) -> dict[str, int]:
+    def _usage(self) -> MessageUsage:
         """Anthropic counts the prompt's tokens apart by where they came from."""
         usage = self._generation.usage
         return {
@@ -95,7 +104,7 @@ def _part_event(event: PartEvent) -> bytes:
     return f"event: content_block_delta\ndata: {data}\n\n".encode()
 
 
-def _block(part: Part) -> dict[str, Any]:
+def _block(part: Part) -> AnsweredBlock:
     if part.kind == "reasoning":
         return {"type": "thinking", "thinking": part.text, "signature": ""}
     if part.kind == "tool_call":
@@ -103,7 +112,7 @@ def _block(part: Part) -> dict[str, Any]:
     return {"type": "text", "text": part.text, "citations": None}
 
 
-def _call(part: Part, arguments: dict[str, Any]) -> dict[str, Any]:
+def _call(part: Part, arguments: dict[str, Any]) -> AnsweredToolUse:
     return {"type": "tool_use", "id": part.call_id, "name": part.name, "input": arguments}
 
 

@@ -25,8 +25,8 @@ from max_ray.serve.api.engine import Engine
 from max_ray.serve.api.extension_fields import ShortText
 from max_ray.serve.api.generation import Generation
 from max_ray.serve.api.neutral_fields import CACHE_CONTROL
-from max_ray.serve.api.openai import ChatCompletionRequest
-from max_ray.serve.api.request_fields import Neutral, StrictModel, only
+from max_ray.serve.api.openai import ChatCompletionRequest, StopText
+from max_ray.serve.api.request_fields import Neutral, StrictModel, only, ranged
 
 MAX_TOOLS = 1024
 _NAMES = {
@@ -39,18 +39,28 @@ _NAMES = {
 }
 
 
+_KEEPS_ALL = {"type": "clear_thinking_20251015", "keep": "all"}
+
+
 def _keeps_all(given: Any, _: Mapping[str, Any]) -> bool:
     """Edits of the conversation, none of which takes anything away."""
     if not isinstance(given, dict) or given.keys() - {"edits"}:
         return False
-    kept = {"type": "clear_thinking_20251015", "keep": "all"}
-    return isinstance(given.get("edits", []), list) and all(edit == kept for edit in given.get("edits", []))
+    return isinstance(given.get("edits", []), list) and all(edit == _KEEPS_ALL for edit in given.get("edits", []))
 
 
 _ANY: dict[str, Neutral] = {
     "cache_control": CACHE_CONTROL,
     "container": only(),
-    "context_management": Neutral(_keeps_all, '{"edits": []}'),
+    "context_management": Neutral(
+        _keeps_all,
+        '{"edits": []}',
+        schema={
+            "type": ["object", "null"],
+            "properties": {"edits": {"type": "array", "items": {"const": _KEEPS_ALL}}},
+            "additionalProperties": False,
+        },
+    ),
     "diagnostics": only(),
     "inference_geo": only(),
     "mcp_servers": only([]),
@@ -260,10 +270,10 @@ class MessagesRequest(CountTokensRequest):
 
     max_tokens: int = Field(ge=1)
     stream: bool = False
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    stop_sequences: list[str] | None = None
+    temperature: float | None = ranged(minimum=0)
+    top_p: float | None = ranged(exclusiveMinimum=0, maximum=1)
+    top_k: int | None = ranged(minimum=-1)
+    stop_sequences: list[StopText] | None = None
     metadata: Metadata | None = None
 
     @property

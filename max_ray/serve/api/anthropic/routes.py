@@ -14,6 +14,7 @@ from max_ray.serve.api.api_context import ApiContext
 from max_ray.serve.api.dialect import DialectRequest
 from max_ray.serve.api.dialect_routes import answer_dialect
 from max_ray.serve.api.engine import Engine
+from max_ray.serve.api.objects.anthropic import TokenCount
 from max_ray.serve.api.scope import CLIENT_CLOSED
 
 
@@ -28,7 +29,8 @@ def add_anthropic_routes(api: FastAPI, context: ApiContext) -> None:
     async def count_tokens(request: Request) -> Response:
         try:
             async with context.parsed(request, CountTokensRequest, is_chat=True) as parsed:
-                return JSONResponse({"input_tokens": await _num_tokens(context.engine, parsed)})
+                count: TokenCount = {"input_tokens": await _num_tokens(context.engine, parsed)}
+                return JSONResponse(count)
         except ClientDisconnect:
             return Response(status_code=CLIENT_CLOSED)
 

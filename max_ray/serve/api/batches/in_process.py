@@ -29,7 +29,7 @@ class Reply:
 
     status: int
     headers: Mapping[str, str]
-    body: dict[str, Any]
+    body: Mapping[str, Any]
 
 
 async def post(app: ASGIApp, path: str, body: Mapping[str, Any]) -> Reply:

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 from max_ray.errors import InputError, quoted
 from max_ray.serve.api.files.directory import new_id
 from max_ray.serve.api.json_body import decode_object
+from max_ray.serve.api.objects.files import BatchProblem
 
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses")
 """Routes that a line may be for."""
@@ -52,11 +53,11 @@ class LineIndex:
 
     custom_ids: list[str] = field(default_factory=list)
     offsets: array[int] = field(default_factory=lambda: array("Q"))
-    problems: list[dict[str, Any]] = field(default_factory=list)
+    problems: list[BatchProblem] = field(default_factory=list)
 
     def note(self, message: str, line: int | None, param: str | None = None) -> None:
         """Adds a problem of a line, counted from 1; None for the file."""
-        problem = {"code": "invalid_request", "message": message, "param": param, "line": line}
+        problem: BatchProblem = {"code": "invalid_request", "message": message, "param": param, "line": line}
         self.problems.append(problem)
 
 

@@ -21,9 +21,16 @@ from typing import Any
 
 from max_ray.serve.api.batches.lines import LineIndex, error_line
 from max_ray.serve.api.files.directory import FileDirectory, write_json
+from max_ray.serve.api.objects.files import BatchCounts, BatchObject, BatchProblem, BatchStatus
 
 DEAD_AFTER_S = 30.0
 """A runner of which nothing was heard for so long has died: others run its lines."""
+
+
+def _no_lines() -> BatchCounts:
+    return {"total": 0, "completed": 0, "failed": 0}
+
+
 ENDED = ("completed", "failed", "expired", "cancelled")
 LineKey = tuple[str, int]
 """A batch's id and the number of one of its lines, from 0."""
@@ -52,14 +59,14 @@ class BatchRecord:
     id: str
     endpoint: str
     input_file_id: str
-    status: str
+    status: BatchStatus
     metadata: dict[str, str] | None
     times: dict[str, int]
     output_id: str
     error_id: str
     output_expires_after_s: int | None = None
-    errors: list[dict[str, Any]] = field(default_factory=list)
-    counts: dict[str, int] = field(default_factory=lambda: {"total": 0, "completed": 0, "failed": 0})
+    errors: list[BatchProblem] = field(default_factory=list)
+    counts: BatchCounts = field(default_factory=_no_lines)
     output_file_id: str | None = None
     error_file_id: str | None = None
 
@@ -68,9 +75,8 @@ class BatchRecord:
         """Whether nothing of it changes any more."""
         return self.status in ENDED
 
-    def public(self) -> dict[str, Any]:
+    def public(self) -> BatchObject:
         """OpenAI's batch object."""
-        names = ("in_progress", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled")
         return {
             "id": self.id,
             "object": "batch",
@@ -83,8 +89,14 @@ class BatchRecord:
             "error_file_id": self.error_file_id,
             "created_at": self.times["created_at"],
             "expires_at": self.times["expires_at"],
-            **{f"{name}_at": self.times.get(f"{name}_at") for name in names},
-            "request_counts": dict(self.counts),
+            "in_progress_at": self.times.get("in_progress_at"),
+            "finalizing_at": self.times.get("finalizing_at"),
+            "completed_at": self.times.get("completed_at"),
+            "failed_at": self.times.get("failed_at"),
+            "expired_at": self.times.get("expired_at"),
+            "cancelling_at": self.times.get("cancelling_at"),
+            "cancelled_at": self.times.get("cancelled_at"),
+            "request_counts": self.counts.copy(),
             "metadata": self.metadata,
         }
 

@@ -12,15 +12,17 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Protocol
 
 from max_ray.errors import InputError, quoted
 from max_ray.serve.api.batches.lines import LineRequest, index_lines, parse_line
 from max_ray.serve.api.batches.state import BatchRecord, LineKey, OpenBatch, save
 from max_ray.serve.api.files.directory import FileDirectory, FileMissingError, new_id, read_all
+from max_ray.serve.api.objects.files import BatchObject, BatchStatus, FileObject
 
 logger = logging.getLogger(__name__)
 WINDOW_S = 24 * 3600
+_ENDS: tuple[BatchStatus, ...] = ("failed", "expired", "cancelled", "completed")
 MAX_BATCHES = 10_000
 """Batches that are kept; of ended ones the oldest go first."""
 MAX_OPEN = 100
@@ -78,16 +80,16 @@ class BatchStore(Protocol):
     async def append_upload(self, file_id: str, data: bytes) -> None:
         """Adds a piece. Raises StorageFullError, FileMissingError."""
 
-    async def complete_upload(self, file_id: str, purpose: str, expires_after_s: int | None) -> dict[str, Any]:
+    async def complete_upload(self, file_id: str, purpose: str, expires_after_s: int | None) -> FileObject:
         """The object of a complete file. Raises FileMissingError."""
 
     async def abort_upload(self, file_id: str) -> None:
         """Forgets an upload. Unknown ids are fine."""
 
-    async def files(self) -> list[dict[str, Any]]:
+    async def files(self) -> list[FileObject]:
         """The objects of all files, the oldest first."""
 
-    async def find_file(self, file_id: str) -> dict[str, Any]:
+    async def find_file(self, file_id: str) -> FileObject:
         """A file's object. Raises FileMissingError."""
 
     async def read_file(self, file_id: str, offset: int, size: int) -> bytes:
@@ -98,16 +100,16 @@ class BatchStore(Protocol):
 
     async def create_batch(
         self, endpoint: str, input_file_id: str, metadata: dict[str, str] | None, output_expires_after_s: int | None
-    ) -> dict[str, Any]:
+    ) -> BatchObject:
         """Begins a batch: its object. Raises FileMissingError, StorageFullError, InputError."""
 
-    async def batches(self) -> list[dict[str, Any]]:
+    async def batches(self) -> list[BatchObject]:
         """The objects of all batches, the newest first."""
 
-    async def find_batch(self, batch_id: str) -> dict[str, Any]:
+    async def find_batch(self, batch_id: str) -> BatchObject:
         """A batch's object. Raises BatchMissingError."""
 
-    async def cancel_batch(self, batch_id: str) -> dict[str, Any]:
+    async def cancel_batch(self, batch_id: str) -> BatchObject:
         """Ends a batch; results so far stay. Raises BatchMissingError, and InputError for one that has ended."""
 
     async def claim(self, runner: str, most: int, running: Sequence[LineKey]) -> Claims:
@@ -166,17 +168,17 @@ class LocalBatchStore:
     async def append_upload(self, file_id: str, data: bytes) -> None:
         self._files.append(file_id, data)
 
-    async def complete_upload(self, file_id: str, purpose: str, expires_after_s: int | None) -> dict[str, Any]:
+    async def complete_upload(self, file_id: str, purpose: str, expires_after_s: int | None) -> FileObject:
         return self._files.complete(file_id, purpose, expires_after_s).public()
 
     async def abort_upload(self, file_id: str) -> None:
         self._files.abort(file_id)
 
-    async def files(self) -> list[dict[str, Any]]:
+    async def files(self) -> list[FileObject]:
         self._tidy()
         return [file.public() for file in self._files.files()]
 
-    async def find_file(self, file_id: str) -> dict[str, Any]:
+    async def find_file(self, file_id: str) -> FileObject:
         self._tidy()
         return self._files.find(file_id).public()
 
@@ -191,7 +193,7 @@ class LocalBatchStore:
 
     async def create_batch(
         self, endpoint: str, input_file_id: str, metadata: dict[str, str] | None, output_expires_after_s: int | None
-    ) -> dict[str, Any]:
+    ) -> BatchObject:
         self._tidy()
         file = self._file_of_batch(input_file_id)
         if sum(not record.has_ended for record in self._records.values()) >= MAX_OPEN:
@@ -213,15 +215,15 @@ class LocalBatchStore:
         self._start(record, 0.0)
         return record.public()
 
-    async def batches(self) -> list[dict[str, Any]]:
+    async def batches(self) -> list[BatchObject]:
         self._tidy()
         return [record.public() for record in reversed(self._records.values())]
 
-    async def find_batch(self, batch_id: str) -> dict[str, Any]:
+    async def find_batch(self, batch_id: str) -> BatchObject:
         self._tidy()
         return self._record(batch_id).public()
 
-    async def cancel_batch(self, batch_id: str) -> dict[str, Any]:
+    async def cancel_batch(self, batch_id: str) -> BatchObject:
         record = self._record(batch_id)
         if record.has_ended:
             raise InputError(f"This batch cannot be cancelled: its status is {record.status!r}.", param="batch_id")
@@ -291,7 +293,7 @@ class LocalBatchStore:
         record.errors = [{"code": code, "message": message, "param": None, "line": None}]
         self._end(record, "failed")
 
-    def _end(self, record: BatchRecord, status: str) -> None:
+    def _end(self, record: BatchRecord, status: BatchStatus) -> None:
         """Ends a batch: its results become files."""
         batch = self._open.pop(record.id, None)
         if batch is not None:
@@ -306,7 +308,7 @@ class LocalBatchStore:
     def _publish(self, record: BatchRecord) -> None:
         """The second half of `_end`, which can be repeated after a death in the middle."""
         folder = self._files.folder
-        status = next(name for name in ("failed", "expired", "cancelled", "completed") if f"{name}_at" in record.times)
+        status = next(name for name in _ENDS if f"{name}_at" in record.times)
         for kind, file_id in (("output", record.output_id), ("errors", record.error_id)):
             path = folder / f"{record.id}.{kind}"
             if path.exists() and not path.stat().st_size:
@@ -318,7 +320,7 @@ class LocalBatchStore:
         record.status = status
         save(record, folder)
 
-    def _note(self, record: BatchRecord, status: str) -> None:
+    def _note(self, record: BatchRecord, status: BatchStatus) -> None:
         record.status = status
         record.times.setdefault(f"{status}_at", int(self._files.clock()))
         save(record, self._files.folder)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from max_ray.errors import ConfigError, InputError, quoted
+from max_ray.serve.api.objects.files import FileObject
 
 MAX_FILE_BYTES = 200 * 2**20
 """Of an uploaded file, as of the OpenAI API."""
@@ -57,9 +58,18 @@ class StoredFile:
     created_at: int
     expires_at: int | None
 
-    def public(self) -> dict[str, Any]:
+    def public(self) -> FileObject:
         """OpenAI's file object."""
-        return {**asdict(self), "object": "file", "status": "processed"}
+        return {
+            "id": self.id,
+            "filename": self.filename,
+            "purpose": self.purpose,
+            "bytes": self.bytes,
+            "created_at": self.created_at,
+            "expires_at": self.expires_at,
+            "object": "file",
+            "status": "processed",
+        }
 
 
 @dataclass(slots=True)

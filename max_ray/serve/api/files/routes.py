@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
@@ -15,6 +14,8 @@ from max_ray.serve.api.batches.store import BatchStore
 from max_ray.serve.api.body_reader import Upload, announced_bytes, stop_reading_ahead
 from max_ray.serve.api.files.directory import MAX_FILE_BYTES
 from max_ray.serve.api.files.multipart import FormEvent, MultipartReader, PartBegin
+from max_ray.serve.api.objects.files import DeletedFile, FileObject
+from max_ray.serve.api.objects.page import ItemT, Page
 from max_ray.serve.api.scope import CLIENT_CLOSED
 from max_ray.serve.api.sse import EventStream
 
@@ -77,7 +78,8 @@ def add_file_routes(api: FastAPI, store: BatchStore | None, body_timeout_s: floa
     @api.delete("/v1/files/{file_id}")
     async def delete(file_id: str) -> Response:
         await required(store).delete_file(file_id)
-        return JSONResponse({"id": file_id, "object": "file", "deleted": True})
+        answer: DeletedFile = {"id": file_id, "object": "file", "deleted": True}
+        return JSONResponse(answer)
 
     @get("/v1/files/{file_id}/content")
     async def content(file_id: str, request: Request) -> Response:
@@ -95,7 +97,7 @@ async def _content(store: BatchStore, file_id: str, size: int) -> AsyncGenerator
         yield await store.read_file(file_id, offset, _PIECE_BYTES)
 
 
-async def _uploaded(store: BatchStore, request: Request, body_timeout_s: float) -> dict[str, Any]:
+async def _uploaded(store: BatchStore, request: Request, body_timeout_s: float) -> FileObject:
     """The object of the file in a form. Raises InputError, HTTPException, ClientDisconnect."""
     limit = MAX_FILE_BYTES + _FORM_BYTES
     announced_bytes(request, limit)
@@ -142,7 +144,7 @@ class _Form:
             if len(self._fields[self._field]) > _MAX_FIELD_BYTES:
                 raise InputError(f"The field {self._field!r} is too long.", param=self._field)
 
-    async def completed(self) -> dict[str, Any]:
+    async def completed(self) -> FileObject:
         """The file's object. Raises InputError."""
         if self._file_id is None:
             raise InputError("The form has no file: send it as the field 'file'.", param="file")
@@ -207,7 +209,7 @@ def checked_query(request: Request, known: tuple[str, ...]) -> dict[str, str]:
     return query
 
 
-def page_of(items: list[dict[str, Any]], query: Mapping[str, str], default: int, most: int) -> dict[str, Any]:
+def page_of(items: Sequence[ItemT], query: Mapping[str, str], default: int, most: int) -> Page[ItemT]:
     """OpenAI's list object of a page.
 
     Args:
@@ -226,7 +228,7 @@ def page_of(items: list[dict[str, Any]], query: Mapping[str, str], default: int,
     if "after" in query and query["after"] not in ids:
         raise InputError(f"There is no item {quoted(query['after'])}.", param="after")
     begin = ids.index(query["after"]) + 1 if "after" in query else 0
-    page = items[begin : begin + int(limit)]
+    page = list(items[begin : begin + int(limit)])
     return {
         "object": "list",
         "data": page,

@@ -93,6 +93,8 @@ def _is_forwarded(scope: Scope) -> bool:
     path = route_path(scope)
     if scope["method"] == "POST":
         return path in FORWARDED
+    if path.startswith("/v1/streams/"):
+        return scope["method"] in ("GET", "DELETE")
     if scope["method"] not in ("GET", "HEAD"):
         return False
     return path == "/tokenizer_info" or (path == "/v1/server" and b"model=" in scope.get("query_string", b""))
@@ -126,7 +128,7 @@ def _own_api(
     add_response_routes(api, context)
     add_file_routes(api, batches.store if batches else None, options.body_timeout_s)
     add_batch_routes(api, context, batches)
-    add_documentation(api, BODIES)
+    add_documentation(api, BODIES, lambda: next(iter(state.models)).name, needs_key=options.has_keys)
     add_error_handlers(api, known_paths())
     api.add_middleware(RequestDeadline)
     return api

@@ -20,7 +20,7 @@ class CalledFunction(StrictModel):
     """A function and its arguments."""
 
     NEUTRAL: ClassVar[Mapping[str, Neutral]] = {
-        "index": Neutral(lambda given, _: type(given) is int, "a number"),
+        "index": Neutral(lambda given, _: type(given) is int, "a number", schema={"type": ["integer", "null"]}),
         "description": only(""),
     }
 

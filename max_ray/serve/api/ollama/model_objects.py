@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from max_ray.interfaces import PipelineTask
 from max_ray.serve.api.api_context import ModelDetails
 from max_ray.serve.api.engine import ModelView
+from max_ray.serve.api.objects.ollama import OllamaModelDescription, OllamaModelDetails, OllamaModelEntry
 
 
-def listed_model(model: ModelView, details: ModelDetails) -> dict[str, Any]:
+def listed_model(model: ModelView, details: ModelDetails) -> OllamaModelEntry:
     """A model as lists have it. It has no digest: it comes from no registry of Ollama's.
 
     Args:
@@ -17,10 +16,16 @@ def listed_model(model: ModelView, details: ModelDetails) -> dict[str, Any]:
         details: Of its weights.
     """
     name = model.model_name
-    return {"name": name, "model": name, "size": details.size_bytes, "digest": "", "details": _details(details)}
+    return {
+        "name": name,
+        "model": name,
+        "size": details.size_bytes,
+        "digest": "",
+        "details": _details(details),
+    }
 
 
-def _details(details: ModelDetails) -> dict[str, Any]:
+def _details(details: ModelDetails) -> OllamaModelDetails:
     return {
         "parent_model": "",
         "format": details.format,
@@ -31,7 +36,7 @@ def _details(details: ModelDetails) -> dict[str, Any]:
     }
 
 
-def shown_model(model: ModelView, details: ModelDetails) -> dict[str, Any]:
+def shown_model(model: ModelView, details: ModelDetails) -> OllamaModelDescription:
     """A model as `/api/show` has it.
 
     Args:
@@ -39,7 +44,10 @@ def shown_model(model: ModelView, details: ModelDetails) -> dict[str, Any]:
         details: Of its weights.
     """
     family = details.family or "unknown"
-    model_info = {"general.architecture": family, f"{family}.context_length": model.tokenizer.max_length}
+    model_info: dict[str, str | int] = {
+        "general.architecture": family,
+        f"{family}.context_length": model.tokenizer.max_length,
+    }
     if model.embedding_size is not None:
         model_info[f"{family}.embedding_length"] = model.embedding_size
     return {

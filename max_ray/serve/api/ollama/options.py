@@ -9,9 +9,11 @@ from typing import Any, ClassVar
 from pydantic import Field, field_validator
 
 from max_ray.errors import InputError
-from max_ray.serve.api.request_fields import Neutral, StrictModel, foreign_number, only
+from max_ray.serve.api.openai import StopText
+from max_ray.serve.api.request_fields import Neutral, StrictModel, foreign_number, only, ranged
 
-_DURATION = re.compile(r"-?(\d+(\.\d+)?(ns|us|µs|ms|s|m|h))+")
+_DURATION = re.compile(r"-?([0-9]+(\.[0-9]+)?(ns|us|µs|ms|s|m|h))+")
+_NUMBER = re.compile(r"-?[0-9]{1,12}(\.[0-9]{1,6})?")
 _AT_START = "It is a setting of the server's start."
 _NO_NUMBER = 0
 
@@ -28,7 +30,7 @@ class Options(StrictModel):
         "mirostat_eta": foreign_number(),
         "mirostat_tau": foreign_number(),
         "num_keep": only(0, -1),
-        "penalize_newline": Neutral(_penalizes_newline, "true"),
+        "penalize_newline": Neutral(_penalizes_newline, "true", schema={"enum": [True, None]}),
         "tfs_z": only(1),
         **{
             name: only(instead=_AT_START)
@@ -42,17 +44,17 @@ class Options(StrictModel):
 
     num_ctx: int | None = Field(default=None, ge=1)
     num_predict: int | None = Field(default=None, ge=-2)
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    seed: int | None = None
-    stop: list[str] | None = None
-    typical_p: float | None = None
-    repeat_last_n: int | None = None
-    repeat_penalty: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
+    temperature: float | None = ranged(minimum=0)
+    top_k: int | None = ranged(minimum=-1)
+    top_p: float | None = ranged(exclusiveMinimum=0, maximum=1)
+    min_p: float | None = ranged(minimum=0, maximum=1)
+    seed: int | None = ranged(minimum=-(2**63), maximum=2**64 - 1)
+    stop: list[StopText] | None = None
+    typical_p: float | None = ranged(exclusiveMinimum=0, maximum=1)
+    repeat_last_n: int | None = ranged(minimum=-1, maximum=2**20)
+    repeat_penalty: float | None = ranged(exclusiveMinimum=0)
+    presence_penalty: float | None = ranged(minimum=-2, maximum=2)
+    frequency_penalty: float | None = ranged(minimum=-2, maximum=2)
 
     @field_validator("num_predict")
     @classmethod
@@ -103,8 +105,17 @@ def checked_keep_alive(value: Any) -> Any:
     return value
 
 
+KEEP_ALIVE_SCHEMA = {
+    "anyOf": [
+        {"type": "number", "not": {"const": 0}},
+        {"type": "string", "pattern": rf"^(?=.*[1-9])(?:{_DURATION.pattern}|{_NUMBER.pattern})$"},
+    ]
+}
+"""What `checked_keep_alive` takes."""
+
+
 def _is_number(value: str) -> bool:
-    return re.fullmatch(r"-?\d{1,12}(\.\d{1,6})?", value) is not None
+    return _NUMBER.fullmatch(value) is not None
 
 
 def model_name(name: str | None) -> str | None:

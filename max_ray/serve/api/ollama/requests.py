@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, PlainValidator, Tag
+from pydantic import BeforeValidator, Discriminator, Field, PlainValidator, Tag, WithJsonSchema
 
 from max_ray.errors import InputError
 from max_ray.serve.api.chat_messages import MAX_MESSAGES
@@ -16,7 +16,7 @@ from max_ray.serve.api.extension_fields import ShortText
 from max_ray.serve.api.generation import Generation
 from max_ray.serve.api.ollama.format import ChatLines, GenerateLines
 from max_ray.serve.api.ollama.messages import MAX_IMAGES, OllamaMessage, chat_of, content_of
-from max_ray.serve.api.ollama.options import Options, checked_keep_alive, model_name
+from max_ray.serve.api.ollama.options import KEEP_ALIVE_SCHEMA, Options, checked_keep_alive, model_name
 from max_ray.serve.api.openai import ChatCompletionRequest, CompletionRequest
 from max_ray.serve.api.request_fields import Neutral, only
 
@@ -35,7 +35,7 @@ _NAMES = {
         )
     },
 }
-KeepAlive = Annotated[Any, PlainValidator(checked_keep_alive)]
+KeepAlive = Annotated[Any, PlainValidator(checked_keep_alive), WithJsonSchema(KEEP_ALIVE_SCHEMA)]
 
 
 def _think_tag(value: Any) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from time import perf_counter
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 from starlette.requests import ClientDisconnect
 
 from max_ray import __version__
@@ -20,6 +20,14 @@ from max_ray.serve.api.api_context import ApiContext
 from max_ray.serve.api.dialect import open_dialect
 from max_ray.serve.api.embeddings import EmbeddingsRequest, open_job
 from max_ray.serve.api.extension_fields import ShortText
+from max_ray.serve.api.objects.ollama import (
+    OllamaEmbeddings,
+    OllamaModelList,
+    OllamaRunningModel,
+    OllamaRunningModelList,
+    OllamaShownModel,
+)
+from max_ray.serve.api.objects.server import Version
 from max_ray.serve.api.ollama.format import MEDIA_TYPE, loaded, timestamp
 from max_ray.serve.api.ollama.model_objects import listed_model, shown_model
 from max_ray.serve.api.ollama.options import Options, model_name
@@ -35,9 +43,15 @@ FAR_AWAY = "9999-12-31T23:59:59Z"
 ModelName = Annotated[ShortText, BeforeValidator(lambda name: model_name(name) if isinstance(name, str) else name)]
 
 
+def _named_by(field: str) -> dict[str, Any]:
+    """The JSON schema of objects with this text."""
+    return {"required": [field], "properties": {field: {"type": "string"}}}
+
+
 class ShowRequest(ApiRequest):
     """`POST /api/show`. `name` is the older name of `model`; litellm uses it."""
 
+    model_config = ConfigDict(json_schema_extra={"anyOf": [_named_by("model"), _named_by("name")]})
     NEUTRAL: ClassVar[Mapping[str, Neutral]] = {"verbose": only(False)}
 
     model: ModelName | None = None
@@ -108,22 +122,31 @@ def add_ollama_routes(api: FastAPI, context: ApiContext) -> None:
                 check_model(engine, parsed.wanted)
         except ClientDisconnect:
             return Response(status_code=CLIENT_CLOSED)
-        return JSONResponse({"modified_at": started, **shown_model(engine, context.details)})
+        answer: OllamaShownModel = {**shown_model(engine, context.details), "modified_at": started}
+        return JSONResponse(answer)
 
     @get("/api/tags")
     async def tags() -> Response:
-        return JSONResponse({"models": [{**listed_model(engine, context.details), "modified_at": started}]})
+        models: OllamaModelList = {"models": [{**listed_model(engine, context.details), "modified_at": started}]}
+        return JSONResponse(models)
 
     @get("/api/ps")
     async def running() -> Response:
         size = context.details.size_bytes
-        entry = {"expires_at": FAR_AWAY, "size_vram": size if context.details.is_on_gpu else 0}
-        length = {"context_length": engine.tokenizer.max_length}
-        return JSONResponse({"models": [{**listed_model(engine, context.details), **entry, **length}]})
+        loaded: OllamaRunningModel = {
+            **listed_model(engine, context.details),
+            "modified_at": started,
+            "expires_at": FAR_AWAY,
+            "size_vram": size if context.details.is_on_gpu else 0,
+            "context_length": engine.tokenizer.max_length,
+        }
+        models: OllamaRunningModelList = {"models": [loaded]}
+        return JSONResponse(models)
 
     @get("/api/version")
     async def version() -> Response:
-        return JSONResponse({"version": __version__})
+        answer: Version = {"version": __version__}
+        return JSONResponse(answer)
 
 
 async def _generated(context: ApiContext, request: Request, kind: type[OllamaRequest]) -> Response:
@@ -152,12 +175,11 @@ async def _embedded(context: ApiContext, request: Request) -> Response:
         answer = await until_disconnect(request.receive, job.answer())
     except (ClientDisconnect, ClientGoneError):
         return Response(status_code=CLIENT_CLOSED)
-    return JSONResponse(
-        {
-            "model": answer["model"],
-            "embeddings": [entry["embedding"] for entry in answer["data"]],
-            "total_duration": round((perf_counter() - arrival) * 1e9),
-            "load_duration": 0,
-            "prompt_eval_count": answer["usage"]["prompt_tokens"],
-        }
-    )
+    vectors: OllamaEmbeddings = {
+        "model": answer["model"],
+        "embeddings": [entry["embedding"] for entry in answer["data"] if isinstance(entry["embedding"], list)],
+        "total_duration": round((perf_counter() - arrival) * 1e9),
+        "load_duration": 0,
+        "prompt_eval_count": answer["usage"]["prompt_tokens"],
+    }
+    return JSONResponse(vectors)

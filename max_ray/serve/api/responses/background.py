@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from max_ray.errors import MaxRayError, WorkerGroupError
@@ -61,7 +62,7 @@ class BackgroundResponses:
         except WorkerGroupError as error:
             logger.warning("the response %s could not be stored: %s", form.id, error)
 
-    async def _outcome(self, answer: DialectAnswer, form: ResponseFormat) -> dict[str, Any]:
+    async def _outcome(self, answer: DialectAnswer, form: ResponseFormat) -> Mapping[str, Any]:
         try:
             return await answer.whole()
         except MaxRayError as error:

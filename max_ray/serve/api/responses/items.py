@@ -26,8 +26,10 @@ class InputText(StrictModel):
     NEUTRAL: ClassVar[Mapping[str, Neutral]] = {
         **_PART,
         "annotations": only([]),
-        "logprobs": Neutral(lambda given, _: isinstance(given, list), "what the server gave"),
-        "parsed": Neutral(lambda *_: True, "anything"),
+        "logprobs": Neutral(
+            lambda given, _: isinstance(given, list), "what the server gave", schema={"type": ["array", "null"]}
+        ),
+        "parsed": Neutral(lambda *_: True, "anything", schema={}),
     }
 
     type: Literal["input_text", "output_text", "text"]
@@ -113,7 +115,7 @@ class FunctionCall(StrictModel):
         "async": only(False),
         "caller": only({"type": "direct"}),
         "namespace": only(),
-        "parsed_arguments": Neutral(lambda *_: True, "anything"),
+        "parsed_arguments": Neutral(lambda *_: True, "anything", schema={}),
     }
 
     type: Literal["function_call"]
@@ -179,7 +181,9 @@ _ITEMS = {
 def _item_tag(item: Any) -> str:
     if not isinstance(item, dict):
         return _ITEMS.get(getattr(item, "type", ""), "<unknown>")
-    kind = item.get("type", "message" if "role" in item else None)
+    kind = item.get("type")
+    if kind is None and "role" in item:
+        kind = "message"
     return _ITEMS.get(kind, "<unknown>") if isinstance(kind, str) else "<unknown>"
 
 

@@ -13,7 +13,7 @@ from max_ray.serve.api.dialect import DialectFormat, DialectRequest, Places, Tra
 from max_ray.serve.api.engine import Engine
 from max_ray.serve.api.generation import Generation
 from max_ray.serve.api.openai import ChatCompletionRequest, LabelledRequest
-from max_ray.serve.api.request_fields import FieldProblem, Neutral, StrictModel, foreign, only, raise_problems
+from max_ray.serve.api.request_fields import FieldProblem, Neutral, StrictModel, foreign, only, raise_problems, ranged
 from max_ray.serve.api.responses.format import ResponseFormat
 from max_ray.serve.api.responses.items import Item, chat_of, string_or_list
 
@@ -151,7 +151,11 @@ class ResponsesRequest(LabelledRequest, DialectRequest):
         "context_management": only([]),
         "conversation": only(),
         "include": only([]),
-        "max_tool_calls": Neutral(_is_count, "a number: it counts calls of tools that a server runs"),
+        "max_tool_calls": Neutral(
+            _is_count,
+            "a number: it counts calls of tools that a server runs",
+            schema={"type": ["integer", "null"], "minimum": 1},
+        ),
         "moderation": only(),
         "prompt": only(),
         "prompt_cache_options": only(),
@@ -182,10 +186,10 @@ class ResponsesRequest(LabelledRequest, DialectRequest):
     background: bool = False
     stream: bool = False
     max_output_tokens: int | None = Field(default=None, ge=1)
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    seed: int | None = None
+    temperature: float | None = ranged(minimum=0)
+    top_p: float | None = ranged(exclusiveMinimum=0, maximum=1)
+    top_k: int | None = ranged(minimum=-1)
+    seed: int | None = ranged(minimum=-(2**63), maximum=2**64 - 1)
     text: TextOptions | None = None
     reasoning: ReasoningOptions | None = None
     tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None

@@ -19,6 +19,8 @@ from max_ray.serve.api.access.caller import CALLER
 from max_ray.serve.api.api_context import ApiContext
 from max_ray.serve.api.dialect import DialectAnswer, open_translated
 from max_ray.serve.api.json_body import SHORT_BODY
+from max_ray.serve.api.objects.page import Page
+from max_ray.serve.api.objects.responses import DeletedResponse
 from max_ray.serve.api.respond import respond
 from max_ray.serve.api.responses.background import DEAD_AFTER_S, BackgroundResponses
 from max_ray.serve.api.responses.format import ResponseFormat
@@ -60,7 +62,8 @@ def add_response_routes(api: FastAPI, context: ApiContext) -> None:
         if not await store.delete(response_id):
             raise _not_found(response_id)
         background.stop(response_id)
-        return JSONResponse({"id": response_id, "object": "response", "deleted": True})
+        answer: DeletedResponse = {"id": response_id, "object": "response", "deleted": True}
+        return JSONResponse(answer)
 
     @api.post("/v1/responses/{response_id}/cancel")
     async def cancel(response_id: str) -> Response:
@@ -220,7 +223,7 @@ def _check_query(request: Request) -> None:
             )
 
 
-def _listed(items: list[dict[str, Any]], query: dict[str, str]) -> dict[str, Any]:
+def _listed(items: list[dict[str, Any]], query: dict[str, str]) -> Page[dict[str, Any]]:
     """A page of items. Raises InputError for parameters that are not known or out of range."""
     unknown = query.keys() - {"after", "limit", "order", "include"}
     if unknown or query.get("include"):

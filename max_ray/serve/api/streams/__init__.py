@@ -1,0 +1,1 @@
+"""Resumable streams: streams that outlive their connection, and go on at another replica after the death of theirs."""
