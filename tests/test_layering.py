@@ -51,7 +51,7 @@ TABLE: dict[str, set[str]] = {
     "registry": {"architecture", "config", "custom_code", "huggingface", "interfaces"},
     "planning": {
         *("interfaces", "config", "registry", "architecture", "custom_code", "huggingface", "sentence_files"),
-        *("weights", "tokenization"),
+        *("weights", "tokenization", "settings"),
     },
     "engine": {
         *("interfaces", "weights", "kernels", "distributed", "driver", "modeling", "host_memory", "sentence_files"),
