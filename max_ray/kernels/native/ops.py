@@ -81,7 +81,7 @@ def sum_choices(y: torch.Tensor, places: torch.Tensor, weights: torch.Tensor) ->
     summands = weighted_choices(y, places, weights)
     total = torch.empty_like(summands[0])
     sum_rows(summands, total)
-    return total.view(len(places), -1).to(y.dtype)
+    return total.view(len(places), y.shape[1]).to(y.dtype)
 
 
 def sum_rows(rows: torch.Tensor, out: torch.Tensor) -> None:

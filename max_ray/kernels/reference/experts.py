@@ -11,11 +11,11 @@ def sum_choices(y: torch.Tensor, places: torch.Tensor, weights: torch.Tensor) ->
     summands = weighted_choices(y, places, weights)
     total = torch.empty_like(summands[0])
     sum_rows(summands, total)
-    return total.view(len(places), -1).to(y.dtype)
+    return total.view(len(places), y.shape[1]).to(y.dtype)
 
 
 def weighted_choices(y: torch.Tensor, places: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """float32 [K, T * D]: what `sum_choices` adds, first choices first."""
     num_tokens, top_k = places.shape
-    chosen = y.index_select(0, places.t().flatten()).view(top_k, num_tokens, -1)
-    return (chosen * weights.t().float().unsqueeze(-1)).view(top_k, -1)
+    chosen = y.index_select(0, places.t().flatten()).view(top_k, num_tokens, y.shape[1])
+    return (chosen * weights.t().float().unsqueeze(-1)).view(top_k, num_tokens * y.shape[1])

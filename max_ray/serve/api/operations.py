@@ -59,7 +59,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "POST /v1/embeddings": Operation(openai.EmbeddingList, example={"input": ["The sky is blue.", "Grass is green."]}),
     "GET /v1/requests/{answer_id}": Operation(server.RequestObject),
     "GET /v1/streams/{stream_id}": Operation(
-        media_type=SSE, query={"from": {"type": "string"}, "model": {"type": "string"}}
+        media_type=SSE, stream=SSE, query={"from": {"type": "string"}, "model": {"type": "string"}}
     ),
     "DELETE /v1/streams/{stream_id}": Operation(server.EndedStream, query={"model": {"type": "string"}}),
     "POST /v1/score": _SCORE,
@@ -76,8 +76,6 @@ OPERATIONS: Mapping[str, Operation] = {
     "DELETE /v1/responses/{response_id}": Operation(responses.DeletedResponse),
     "POST /v1/responses/{response_id}/cancel": Operation(responses.ResponseObject),
     "GET /v1/responses/{response_id}/input_items": Operation(Page[dict[str, Any]], query=_page(100, ordered=True)),
-    "GET /v1/streams/{stream_id}": Operation(media_type=SSE, stream=SSE, query={"from": {"type": "string"}}),
-    "DELETE /v1/streams/{stream_id}": Operation(server.EndedStream),
     "GET /v1/files": Operation(
         Page[files.FileObject], query={**_page(10_000, ordered=True), "purpose": {"type": "string"}}
     ),
