@@ -309,5 +309,6 @@ async def test_options_are_checked_where_nothing_is_generated(client: httpx.Asyn
     reply = await client.post(path, json=wrong)
     assert reply.status_code == 400
     assert "frequency_penalty" in reply.json()["error"]
+    assert (await client.post(path, json={"model": "fake", "options": {"stop": [""]}})).status_code == 400
     right = {"model": "fake", "options": {"frequency_penalty": -2, "repeat_last_n": 2**20, "num_predict": -1}}
     assert (await client.post(path, json=right)).status_code == 200

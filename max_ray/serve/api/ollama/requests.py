@@ -106,6 +106,7 @@ class OllamaRequest(DialectRequest):
         limit = given.pop("max_tokens", None)
         own = {name: given.pop(name) for name in ("typical_p", "repeat_last_n") if name in given}
         own["repeat_last_n"] = min(own.get("repeat_last_n", -1), MAX_WINDOW)  # a longer one is the whole text
+        translated(CompletionRequest, {"prompt": "", "stop": given.get("stop")}, Places((), _NAMES))
         with Places((), _NAMES).applied():
             SamplingParams(max_new_tokens=limit, logit_controls=LogitControls(**own), **given)
 
