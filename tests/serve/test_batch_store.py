@@ -39,6 +39,7 @@ async def test_errors_cross_the_border(ray_cluster: Any, tmp_path: Path) -> None
     kill(ray.get_actor(actor_name("batch-test"), namespace=NAMESPACE))
 
 
+@pytest.mark.slow
 async def test_a_batch_outlives_a_replica_and_its_store(
     ray_cluster: Any, tiny_llama: Path, serve_port: int, tmp_path: Path
 ) -> None:

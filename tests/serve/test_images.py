@@ -53,6 +53,7 @@ async def said(served: Served, *pictures: Image.Image) -> tuple[str, int]:
     return answer.choices[0].message.content or "", answer.usage.prompt_tokens_details.cached_tokens or 0
 
 
+@pytest.mark.slow
 async def test_images_reach_the_workers(ray_cluster: Any, tmp_path: Path, serve_port: int) -> None:
     model = make_served_vision(DENSE, tmp_path / "model")
     code = ("architectures.qwen3_vl",)

@@ -110,6 +110,7 @@ def test_new_series_come_with_new_routes() -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 async def test_rays_endpoint_tells_what_the_application_tells(
     ray_cluster: Any, tiny_llama: Path, serve_port: int
 ) -> None:

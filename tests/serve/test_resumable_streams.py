@@ -164,6 +164,7 @@ async def test_streams_go_on_after_the_death_of_their_replica(
     await eventually(lambda: not actors_of("resumed"), 15, "the group ends with its application")
 
 
+@pytest.mark.slow
 async def test_streams_move_to_another_replica_that_lives(ray_cluster: Any, tiny_llama: Path, serve_port: int) -> None:
     """Connections are spread over two replicas: with one after each few events, streams go back and forth."""
     async with deployed(tiny_llama, serve_port, "moved", min_replicas=2, max_replicas=2) as served:

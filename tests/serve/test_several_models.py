@@ -52,6 +52,7 @@ def groups_of(model: str) -> list[str]:
     return [name for name in actors_of(f"{APP}.Model{['kept', 'lazy'].index(model)}-{model}") if ":worker_" in name]
 
 
+@pytest.mark.slow
 async def test_two_models_one_of_them_asleep(several: Served) -> None:
     async with httpx.AsyncClient(base_url=several.url, headers=several.headers, timeout=90) as client:
         await until_status(client, "/health", 200)

@@ -18,6 +18,7 @@ TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 EXPORTED_WITHIN_S = 30
 
 
+@pytest.mark.slow
 async def test_spans_of_a_replica(ray_cluster: Any, tiny_llama: Path, serve_port: int, collector: str) -> None:
     async with deployed(tiny_llama, serve_port, "traced", otlp_traces_endpoint=collector) as served:
         headers = served.headers | {"traceparent": f"00-{TRACE}-{SPAN}-01"}
