@@ -236,7 +236,7 @@ class StreamTable:
             return
         try:
             await self._journal.register(self._replica, stream.start)
-        except (InputError, MaxRayError) as error:
+        except MaxRayError as error:
             _LOG.warning("the stream %s cannot be resumed any more: %s", stream.start.stream_id, error)
             stream.is_owned = False
         else:
